@@ -1,0 +1,61 @@
+"""Errors at the boundary: what was expected, what came, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def mismatch(owner: str, expected: object, got: object, advice: str) -> ValueError:
+    """Return (not raise) the error that every check of this package raises."""
+    return ValueError(f"{owner}: expected {expected}, got {got}; {advice}")
+
+
+def check_event(inputs: Tensor, event_shape: Sequence[int], owner: str, advice: str) -> None:
+    """Raise unless ``inputs`` is [B, *event_shape]."""
+    if tuple(inputs.shape[1:]) != tuple(event_shape):
+        expected = ", ".join(["B", *map(str, event_shape)])
+        raise mismatch(owner, f"inputs of shape [{expected}]", list(inputs.shape), advice)
+
+
+def check_context(context: Tensor, batch: int, owner: str) -> None:
+    """Raise unless ``context`` is one row of features per image, [B, F]."""
+    if context.dim() != 2 or context.shape[0] != batch:
+        raise mismatch(
+            owner,
+            f"context of shape [{batch}, F], one row per image",
+            list(context.shape),
+            "encode labels (one-hot, an embedding) to one feature vector per image",
+        )
+
+
+def check_choice(owner: str, name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise mismatch(owner, f"{name} to be one of {listed}", repr(value), "choose one of these")
+
+
+def check_positive(owner: str, name: str, value: object) -> None:
+    """Raise unless ``value`` is a positive integer."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise mismatch(owner, f"{name} to be a positive integer", repr(value), "give 1 or more")
+
+
+def check_image_shape(image_shape: Sequence[int], owner: str) -> tuple[int, int, int]:
+    """Return ``image_shape`` as (C, H, W), or raise."""
+    shape = tuple(image_shape)
+    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise mismatch(
+            owner, "image_shape (channels, height, width)", image_shape, "give three sizes above 0"
+        )
+    return shape
+
+
+def as_pair(size: int | Sequence[int], owner: str, name: str) -> tuple[int, int]:
+    """Return ``size`` as (height, width), or raise."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(n, int) for n in pair):
+        raise mismatch(owner, f"{name} as an integer or (height, width)", size, "give one of these")
+    return pair

@@ -1,0 +1,294 @@
+"""Flows on images of integer pixels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from nflows.distributions.base import Distribution
+from nflows.flows import Flow
+from nflows.transforms import Transform
+from torch import Tensor, nn
+
+from nflows_mixer._checks import check_context, check_event, check_image_shape, mismatch
+from nflows_mixer._modes import in_mode
+from nflows_mixer.bridges import takes_context
+from nflows_mixer.distributions import BaseDistribution, DiagonalNormal
+from nflows_mixer.transforms.actnorm import ActNorm
+from nflows_mixer.transforms.dequantize import UniformDequantization
+
+
+class DequantizedFlow(Flow):
+    """The deterministic part of an ``ImageFlow``: a plain nflows flow of dequantised pixels.
+
+    Its images are real, in [0, levels), and its ``log_prob`` is a density. It shares its modules
+    with the ImageFlow that returned it; ``sample_and_log_prob`` is exact here.
+
+    Args:
+        transform: deterministic transform from images to the base's shape.
+        distribution: base of [B, ...].
+        image_shape: (C, H, W).
+        embedding_net: encoder of the context, as for nflows' flows.
+
+    Raises:
+        ValueError: if images have another shape, are no real numbers, or are not finite.
+
+    Example:
+        >>> from nflows_mixer.flows import mixerflow
+        >>> flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, num_layers=1, shift=None)
+        >>> flow = flow.initialize(torch.randint(256, (9, 1, 4, 4), dtype=torch.uint8)).eval()
+        >>> images, log_prob = flow.deterministic.sample_and_log_prob(5)
+        >>> torch.allclose(flow.deterministic.log_prob(images), log_prob, atol=1e-3)
+        True
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        distribution: Distribution,
+        image_shape: Sequence[int],
+        embedding_net: nn.Module | None = None,
+    ) -> None:
+        super().__init__(transform, distribution, embedding_net)
+        self.image_shape = check_image_shape(image_shape, "DequantizedFlow")
+
+    def _log_prob(self, inputs: Tensor, context: Tensor | None) -> Tensor:
+        check_event(inputs, self.image_shape, "DequantizedFlow", "pass images of that shape")
+        if not inputs.is_floating_point():
+            raise mismatch(
+                "DequantizedFlow",
+                "dequantised pixels, floating point",
+                inputs.dtype,
+                "pass integer pixels to the ImageFlow itself",
+            )
+        _check_finite(inputs, "DequantizedFlow")
+        return super()._log_prob(inputs, context)
+
+
+class ImageFlow(Flow):
+    r"""A flow on integer images: an nflows ``Flow`` with the dequantisation inside.
+
+    .. math:: \log P(x) \ge \mathbb E_u \big[\log p_Z(f(x + u)) + \log|\det J_f(x + u)|\big],
+              \qquad u \sim \mathcal U[0, 1)^D
+
+    ``log_prob`` is an unbiased one-draw estimate of the bound on the right. Images are checked
+    here, at the boundary, and nowhere deeper.
+
+    Args:
+        transform: deterministic transform, from pixels in [0, levels) to the base's shape; ends
+            of the range and scales are its own affair (see ``PixelScaling``).
+        image_shape: (C, H, W).
+        distribution: base; ``DiagonalNormal(image_shape)`` where None.
+        levels: number of pixel values.
+        embedding_net: encoder of the context, as for nflows' flows.
+
+    Shapes:
+        images uint8 [B, C, H, W]; context [B, F]; log-likelihoods [B], in nats.
+
+    Raises:
+        ValueError: if images have another shape, dtype or range, or the context another shape or
+            no part that takes it.
+
+    References:
+        MixerFlow, Section 5 (uniform dequantisation); Theis et al., 2016, Section 3.1.
+
+    Example:
+        >>> from nflows_mixer.transforms import PixelScaling
+        >>> flow = ImageFlow(PixelScaling(256), image_shape=(3, 8, 8))
+        >>> images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
+        >>> flow.log_prob(images).shape, flow.sample(2).dtype
+        (torch.Size([4]), torch.uint8)
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        image_shape: Sequence[int],
+        distribution: Distribution | None = None,
+        levels: int = 256,
+        embedding_net: nn.Module | None = None,
+    ) -> None:
+        image_shape = check_image_shape(image_shape, "ImageFlow")
+        base = DiagonalNormal(image_shape) if distribution is None else distribution
+        super().__init__(transform, base, embedding_net)
+        self.image_shape = image_shape
+        self.dequantization = UniformDequantization(levels)
+        self._takes_context = any(map(takes_context, (transform, base)))
+
+    @property
+    def deterministic(self) -> DequantizedFlow:
+        """The flow below the dequantiser: a plain nflows flow that shares these modules."""
+        flow = DequantizedFlow(
+            self._transform, self._distribution, self.image_shape, self._embedding_net
+        )
+        flow.training = self.training
+        return flow
+
+    def log_prob(
+        self, inputs: Tensor, context: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """One-draw lower bound on the log-likelihood of images, [B], in nats.
+
+        Args:
+            inputs: uint8 [B, C, H, W].
+            context: [B, F], or what the embedding net takes.
+            noise: dequantisation noise in [0, 1) of the shape of ``inputs``; drawn if not given.
+        """
+        values, logabsdet = self._dequantize(inputs, context, noise)
+        return logabsdet + super()._log_prob(values, context)
+
+    def transform_to_noise(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Latents of images, of the base's shape; pixels are taken at their mid-point, u = 1/2.
+
+        Args:
+            inputs: uint8 [B, C, H, W].
+            context: [B, F], or what the embedding net takes.
+        """
+        middle = torch.full(inputs.shape, 0.5, device=inputs.device)
+        values, _ = self._dequantize(inputs, context, middle)
+        return super().transform_to_noise(values, context)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num_samples: int,
+        context: Tensor | None = None,
+        batch_size: int | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Draw images, in evaluation mode and without gradients.
+
+        Args:
+            num_samples: how many, for each row of the context if there is one.
+            context: [M, F], or what the embedding net takes.
+            batch_size: how many images are inverted at a time; it bounds the memory and does not
+                change the images. All at once if None.
+            temperature: multiplies the scales of the base.
+
+        Returns:
+            uint8 [num_samples, C, H, W], or [M, num_samples, C, H, W] with a context.
+
+        Raises:
+            ValueError: if an argument is out of range, or the base knows no temperature.
+            RuntimeError: if ActNorm was not initialised before.
+        """
+        for name, value in [("num_samples", num_samples), ("batch_size", batch_size or 1)]:
+            if not isinstance(value, int) or value < 1:
+                raise mismatch("ImageFlow.sample", f"{name} of at least 1", value, "ask for more")
+        if context is not None:
+            self._check_context(context, len(context))
+        with in_mode(self, training=False):
+            embedded = self._embedding_net(context)
+            latents = self._sample_base(num_samples, embedded, temperature)
+            if embedded is not None:
+                latents = latents.flatten(0, 1)
+                embedded = embedded.repeat_interleave(num_samples, dim=0)
+            images = torch.cat(
+                [
+                    self._decode(part, None if embedded is None else embedded[rows])
+                    for part, rows in _chunks(latents, batch_size or len(latents))
+                ]
+            )
+        return images if context is None else images.unflatten(0, (-1, num_samples))
+
+    def sample_and_log_prob(self, num_samples: int, context: Tensor | None = None) -> None:
+        """Raise: the density of a dequantised sample is not the likelihood of its pixels."""
+        raise RuntimeError(
+            "ImageFlow.sample_and_log_prob: expected a deterministic flow, got one with "
+            "dequantisation inside, where the density of what was sampled is not the likelihood of "
+            "its pixels; call log_prob(sample(n)), or deterministic.sample_and_log_prob(n)"
+        )
+
+    @torch.no_grad()
+    def initialize(self, images: Tensor, context: Tensor | None = None) -> ImageFlow:
+        """Initialise every ActNorm that is not yet, from one batch, as training's first step does.
+
+        Args:
+            images: uint8 [B, C, H, W].
+            context: [B, F], or what the embedding net takes.
+
+        Returns:
+            The flow itself.
+        """
+        norms = [m for m in self.modules() if isinstance(m, ActNorm)]
+        if not all(m.initialized for m in norms):
+            with in_mode(self, training=True):
+                self.log_prob(images, context)
+        return self
+
+    def _dequantize(
+        self, images: Tensor, context: Tensor | None, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        owner, levels = "ImageFlow", self.dequantization.levels
+        check_event(
+            images, self.image_shape, owner, "resize the images, or build the flow for them"
+        )
+        if images.dtype != torch.uint8:
+            _check_finite(images, owner)
+            raise mismatch(
+                owner,
+                f"uint8 pixels from 0 to {levels - 1}",
+                images.dtype,
+                "pass raw pixels: the flow dequantises and scales them itself",
+            )
+        # 256 levels are all that uint8 has; asking for the largest would synchronise the device.
+        if levels < 256 and images.numel() and (largest := images.max().item()) >= levels:
+            raise mismatch(
+                owner,
+                f"pixels from 0 to {levels - 1}",
+                f"one of {largest}",
+                "build the flow with the number of levels of the data",
+            )
+        if context is not None:
+            self._check_context(context, len(images))
+        return self.dequantization(images, noise=noise)
+
+    def _check_context(self, context: Tensor, batch: int) -> None:
+        if not self._takes_context:
+            raise mismatch(
+                "ImageFlow",
+                "no context, as no part of this flow takes one",
+                f"context of shape {list(context.shape)}",
+                "build it with context_features=..., or set takes_context = True on the part "
+                "of your own that takes it",
+            )
+        if isinstance(self._embedding_net, nn.Identity):
+            check_context(context, batch, "ImageFlow")
+
+    def _sample_base(self, num_samples: int, context: Tensor | None, temperature: float) -> Tensor:
+        if isinstance(self._distribution, BaseDistribution):
+            return self._distribution.sample(num_samples, context, temperature=temperature)
+        if temperature != 1.0:
+            raise mismatch(
+                "ImageFlow.sample",
+                "a base of nflows_mixer.distributions, to set its temperature",
+                type(self._distribution).__name__,
+                "use one of these, or temperature=1",
+            )
+        return self._distribution.sample(num_samples, context)
+
+    def _decode(self, latents: Tensor, context: Tensor | None) -> Tensor:
+        values, _ = self._transform.inverse(latents, context)
+        broken = (~torch.isfinite(values)).flatten(1).any(1).sum().item()
+        if broken:
+            warnings.warn(
+                f"{broken} of {len(values)} samples have pixels that are not finite: the inverse "
+                "overflowed; train for longer, or lower the temperature",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return self.dequantization.inverse(values)[0]
+
+
+def _check_finite(images: Tensor, owner: str) -> None:
+    broken = (~torch.isfinite(images)).sum().item()
+    if broken:
+        raise mismatch(
+            owner, "finite pixels", f"{broken} that are NaN or infinite", "look at the data"
+        )
+
+
+def _chunks(latents: Tensor, size: int) -> list[tuple[Tensor, slice]]:
+    starts = range(0, len(latents), size)
+    return [(latents[i : i + size], slice(i, i + size)) for i in starts]

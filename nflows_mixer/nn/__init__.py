@@ -1,0 +1,7 @@
+"""Conditioner networks: they know nothing of flows."""
+
+from nflows_mixer.nn.mlp import MLP
+from nflows_mixer.nn.positions import learned_positions, sinusoidal_positions
+from nflows_mixer.nn.residual import ResidualMLP
+
+__all__ = ["MLP", "ResidualMLP", "learned_positions", "sinusoidal_positions"]

@@ -1,0 +1,38 @@
+"""Transforms, each a subclass of ``nflows.transforms.Transform``.
+
+``forward(inputs, context=None) -> (outputs, logabsdet)`` runs from data to noise, ``inverse``
+back; ``logabsdet`` is [B], the log-determinant of the Jacobian of the direction taken.
+"""
+
+from nflows_mixer.transforms.actnorm import ActNorm
+from nflows_mixer.transforms.coupling import AdditiveCoupling, AffineCoupling
+from nflows_mixer.transforms.dequantize import UniformDequantization
+from nflows_mixer.transforms.layer import FlowLayer
+from nflows_mixer.transforms.linear import InvertibleConv1x1, LULinear, RLULinear
+from nflows_mixer.transforms.mixer import PatchMixerTransform
+from nflows_mixer.transforms.mixing import ChannelMixingTransform, PatchMixingTransform
+from nflows_mixer.transforms.patches import PatchTransform
+from nflows_mixer.transforms.permute import PermutePixels
+from nflows_mixer.transforms.pixels import LogitTransform, PixelScaling
+from nflows_mixer.transforms.shift import ShiftTransform
+from nflows_mixer.transforms.squeeze import SqueezeTransform
+
+__all__ = [
+    "ActNorm",
+    "AdditiveCoupling",
+    "AffineCoupling",
+    "ChannelMixingTransform",
+    "FlowLayer",
+    "InvertibleConv1x1",
+    "LULinear",
+    "LogitTransform",
+    "PatchMixerTransform",
+    "PatchMixingTransform",
+    "PatchTransform",
+    "PermutePixels",
+    "PixelScaling",
+    "RLULinear",
+    "ShiftTransform",
+    "SqueezeTransform",
+    "UniformDequantization",
+]

@@ -1,0 +1,125 @@
+"""Activation normalisation, initialised from data once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from nflows.transforms import Transform
+from torch import Tensor, nn
+
+from nflows_mixer._checks import mismatch
+
+
+class ActNorm(Transform):
+    r"""Scale and shift, set from the first training batch to give mean 0 and variance 1.
+
+    .. math:: y = e^s \odot x + t, \qquad
+              \log|\det J| = \frac{D}{\#s} \sum s \quad (D \text{ values per input})
+
+    ``shape`` are the leading axes of an input that have scales of their own; the axes behind them
+    share one. So ``ActNorm(48)`` is per feature of rows [N, 48], ``ActNorm(3)`` per channel of
+    images [B, 3, H, W], and ``ActNorm((3, 32, 32))`` per activation.
+
+    The first forward in training mode initialises (the statistics of that batch, batch 1
+    included; a feature that does not vary keeps its scale), or ``initialize(batch)`` does.
+    The state is part of the state_dict.
+
+    Args:
+        shape: number of features, or shape.
+
+    Raises:
+        ValueError: if inputs have another shape, or a batch to initialise from is not finite.
+        RuntimeError: if used in evaluation mode, or inverted, before it is initialised.
+
+    References:
+        Kingma and Dhariwal, Glow, 2018, Section 3.1; MixerFlow, Section 4, "ActNorm layer".
+
+    Example:
+        >>> norm = ActNorm(3)
+        >>> outputs, logabsdet = norm(4 * torch.randn(1000, 3) + 1)
+        >>> bool(outputs.mean(0).abs().max() < 1e-5), bool((outputs.std(0) - 1).abs().max() < 1e-2)
+        (True, True)
+    """
+
+    def __init__(self, shape: int | Sequence[int]) -> None:
+        super().__init__()
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.log_scale = nn.Parameter(torch.zeros(self.shape))
+        self.shift = nn.Parameter(torch.zeros(self.shape))
+        # The buffer travels with the state_dict; layers ask the attribute, which needs no
+        # synchronisation with a device.
+        self.register_buffer("initialized", torch.tensor(False))
+        self._is_initialized = False
+
+    @property
+    def features(self) -> int | None:
+        """Row length, for an ActNorm of rows."""
+        return self.shape[0] if len(self.shape) == 1 else None
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Normalise [B, *shape, ...]."""
+        if self.training and not self._is_initialized:
+            self.initialize(inputs)
+        log_scale, shift = self._aligned(inputs)
+        return inputs * log_scale.exp() + shift, self._logabsdet(inputs)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Undo the normalisation of [B, *shape, ...]."""
+        log_scale, shift = self._aligned(inputs)
+        return (inputs - shift) * (-log_scale).exp(), -self._logabsdet(inputs)
+
+    @torch.no_grad()
+    def initialize(self, batch: Tensor) -> None:
+        """Set scale and shift so that ``batch`` [B, *shape, ...] comes out with mean 0, variance 1.
+
+        Statistics and parameters keep the parameters' own dtype (at least float32 within).
+        """
+        self._check_shape(batch)
+        axes = [0, *range(1 + len(self.shape), batch.dim())]
+        batch = batch.to(torch.promote_types(self.shift.dtype, torch.float32))
+        mean = batch.mean(axes)
+        std = batch.var(axes, unbiased=False).sqrt()
+        if not torch.isfinite(mean + std).all():
+            raise mismatch(
+                "ActNorm.initialize",
+                "a batch of finite values",
+                f"{(~torch.isfinite(batch)).sum().item()} values that are not",
+                "look at the data, and at the transforms before this one",
+            )
+        # Below this, what varies is rounding error, and dividing by it would amplify that.
+        constant = std <= 1e-6 * (1 + mean.abs())
+        log_scale = torch.where(constant, torch.zeros_like(std), -std.log())
+        self.log_scale.copy_(log_scale)
+        self.shift.copy_(-mean * log_scale.exp())
+        self.initialized.fill_(True)
+        self._is_initialized = True
+
+    def _aligned(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._is_initialized:
+            raise RuntimeError(
+                "ActNorm: expected to be initialised from data before it is evaluated or inverted, "
+                "got no batch yet; call initialize(batch) on the flow, or train on a batch first"
+            )
+        self._check_shape(inputs)
+        shared = (1,) * (inputs.dim() - 1 - len(self.shape))
+        aligned = (*self.shape, *shared)
+        return self.log_scale.reshape(aligned), self.shift.reshape(aligned)
+
+    def _logabsdet(self, inputs: Tensor) -> Tensor:
+        repeats = math.prod(inputs.shape[1 + len(self.shape) :])
+        return (repeats * self.log_scale.sum()).expand(inputs.shape[0])
+
+    def _check_shape(self, inputs: Tensor) -> None:
+        if tuple(inputs.shape[1 : 1 + len(self.shape)]) != self.shape:
+            raise mismatch(
+                "ActNorm",
+                f"inputs of shape [B, {', '.join(map(str, self.shape))}, ...]",
+                list(inputs.shape),
+                "build it for these features",
+            )
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._is_initialized = bool(self.initialized)

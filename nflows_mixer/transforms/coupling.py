@@ -1,0 +1,213 @@
+"""Affine and additive couplings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Union
+
+import torch
+from nflows.transforms import Transform
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nflows_mixer._checks import check_choice, mismatch
+from nflows_mixer.bridges import takes_context
+from nflows_mixer.nn import ResidualMLP
+
+ConditionerLike = Union[nn.Module, Callable[[int, int], nn.Module]]
+"""A network, or a factory: (in_features, out_features) -> network."""
+
+_FLOOR = 0.1
+
+
+def _tanh_log_scale(u: Tensor) -> Tensor:
+    return 2 * torch.tanh(u / 2)
+
+
+def _sigmoid_log_scale(u: Tensor) -> Tensor:
+    return torch.log(_FLOOR + (1 - _FLOOR) * 2 * torch.sigmoid(u))
+
+
+def _softplus_log_scale(u: Tensor) -> Tensor:
+    return torch.log(_FLOOR + (1 - _FLOOR) * F.softplus(u) / math.log(2))
+
+
+LOG_SCALES: dict[str, Callable[[Tensor], Tensor]] = {
+    "exp": lambda u: u,
+    "tanh": _tanh_log_scale,
+    "sigmoid": _sigmoid_log_scale,
+    "softplus": _softplus_log_scale,
+}
+
+
+class _Coupling(Transform):
+    """One part of the features conditions an elementwise map of the other."""
+
+    parameters_per_feature: int
+
+    def __init__(
+        self,
+        features: int,
+        conditioner: ConditionerLike = ResidualMLP,
+        conditioning: str = "first",
+    ) -> None:
+        super().__init__()
+        owner = type(self).__name__
+        check_choice(owner, "conditioning", conditioning, ("first", "second"))
+        if features < 2:
+            raise mismatch(
+                owner, "at least 2 features", features, "one feature has nothing to condition it"
+            )
+        self.features = features
+        self.conditioning = conditioning
+        # The larger part conditions: ceil(D / 2) of D.
+        self.transformed_features = features // 2
+        self.conditioning_features = features - self.transformed_features
+        if not isinstance(conditioner, nn.Module):
+            conditioner = conditioner(
+                self.conditioning_features, self.parameters_per_feature * self.transformed_features
+            )
+        self.conditioner = conditioner
+        self._passes_context = takes_context(conditioner)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map [N, D] or [B, D, H, W], conditioned on [N, F]."""
+        return self._map_part(self._elementwise, inputs, context)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map [N, D] or [B, D, H, W] back."""
+        return self._map_part(self._elementwise_inverse, inputs, context)
+
+    def _map_part(self, function, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if inputs.dim() < 2 or inputs.shape[1] != self.features:
+            raise mismatch(
+                type(self).__name__,
+                f"inputs of shape [B, {self.features}, ...]",
+                list(inputs.shape),
+                "build it for this number of features",
+            )
+        fixed, moved = self._split(inputs)
+        given = (fixed, context) if self._passes_context else (fixed,)
+        # Under autocast a conditioner answers in half precision; the flow itself never runs in it.
+        parameters = self.conditioner(*given).to(inputs.dtype)
+        expected = self.parameters_per_feature * self.transformed_features
+        if parameters.shape[:2] != (inputs.shape[0], expected):
+            raise mismatch(
+                f"{type(self).__name__}.conditioner",
+                f"parameters of shape [B, {expected}, ...]",
+                list(parameters.shape),
+                "give the network this many outputs, or pass a factory of it",
+            )
+        moved, logabsdet = function(moved, parameters)
+        return self._join(fixed, moved), logabsdet
+
+    def _split(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        if self.conditioning == "first":
+            sizes = (self.conditioning_features, self.transformed_features)
+            return torch.split(inputs, sizes, dim=1)
+        moved, fixed = torch.split(
+            inputs, (self.transformed_features, self.conditioning_features), dim=1
+        )
+        return fixed, moved
+
+    def _join(self, fixed: Tensor, moved: Tensor) -> Tensor:
+        return torch.cat((fixed, moved) if self.conditioning == "first" else (moved, fixed), dim=1)
+
+
+class AffineCoupling(_Coupling):
+    r"""Affine coupling: one half of the features scales and shifts the other.
+
+    .. math:: y_a = x_a, \quad y_b = e^{s(u)} \odot x_b + t, \quad (u, t) = f(x_a), \qquad
+              \log|\det J| = \sum_k s(u_k)
+
+    The conditioning part has ceil(D / 2) features. Named scales, each 1 at u = 0:
+
+    =========  ==============================  =================
+    scale      e^s                             range
+    =========  ==============================  =================
+    exp        e^u                             (0, inf)
+    tanh       e^(2 tanh(u / 2))               (e^-2, e^2)
+    sigmoid    0.1 + 0.9 * 2 sigmoid(u)        (0.1, 1.9)
+    softplus   0.1 + 0.9 * softplus(u) / ln 2  (0.1, inf)
+    =========  ==============================  =================
+
+    Args:
+        features: D.
+        conditioner: network f, or a factory ``(in_features, out_features) -> network``; it gets
+            the conditioning part (and the context, if it takes one) and gives u and t one behind
+            the other, 2 * floor(D / 2) features.
+        scale: one of the four above.
+        conditioning: which part conditions, "first" or "second".
+
+    Shapes:
+        inputs and outputs [N, D], or [B, D, H, W] with a conditioner of images.
+
+    Raises:
+        ValueError: if a choice is unknown, D is below 2, or inputs have another shape.
+
+    References:
+        Dinh et al., Density estimation using Real NVP, 2017; MixerFlow, Sections 3, 4 and, for
+        scales bounded away from 0, Section 10; DenseFlow for tanh.
+
+    Example:
+        >>> coupling = AffineCoupling(48, partial(ResidualMLP, hidden_features=64))
+        >>> outputs, logabsdet = coupling(torch.randn(7, 48))
+        >>> outputs.shape, logabsdet.shape
+        (torch.Size([7, 48]), torch.Size([7]))
+    """
+
+    parameters_per_feature = 2
+
+    def __init__(
+        self,
+        features: int,
+        conditioner: ConditionerLike = ResidualMLP,
+        scale: str = "exp",
+        conditioning: str = "first",
+    ) -> None:
+        super().__init__(features, conditioner, conditioning)
+        check_choice("AffineCoupling", "scale", scale, tuple(LOG_SCALES))
+        self.scale = scale
+
+    def _elementwise(self, moved: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = self._log_scale_and_shift(parameters)
+        return moved * log_scale.exp() + shift, log_scale.flatten(1).sum(1)
+
+    def _elementwise_inverse(self, moved: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = self._log_scale_and_shift(parameters)
+        return (moved - shift) * (-log_scale).exp(), -log_scale.flatten(1).sum(1)
+
+    def _log_scale_and_shift(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        unconstrained, shift = parameters.chunk(2, dim=1)
+        return LOG_SCALES[self.scale](unconstrained), shift
+
+
+class AdditiveCoupling(_Coupling):
+    r"""Additive coupling: one half of the features shifts the other; volume preserving.
+
+    .. math:: y_a = x_a, \quad y_b = x_b + f(x_a), \qquad \log|\det J| = 0
+
+    Args:
+        features: D.
+        conditioner: network f, or a factory ``(in_features, out_features) -> network``; it gives
+            floor(D / 2) features.
+        conditioning: which part conditions, "first" or "second".
+
+    Shapes, errors: as ``AffineCoupling``.
+
+    References:
+        Dinh et al., NICE, 2015.
+
+    Example:
+        >>> AdditiveCoupling(5)(torch.randn(3, 5))[1]
+        tensor([0., 0., 0.])
+    """
+
+    parameters_per_feature = 1
+
+    def _elementwise(self, moved: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return moved + parameters, moved.new_zeros(moved.shape[0])
+
+    def _elementwise_inverse(self, moved: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return moved - parameters, moved.new_zeros(moved.shape[0])

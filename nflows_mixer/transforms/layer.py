@@ -1,0 +1,81 @@
+"""The flow layer: the unit of which channel and patch flows are made."""
+
+from __future__ import annotations
+
+from nflows.transforms import Transform
+from torch import Tensor, nn
+
+from nflows_mixer.bridges import FlowLike, as_transform, takes_context
+from nflows_mixer.transforms.actnorm import ActNorm
+from nflows_mixer.transforms.coupling import AffineCoupling
+from nflows_mixer.transforms.linear import LULinear
+
+
+class FlowLayer(Transform):
+    r"""Linear block, row flow, ActNorm: one flow layer of rows.
+
+    .. math:: \mathrm{norm} \circ \mathrm{flow} \circ \mathrm{linear}
+
+    Each of the three is a transform of rows, a factory ``features -> transform``, or None to leave
+    it out. With the defaults the layer starts at the identity, ActNorm's data-dependent scaling
+    apart.
+
+    Args:
+        features: row length D.
+        linear: the linear block, such as ``LULinear`` or ``RLULinear``.
+        flow: a coupling, or any other flow on rows.
+        norm: the normalisation.
+
+    Shapes:
+        inputs and outputs [N, D]; context [N, F] goes to the parts that take one.
+
+    Raises:
+        TypeError: if a part is no nflows transform and no factory of one.
+        ValueError: if a part is for rows of another length.
+
+    References:
+        MixerFlow, Section 4 and Figure 4.
+
+    Example:
+        >>> import torch
+        >>> from nflows.transforms import MaskedAffineAutoregressiveTransform
+        >>> layer = FlowLayer(16, flow=lambda d: MaskedAffineAutoregressiveTransform(d, 64))
+        >>> layer(torch.randn(20, 16))[1].shape
+        torch.Size([20])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        linear: FlowLike | None = LULinear,
+        flow: FlowLike | None = AffineCoupling,
+        norm: FlowLike | None = ActNorm,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        given = {"linear": linear, "flow": flow, "norm": norm}
+        self.parts = nn.ModuleDict(
+            {
+                name: as_transform(part, features, f"FlowLayer.{name}")
+                for name, part in given.items()
+                if part is not None
+            }
+        )
+        self._passes_context = {name: takes_context(part) for name, part in self.parts.items()}
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map rows [N, D]."""
+        outputs, total = inputs, inputs.new_zeros(inputs.shape[0])
+        for name, part in self.parts.items():
+            outputs, logabsdet = part(outputs, context if self._passes_context[name] else None)
+            total = total + logabsdet
+        return outputs, total
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map rows [N, D] back."""
+        outputs, total = inputs, inputs.new_zeros(inputs.shape[0])
+        for name, part in reversed(self.parts.items()):
+            given = context if self._passes_context[name] else None
+            outputs, logabsdet = part.inverse(outputs, given)
+            total = total + logabsdet
+        return outputs, total

@@ -1,0 +1,165 @@
+"""Linear blocks in LU form: on rows, reversed, and as a 1x1 convolution."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from nflows.transforms import Transform
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nflows_mixer._checks import check_event, check_positive, mismatch
+
+
+class LULinear(Transform):
+    r"""Invertible linear map of rows, as a product of triangular matrices.
+
+    .. math:: y = L U x + b, \qquad \log|\det J| = \sum_i d_i
+
+    L is unit lower triangular, U upper triangular with diagonal :math:`e^{d_i}`. Both are kept
+    packed in one matrix, L below the diagonal, d on it, U above it: D^2 + D parameters. Starts at
+    the identity. Forward costs O(D^2) per row and O(D^3) per call, inverse O(D^2) per row.
+
+    Args:
+        features: row length D.
+        bias: whether b is there.
+
+    Shapes:
+        inputs and outputs [N, D].
+
+    Raises:
+        ValueError: if inputs are no rows of this length.
+
+    References:
+        Kingma and Dhariwal, Glow, 2018, Section 3.2; MixerFlow, Section 4, "Linear block".
+
+    Example:
+        >>> linear = LULinear(48)
+        >>> sum(p.numel() for p in linear.parameters())
+        2352
+        >>> rows = torch.randn(7, 48)
+        >>> torch.equal(linear(rows)[0], rows)
+        True
+    """
+
+    def __init__(self, features: int, bias: bool = True) -> None:
+        super().__init__()
+        check_positive(type(self).__name__, "features", features)
+        self.features = features
+        self.packed = nn.Parameter(torch.zeros(features, features))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(features)) if bias else None)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map rows [N, D]."""
+        self._check_rows(inputs)
+        with torch.autocast(inputs.device.type, enabled=False):
+            lower, upper = self.factors()
+            outputs = F.linear(inputs, lower @ upper, self.bias)
+        return outputs, self._logabsdet(inputs)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map rows [N, D] back, by two triangular solves."""
+        self._check_rows(inputs)
+        lower, upper = self.factors()
+        rows = inputs if self.bias is None else inputs - self.bias
+        # Rows are solved from the right: X (LU)^T = Y.
+        rows = torch.linalg.solve_triangular(
+            lower.mT, rows, upper=True, left=False, unitriangular=True
+        )
+        rows = torch.linalg.solve_triangular(upper.mT, rows, upper=False, left=False)
+        return rows, -self._logabsdet(inputs)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return L and U, each [D, D]."""
+        diagonal = self.packed.diagonal()
+        lower = self.packed.tril(-1) + torch.eye(
+            self.features, dtype=self.packed.dtype, device=self.packed.device
+        )
+        return lower, self.packed.triu(1) + diagonal.exp().diag()
+
+    def _logabsdet(self, inputs: Tensor) -> Tensor:
+        return self.packed.diagonal().sum().expand(inputs.shape[0])
+
+    def _check_rows(self, inputs: Tensor) -> None:
+        advice = "put it into a ChannelMixingTransform or PatchMixingTransform to map a matrix"
+        check_event(inputs, (self.features,), type(self).__name__, advice)
+
+
+class RLULinear(LULinear):
+    r"""LU linear map followed by the reversal R of the order of features.
+
+    .. math:: y = R\,(L U x + b), \qquad \log|\det J| = \sum_i d_i
+
+    Starts at the reversal, so that an even number of them starts at the identity, and positions
+    are back in their order before a shift layer. Between autoregressive flows it turns the order
+    around.
+
+    Args, shapes, errors: as ``LULinear``.
+
+    References:
+        MixerFlow, Section 4, "Linear block" (RLU), and Table 8, column MNIST.
+
+    Example:
+        >>> RLULinear(3)(torch.tensor([[1.0, 2.0, 3.0]]))[0].tolist()
+        [[3.0, 2.0, 1.0]]
+    """
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map rows [N, D], then reverse them."""
+        outputs, logabsdet = super().forward(inputs)
+        return outputs.flip(1), logabsdet
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Reverse rows [N, D], then map them back."""
+        return super().inverse(inputs.flip(-1))
+
+
+class InvertibleConv1x1(Transform):
+    r"""Invertible 1x1 convolution: the same LU linear map of the channels at every pixel.
+
+    .. math:: y_{:,i,j} = L U x_{:,i,j}, \qquad \log|\det J| = H W \sum_k d_k
+
+    C^2 parameters (9 for RGB); starts at the identity.
+
+    Args:
+        channels: C.
+
+    Shapes:
+        inputs and outputs [B, C, H, W].
+
+    Raises:
+        ValueError: if inputs are no images of C channels.
+
+    References:
+        Kingma and Dhariwal, Glow, 2018, Section 3.2; MixerFlow, Section 4.
+
+    Example:
+        >>> InvertibleConv1x1(3)(torch.rand(2, 3, 4, 4))[1]
+        tensor([0., 0.], grad_fn=<MulBackward0>)
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.linear = LULinear(channels, bias=False)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map the channels of every pixel."""
+        return self._map_pixels(self.linear.forward, inputs)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map the channels of every pixel back."""
+        return self._map_pixels(self.linear.inverse, inputs)
+
+    def _map_pixels(self, function, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        if inputs.dim() != 4 or inputs.shape[1] != self.channels:
+            raise mismatch(
+                "InvertibleConv1x1",
+                f"images of shape [B, {self.channels}, H, W]",
+                list(inputs.shape),
+                "build it for this number of channels",
+            )
+        batch, _, height, width = inputs.shape
+        pixels, logabsdet = function(rearrange(inputs, "b c h w -> (b h w) c"))
+        images = rearrange(pixels, "(b h w) c -> b c h w", b=batch, h=height, w=width)
+        return images, height * width * logabsdet[:batch]

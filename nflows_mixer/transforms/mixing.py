@@ -1,0 +1,131 @@
+"""A flow on rows, applied to every row or to every column of a matrix."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange, reduce, repeat
+from nflows.transforms import Transform
+from torch import Tensor, nn
+
+from nflows_mixer._checks import check_context, mismatch
+from nflows_mixer.bridges import takes_context
+
+
+class ChannelMixingTransform(Transform):
+    r"""Apply the same row transform to every row of a matrix: it mixes channels within a patch.
+
+    .. math:: Y_{p,:} = f(X_{p,:}), \qquad
+              \log|\det J| = \sum_p \log|\det J_f(X_{p,:})|
+
+    Args:
+        transform: any transform of rows [N, c]; its rows are all patches of all images.
+        positions: a table [P, F] of one vector per row (a buffer, or learned if it is an
+            ``nn.Parameter``), handed to ``transform`` as context, behind the user's own.
+
+    Shapes:
+        inputs and outputs [B, P, c]; context [B, F] is repeated for each row of its image where
+        ``transform`` takes one (see ``bridges.takes_context``), and withheld where not.
+
+    Raises:
+        ValueError: if inputs are no matrices, the context is not one row per image, or the
+            transform changes the shape of its rows.
+
+    References:
+        MixerFlow, Section 4, "channel-mixing flows".
+
+    Example:
+        >>> from nflows.transforms import ReversePermutation
+        >>> matrix = torch.arange(6.0).reshape(1, 2, 3)
+        >>> ChannelMixingTransform(ReversePermutation(3))(matrix)[0].tolist()
+        [[[2.0, 1.0, 0.0], [5.0, 4.0, 3.0]]]
+    """
+
+    _rows, _row_axis = "(b p) c", 1
+
+    def __init__(self, transform: Transform, positions: Tensor | None = None) -> None:
+        super().__init__()
+        self.transform = transform
+        if isinstance(positions, nn.Parameter):
+            self.positions = positions
+        else:
+            self.register_buffer("positions", positions)
+        self._passes_context = takes_context(transform)
+        if positions is not None and not self._passes_context:
+            raise mismatch(
+                type(self).__name__,
+                "a transform that takes context, to be given positions",
+                type(transform).__name__,
+                "build it with context_features, or leave positions out",
+            )
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map every row forward."""
+        return self._map_rows(self.transform.forward, inputs, context)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map every row back."""
+        return self._map_rows(self.transform.inverse, inputs, context)
+
+    def _map_rows(self, function, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if inputs.dim() != 3:
+            raise mismatch(
+                type(self).__name__,
+                "matrices of shape [B, patches, channels]",
+                list(inputs.shape),
+                "put PatchTransform before it",
+            )
+        sizes = dict(zip("bpc", inputs.shape))
+        batch, count = inputs.shape[0], inputs.shape[self._row_axis]
+        rows = rearrange(inputs, f"b p c -> {self._rows}")
+        outputs, logabsdet = function(rows, self._row_context(context, batch, count))
+        if outputs.shape != rows.shape:
+            raise mismatch(
+                type(self).__name__,
+                f"a transform that keeps rows of shape {list(rows.shape)}",
+                f"{list(outputs.shape)} from {type(self.transform).__name__}",
+                "a channel or patch flow maps rows to rows of the same length",
+            )
+        matrix = rearrange(outputs, f"{self._rows} -> b p c", **sizes)
+        # A log-det of half precision would lose the sum over a whole image.
+        logabsdet = logabsdet.to(torch.promote_types(logabsdet.dtype, torch.float32))
+        return matrix, reduce(logabsdet, "(b rows) -> b", "sum", b=batch, rows=count)
+
+    def _row_context(self, context: Tensor | None, batch: int, rows: int) -> Tensor | None:
+        if not self._passes_context:
+            return None
+        parts = []
+        if context is not None:
+            check_context(context, batch, type(self).__name__)
+            parts.append(repeat(context, "b f -> (b rows) f", rows=rows))
+        if self.positions is not None:
+            if len(self.positions) != rows:
+                raise mismatch(
+                    type(self).__name__,
+                    f"one position for each of {rows} rows",
+                    f"{len(self.positions)} positions",
+                    "build the table for this number of rows",
+                )
+            parts.append(repeat(self.positions, "rows f -> (b rows) f", b=batch))
+        return torch.cat(parts, dim=1) if parts else None
+
+
+class PatchMixingTransform(ChannelMixingTransform):
+    r"""Apply the same row transform to every column of a matrix: it mixes patches.
+
+    .. math:: Y_{:,k} = f(X_{:,k}), \qquad
+              \log|\det J| = \sum_k \log|\det J_f(X_{:,k})|
+
+    The transposed ``ChannelMixingTransform``: arguments, shapes and errors are the same, with
+    ``transform`` one of rows [N, P] and ``positions`` [c, F].
+
+    References:
+        MixerFlow, Section 4, "patch-mixing flows".
+
+    Example:
+        >>> from nflows.transforms import ReversePermutation
+        >>> matrix = torch.arange(6.0).reshape(1, 2, 3)
+        >>> PatchMixingTransform(ReversePermutation(2))(matrix)[0].tolist()
+        [[[3.0, 4.0, 5.0], [0.0, 1.0, 2.0]]]
+    """
+
+    _rows, _row_axis = "(b c) p", 2

@@ -1,0 +1,121 @@
+"""Moving the patch grid: a transform of the inner part of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Union
+
+from nflows.transforms import Transform
+from torch import Tensor, nn
+
+from nflows_mixer._checks import as_pair, check_event, check_image_shape, mismatch
+from nflows_mixer.bridges import takes_context
+
+ImageTransformLike = Union[Transform, Callable[[tuple[int, int, int]], Transform]]
+"""A transform of images, or a factory: image shape -> transform."""
+
+
+class ShiftTransform(Transform):
+    r"""Transform the inner part of an image, one patch smaller than it; the frame passes through.
+
+    With shift s and patch size p, the inner part is
+    :math:`[s_h,\ H - p_h + s_h) \times [s_w,\ W - p_w + s_w)`, so that a patch grid laid over it
+    is the image's own grid moved by s. The frame has log-det 0.
+
+    Args:
+        image_shape: (C, H, W).
+        patch_size: p, or (height, width).
+        shift: s, or (height, width), with 0 < s < p.
+        transform: a factory ``inner_image_shape -> transform``, or a transform of the inner shape
+            (C, H - p_h, W - p_w).
+
+    Shapes:
+        inputs and outputs [B, C, H, W]; context [B, F] goes to ``transform``.
+
+    Raises:
+        TypeError: if ``transform`` is no nflows transform and no factory of one.
+        ValueError: if the shift is not between 0 and the patch size, the image is not larger than
+            a patch, or inputs or the transform have another shape.
+
+    References:
+        MixerFlow, Section 4, "Shift layer".
+
+    Example:
+        >>> import torch
+        >>> from nflows.transforms import PointwiseAffineTransform
+        >>> double = PointwiseAffineTransform(scale=2.0)
+        >>> layer = ShiftTransform((1, 3, 3), patch_size=(2, 2), shift=1, transform=double)
+        >>> layer(torch.ones(1, 1, 3, 3))[0][0, 0].tolist()
+        [[1.0, 1.0, 1.0], [1.0, 2.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        patch_size: int | Sequence[int],
+        shift: int | Sequence[int],
+        transform: ImageTransformLike,
+    ) -> None:
+        super().__init__()
+        self.image_shape = check_image_shape(image_shape, "ShiftTransform")
+        channels, *sizes = self.image_shape
+        self.shift = as_pair(shift, "ShiftTransform", "shift")
+        patch_size = as_pair(patch_size, "ShiftTransform", "patch_size")
+        for axis, s, patch, size in zip(("height", "width"), self.shift, patch_size, sizes):
+            if not 0 < s < patch:
+                raise mismatch(
+                    "ShiftTransform",
+                    f"0 < shift < patch size {patch} along the {axis}",
+                    s,
+                    "shifts of 0 and of a whole patch land on the old grid; choose one between",
+                )
+            if size <= patch:
+                raise mismatch(
+                    "ShiftTransform",
+                    f"an image {axis} above the patch size {patch}",
+                    size,
+                    "nothing is left inside the frame; use smaller patches",
+                )
+        inner_height, inner_width = (size - patch for size, patch in zip(sizes, patch_size))
+        self.inner_shape = (channels, inner_height, inner_width)
+        self.transform = self._resolve(transform)
+        self._passes_context = takes_context(self.transform)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Transform the inner part."""
+        return self._map_inner(self.transform.forward, inputs, context)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Transform the inner part back."""
+        return self._map_inner(self.transform.inverse, inputs, context)
+
+    def _map_inner(self, function, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        check_event(inputs, self.image_shape, "ShiftTransform", "pass images of that shape")
+        (top, left), (_, height, width) = self.shift, self.inner_shape
+        inner = (..., slice(top, top + height), slice(left, left + width))
+        mapped, logabsdet = function(inputs[inner], context if self._passes_context else None)
+        check_event(
+            mapped, self.inner_shape, "ShiftTransform.transform", "keep the shape of images"
+        )
+        outputs = inputs.clone()
+        outputs[inner] = mapped
+        return outputs, logabsdet
+
+    def _resolve(self, transform: ImageTransformLike) -> Transform:
+        is_factory = callable(transform) and not isinstance(transform, nn.Module)
+        made = transform(self.inner_shape) if is_factory else transform
+        if not isinstance(made, Transform):
+            raise TypeError(
+                "ShiftTransform.transform: expected an nflows Transform of images, or a factory "
+                f"`inner_image_shape -> Transform`, got {type(made).__name__}; "
+                "return a subclass of nflows.transforms.Transform"
+            )
+        shape = getattr(made, "image_shape", self.inner_shape)
+        if tuple(shape) != self.inner_shape:
+            raise mismatch(
+                "ShiftTransform.transform",
+                f"a transform of the inner shape {self.inner_shape}",
+                f"{type(made).__name__} of {tuple(shape)}",
+                "pass a factory, `lambda inner_shape: ...`, so that it is built for its place",
+            )
+        return made
