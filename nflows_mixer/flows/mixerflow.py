@@ -248,6 +248,8 @@ def _mixing_flow(a: MixerFlowArchitecture, kind: FlowLike | str, features: int) 
         layers.append(FlowLayer(features, linear=LINEAR_BLOCKS[a.linear], flow=flow))
     if a.norm == "batchnorm":
         layers.append(BatchNorm(features))
+        # nflows starts it at 0, where evaluation after a few steps scales by 1 / sqrt(eps).
+        layers[-1].running_var.fill_(1.0)
     return CompositeTransform(layers)
 
 

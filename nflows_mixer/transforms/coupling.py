@@ -57,7 +57,11 @@ class _Coupling(Transform):
         check_choice(owner, "conditioning", conditioning, ("first", "second"))
         if features < 2:
             raise mismatch(
-                owner, "at least 2 features", features, "one feature has nothing to condition it"
+                owner,
+                "at least 2 features",
+                features,
+                "one alone has nothing to condition it; use a grid of more patches (smaller "
+                "patches, larger images, no shift)",
             )
         self.features = features
         self.conditioning = conditioning
@@ -151,6 +155,7 @@ class AffineCoupling(_Coupling):
         scales bounded away from 0, Section 10; DenseFlow for tanh.
 
     Example:
+        >>> from functools import partial
         >>> coupling = AffineCoupling(48, partial(ResidualMLP, hidden_features=64))
         >>> outputs, logabsdet = coupling(torch.randn(7, 48))
         >>> outputs.shape, logabsdet.shape

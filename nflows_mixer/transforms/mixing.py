@@ -7,8 +7,8 @@ from einops import rearrange, reduce, repeat
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflows_mixer._checks import check_context, mismatch
-from nflows_mixer.bridges import takes_context
+from nflows_mixer._checks import check_context, check_event, mismatch
+from nflows_mixer.bridges import row_length, takes_context
 
 
 class ChannelMixingTransform(Transform):
@@ -50,6 +50,7 @@ class ChannelMixingTransform(Transform):
         else:
             self.register_buffer("positions", positions)
         self._passes_context = takes_context(transform)
+        self._length = row_length(transform)
         if positions is not None and not self._passes_context:
             raise mismatch(
                 type(self).__name__,
@@ -77,6 +78,8 @@ class ChannelMixingTransform(Transform):
         sizes = dict(zip("bpc", inputs.shape))
         batch, count = inputs.shape[0], inputs.shape[self._row_axis]
         rows = rearrange(inputs, f"b p c -> {self._rows}")
+        if self._length is not None:
+            check_event(rows, (self._length,), type(self).__name__, "build its flow for them")
         outputs, logabsdet = function(rows, self._row_context(context, batch, count))
         if outputs.shape != rows.shape:
             raise mismatch(

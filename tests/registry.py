@@ -1,0 +1,242 @@
+"""Every transform, by name: the generic properties of test_properties.py run over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from nflows import transforms as nflows_transforms
+from nflows.nn.nets import ResidualNet
+from nflows.transforms import CompositeTransform, MaskedAffineAutoregressiveTransform, Transform
+from torch import Tensor
+
+from nflows_mixer.flows import mixerflow
+from nflows_mixer.nn import MLP, ResidualMLP, learned_positions, sinusoidal_positions
+from nflows_mixer.transforms import (
+    ActNorm,
+    AdditiveCoupling,
+    AffineCoupling,
+    ChannelMixingTransform,
+    FlowLayer,
+    InvertibleConv1x1,
+    LogitTransform,
+    LULinear,
+    PatchMixerTransform,
+    PatchMixingTransform,
+    PatchTransform,
+    PermutePixels,
+    PixelScaling,
+    RLULinear,
+    ShiftTransform,
+    SqueezeTransform,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A transform to be tested.
+
+    ``shape`` is that of one input, ``domain`` draws inputs, ``std`` is that of the noise put on
+    every parameter, ``any_shape`` says that no input shape is wrong, and ``compiles`` that
+    ``torch.compile(fullgraph=True)`` takes it whole.
+    """
+
+    make: Callable[[], Transform]
+    shape: tuple[int, ...]
+    context_features: int | None = None
+    domain: Callable[..., Tensor] = torch.randn
+    std: float = 0.05
+    any_shape: bool = False
+    compiles: bool = True
+    out_shape: tuple[int, ...] | None = None
+
+
+narrow = partial(ResidualMLP, hidden_features=16)
+with_context = partial(ResidualMLP, hidden_features=16, context_features=3)
+
+
+def maf(features: int, context_features: int | None = None) -> Transform:
+    return MaskedAffineAutoregressiveTransform(
+        features, 16, context_features=context_features, num_blocks=1, use_batch_norm=True
+    )
+
+
+def nflows_coupling(features: int) -> Transform:
+    return nflows_transforms.AffineCouplingTransform(
+        torch.arange(features) % 2, lambda i, o: ResidualNet(i, o, hidden_features=16)
+    )
+
+
+def coupling(features: int, **options) -> AffineCoupling:
+    return AffineCoupling(features, narrow, **options)
+
+
+def conditional_layer(features: int) -> FlowLayer:
+    return FlowLayer(features, flow=partial(AffineCoupling, conditioner=with_context))
+
+
+def layer(features: int) -> FlowLayer:
+    return FlowLayer(features, flow=coupling)
+
+
+def mixer(image_shape, patch_size=2, flow=layer, **options) -> PatchMixerTransform:
+    return PatchMixerTransform(image_shape, patch_size, flow, flow, **options)
+
+
+def image_flow(**options) -> Transform:
+    """The transform of a small MixerFlow, pixel scaling and all."""
+    shape = {"image_shape": (1, 6, 4), "patch_size": 2}
+    sizes = {"levels": 4, "num_layers": 2, "num_flow_layers": 2, "hidden_features": 16}
+    return mixerflow(**{**shape, **sizes, **options})._transform
+
+
+TRANSFORMS: dict[str, Case] = {
+    "PatchTransform": Case(lambda: PatchTransform((2, 4, 6), (2, 3)), (2, 4, 6), out_shape=(4, 12)),
+    "PatchTransform-band": Case(
+        lambda: PatchTransform((2, 4, 6), 2, "band"), (2, 4, 6), out_shape=(2, 24)
+    ),
+    "PatchTransform-stripe": Case(
+        lambda: PatchTransform((2, 4, 6), 2, "stripe"), (2, 4, 6), out_shape=(3, 16)
+    ),
+    "PatchTransform-dilated": Case(
+        lambda: PatchTransform((2, 4, 6), (2, 3), "dilated"), (2, 4, 6), out_shape=(4, 12)
+    ),
+    "PermutePixels-global": Case(lambda: PermutePixels((2, 4, 6), seed=3), (2, 4, 6)),
+    "PermutePixels-local": Case(
+        lambda: PermutePixels((2, 4, 6), "local", (2, 3), seed=3), (2, 4, 6)
+    ),
+    "SqueezeTransform": Case(lambda: SqueezeTransform(2), (1, 4, 6), out_shape=(4, 2, 3)),
+    "SqueezeTransform-3": Case(lambda: SqueezeTransform(3), (2, 3, 6), out_shape=(18, 1, 2)),
+    "PixelScaling": Case(lambda: PixelScaling(17), (2, 3), any_shape=True),
+    "LogitTransform": Case(lambda: LogitTransform(0.05), (2, 3), domain=torch.rand, any_shape=True),
+    "ActNorm": Case(lambda: ActNorm(5), (5,)),
+    "ActNorm-channels": Case(lambda: ActNorm(3), (3, 2, 4)),
+    "ActNorm-activations": Case(lambda: ActNorm((3, 2, 4)), (3, 2, 4)),
+    "LULinear": Case(lambda: LULinear(6), (6,)),
+    "LULinear-no-bias": Case(lambda: LULinear(6, bias=False), (6,)),
+    "RLULinear": Case(lambda: RLULinear(7), (7,)),
+    "InvertibleConv1x1": Case(lambda: InvertibleConv1x1(3), (3, 2, 4)),
+    "AffineCoupling": Case(lambda: coupling(7), (7,)),
+    "AffineCoupling-second": Case(lambda: coupling(7, conditioning="second"), (7,)),
+    "AffineCoupling-tanh": Case(lambda: coupling(6, scale="tanh"), (6,)),
+    "AffineCoupling-sigmoid": Case(lambda: coupling(6, scale="sigmoid"), (6,)),
+    "AffineCoupling-softplus": Case(lambda: coupling(6, scale="softplus"), (6,)),
+    "AffineCoupling-context": Case(
+        lambda: AffineCoupling(7, with_context), (7,), context_features=3
+    ),
+    "AffineCoupling-mlp": Case(lambda: AffineCoupling(6, partial(MLP, hidden_features=16)), (6,)),
+    "AffineCoupling-images": Case(
+        lambda: AffineCoupling(3, partial(torch.nn.Conv2d, kernel_size=3, padding=1)), (3, 2, 4)
+    ),
+    "AdditiveCoupling": Case(lambda: AdditiveCoupling(7, narrow), (7,)),
+    "AdditiveCoupling-second": Case(
+        lambda: AdditiveCoupling(7, narrow, conditioning="second"), (7,)
+    ),
+    "FlowLayer": Case(lambda: layer(6), (6,)),
+    "FlowLayer-context": Case(lambda: conditional_layer(6), (6,), context_features=3),
+    "FlowLayer-maf": Case(lambda: FlowLayer(6, RLULinear, maf), (6,), compiles=False),
+    "FlowLayer-flow-alone": Case(lambda: FlowLayer(6, None, coupling, None), (6,)),
+    "ChannelMixing": Case(lambda: ChannelMixingTransform(layer(6)), (4, 6)),
+    "ChannelMixing-context": Case(
+        lambda: ChannelMixingTransform(conditional_layer(6)), (4, 6), context_features=3
+    ),
+    "ChannelMixing-nflows": Case(
+        lambda: ChannelMixingTransform(nflows_coupling(6)), (4, 6), compiles=False
+    ),
+    "ChannelMixing-positions": Case(
+        lambda: ChannelMixingTransform(
+            AffineCoupling(6, partial(narrow, context_features=5)), learned_positions(4, 2)
+        ),
+        (4, 6),
+        context_features=3,
+    ),
+    "PatchMixing": Case(lambda: PatchMixingTransform(layer(4)), (4, 6)),
+    "PatchMixing-context": Case(
+        lambda: PatchMixingTransform(conditional_layer(4)), (4, 6), context_features=3
+    ),
+    "PatchMixing-maf": Case(lambda: PatchMixingTransform(maf(4)), (4, 6), compiles=False),
+    "PatchMixing-maf-context": Case(
+        lambda: PatchMixingTransform(maf(4, context_features=3)),
+        (4, 6),
+        context_features=3,
+        compiles=False,
+    ),
+    "PatchMixing-positions": Case(
+        lambda: PatchMixingTransform(
+            AffineCoupling(4, partial(narrow, context_features=4)), sinusoidal_positions(6, 4)
+        ),
+        (4, 6),
+    ),
+    "PatchMixer": Case(lambda: mixer((2, 4, 4)), (2, 4, 4)),
+    "PatchMixer-dilated": Case(lambda: mixer((2, 4, 6), layout="dilated"), (2, 4, 6)),
+    "PatchMixer-band": Case(lambda: mixer((1, 4, 6), layout="band"), (1, 4, 6)),
+    "PatchMixer-context": Case(
+        lambda: mixer((1, 4, 6), flow=conditional_layer), (1, 4, 6), context_features=3
+    ),
+    "Shift": Case(lambda: ShiftTransform((1, 6, 6), 2, 1, mixer), (1, 6, 6)),
+    "Shift-rectangular": Case(
+        lambda: ShiftTransform(
+            (2, 4, 6), (2, 3), (1, 2), lambda shape: mixer(shape, (2, 3), flow=coupling_or_lu)
+        ),
+        (2, 4, 6),
+    ),
+    "Shift-context": Case(
+        lambda: ShiftTransform((1, 6, 4), 2, 1, partial(mixer, flow=conditional_layer)),
+        (1, 6, 4),
+        context_features=3,
+    ),
+    "MixerFlow": Case(image_flow, (1, 6, 4), domain=lambda *s, **k: 4 * torch.rand(*s, **k)),
+    "MixerFlow-bounded": Case(
+        lambda: image_flow(scale="sigmoid", linear=None, logit=0.05),
+        (1, 6, 4),
+        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
+    ),
+    "MixerFlow-maf": Case(
+        lambda: image_flow(channel_flow="maf", patch_flow="maf", linear="rlu", shift=None),
+        (1, 6, 4),
+        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
+        compiles=False,
+    ),
+    "MixerFlow-additive-squeezed": Case(
+        lambda: image_flow(
+            image_shape=(1, 4, 8), squeeze=2, patch_size=(1, 2), shift=None, channel_flow="additive"
+        ),
+        (1, 4, 8),
+        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
+        out_shape=(4, 2, 4),
+    ),
+    "MixerFlow-positions": Case(
+        lambda: image_flow(positions="learned", position_features=2, context_features=3),
+        (1, 6, 4),
+        context_features=3,
+        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
+    ),
+    "MixerFlow-batchnorm": Case(
+        lambda: image_flow(norm="batchnorm", conditioner="mlp", shift=None),
+        (1, 6, 4),
+        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
+        compiles=False,
+    ),
+    "MixerFlow-patch-sizes": Case(
+        lambda: image_flow(patch_size=[(1, 2), (2, 2)], layout=["patch", "dilated"], shift=None),
+        (1, 6, 4),
+        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
+    ),
+    "Composite-of-nflows": Case(
+        lambda: CompositeTransform(
+            [
+                mixer((1, 4, 4), flow=nflows_transforms.RandomPermutation),
+                mixer((1, 4, 4), flow=nflows_coupling),
+            ]
+        ),
+        (1, 4, 4),
+        compiles=False,
+    ),
+}
+
+
+def coupling_or_lu(features: int) -> Transform:
+    """One patch is left inside a shift of a 2 x 2 grid: a coupling needs two."""
+    return coupling(features) if features > 1 else LULinear(features)

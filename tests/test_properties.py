@@ -1,0 +1,206 @@
+"""What holds for every transform, at parameters away from their start."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.registry import TRANSFORMS, Case
+
+BATCH = 3
+
+
+def build(case: Case, dtype=torch.float64, device="cpu"):
+    """Return the transform in evaluation mode, initialised from data, all parameters moved."""
+    torch.manual_seed(1)
+    transform = case.make().to(device=device, dtype=dtype)
+    inputs, context = draw(case, 64, dtype, device)
+    transform.train()
+    with torch.no_grad():
+        transform(inputs, context)
+        for parameter in transform.parameters():
+            parameter += case.std * torch.randn_like(parameter)
+    return transform.eval()
+
+
+def draw(case: Case, batch=BATCH, dtype=torch.float64, device="cpu"):
+    inputs = case.domain(batch, *case.shape, dtype=dtype, device=device)
+    features = case.context_features
+    context = features and torch.randn(batch, features, dtype=dtype, device=device)
+    return inputs, context
+
+
+def jacobian_logabsdet(function, inputs: Tensor, context: Tensor | None) -> Tensor:
+    """log|det| of autograd's Jacobian, one input at a time."""
+
+    def one(index: int) -> Tensor:
+        given = None if context is None else context[index : index + 1]
+        flat = torch.autograd.functional.jacobian(
+            lambda x: function(x.reshape(1, *inputs.shape[1:]), given)[0].flatten(),
+            inputs[index].flatten(),
+        )
+        return torch.linalg.slogdet(flat).logabsdet
+
+    return torch.stack([one(i) for i in range(len(inputs))])
+
+
+def over(select):
+    """Run a test over the cases that it is about."""
+    chosen = {name: case for name, case in TRANSFORMS.items() if select(case)}
+    return pytest.mark.parametrize("case", chosen.values(), ids=chosen.keys())
+
+
+everything = over(lambda case: True)
+
+
+@everything
+@torch.no_grad()
+def test_shapes(case, device):
+    transform = build(case, device=device)
+    inputs, context = draw(case, device=device)
+    outputs, logabsdet = transform(inputs, context)
+    assert outputs.shape == (BATCH, *(case.out_shape or case.shape))
+    assert logabsdet.shape == (BATCH,)
+    assert outputs.dtype == logabsdet.dtype == torch.float64
+
+
+@everything
+@torch.no_grad()
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 2e-4)])
+def test_round_trip_both_ways(case, dtype, tolerance, device):
+    transform = build(case, dtype, device)
+    inputs, context = draw(case, dtype=dtype, device=device)
+    outputs, logabsdet = transform(inputs, context)
+    back, logabsdet_back = transform.inverse(outputs, context)
+    torch.testing.assert_close(back, inputs, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(logabsdet_back, -logabsdet, atol=10 * tolerance, rtol=tolerance)
+    latents = outputs + 0.01 * torch.randn_like(outputs)
+    there, _ = transform.inverse(latents, context)
+    torch.testing.assert_close(
+        transform(there, context)[0], latents, atol=tolerance, rtol=tolerance
+    )
+
+
+@everything
+def test_logabsdet_is_that_of_the_jacobian_both_ways(case, device):
+    transform = build(case, device=device)
+    inputs, context = draw(case, device=device)
+    outputs, logabsdet = transform(inputs, context)
+    expected = jacobian_logabsdet(transform.forward, inputs, context)
+    torch.testing.assert_close(logabsdet, expected, atol=1e-8, rtol=1e-8)
+    outputs = outputs.detach()
+    _, logabsdet = transform.inverse(outputs, context)
+    expected = jacobian_logabsdet(transform.inverse, outputs, context)
+    torch.testing.assert_close(logabsdet, expected, atol=1e-8, rtol=1e-8)
+
+
+@over(lambda case: list(case.make().parameters()))
+def test_gradient_of_each_parameter(case, device):
+    """Along a random direction for each parameter, against central differences."""
+    transform = build(case, device=device)
+    inputs, context = draw(case, device=device)
+    weights = torch.randn(BATCH, *(case.out_shape or case.shape), dtype=torch.float64).to(device)
+
+    def loss() -> Tensor:
+        outputs, logabsdet = transform(inputs, context)
+        return (weights * outputs).sum() + logabsdet.sum()
+
+    loss().backward()
+    for name, parameter in transform.named_parameters():
+        direction = torch.randn_like(parameter)
+        slope = (parameter.grad * direction).sum()
+        step = 1e-5
+        with torch.no_grad():
+            parameter += step * direction
+            above = loss()
+            parameter -= 2 * step * direction
+            below = loss()
+            parameter += step * direction
+        numeric = (above - below) / (2 * step)
+        assert torch.isclose(slope, numeric, rtol=1e-4, atol=1e-6), (name, slope, numeric)
+        assert parameter.grad.norm() > 0, name
+
+
+@over(lambda case: case.context_features)
+@torch.no_grad()
+def test_context_matters_where_it_is_taken(case, device):
+    transform = build(case, device=device)
+    inputs, context = draw(case, device=device)
+    outputs, _ = transform(inputs, context)
+    other = context.clone()
+    other[0] += 1
+    changed, _ = transform(inputs, other)
+    assert not torch.allclose(outputs[0], changed[0])
+    torch.testing.assert_close(outputs[1:], changed[1:])
+
+
+@everything
+@torch.no_grad()
+def test_batch_is_its_rows(case, device):
+    transform = build(case, device=device)
+    inputs, context = draw(case, device=device)
+    outputs, logabsdet = transform(inputs, context)
+    for i in range(BATCH):
+        given = None if context is None else context[i : i + 1]
+        output, single = transform(inputs[i : i + 1], given)
+        torch.testing.assert_close(output[0], outputs[i])
+        torch.testing.assert_close(single[0], logabsdet[i])
+    empty, logabsdet = transform(inputs[:0], None if context is None else context[:0])
+    assert empty.shape == (0, *outputs.shape[1:]) and logabsdet.shape == (0,)
+
+
+@everything
+@torch.no_grad()
+def test_state_dict_pickle_deepcopy(case, device):
+    transform = build(case, device=device)
+    inputs, context = draw(case, device=device)
+    outputs, logabsdet = transform(inputs, context)
+    buffer = io.BytesIO()
+    torch.save(transform.state_dict(), buffer)
+    buffer.seek(0)
+    loaded = case.make().to(device=device, dtype=torch.float64).eval()
+    loaded.load_state_dict(torch.load(buffer, weights_only=True))
+    copies = [loaded, copy.deepcopy(transform)]
+    if "<lambda>" not in repr(transform.__dict__):
+        copies.append(pickle.loads(pickle.dumps(transform)))
+    for other in copies:
+        again, logabsdet_again = other(inputs, context)
+        assert torch.equal(again, outputs) and torch.equal(logabsdet_again, logabsdet)
+
+
+@over(lambda case: not case.any_shape)
+def test_wrong_shape_is_an_error(case):
+    transform = build(case)
+    with pytest.raises(ValueError, match="expected .*got .*;"):
+        transform(torch.rand(BATCH, *(n + 1 for n in case.shape), dtype=torch.float64))
+
+
+@over(lambda case: case.compiles)
+@torch.no_grad()
+def test_compiles_whole(case):
+    transform = build(case)
+    inputs, context = draw(case)
+    torch._dynamo.reset()
+    for function in (transform.forward, transform.inverse):
+        compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+        for got, expected in zip(compiled(inputs, context), function(inputs, context)):
+            torch.testing.assert_close(got, expected)
+        inputs = function(inputs, context)[0]
+
+
+@over(lambda case: case.compiles)
+@torch.no_grad()
+def test_autocast_stays_inside_conditioners(case, device):
+    transform = build(case, torch.float32, device)
+    inputs, context = draw(case, dtype=torch.float32, device=device)
+    exact, logabsdet_exact = transform(inputs, context)
+    with torch.autocast(device.type, torch.bfloat16):
+        outputs, logabsdet = transform(inputs, context)
+    assert outputs.dtype == logabsdet.dtype == torch.float32
+    torch.testing.assert_close(outputs, exact, atol=0.05, rtol=0.05)
+    torch.testing.assert_close(logabsdet, logabsdet_exact, atol=0.05, rtol=0.05)
