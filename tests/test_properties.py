@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.jacobian import jacobian_logabsdet
 from tests.registry import TRANSFORMS, Case
 
 BATCH = 3
@@ -33,20 +34,6 @@ def draw(case: Case, batch=BATCH, dtype=torch.float64, device="cpu"):
     features = case.context_features
     context = features and torch.randn(batch, features, dtype=dtype, device=device)
     return inputs, context
-
-
-def jacobian_logabsdet(function, inputs: Tensor, context: Tensor | None) -> Tensor:
-    """log|det| of autograd's Jacobian, one input at a time."""
-
-    def one(index: int) -> Tensor:
-        given = None if context is None else context[index : index + 1]
-        flat = torch.autograd.functional.jacobian(
-            lambda x: function(x.reshape(1, *inputs.shape[1:]), given)[0].flatten(),
-            inputs[index].flatten(),
-        )
-        return torch.linalg.slogdet(flat).logabsdet
-
-    return torch.stack([one(i) for i in range(len(inputs))])
 
 
 def over(select):
@@ -165,10 +152,8 @@ def test_state_dict_pickle_deepcopy(case, device):
     buffer.seek(0)
     loaded = case.make().to(device=device, dtype=torch.float64).eval()
     loaded.load_state_dict(torch.load(buffer, weights_only=True))
-    copies = [loaded, copy.deepcopy(transform)]
-    if "<lambda>" not in repr(transform.__dict__):
-        copies.append(pickle.loads(pickle.dumps(transform)))
-    for other in copies:
+    pickled = pickle.loads(pickle.dumps(transform))
+    for other in (loaded, copy.deepcopy(transform), pickled):
         again, logabsdet_again = other(inputs, context)
         assert torch.equal(again, outputs) and torch.equal(logabsdet_again, logabsdet)
 

@@ -1,0 +1,220 @@
+"""ImageFlow: the boundary between integer images and the flow below."""
+
+import copy
+import pickle
+from functools import partial
+
+import pytest
+import torch
+from nflows.distributions import ConditionalDiagonalNormal, StandardNormal
+from nflows.flows import Flow
+from torch import nn
+
+from nflows_mixer.distributions import StudentT
+from nflows_mixer.flows import ImageFlow, mixerflow
+from nflows_mixer.transforms import PixelScaling, UniformDequantization
+
+SHAPE = (1, 6, 6)
+
+
+def build(std=0.05, **options) -> ImageFlow:
+    sizes = {"image_shape": SHAPE, "patch_size": 2, "levels": 17, "num_layers": 2}
+    flow = mixerflow(**{**sizes, "hidden_features": 16, "num_flow_layers": 2, **options})
+    features = options.get("context_features")
+    context = features and torch.randn(64, features)
+    flow.initialize(images(64), context)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter += std * torch.randn_like(parameter)
+    return flow.eval()
+
+
+def images(count, levels=17):
+    return torch.randint(levels, (count, *SHAPE), dtype=torch.uint8)
+
+
+def test_log_prob_is_that_of_the_deterministic_flow_at_the_given_noise():
+    flow = build().double()
+    batch, noise = images(5), torch.rand(5, *SHAPE, dtype=torch.float64)
+    plain = flow.deterministic
+    assert isinstance(plain, Flow)
+    torch.testing.assert_close(flow.log_prob(batch, noise=noise), plain.log_prob(batch + noise))
+    assert not torch.equal(flow.log_prob(batch), flow.log_prob(batch))
+
+
+def test_latents_are_those_of_the_middle_of_each_pixel():
+    flow = build().double()
+    batch = images(5)
+    latents = flow.transform_to_noise(batch)
+    assert torch.equal(latents, flow.transform_to_noise(batch))
+    torch.testing.assert_close(latents, flow.deterministic.transform_to_noise(batch.double() + 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_dequantisation_keeps_every_pixel_at_the_ends_of_the_noise(dtype, levels):
+    dequantize = UniformDequantization(levels).to(dtype)
+    pixels = torch.arange(levels, dtype=torch.uint8)[None]
+    for value in (0.0, 0.5, 1 - 1e-12, 1.0):
+        noise = torch.full(pixels.shape, value, dtype=torch.float64)
+        outputs, logabsdet = dequantize(pixels, noise=noise)
+        assert outputs.dtype == logabsdet.dtype == dtype
+        assert (outputs < pixels.long() + 1).all() and outputs.max() < levels
+        assert torch.equal(dequantize.inverse(outputs)[0], pixels)
+
+
+def test_dequantisation_noise_is_uniform():
+    dequantize = UniformDequantization(256)
+    noise = dequantize(torch.full((1, 100_000), 7, dtype=torch.uint8))[0] - 7
+    ordered = noise.flatten().sort().values
+    gap = (ordered - (torch.arange(100_000) + 0.5) / 100_000).abs().max()
+    assert gap < 0.01  # Kolmogorov-Smirnov: 0.0052 at the 1 % level
+
+
+def test_rounding_clamps_to_the_levels():
+    values = torch.tensor([[-3.0, 0.99, 16.5, 17.0, 400.0]])
+    assert UniformDequantization(17).inverse(values)[0].tolist() == [[0, 0, 16, 16, 16]]
+
+
+def test_samples_are_images_of_the_levels_drawn_in_evaluation_mode():
+    flow = build().train()
+    flow._transform._transforms[0].eval()
+    modes = [m.training for m in flow.modules()]
+    statistics = copy.deepcopy(flow.state_dict())
+    samples = flow.sample(7)
+    assert samples.shape == (7, *SHAPE) and samples.dtype == torch.uint8
+    assert samples.max() < 17 and not samples.requires_grad
+    assert [m.training for m in flow.modules()] == modes
+    assert all(torch.equal(a, b) for a, b in zip(statistics.values(), flow.state_dict().values()))
+
+
+def test_batch_size_does_not_change_samples():
+    flow = build()
+    torch.manual_seed(5)
+    whole = flow.sample(10)
+    torch.manual_seed(5)
+    assert torch.equal(flow.sample(10, batch_size=3), whole)
+
+
+def test_samples_are_inverted_latents():
+    flow = build().double()
+    torch.manual_seed(5)
+    samples = flow.sample(4)
+    torch.manual_seed(5)
+    latents = flow._distribution.sample(4)
+    values, _ = flow._transform.inverse(latents)
+    assert torch.equal(samples, values.floor().clamp(0, 16).to(torch.uint8))
+
+
+def test_temperature_zero_gives_the_centre():
+    samples = build().sample(5, temperature=0.0)
+    assert (samples == samples[0]).all()
+    assert not (build().sample(5) == samples[0]).all()
+
+
+def test_context_reaches_density_and_samples_in_the_shape_of_nflows():
+    flow = build(context_features=3, std=0.1)
+    batch, context = images(4), torch.randn(4, 3)
+    noise = torch.rand(4, *SHAPE)
+    first = flow.log_prob(batch, context, noise=noise)
+    assert not torch.allclose(first, flow.log_prob(batch, context + 1, noise=noise))
+    samples = flow.sample(5, context)
+    assert samples.shape == (4, 5, *SHAPE)
+    torch.manual_seed(1)
+    whole = flow.sample(5, context)
+    torch.manual_seed(1)
+    assert torch.equal(flow.sample(5, context, batch_size=3), whole)
+    # Row i of the samples belongs to row i of the context.
+    torch.manual_seed(1)
+    latents = flow._distribution.sample(5, context)[2]
+    values, _ = flow._transform.inverse(latents, context[2:3].expand(5, -1))
+    assert torch.equal(flow.dequantization.inverse(values)[0], whole[2])
+
+
+def test_embedding_net_encodes_the_context():
+    flow = build(context_features=3)
+    labelled = ImageFlow(
+        flow._transform, SHAPE, flow._distribution, 17, embedding_net=nn.Embedding(10, 3)
+    )
+    batch, labels = images(4), torch.tensor([1, 2, 3, 4])
+    noise = torch.rand(4, *SHAPE)
+    expected = flow.log_prob(batch, labelled._embedding_net(labels), noise)
+    torch.testing.assert_close(labelled.log_prob(batch, labels, noise), expected)
+    assert labelled.sample(2, labels).shape == (4, 2, *SHAPE)
+
+
+def test_bases_of_nflows_serve():
+    flow = ImageFlow(PixelScaling(17), SHAPE, StandardNormal(SHAPE), levels=17)
+    assert flow.sample(3).shape == (3, *SHAPE)
+    with pytest.raises(ValueError, match="temperature"):
+        flow.sample(3, temperature=0.5)
+
+    class Flatten(PixelScaling):
+        def forward(self, inputs, context=None):
+            outputs, logabsdet = super().forward(inputs)
+            return outputs.flatten(1), logabsdet
+
+        def inverse(self, inputs, context=None):
+            return super().inverse(inputs.unflatten(1, SHAPE))
+
+    base = ConditionalDiagonalNormal([36], nn.Linear(3, 72))
+    flow = ImageFlow(Flatten(17), SHAPE, base, levels=17)
+    assert flow.sample(2, torch.randn(4, 3)).shape == (4, 2, *SHAPE)
+    assert flow.log_prob(images(4), torch.randn(4, 3)).shape == (4,)
+
+
+def test_double_works_whole():
+    flow = build(base=partial(StudentT, degrees_of_freedom=4.0)).double()
+    assert flow.log_prob(images(3)).dtype == torch.float64
+    assert flow.transform_to_noise(images(3)).dtype == torch.float64
+    assert flow.sample(2).dtype == torch.uint8
+
+
+def test_initialize_happens_once_and_keeps_modes():
+    flow = mixerflow(image_shape=SHAPE, patch_size=2, levels=17, num_layers=2).eval()
+    assert flow.initialize(images(50)) is flow
+    assert not any(m.training for m in flow.modules())
+    before = copy.deepcopy(flow.state_dict())
+    flow.initialize(images(50) // 4)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), flow.state_dict().values()))
+
+
+def test_first_training_step_initialises_as_initialize_does():
+    first, second = (
+        mixerflow(image_shape=SHAPE, patch_size=2, levels=17, num_layers=2) for _ in range(2)
+    )
+    second.load_state_dict(first.state_dict())
+    batch = images(50)
+    torch.manual_seed(7)
+    first.initialize(batch)
+    torch.manual_seed(7)
+    second.train().log_prob(batch)
+    for a, b in zip(first.state_dict().values(), second.state_dict().values()):
+        assert torch.equal(a, b)
+
+
+def test_saved_flow_reloads_to_the_same_likelihood(tmp_path):
+    flow = build()
+    torch.save(flow.state_dict(), tmp_path / "flow.pt")
+    sizes = {"image_shape": SHAPE, "patch_size": 2, "levels": 17, "num_layers": 2}
+    again = mixerflow(**sizes, hidden_features=16, num_flow_layers=2).eval()
+    again.load_state_dict(torch.load(tmp_path / "flow.pt", weights_only=True))
+    batch, noise = images(4), torch.rand(4, *SHAPE)
+    for other in (again, copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
+        assert torch.equal(other.log_prob(batch, noise=noise), flow.log_prob(batch, noise=noise))
+
+
+def test_deterministic_flow_shares_parameters_and_samples_with_log_prob():
+    flow = build().double()
+    plain = flow.deterministic
+    assert {id(p) for p in plain.parameters()} == {id(p) for p in flow.parameters()}
+    samples, log_prob = plain.sample_and_log_prob(6)
+    torch.testing.assert_close(plain.log_prob(samples), log_prob, rtol=1e-6, atol=1e-6)
+
+
+def test_samples_that_overflow_are_said():
+    flow = build()
+    with torch.no_grad():
+        flow._distribution.location[0, 0, 0] = torch.nan
+    with pytest.warns(RuntimeWarning, match="3 of 3 samples have pixels that are not finite"):
+        flow.sample(3)
