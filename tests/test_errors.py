@@ -1,0 +1,359 @@
+"""Wrong input: each an error that says what was expected, what came, and what to do."""
+
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from nflows.transforms import CompositeTransform, IdentityTransform, Transform
+from torch import nn
+
+from nflows_mixer.data import load_images
+from nflows_mixer.distributions import DiagonalNormal, NormalMixture, StudentT
+from nflows_mixer.flows import ImageFlow, mixerflow
+from nflows_mixer.nn import MLP, ResidualMLP, sinusoidal_positions
+from nflows_mixer.transforms import (
+    ActNorm,
+    AffineCoupling,
+    ChannelMixingTransform,
+    FlowLayer,
+    InvertibleConv1x1,
+    LogitTransform,
+    LULinear,
+    PatchMixerTransform,
+    PatchTransform,
+    PermutePixels,
+    PixelScaling,
+    RLULinear,
+    ShiftTransform,
+    SqueezeTransform,
+    UniformDequantization,
+)
+
+SHAPE = (1, 6, 6)
+
+
+def small(**options) -> ImageFlow:
+    sizes = {"image_shape": SHAPE, "patch_size": 2, "levels": 17, "num_layers": 2}
+    return mixerflow(**{**sizes, "hidden_features": 8, **options})
+
+
+def images(*shape, dtype=torch.uint8):
+    return torch.zeros(*(shape or (4, *SHAPE)), dtype=dtype)
+
+
+def expect(kind, pattern):
+    """The three parts of every message: expected, got, and what to do."""
+    return pytest.raises(kind, match=f"(?s)(?=.*expected .*got .*; ).*{pattern}")
+
+
+# What the boundary refuses.
+
+
+def test_images_of_another_shape():
+    with expect(ValueError, r"shape \[B, 1, 6, 6\], got \[4, 1, 8, 8\]"):
+        small().log_prob(images(4, 1, 8, 8))
+
+
+def test_images_without_a_batch():
+    with expect(ValueError, r"shape \[B, 1, 6, 6\], got \[1, 6, 6\]"):
+        small().log_prob(images(1, 6, 6))
+
+
+def test_images_of_another_dtype():
+    with expect(ValueError, "uint8 pixels from 0 to 16, got torch.float32"):
+        small().log_prob(torch.rand(4, *SHAPE))
+
+
+def test_images_out_of_range():
+    batch = images()
+    batch[1, 0, 2, 2] = 17
+    with expect(ValueError, "pixels from 0 to 16, got one of 17"):
+        small().log_prob(batch)
+
+
+def test_nan_pixels():
+    batch = torch.rand(4, *SHAPE)
+    batch[1, 0, 2, 2] = torch.nan
+    with expect(ValueError, "finite pixels, got 1 that are NaN or infinite"):
+        small().log_prob(batch)
+
+
+def test_nan_pixels_in_the_deterministic_flow():
+    batch = torch.rand(4, *SHAPE)
+    batch[1, 0, 2, 2] = torch.nan
+    with expect(ValueError, "finite pixels, got 1 that are NaN or infinite"):
+        small().initialize(images()).deterministic.log_prob(batch)
+
+
+def test_integer_pixels_in_the_deterministic_flow():
+    with expect(ValueError, "floating point, got torch.uint8"):
+        small().deterministic.log_prob(images())
+
+
+def test_context_that_no_part_takes():
+    with expect(ValueError, r"no context.*got context of shape \[4, 3\]"):
+        small().log_prob(images(), torch.zeros(4, 3))
+
+
+def test_context_of_another_batch():
+    with pytest.raises(ValueError, match="context"):
+        small(context_features=3).log_prob(images(), torch.zeros(5, 3))
+
+
+def test_context_that_is_missing():
+    with expect(ValueError, "context of 3 features, got None features"):
+        small(context_features=3).log_prob(images())
+
+
+def test_noise_of_another_shape():
+    with expect(ValueError, r"noise of shape \[4, 1, 6, 6\], got \[1\]"):
+        small().log_prob(images(), noise=torch.rand(1))
+
+
+def test_sampling_before_actnorm_is_initialised():
+    with expect(RuntimeError, "initialised from data.*got no batch yet"):
+        small().sample(2)
+
+
+def test_evaluation_before_actnorm_is_initialised():
+    with expect(RuntimeError, "initialised from data.*got no batch yet"):
+        small().eval().log_prob(images())
+
+
+def test_sample_and_log_prob_of_a_flow_with_dequantisation():
+    with expect(RuntimeError, "deterministic flow.*got one with dequantisation"):
+        small().sample_and_log_prob(2)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5])
+def test_number_of_samples(count):
+    with expect(ValueError, "num_samples of at least 1, got"):
+        small().initialize(images()).sample(count)
+
+
+def test_negative_temperature():
+    with expect(ValueError, "temperature of at least 0, got -1"):
+        small().initialize(images()).sample(2, temperature=-1.0)
+
+
+# Geometry.
+
+
+@pytest.mark.parametrize("layout", ["patch", "dilated"])
+def test_patch_that_does_not_divide_the_image(layout):
+    with expect(ValueError, "divides the image's width 8, got 3"):
+        PatchTransform((3, 6, 8), 3, layout)
+
+
+def test_patch_that_does_not_divide_the_image_of_a_mixerflow():
+    with expect(ValueError, "divides the image's height 6, got 4"):
+        small(patch_size=4, shift=None)
+
+
+@pytest.mark.parametrize("shift", [0, -1, 2, 3])
+def test_shift_outside_the_patch(shift):
+    with expect(ValueError, f"0 < shift < patch size 2 along the height, got {shift}"):
+        ShiftTransform((1, 6, 6), 2, shift, IdentityTransform())
+
+
+def test_shift_with_nothing_inside():
+    with expect(ValueError, "image width above the patch size 6, got 6"):
+        ShiftTransform((1, 12, 6), 6, 2, IdentityTransform())
+
+
+def test_shift_that_leaves_one_patch_for_a_coupling():
+    with expect(ValueError, "at least 2 features, got 1"):
+        small(image_shape=(1, 4, 4))
+
+
+def test_unknown_layout():
+    with expect(ValueError, "layout to be one of 'patch', .*, got 'ring'"):
+        PatchTransform((1, 4, 4), 2, "ring")
+
+
+def test_matrix_where_rows_are_expected():
+    with expect(ValueError, r"shape \[B, 6\], got \[2, 4, 6\].*ChannelMixingTransform"):
+        LULinear(6)(torch.zeros(2, 4, 6))
+
+
+def test_image_where_a_matrix_is_expected():
+    with expect(ValueError, r"matrices.*got \[2, 1, 4, 6\]"):
+        ChannelMixingTransform(LULinear(6))(torch.zeros(2, 1, 4, 6))
+
+
+def test_squeeze_that_does_not_divide():
+    with expect(ValueError, r"multiples of 2, got \[1, 1, 3, 4\]"):
+        SqueezeTransform(2)(torch.zeros(1, 1, 3, 4))
+    with expect(ValueError, r"C a multiple of 4, got \[1, 3, 2, 2\]"):
+        SqueezeTransform(2).inverse(torch.zeros(1, 3, 2, 2))
+
+
+def test_image_shape_that_is_none():
+    with expect(ValueError, r"\(channels, height, width\), got \(8, 8\)"):
+        small(image_shape=(8, 8))
+
+
+# Flows and factories.
+
+
+def test_odd_number_of_rlu_layers_before_a_shift():
+    with expect(ValueError, "even number of RLU flow layers before a shift, got 3"):
+        small(linear="rlu", num_flow_layers=3)
+    small(linear="rlu", num_flow_layers=3, shift=None)
+
+
+def test_factory_that_returns_no_transform():
+    with expect(TypeError, "factory that returns an nflows Transform, got Linear"):
+        PatchMixerTransform(SHAPE, 2, lambda d: nn.Linear(d, d), LULinear)
+
+
+def test_flow_that_is_no_transform():
+    with expect(TypeError, "an nflows transform, or a factory of an nflows Transform, got Linear"):
+        PatchMixerTransform(SHAPE, 2, nn.Linear(4, 4), LULinear)
+
+
+def test_transform_of_another_length():
+    with expect(ValueError, "rows of length 9, got LULinear of length 4"):
+        PatchMixerTransform(SHAPE, 2, LULinear(4), LULinear(4))
+
+
+def test_factory_that_returns_another_length():
+    with expect(ValueError, "rows of length 4, got CompositeTransform of length 5"):
+        wrong = CompositeTransform([IdentityTransform(), LULinear(5)])
+        PatchMixerTransform(SHAPE, 2, lambda d: wrong, LULinear)
+
+
+def test_flow_that_changes_the_length_of_its_rows():
+    class Cut(Transform):
+        def forward(self, inputs, context=None):
+            return inputs[:, 1:], inputs.new_zeros(len(inputs))
+
+    with expect(ValueError, r"keeps rows of shape \[8, 6\], got \[8, 5\] from Cut"):
+        ChannelMixingTransform(Cut())(torch.zeros(2, 4, 6))
+
+
+def test_shift_factory_that_returns_no_transform():
+    with expect(TypeError, "inner_image_shape.*got Identity"):
+        ShiftTransform((1, 6, 6), 2, 1, lambda shape: nn.Identity())
+
+
+def test_shift_transform_of_another_shape():
+    whole = PatchMixerTransform((1, 6, 6), 2, LULinear, LULinear)
+    with expect(ValueError, r"inner shape \(1, 4, 4\), got PatchMixerTransform of \(1, 6, 6\)"):
+        ShiftTransform((1, 6, 6), 2, 1, whole)
+
+
+def test_conditioner_of_another_size():
+    coupling = AffineCoupling(6, nn.Linear(3, 5))
+    with expect(ValueError, r"parameters of shape \[B, 6, ...\], got \[2, 5\]"):
+        coupling(torch.zeros(2, 6))
+
+
+def test_positions_for_a_flow_without_context():
+    with expect(ValueError, "transform that takes context, to be given positions, got LULinear"):
+        ChannelMixingTransform(LULinear(6), sinusoidal_positions(4, 2))
+
+
+def test_table_of_positions_of_another_length():
+    flow = AffineCoupling(6, partial(ResidualMLP, context_features=2))
+    with expect(ValueError, "one position for each of 5 rows, got 4 positions"):
+        ChannelMixingTransform(flow, sinusoidal_positions(4, 2))(torch.zeros(2, 5, 6))
+
+
+def test_unknown_preset_and_unknown_argument():
+    with expect(ValueError, "preset to be one of 'cifar10', .*, got 'cifar'"):
+        mixerflow("cifar")
+    with expect(TypeError, "got hidden and no gap"):
+        mixerflow("cifar10", hidden=3)
+    with expect(TypeError, "got all known and no patch_size"):
+        mixerflow(image_shape=SHAPE)
+
+
+@pytest.mark.parametrize(
+    "options, pattern",
+    [
+        ({"linear": "qr"}, "linear to be one of 'lu', 'rlu', None, got 'qr'"),
+        ({"channel_flow": "spline"}, "channel_flow to be one of .*, got 'spline'"),
+        ({"conditioner": "cnn"}, "conditioner to be one of .*, got 'cnn'"),
+        ({"base": "uniform"}, "base to be one of .*, got 'uniform'"),
+        ({"norm": "layer"}, "norm to be one of .*, got 'layer'"),
+        ({"positions": "rotary"}, "positions to be one of .*, got 'rotary'"),
+        ({"scale": "relu"}, "scale to be one of .*, got 'relu'"),
+        ({"num_layers": 0}, "num_layers to be a positive integer, got 0"),
+        ({"hidden_features": 1.5}, "hidden_features to be a positive integer, got 1.5"),
+        ({"layout": ["patch"] * 3}, "one layout for each of 2 layers, got 3"),
+        ({"patch_size": [(2, 2)]}, "one patch_size for each of 2 layers, got 1"),
+        ({"levels": 300}, "2 to 256 levels, got 300"),
+        ({"logit": 0.7}, "0 < alpha < 0.5, got 0.7"),
+    ],
+)
+def test_choice_of_the_builder(options, pattern):
+    with expect(ValueError, pattern):
+        small(**options)
+
+
+# Parts.
+
+
+@pytest.mark.parametrize(
+    "make, pattern",
+    [
+        (lambda: AffineCoupling(4, conditioning="left"), "'first', 'second', got 'left'"),
+        (lambda: PixelScaling(256, 1.0, 0.0), r"low < high, got \(1.0, 0.0\)"),
+        (lambda: LogitTransform(0.0), "0 < alpha < 0.5, got 0"),
+        (lambda: LULinear(0), "features to be a positive integer, got 0"),
+        (lambda: MLP(2, 2, num_layers=0), "num_layers to be a positive integer, got 0"),
+        (lambda: sinusoidal_positions(4, 3), "even number of features, got 3"),
+        (lambda: StudentT((2,), degrees_of_freedom=0), "degrees_of_freedom above 0, got 0"),
+        (lambda: NormalMixture((2,), scales=(1.0, -1.0)), r"scales above 0, got \(1.0, -1.0\)"),
+        (lambda: PermutePixels(SHAPE, "local"), "patch_size=None"),
+        (lambda: PermutePixels(SHAPE, "global", 2), "patch_size=2"),
+        (lambda: UniformDequantization(1), "2 to 256 levels, got 1"),
+        (lambda: UniformDequantization()(torch.rand(2, 3)), "integer pixels, got torch.float32"),
+        (
+            lambda: InvertibleConv1x1(3)(torch.rand(2, 1, 4, 4)),
+            r"\[B, 3, H, W\], got \[2, 1, 4, 4\]",
+        ),
+        (lambda: ActNorm(3)(torch.rand(2, 4)), r"\[B, 3, ...\], got \[2, 4\]"),
+        (lambda: DiagonalNormal((3,)).log_prob(torch.rand(2, 4)), r"\[B, 3\], got \[2, 4\]"),
+        (lambda: RLULinear(3).inverse(torch.rand(2, 4)), r"\[B, 3\], got \[2, 4\]"),
+        (lambda: FlowLayer(4)(torch.rand(8, 5)), r"\[B, 4\], got \[8, 5\]"),
+    ],
+)
+def test_part(make, pattern):
+    with expect(ValueError, pattern):
+        make()
+
+
+# Data.
+
+
+def test_data_that_does_not_exist(tmp_path):
+    with expect(ValueError, re.escape(f"'{tmp_path / 'none.npz'}'")):
+        load_images(tmp_path / "none.npz")
+
+
+def test_npz_without_images(tmp_path):
+    np.savez(tmp_path / "x.npz", pictures=np.zeros((2, 4, 4), np.uint8))
+    with expect(ValueError, r"'images', got \['pictures'\]"):
+        load_images(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((2, 4, 4)), np.zeros((2, 3, 4, 5), np.uint8), np.zeros(4, np.uint8)]
+)
+def test_npz_with_something_else(tmp_path, array):
+    np.savez(tmp_path / "x.npz", images=array)
+    with expect(ValueError, "uint8 images"):
+        load_images(tmp_path / "x.npz")
+
+
+def test_folder_with_images_of_two_sizes(tmp_path):
+    from PIL import Image
+
+    for size in (4, 6):
+        Image.fromarray(np.zeros((size, size, 3), np.uint8)).save(tmp_path / f"{size}.png")
+    with expect(ValueError, "images of one size, got"):
+        load_images(tmp_path)
