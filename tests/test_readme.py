@@ -1,0 +1,73 @@
+"""The README says what is so: its code runs, and its figures are those that scripts wrote."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def results(name):
+    return json.loads((ROOT / "examples" / "results" / name / "results.json").read_text())
+
+
+def test_code_runs():
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    names = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+        assert len([line for line in block.splitlines() if line.strip()]) < 15
+    assert len(blocks) == 2
+    assert names["loss"].isfinite()
+    assert names["bits"].isfinite().all()
+    assert names["samples"].shape == (4, 3, 32, 32) and names["samples"].dtype == torch.uint8
+    assert sum(p.numel() for p in names["flow"].parameters()) == 11_343_833
+
+
+def test_code_inside_sentences_runs():
+    names = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", README, flags=re.S)), names)
+    calls = re.findall(r"`(mixerflow\([^`]+\))`", README.replace("\n", " "))
+    assert len(calls) == 2
+    for call in calls:
+        eval(call, names)
+
+
+@pytest.mark.parametrize("name", ["digits"])
+def test_table_of_results_is_what_the_script_wrote(name):
+    table = runpy.run_path(str(ROOT / "examples" / "train_mixerflow.py"))["table"](results(name))
+    assert (ROOT / "examples" / "results" / name / "results.md").read_text() == table
+    assert table in README
+
+
+def test_figures_of_precision_are_what_the_script_wrote():
+    section = README.split("## Precision")[1].split("## Tests")[0]
+    rows = re.findall(r"\| `([^`]+)` \| ([\d.e-]+) \| \[.*?\]\((.*?)\) \|", section)
+    assert len(rows) == 2
+    for command, figure, path in rows:
+        written = json.loads((ROOT / path).read_text())
+        assert figure == f"{written['round_trip_error']:.1e}"
+        for flag, value in re.findall(r"--([a-z-]+) (\S+)", command):
+            given = written["arguments"][flag.replace("-", "_")]
+            assert Path(given).name == Path(value).name
+
+
+def test_command_of_the_tests_is_that_of_ci():
+    command = "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest"
+    lines = [line for line in README.splitlines() if re.search(r"\[test\].*pytest", line)]
+    assert lines == [command]
+
+
+def test_oldest_versions_are_those_of_setup_cfg():
+    setup = (ROOT / "setup.cfg").read_text()
+    pinned = dict(re.findall(r"^(\w+)==([\d.]+)$", (ROOT / ".ci/oldest.txt").read_text(), re.M))
+    floors = dict(re.findall(r"^    (\w+)>=([\d.]+)$", setup, flags=re.M))
+    assert set(floors) == {"torch", "nflows", "zuko", "einops"}
+    for name, floor in floors.items():
+        assert (pinned[name] + ".").startswith(floor + ".")
+    assert "python_requires = >=3.10" in setup and "Python 3.10 and torch 2.2 or newer" in README
