@@ -119,7 +119,7 @@ def main():
         "data": data.name,
         "train_images": len(data.train),
         "test_images": len(test),
-        "arguments": {name: str(value) for name, value in vars(arguments).items()},
+        "arguments": {k: v for k, v in vars(arguments).items() if k != "out"},
         "architecture": chosen,
         "parameters": sum(p.numel() for p in flow.parameters()),
         "bits_per_dim": bits.mean().item(),

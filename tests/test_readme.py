@@ -54,7 +54,7 @@ def test_figures_of_precision_are_what_the_script_wrote():
         assert figure == f"{written['round_trip_error']:.1e}"
         for flag, value in re.findall(r"--([a-z-]+) (\S+)", command):
             given = written["arguments"][flag.replace("-", "_")]
-            assert Path(given).name == Path(value).name
+            assert str(given) == value
 
 
 def test_command_of_the_tests_is_that_of_ci():
@@ -64,7 +64,7 @@ def test_command_of_the_tests_is_that_of_ci():
 
 
 def test_oldest_versions_are_those_of_setup_cfg():
-    setup = (ROOT / "setup.cfg").read_text()
+    setup = (ROOT / "setup.cfg").read_text().split("[options.packages.find]")[0]
     pinned = dict(re.findall(r"^(\w+)==([\d.]+)$", (ROOT / ".ci/oldest.txt").read_text(), re.M))
     floors = dict(re.findall(r"^    (\w+)>=([\d.]+)$", setup, flags=re.M))
     assert set(floors) == {"torch", "nflows", "zuko", "einops"}

@@ -30,7 +30,7 @@ def save_grids(path: str | Path, panels: Mapping[str, Tensor], levels: int) -> N
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, images) in zip(axes, panels.items()):
         grid = make_grid(images / (levels - 1), nrow=8, padding=1, pad_value=0.5)
-        axis.imshow(grid.permute(1, 2, 0), interpolation="nearest")
+        axis.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
         axis.set_title(title)
         axis.axis("off")
     figure.savefig(path, dpi=150, bbox_inches="tight")
