@@ -49,7 +49,7 @@ def architecture(arguments, data):
     """Arguments of mixerflow: those of the preset, or of a small flow, changed by the flags."""
     chosen = DIGITS if data.name == "digits" else SMALL
     if arguments.preset:
-        chosen = PRESETS[arguments.preset].architecture
+        chosen = vars(PRESETS[arguments.preset].architecture)
     flags = {"num_layers": arguments.layers, "patch_size": arguments.patch_size}
     chosen = chosen | {name: value for name, value in flags.items() if value is not None}
     return chosen | {"image_shape": data.image_shape, "levels": data.levels}

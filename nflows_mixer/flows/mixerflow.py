@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Union
 
 import torch
-from nflows.distributions.base import Distribution
 from nflows.transforms import (
     BatchNorm,
     CompositeTransform,
@@ -18,12 +14,17 @@ from nflows.transforms import (
 )
 from torch import Tensor, nn
 
-from nflows_mixer._checks import check_choice, check_image_shape, check_positive, mismatch
+from nflows_mixer._checks import check_choice
 from nflows_mixer.bridges import FlowLike
-from nflows_mixer.distributions import DiagonalNormal, NormalMixture, StudentT
+from nflows_mixer.flows.architecture import (
+    BASES,
+    CONDITIONERS,
+    LINEAR_BLOCKS,
+    POSITIONS,
+    MixerFlowArchitecture,
+)
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.presets import PRESETS
-from nflows_mixer.nn import MLP, ResidualMLP, learned_positions, sinusoidal_positions
 from nflows_mixer.transforms import (
     ActNorm,
     AdditiveCoupling,
@@ -31,141 +32,11 @@ from nflows_mixer.transforms import (
     FlowLayer,
     InvertibleConv1x1,
     LogitTransform,
-    LULinear,
     PatchMixerTransform,
     PixelScaling,
-    RLULinear,
     ShiftTransform,
     SqueezeTransform,
 )
-
-LINEAR_BLOCKS = {"lu": LULinear, "rlu": RLULinear, None: None}
-CONDITIONERS = {"residual": ResidualMLP, "mlp": MLP}
-POSITIONS = {"sinusoidal": sinusoidal_positions, "learned": learned_positions, None: None}
-BASES: dict[str, Callable[[Sequence[int]], Distribution]] = {
-    "normal": DiagonalNormal,
-    "standard_normal": partial(DiagonalNormal, learnable=False),
-    "student_t": StudentT,
-    "cauchy": partial(StudentT, degrees_of_freedom=1.0),
-    "mixture": NormalMixture,
-}
-ROW_FLOWS = ("affine", "additive", "maf")
-NORMS = ("actnorm", "batchnorm")
-
-PatchSizes = Union[int, tuple[int, int], Sequence[tuple[int, int]]]
-
-
-@dataclass(frozen=True)
-class MixerFlowArchitecture:
-    """What a MixerFlow is made of; the defaults are the paper's coupling model.
-
-    Args:
-        image_shape: (C, H, W).
-        patch_size: p, or (height, width), or a list of (height, width), one for each layer.
-        levels: number of pixel values.
-        num_layers: mixer layers.
-        num_flow_layers: flow layers (linear block, row flow, ActNorm) in each channel flow and in
-            each patch flow.
-        channel_flow: the row flow of each flow layer of the channel flows: "affine" or
-            "additive" coupling, "maf", or a factory ``features -> transform``.
-        patch_flow: the same for the patch flows.
-        linear: linear block, "lu", "rlu" or None; with None the parts of a coupling alternate.
-        hidden_features: width of the conditioners.
-        num_blocks: residual blocks of a conditioner (of "residual" and "maf"), or its hidden
-            layers beyond the first ("mlp").
-        conditioner: "residual" or "mlp", or a factory ``(in_features, out_features) -> network``.
-        scale: scale function of affine couplings, see ``AffineCoupling``.
-        norm: between the flows, "actnorm" (before the first linear block after each
-            transposition) or "batchnorm" (nflows', after each flow: the author's earlier variant).
-        shift: s of the shift layers, or (height, width), or None for no shift layers.
-        shift_period: layers 0, k, 2k, ... are shift layers.
-        layout: "patch", "band", "stripe" or "dilated", or a list with one for each layer.
-        squeeze: factor of the squeeze before the mixer layers, 1 for none; ``patch_size`` and
-            ``shift`` then count pixels of the squeezed image.
-        conv1x1: whether an invertible 1x1 convolution over the channels comes first.
-        logit: alpha of the logit of pixels, see ``LogitTransform``; None for a linear scale.
-        base: "normal" (learnable diagonal), "standard_normal", "student_t", "cauchy", "mixture",
-            or a factory ``shape -> distribution``.
-        context_features: length of the context that every conditioner takes; None for none.
-        positions: "sinusoidal" or "learned" positional context of every conditioner, or None.
-        position_features: length of the positional context.
-
-    Raises:
-        ValueError: if a choice is unknown or a size does not fit another.
-
-    References:
-        MixerFlow, Sections 4, 8 and 10; Table 8.
-
-    Example:
-        >>> MixerFlowArchitecture((3, 32, 32), 4).num_layers
-        30
-    """
-
-    image_shape: tuple[int, int, int]
-    patch_size: PatchSizes
-    levels: int = 256
-    num_layers: int = 30
-    num_flow_layers: int = 4
-    channel_flow: str | Callable[[int], Transform] = "affine"
-    patch_flow: str | Callable[[int], Transform] = "affine"
-    linear: str | None = "lu"
-    hidden_features: int = 128
-    num_blocks: int = 1
-    conditioner: str | Callable[[int, int], nn.Module] = "residual"
-    scale: str = "exp"
-    norm: str = "actnorm"
-    shift: int | tuple[int, int] | None = 1
-    shift_period: int = 4
-    layout: str | Sequence[str] = "patch"
-    squeeze: int = 1
-    conv1x1: bool = True
-    logit: float | None = None
-    base: str | Callable[[Sequence[int]], Distribution] = "normal"
-    context_features: int | None = None
-    positions: str | None = None
-    position_features: int = 16
-
-    def __post_init__(self) -> None:
-        owner = "mixerflow"
-        check_image_shape(self.image_shape, owner)
-        for name in ("num_layers", "num_flow_layers", "hidden_features", "num_blocks"):
-            check_positive(owner, name, getattr(self, name))
-        for name in ("shift_period", "squeeze", "position_features"):
-            check_positive(owner, name, getattr(self, name))
-        for name, choices in [
-            ("channel_flow", ROW_FLOWS),
-            ("patch_flow", ROW_FLOWS),
-            ("linear", tuple(LINEAR_BLOCKS)),
-            ("conditioner", tuple(CONDITIONERS)),
-            ("norm", NORMS),
-            ("base", tuple(BASES)),
-            ("positions", tuple(POSITIONS)),
-        ]:
-            value = getattr(self, name)
-            if name in ("linear", "norm", "positions") or not callable(value):
-                check_choice(owner, name, value, choices)
-        for name in ("patch_size", "layout"):
-            per_layer = self._per_layer(name)
-            if len(per_layer) != self.num_layers:
-                raise mismatch(
-                    owner,
-                    f"one {name} for each of {self.num_layers} layers",
-                    f"{len(per_layer)}",
-                    "give one for all, or a list of that length",
-                )
-        if self.linear == "rlu" and self.shift is not None and self.num_flow_layers % 2:
-            raise mismatch(
-                owner,
-                "an even number of RLU flow layers before a shift",
-                self.num_flow_layers,
-                "an odd number leaves positions reversed, so that the shifted grid joins pixels "
-                "that are not neighbours; make num_flow_layers even, or pass linear='lu'",
-            )
-
-    def _per_layer(self, name: str) -> list:
-        value = getattr(self, name)
-        alone = isinstance(value, (int, str)) or (len(value) > 0 and isinstance(value[0], int))
-        return [value] * self.num_layers if alone else list(value)
 
 
 def mixerflow(preset: str | None = None, **arguments) -> ImageFlow:
@@ -198,7 +69,7 @@ def mixerflow(preset: str | None = None, **arguments) -> ImageFlow:
     """
     if preset is not None:
         check_choice("mixerflow", "preset", preset, tuple(PRESETS))
-        arguments = {**PRESETS[preset].architecture, **arguments}
+        arguments = {**vars(PRESETS[preset].architecture), **arguments}
     known = {field.name for field in dataclasses.fields(MixerFlowArchitecture)}
     missing, unknown = {"image_shape", "patch_size"} - set(arguments), set(arguments) - known
     if missing or unknown:
@@ -222,7 +93,7 @@ def _build(architecture: MixerFlowArchitecture) -> ImageFlow:
     if a.squeeze > 1:
         transforms.append(SqueezeTransform(a.squeeze))
     shape = (channels * a.squeeze**2, height // a.squeeze, width // a.squeeze)
-    layers = zip(a._per_layer("patch_size"), a._per_layer("layout"))
+    layers = zip(a.per_layer("patch_size"), a.per_layer("layout"))
     for index, (patch_size, layout) in enumerate(layers):
         mixer = partial(
             PatchMixerTransform,
@@ -259,19 +130,13 @@ def _row_flow(a: MixerFlowArchitecture, kind: str, index: int, features: int) ->
     if kind == "maf":
         return _identity_maf(a, features, context_features)
     conditioner = a.conditioner
-    if conditioner == "residual":
+    if isinstance(conditioner, str):
+        depth = {"residual": {"num_blocks": a.num_blocks}, "mlp": {"num_layers": 1 + a.num_blocks}}
         conditioner = partial(
-            ResidualMLP,
+            CONDITIONERS[conditioner],
             hidden_features=a.hidden_features,
-            num_blocks=a.num_blocks,
             context_features=context_features,
-        )
-    elif conditioner == "mlp":
-        conditioner = partial(
-            MLP,
-            hidden_features=a.hidden_features,
-            num_layers=1 + a.num_blocks,
-            context_features=context_features,
+            **depth[conditioner],
         )
     # Without a linear block nothing else exchanges the parts.
     conditioning = "second" if a.linear is None and index % 2 else "first"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nflows_mixer.flows.architecture import MixerFlowArchitecture
+
 
 @dataclass(frozen=True)
 class MixerFlowPreset:
@@ -11,7 +13,7 @@ class MixerFlowPreset:
 
     Args:
         source: the table and column.
-        architecture: arguments of ``mixerflow``, where they differ from its defaults.
+        architecture: what the flow is made of; what the table leaves open is the default.
         training_points: images trained on; the validation part is int(0.04 n).
         learning_rate: of Adam, decayed to zero by a cosine over all steps.
         betas: of Adam.
@@ -25,7 +27,7 @@ class MixerFlowPreset:
     """
 
     source: str
-    architecture: dict
+    architecture: MixerFlowArchitecture
     training_points: int
     learning_rate: float
     steps: int
@@ -37,7 +39,7 @@ class MixerFlowPreset:
 PRESETS: dict[str, MixerFlowPreset] = {
     "cifar10": MixerFlowPreset(
         source="MixerFlow, Table 8, column CIFAR-10",
-        architecture={"image_shape": (3, 32, 32), "patch_size": 4},
+        architecture=MixerFlowArchitecture(image_shape=(3, 32, 32), patch_size=4),
         training_points=48_000,
         learning_rate=1e-3,
         steps=400_000,
@@ -45,7 +47,7 @@ PRESETS: dict[str, MixerFlowPreset] = {
     ),
     "imagenet32": MixerFlowPreset(
         source="MixerFlow, Table 8, column ImageNet32",
-        architecture={"image_shape": (3, 32, 32), "patch_size": 4},
+        architecture=MixerFlowArchitecture(image_shape=(3, 32, 32), patch_size=4),
         training_points=1_229_904,
         learning_rate=1e-3,
         steps=500_000,
@@ -53,7 +55,9 @@ PRESETS: dict[str, MixerFlowPreset] = {
     ),
     "galaxy32": MixerFlowPreset(
         source="MixerFlow, Table 8, column Galaxy32",
-        architecture={"image_shape": (3, 32, 32), "patch_size": 4, "hidden_features": 64},
+        architecture=MixerFlowArchitecture(
+            image_shape=(3, 32, 32), patch_size=4, hidden_features=64
+        ),
         training_points=5_000,
         learning_rate=1e-3,
         steps=50_000,
@@ -61,7 +65,7 @@ PRESETS: dict[str, MixerFlowPreset] = {
     ),
     "imagenet64": MixerFlowPreset(
         source="MixerFlow, Table 8, column ImageNet64",
-        architecture={"image_shape": (3, 64, 64), "patch_size": 8, "shift": 2},
+        architecture=MixerFlowArchitecture(image_shape=(3, 64, 64), patch_size=8, shift=2),
         training_points=1_229_904,
         learning_rate=5e-4,
         steps=400_000,
@@ -69,7 +73,7 @@ PRESETS: dict[str, MixerFlowPreset] = {
     ),
     "animefaces": MixerFlowPreset(
         source="MixerFlow, Table 8, column AnimeFaces",
-        architecture={"image_shape": (3, 64, 64), "patch_size": 8, "shift": 2},
+        architecture=MixerFlowArchitecture(image_shape=(3, 64, 64), patch_size=8, shift=2),
         training_points=61_023,
         learning_rate=5e-4,
         betas=(0.9, 0.99),
@@ -78,15 +82,15 @@ PRESETS: dict[str, MixerFlowPreset] = {
     ),
     "mnist": MixerFlowPreset(
         source="MixerFlow, Table 8, column MNIST",
-        architecture={
-            "image_shape": (1, 28, 28),
-            "patch_size": 4,
-            "hidden_features": 64,
-            "shift": None,
-            "linear": "rlu",
-            "channel_flow": "maf",
-            "patch_flow": "maf",
-        },
+        architecture=MixerFlowArchitecture(
+            image_shape=(1, 28, 28),
+            patch_size=4,
+            hidden_features=64,
+            shift=None,
+            linear="rlu",
+            channel_flow="maf",
+            patch_flow="maf",
+        ),
         training_points=57_600,
         learning_rate=5e-4,
         steps=400_000,
