@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from tqdm import trange
 
 from nflows_mixer.data import load_images
@@ -61,10 +60,9 @@ def train(flow, images, arguments):
     lr = arguments.lr or (preset.learning_rate if preset else 3e-3)
     betas, clip = (preset.betas, preset.gradient_clip) if preset else ((0.9, 0.999), 5.0)
     optimizer = torch.optim.Adam(flow.parameters(), lr=lr, betas=betas)
-    warmup = 1 + min(50, arguments.steps // 10)
-    rise = LinearLR(optimizer, 0.01, 1.0, warmup)
-    fall = CosineAnnealingLR(optimizer, max(1, arguments.steps - warmup))
-    schedule = SequentialLR(optimizer, [rise, fall], [warmup])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, arguments.steps + 1, pct_start=0.05, cycle_momentum=False
+    )
     flow.initialize(images[: max(500, arguments.batch_size)].to(arguments.device))
     flow.train()
     curve = []
