@@ -18,7 +18,7 @@ from nflows_mixer.transforms import LULinear, RLULinear
 
 LINEAR_BLOCKS = {"lu": LULinear, "rlu": RLULinear, None: None}
 CONDITIONERS = {"residual": ResidualMLP, "mlp": MLP}
-POSITIONS = {"sinusoidal": sinusoidal_positions, "learned": learned_positions, None: None}
+POSITIONS = {"sinusoidal": sinusoidal_positions, "learned": learned_positions}
 BASES: dict[str, Callable[[Sequence[int]], Distribution]] = {
     "normal": DiagonalNormal,
     "standard_normal": partial(DiagonalNormal, learnable=False),
@@ -116,7 +116,7 @@ class MixerFlowArchitecture:
             ("conditioner", tuple(CONDITIONERS)),
             ("norm", NORMS),
             ("base", tuple(BASES)),
-            ("positions", tuple(POSITIONS)),
+            ("positions", (*POSITIONS, None)),
         ]:
             value = getattr(self, name)
             if name in ("linear", "norm", "positions") or not callable(value):

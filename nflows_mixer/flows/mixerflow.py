@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import torch
 from nflows.transforms import (
@@ -12,7 +13,7 @@ from nflows.transforms import (
     MaskedAffineAutoregressiveTransform,
     Transform,
 )
-from torch import Tensor, nn
+from torch import nn
 
 from nflows_mixer._checks import check_choice
 from nflows_mixer.bridges import FlowLike
@@ -92,6 +93,9 @@ def _build(architecture: MixerFlowArchitecture) -> ImageFlow:
         transforms.append(InvertibleConv1x1(channels))
     if a.squeeze > 1:
         transforms.append(SqueezeTransform(a.squeeze))
+    positions = None
+    if a.positions is not None:
+        positions = partial(POSITIONS[a.positions], features=a.position_features)
     shape = (channels * a.squeeze**2, height // a.squeeze, width // a.squeeze)
     layers = zip(a.per_layer("patch_size"), a.per_layer("layout"))
     for index, (patch_size, layout) in enumerate(layers):
@@ -101,7 +105,7 @@ def _build(architecture: MixerFlowArchitecture) -> ImageFlow:
             channel_flow=partial(_mixing_flow, a, a.channel_flow),
             patch_flow=partial(_mixing_flow, a, a.patch_flow),
             layout=layout,
-            positions=a.positions and partial(_positions, a),
+            positions=positions,
         )
         if a.shift is not None and index % a.shift_period == 0:
             transforms.append(ShiftTransform(shape, patch_size, a.shift, mixer))
@@ -131,7 +135,10 @@ def _row_flow(a: MixerFlowArchitecture, kind: str, index: int, features: int) ->
         return _identity_maf(a, features, context_features)
     conditioner = a.conditioner
     if isinstance(conditioner, str):
-        depth = {"residual": {"num_blocks": a.num_blocks}, "mlp": {"num_layers": 1 + a.num_blocks}}
+        depth: dict[str, dict[str, Any]] = {
+            "residual": {"num_blocks": a.num_blocks},
+            "mlp": {"num_layers": 1 + a.num_blocks},
+        }
         conditioner = partial(
             CONDITIONERS[conditioner],
             hidden_features=a.hidden_features,
@@ -168,7 +175,3 @@ def _identity_maf(
 def _context_features(a: MixerFlowArchitecture) -> int | None:
     total = (a.context_features or 0) + (a.position_features if a.positions else 0)
     return total or None
-
-
-def _positions(a: MixerFlowArchitecture, rows: int) -> Tensor:
-    return POSITIONS[a.positions](rows, a.position_features)

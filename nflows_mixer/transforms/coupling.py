@@ -108,11 +108,9 @@ class _Coupling(Transform):
 
     def _split(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         if self.conditioning == "first":
-            sizes = (self.conditioning_features, self.transformed_features)
-            return torch.split(inputs, sizes, dim=1)
-        moved, fixed = torch.split(
-            inputs, (self.transformed_features, self.conditioning_features), dim=1
-        )
+            fixed, moved = inputs.tensor_split([self.conditioning_features], dim=1)
+        else:
+            moved, fixed = inputs.tensor_split([self.transformed_features], dim=1)
         return fixed, moved
 
     def _join(self, fixed: Tensor, moved: Tensor) -> Tensor:

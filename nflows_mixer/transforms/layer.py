@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
@@ -74,8 +76,8 @@ class FlowLayer(Transform):
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D] back."""
         outputs, total = inputs, inputs.new_zeros(inputs.shape[0])
-        for name, part in reversed(self.parts.items()):
+        for name, part in list(self.parts.items())[::-1]:
             given = context if self._passes_context[name] else None
-            outputs, logabsdet = part.inverse(outputs, given)
+            outputs, logabsdet = cast(Transform, part).inverse(outputs, given)
             total = total + logabsdet
         return outputs, total

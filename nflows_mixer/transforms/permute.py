@@ -62,7 +62,7 @@ class PermutePixels(Transform):
             )
         _, height, width = self.image_shape
         generator = torch.Generator().manual_seed(seed)
-        if mode == "global":
+        if patch_size is None:
             source = torch.randperm(height * width, generator=generator)
         else:
             patches = PatchTransform((1, height, width), patch_size)
