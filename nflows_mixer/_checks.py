@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 from torch import Tensor
+
+ROWS_ADVICE = "put it into a ChannelMixingTransform or PatchMixingTransform to map a matrix"
 
 
 def mismatch(owner: str, expected: object, got: object, advice: str) -> ValueError:
@@ -39,14 +42,20 @@ def check_choice(owner: str, name: str, value: object, choices: Sequence[object]
 
 def check_positive(owner: str, name: str, value: object) -> None:
     """Raise unless ``value`` is a positive integer."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, (int, Integral)) or isinstance(value, bool) or int(value) < 1:
         raise mismatch(owner, f"{name} to be a positive integer", repr(value), "give 1 or more")
+
+
+def check_levels(owner: str, levels: object) -> None:
+    """Raise unless ``levels`` is a number of pixel values that uint8 can hold."""
+    if not isinstance(levels, (int, Integral)) or not 2 <= int(levels) <= 256:
+        raise mismatch(owner, "2 to 256 levels", levels, "pass 2 ** bits, or 17 for digits")
 
 
 def check_image_shape(image_shape: Sequence[int], owner: str) -> tuple[int, int, int]:
     """Return ``image_shape`` as (C, H, W), or raise."""
     shape = tuple(image_shape)
-    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+    if len(shape) != 3 or not all(isinstance(n, Integral) and n > 0 for n in shape):
         raise mismatch(
             owner, "image_shape (channels, height, width)", image_shape, "give three sizes above 0"
         )
@@ -55,7 +64,7 @@ def check_image_shape(image_shape: Sequence[int], owner: str) -> tuple[int, int,
 
 def as_pair(size: int | Sequence[int], owner: str, name: str) -> tuple[int, int]:
     """Return ``size`` as (height, width), or raise."""
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(isinstance(n, int) for n in pair):
+    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(pair) != 2 or not all(isinstance(n, (int, Integral)) for n in pair):
         raise mismatch(owner, f"{name} as an integer or (height, width)", size, "give one of these")
-    return pair
+    return int(pair[0]), int(pair[1])

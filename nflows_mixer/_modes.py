@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch import nn
 
@@ -11,10 +11,20 @@ from torch import nn
 @contextmanager
 def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
     """Put ``module`` in training or evaluation mode, and every part back into its own after."""
-    before = [(part, part.training) for part in module.modules()]
-    module.train(training)
+    changed = [part for part in module.modules() if part.training != training]
+    for part in changed:
+        part.training = training
     try:
         yield
     finally:
-        for part, was_training in before:
-            part.training = was_training
+        for part in changed:
+            part.training = not training
+
+
+def running_statistics(module: nn.Module) -> AbstractContextManager[None]:
+    """For inverses: batch normalisation takes, and keeps, its running statistics.
+
+    nflows' ``Flow.sample`` inverts in whatever mode the flow is in, and a batch of samples must
+    neither change the map nor the statistics. A module already in evaluation mode costs nothing.
+    """
+    return in_mode(module, training=False) if module.training else nullcontext()

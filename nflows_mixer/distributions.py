@@ -9,7 +9,7 @@ import torch
 from nflows.distributions.base import Distribution
 from torch import Tensor, distributions, nn
 
-from nflows_mixer._checks import check_event, mismatch
+from nflows_mixer._checks import check_event, check_positive, mismatch
 
 
 class BaseDistribution(Distribution):
@@ -59,10 +59,7 @@ class BaseDistribution(Distribution):
             ValueError: if ``num_samples`` is not a positive integer, or the temperature is
                 negative or not finite.
         """
-        if not isinstance(num_samples, int) or num_samples < 1:
-            raise mismatch(
-                "sample", "num_samples of at least 1", num_samples, "ask for one or more"
-            )
+        check_positive("sample", "num_samples", num_samples)
         if not (math.isfinite(temperature) and temperature >= 0):
             raise mismatch("sample", "a temperature of at least 0", temperature, "1 is the default")
         leading = (num_samples,) if context is None else (context.shape[0], num_samples)

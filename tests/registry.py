@@ -12,6 +12,7 @@ from nflows.nn.nets import ResidualNet
 from nflows.transforms import CompositeTransform, MaskedAffineAutoregressiveTransform, Transform
 from torch import Tensor
 
+from nflows_mixer.bridges import as_transform
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.nn import MLP, ResidualMLP, learned_positions, sinusoidal_positions
 from nflows_mixer.transforms import (
@@ -223,6 +224,16 @@ TRANSFORMS: dict[str, Case] = {
         lambda: image_flow(patch_size=[(1, 2), (2, 2)], layout=["patch", "dilated"], shift=None),
         (1, 6, 4),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
+    ),
+    "Composite-mixed-context": Case(
+        lambda: ChannelMixingTransform(
+            as_transform(
+                nflows_transforms.CompositeTransform([maf(6), conditional_layer(6), maf(6, 3)]), 6
+            )
+        ),
+        (4, 6),
+        context_features=3,
+        compiles=False,
     ),
     "Composite-of-nflows": Case(
         lambda: CompositeTransform(

@@ -68,3 +68,9 @@ def test_downloads_keep_the_split_of_their_makers(name, shape, monkeypatch):
     data = load_images(name, root="somewhere")
     assert (data.train == 1).all() and (data.test == 2).all()
     assert data.image_shape == (3 if name == "cifar10" else 1, 4, 4)
+
+
+def test_grey_folder_keeps_one_channel(tmp_path):
+    for index in range(4):
+        Image.fromarray(np.full((4, 6), index, np.uint8)).save(tmp_path / f"{index}.png")
+    assert load_images(tmp_path).image_shape == (1, 4, 6)

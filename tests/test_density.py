@@ -19,6 +19,7 @@ from nflows_mixer.flows import ImageFlow, mixerflow
 from nflows_mixer.likelihood import bits_per_dim
 from nflows_mixer.transforms import (
     AffineCoupling,
+    CompositeTransform,
     FlowLayer,
     LogitTransform,
     LULinear,
@@ -40,8 +41,6 @@ class Logistic(BaseDistribution):
 @pytest.mark.parametrize("levels", [2, 17, 256])
 def test_uniform_images_cost_exactly_the_bits_of_their_levels(levels):
     """PixelScaling and a logit onto a logistic base make every pixel uniform."""
-    from nflows.transforms import CompositeTransform
-
     transform = CompositeTransform([PixelScaling(levels, 0.0, 1.0), LogitTransform(1e-9)])
     flow = ImageFlow(transform, (3, 4, 4), Logistic((3, 4, 4)), levels).double()
     images = torch.randint(levels, (5, 3, 4, 4), dtype=torch.uint8)
@@ -217,3 +216,22 @@ def test_round_trip_error_is_in_pixel_ranges():
     assert round_trip_error(ImageFlow(Lossy(17), (1, 6, 6), levels=17), images) == pytest.approx(
         0.1
     )
+
+
+def test_gaussian_yardstick_of_constant_pixels_is_that_of_the_noise_alone():
+    """A normal of variance 1/12 on uniform noise: log2 sqrt(2 pi e / 12) bits."""
+    blank = torch.full((5000, 1, 1, 2), 9, dtype=torch.uint8)
+    expected = 0.5 * math.log2(2 * math.pi * math.e / 12)
+    assert gaussian_bits_per_dim(blank, blank) == pytest.approx(expected, abs=0.01)
+
+
+def test_evaluate_uses_running_statistics():
+    flow = small_flow()
+    images = torch.randint(17, (20, 1, 6, 6), dtype=torch.uint8)
+    flow.initialize(images)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    flow.train()
+    alone = evaluate(flow, images, batch_size=1)
+    torch.testing.assert_close(evaluate(flow, images), alone, rtol=1e-4, atol=1e-4)

@@ -6,7 +6,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from nflows.transforms import CompositeTransform, IdentityTransform, Transform
+from nflows.transforms import (
+    CompositeTransform,
+    IdentityTransform,
+    ReversePermutation,
+    Transform,
+)
+from nflows.transforms import LULinear as nflows_LULinear
 from torch import nn
 
 from nflows_mixer.data import load_images
@@ -129,7 +135,7 @@ def test_sample_and_log_prob_of_a_flow_with_dequantisation():
 
 @pytest.mark.parametrize("count", [0, -1, 2.5])
 def test_number_of_samples(count):
-    with expect(ValueError, "num_samples of at least 1, got"):
+    with expect(ValueError, "num_samples to be a positive integer, got"):
         small().initialize(images()).sample(count)
 
 
@@ -159,8 +165,13 @@ def test_shift_outside_the_patch(shift):
 
 
 def test_shift_with_nothing_inside():
-    with expect(ValueError, "image width above the patch size 6, got 6"):
+    with expect(ValueError, "width of two or more patches of 6, got 6"):
         ShiftTransform((1, 12, 6), 6, 2, IdentityTransform())
+
+
+def test_shift_of_patches_that_do_not_divide_the_image():
+    with expect(ValueError, "height of two or more patches of 2, got 7"):
+        ShiftTransform((1, 7, 8), 2, 1, IdentityTransform())
 
 
 def test_shift_that_leaves_one_patch_for_a_coupling():
@@ -205,12 +216,12 @@ def test_odd_number_of_rlu_layers_before_a_shift():
 
 
 def test_factory_that_returns_no_transform():
-    with expect(TypeError, "factory that returns an nflows Transform, got Linear"):
+    with expect(TypeError, "to return an nflows Transform, got Linear"):
         PatchMixerTransform(SHAPE, 2, lambda d: nn.Linear(d, d), LULinear)
 
 
 def test_flow_that_is_no_transform():
-    with expect(TypeError, "an nflows transform, or a factory of an nflows Transform, got Linear"):
+    with expect(TypeError, "a factory, or an nflows Transform, got Linear"):
         PatchMixerTransform(SHAPE, 2, nn.Linear(4, 4), LULinear)
 
 
@@ -235,7 +246,7 @@ def test_flow_that_changes_the_length_of_its_rows():
 
 
 def test_shift_factory_that_returns_no_transform():
-    with expect(TypeError, "inner_image_shape.*got Identity"):
+    with expect(TypeError, r"factory\(\(1, 4, 4\)\) to return an nflows Transform, got Identity"):
         ShiftTransform((1, 6, 6), 2, 1, lambda shape: nn.Identity())
 
 
@@ -247,8 +258,84 @@ def test_shift_transform_of_another_shape():
 
 def test_conditioner_of_another_size():
     coupling = AffineCoupling(6, nn.Linear(3, 5))
-    with expect(ValueError, r"parameters of shape \[B, 6, ...\], got \[2, 5\]"):
+    with expect(ValueError, r"parameters of shape \[2, 6\], got \[2, 5\]"):
         coupling(torch.zeros(2, 6))
+
+
+def test_conditioner_that_would_broadcast():
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 4, 1))
+    coupling = AffineCoupling(4, pooled)
+    with expect(ValueError, r"shape \[1, 4, 3, 3\], got \[1, 4, 1, 1\]"):
+        coupling(torch.zeros(1, 4, 3, 3))
+
+
+def test_composite_with_a_part_of_another_length():
+    mixed = CompositeTransform([LULinear(4), ReversePermutation(5)])
+    with expect(ValueError, "rows of length 4, got CompositeTransform of length 4, 5"):
+        PatchMixerTransform(SHAPE, 2, mixed, LULinear)
+
+
+def test_matrix_in_a_flow_layer():
+    layer = FlowLayer(6, nflows_LULinear, None, None)
+    with expect(ValueError, r"shape \[B, 6\], got \[2, 4, 6\].*ChannelMixingTransform"):
+        layer(torch.zeros(2, 4, 6))
+
+
+@pytest.mark.parametrize("name", ["channel_flow", "patch_flow", "conditioner"])
+def test_ready_module_that_all_layers_would_share(name):
+    with expect(ValueError, f"{name} as a name or a factory, got a ready LULinear"):
+        small(**{name: LULinear(4)})
+
+
+@pytest.mark.parametrize(
+    "options, pattern",
+    [
+        ({"scale": "tanh"}, r"among \['affine'\] to read scale='tanh'"),
+        ({"conditioner": "mlp"}, r"among \['additive', 'affine'\] to read conditioner='mlp'"),
+        ({"linear": None}, "a linear block between autoregressive flows.*got linear=None"),
+    ],
+)
+def test_option_that_no_flow_would_read(options, pattern):
+    with expect(ValueError, pattern):
+        small(channel_flow="maf", patch_flow="maf", **options)
+
+
+def test_context_that_masked_flows_would_silently_do_without():
+    flow = small(channel_flow="maf", patch_flow="maf", context_features=3)
+    with expect(ValueError, "context of 3 features, got None"):
+        flow.log_prob(images())
+    with expect(ValueError, "context of 3 features, got None"):
+        flow.sample(2)
+
+
+def test_context_features_that_no_factory_takes():
+    with expect(ValueError, "a part that takes context of 3 features, got none"):
+        small(channel_flow=LULinear, patch_flow=LULinear, context_features=3)
+
+
+def test_squeeze_that_does_not_divide_the_image_of_a_mixerflow():
+    with expect(ValueError, r"a squeeze that divides \(7, 8\), got 2"):
+        mixerflow(image_shape=(1, 7, 8), patch_size=1, squeeze=2)
+
+
+def test_numpy_pixels():
+    with expect(ValueError, "a torch tensor, got ndarray"):
+        small().log_prob(np.zeros((4, *SHAPE), np.uint8))
+
+
+def test_noise_out_of_range():
+    with expect(ValueError, "noise from 0 to 1, got -7 to -7"):
+        small().log_prob(images(), noise=torch.full((4, *SHAPE), -7.0))
+
+
+def test_batch_size_of_samples():
+    with expect(ValueError, "batch_size to be a positive integer, got 0"):
+        small().initialize(images()).sample(2, batch_size=0)
+
+
+def test_empty_batch_to_initialise_from():
+    with expect(ValueError, "a batch to initialise from, got none"):
+        ActNorm(4).initialize(torch.zeros(0, 4))
 
 
 def test_positions_for_a_flow_without_context():
@@ -265,9 +352,9 @@ def test_table_of_positions_of_another_length():
 def test_unknown_preset_and_unknown_argument():
     with expect(ValueError, "preset to be one of 'cifar10', .*, got 'cifar'"):
         mixerflow("cifar")
-    with expect(TypeError, "got hidden and no gap"):
+    with expect(TypeError, "got hidden"):
         mixerflow("cifar10", hidden=3)
-    with expect(TypeError, "got all known and no patch_size"):
+    with expect(TypeError, "got no patch_size"):
         mixerflow(image_shape=SHAPE)
 
 
@@ -286,6 +373,7 @@ def test_unknown_preset_and_unknown_argument():
         ({"layout": ["patch"] * 3}, "one layout for each of 2 layers, got 3"),
         ({"patch_size": [(2, 2)]}, "one patch_size for each of 2 layers, got 1"),
         ({"levels": 300}, "2 to 256 levels, got 300"),
+        ({"levels": 0}, "2 to 256 levels, got 0"),
         ({"logit": 0.7}, "0 < alpha < 0.5, got 0.7"),
     ],
 )
@@ -342,12 +430,37 @@ def test_npz_without_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "array", [np.zeros((2, 4, 4)), np.zeros((2, 3, 4, 5), np.uint8), np.zeros(4, np.uint8)]
+    "array",
+    [
+        np.zeros((2, 4, 4)),
+        np.zeros((2, 3, 4, 5), np.uint8),
+        np.zeros((2, 3, 4, 4), np.uint8),
+        np.zeros((2, 4, 4, 2), np.uint8),
+        np.zeros(4, np.uint8),
+    ],
 )
 def test_npz_with_something_else(tmp_path, array):
     np.savez(tmp_path / "x.npz", images=array)
     with expect(ValueError, "uint8 images"):
         load_images(tmp_path / "x.npz")
+
+
+def test_one_image_alone(tmp_path):
+    np.savez(tmp_path / "x.npz", images=np.zeros((1, 4, 4), np.uint8))
+    with expect(ValueError, "two images or more, got 1"):
+        load_images(tmp_path / "x.npz")
+
+
+def test_held_out_images_of_another_shape(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 4, 4), np.uint8))
+    np.savez(tmp_path / "b.npz", images=np.zeros((2, 6, 6, 3), np.uint8))
+    with expect(ValueError, r"images of \[1, 4, 4\], got \[3, 6, 6\]"):
+        load_images(tmp_path / "a.npz", test=tmp_path / "b.npz")
+
+
+def test_held_out_images_beside_those_of_a_data_set():
+    with expect(ValueError, "no test images beside 'digits', got x.npz"):
+        load_images("digits", test="x.npz")
 
 
 def test_folder_with_images_of_two_sizes(tmp_path):

@@ -12,7 +12,16 @@ from torch import nn
 
 from nflows_mixer.distributions import StudentT
 from nflows_mixer.flows import ImageFlow, mixerflow
-from nflows_mixer.transforms import PixelScaling, UniformDequantization
+from nflows_mixer.transforms import (
+    ActNorm,
+    CompositeTransform,
+    FlowLayer,
+    PatchMixerTransform,
+    PermutePixels,
+    PixelScaling,
+    UniformDequantization,
+)
+from tests.jacobian import jacobian_logabsdet
 
 SHAPE = (1, 6, 6)
 
@@ -218,3 +227,80 @@ def test_samples_that_overflow_are_said():
         flow._distribution.location[0, 0, 0] = torch.nan
     with pytest.warns(RuntimeWarning, match="3 of 3 samples have pixels that are not finite"):
         flow.sample(3)
+
+
+def test_latents_are_a_function_of_each_image_even_in_training_mode():
+    flow = build(std=0.1).train()
+    batch = images(6)
+    statistics = copy.deepcopy(flow.state_dict())
+    latents = flow.transform_to_noise(batch)
+    torch.testing.assert_close(flow.transform_to_noise(batch[2:3])[0], latents[2])
+    assert all(torch.equal(a, b) for a, b in zip(statistics.values(), flow.state_dict().values()))
+    assert latents.requires_grad and flow.training
+
+
+def test_temperature_scales_the_latents():
+    flow = build().double()
+    torch.manual_seed(5)
+    cool = flow.sample(50, temperature=0.5)
+    torch.manual_seed(5)
+    base = flow._distribution
+    latents = base.location + 0.5 * (base.sample(50) - base.location)
+    values, _ = flow._transform.inverse(latents)
+    assert torch.equal(cool, flow.dequantization.inverse(values)[0])
+
+
+def test_deterministic_flow_samples_in_the_shape_of_nflows():
+    flow = build(context_features=3).deterministic
+    context = torch.randn(2, 3)
+    assert flow.sample(5, context, batch_size=2).shape == (2, 5, *SHAPE)
+    samples, log_prob = flow.sample_and_log_prob(5, context)
+    assert samples.shape == (2, 5, *SHAPE) and log_prob.shape == (2, 5)
+    torch.testing.assert_close(
+        flow.log_prob(samples[:, 3], context), log_prob[:, 3], rtol=1e-3, atol=1e-3
+    )
+
+
+def test_layer_added_as_the_identity_leaves_the_likelihood_of_a_trained_flow():
+    flow = build(std=0.1).double()
+    batch, noise = images(5), torch.rand(5, *SHAPE, dtype=torch.float64)
+    before = flow.log_prob(batch, noise=noise)
+    layer = PatchMixerTransform(SHAPE, 2, FlowLayer, FlowLayer).double()
+    for module in layer.modules():
+        if isinstance(module, ActNorm):
+            module.initialize_identity()
+    grown = CompositeTransform([*flow._transform._transforms, layer])
+    grown = ImageFlow(grown, SHAPE, flow._distribution, levels=17).double().eval()
+    torch.testing.assert_close(grown.log_prob(batch, noise=noise), before)
+
+
+def test_dequantisation_carries_the_density_of_its_noise():
+    """-log q(u) of the uniform density, and the log-det of u -> x + u, are both 0."""
+    dequantize = UniformDequantization(17).double()
+    pixels, noise = images(3), torch.rand(3, *SHAPE, dtype=torch.float64)
+    _, logabsdet = dequantize(pixels, noise=noise)
+    density = torch.distributions.Uniform(0.0, 1.0).log_prob(noise).flatten(1).sum(1)
+    assert torch.equal(logabsdet, -density)
+    same = pixels[:1].expand(36, -1, -1, -1)
+    expected = jacobian_logabsdet(lambda u, _: dequantize(same, noise=u), noise)
+    torch.testing.assert_close(logabsdet, expected)
+    assert dequantize.stochastic_forward
+
+
+def test_dequantisation_is_pickled_copied_and_takes_no_images():
+    dequantize = UniformDequantization(17).double()
+    pixels, noise = images(3), torch.rand(3, *SHAPE)
+    expected, _ = dequantize(pixels, noise=noise)
+    for other in (pickle.loads(pickle.dumps(dequantize)), copy.deepcopy(dequantize)):
+        assert torch.equal(other(pixels, noise=noise)[0], expected)
+    assert not dequantize.state_dict()
+    assert dequantize(pixels[:0])[0].shape == (0, *SHAPE)
+
+
+def test_integer_pixels_go_through_a_composite():
+    parts = [PermutePixels(SHAPE, seed=1), UniformDequantization(17), PixelScaling(17)]
+    composite = CompositeTransform(parts)
+    batch = images(4)
+    outputs, logabsdet = composite(batch)
+    assert outputs.dtype == logabsdet.dtype == torch.float32
+    assert torch.equal(composite.inverse(outputs)[0], batch)

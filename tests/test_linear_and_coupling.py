@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from nflows_mixer.nn import MLP, ResidualMLP
+from nflows_mixer.nn import MLP, ResidualMLP, learned_positions, sinusoidal_positions
 from nflows_mixer.transforms import (
+    ActNorm,
     AdditiveCoupling,
     AffineCoupling,
     FlowLayer,
@@ -137,8 +138,56 @@ def test_flow_layer_is_the_chain_of_its_parts():
             parameter += 0.05 * torch.randn_like(parameter)
     layer.eval()
     outputs, total = rows, 0
-    for part in layer.parts.values():
+    for part in layer._transforms:
         outputs, logabsdet = part(outputs)
         total = total + logabsdet
     torch.testing.assert_close(layer(rows), (outputs, total))
-    assert list(layer.parts) == ["linear", "flow", "norm"]
+    assert [type(part) for part in layer._transforms] == [LULinear, AffineCoupling, ActNorm]
+
+
+def gelu(x):
+    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def moved_off_its_start(net):
+    net.double().eval()
+    with torch.no_grad():
+        for tensor in [*net.parameters(), *(b for b in net.buffers() if b.is_floating_point())]:
+            tensor += 0.3 * torch.rand_like(tensor)
+    return net
+
+
+def normalised(norm, inputs):
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    return (inputs - norm.running_mean) * scale + norm.bias
+
+
+def test_residual_mlp_is_its_formula():
+    net = moved_off_its_start(ResidualMLP(3, 4, 5, num_blocks=2, context_features=2))
+    rows, context = torch.randn(7, 3).double(), torch.randn(7, 2).double()
+    hidden = torch.cat([rows, context], 1) @ net.initial.weight.T + net.initial.bias
+    for block in net.blocks:
+        norm1, _, linear1, norm2, _, linear2 = block.branch
+        inner = gelu(normalised(norm1, hidden)) @ linear1.weight.T + linear1.bias
+        hidden = hidden + gelu(normalised(norm2, inner)) @ linear2.weight.T + linear2.bias
+    torch.testing.assert_close(net(rows, context), hidden @ net.final.weight.T + net.final.bias)
+
+
+def test_mlp_is_its_formula():
+    net = moved_off_its_start(MLP(3, 4, hidden_features=5, num_layers=2))
+    hidden = rows = torch.randn(7, 3).double()
+    linear1, norm1, _, linear2, norm2, _, final = net.layers
+    for linear, norm in [(linear1, norm1), (linear2, norm2)]:
+        hidden = gelu(normalised(norm, hidden @ linear.weight.T + linear.bias))
+    torch.testing.assert_close(net(rows), hidden @ final.weight.T + final.bias)
+
+
+def test_sinusoidal_positions_by_hand():
+    expected = [math.sin(2), math.cos(2), math.sin(0.02), math.cos(0.02)]
+    torch.testing.assert_close(sinusoidal_positions(3, 4)[2], torch.tensor(expected))
+
+
+def test_learned_positions_tell_rows_apart():
+    table = learned_positions(5, 3)
+    assert isinstance(table, nn.Parameter)
+    assert torch.pdist(table).min() > 1e-3

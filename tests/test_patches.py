@@ -181,6 +181,8 @@ def test_shuffle_is_a_function_of_its_seed_and_moves_pixels():
 def test_local_shuffle_uses_one_permutation_within_all_patches():
     shuffled = PermutePixels((1, 4, 4), "local", 2, seed=5)(numbered(1, 1, 4, 4))[0]
     rows = PatchTransform((1, 4, 4), 2)(shuffled)[0][0]
+    assert sorted(rows.min(1).values.tolist()) == [0, 2, 8, 10]
+    assert rows.min(1).values.tolist() != [0, 2, 8, 10]
     offsets = [(row - row.min()).tolist() for row in rows]
     assert all(row == offsets[0] for row in offsets) and offsets[0] != [0, 1, 4, 5]
 

@@ -73,6 +73,21 @@ def test_round_trip_both_ways(case, dtype, tolerance, device):
     )
 
 
+@over(lambda case: list(case.make().parameters()))
+@torch.no_grad()
+def test_inverse_in_training_mode_is_that_of_evaluation_and_leaves_statistics(case, device):
+    """nflows' Flow.sample does not leave training mode, and BatchNorm must not notice."""
+    transform = build(case, device=device)
+    inputs, context = draw(case, device=device)
+    outputs, _ = transform(inputs, context)
+    expected = transform.inverse(outputs, context)
+    before = copy.deepcopy(transform.state_dict())
+    torch.testing.assert_close(transform.train().inverse(outputs, context), expected)
+    assert all(module.training for module in transform.modules())
+    for name, value in transform.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 @everything
 def test_logabsdet_is_that_of_the_jacobian_both_ways(case, device):
     transform = build(case, device=device)

@@ -1,5 +1,15 @@
-"""From whatever describes a flow to the nflows transform that it is."""
+"""Whatever describes a flow, made into the nflows transform for its place."""
 
-from nflows_mixer.bridges.resolve import FlowLike, as_transform, row_length, takes_context
+from nflows_mixer.bridges.composite import CompositeTransform, no_volume_change
+from nflows_mixer.bridges.inspect import row_lengths, takes_context
+from nflows_mixer.bridges.resolve import FlowLike, as_transform, built
 
-__all__ = ["FlowLike", "as_transform", "row_length", "takes_context"]
+__all__ = [
+    "CompositeTransform",
+    "FlowLike",
+    "as_transform",
+    "built",
+    "no_volume_change",
+    "row_lengths",
+    "takes_context",
+]

@@ -1,14 +1,17 @@
-"""A transform or a factory of one, made into the transform for rows of a given length."""
+"""A transform or a factory of one, made into the transform for its place."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Union
+from typing import Any, Union
 
-from nflows.transforms import CompositeTransform, InverseTransform, Transform
+from nflows.transforms import CompositeTransform as NflowsComposite
+from nflows.transforms import Transform
 from torch import nn
 
 from nflows_mixer._checks import mismatch
+from nflows_mixer.bridges.composite import CompositeTransform
+from nflows_mixer.bridges.inspect import row_lengths
 
 FlowLike = Union[Transform, Callable[[int], Transform]]
 """A transform on rows, or a factory: row length -> transform."""
@@ -16,6 +19,8 @@ FlowLike = Union[Transform, Callable[[int], Transform]]
 
 def as_transform(flow: FlowLike, features: int, owner: str = "as_transform") -> Transform:
     """Return the transform that ``flow`` describes, for rows of length ``features``.
+
+    A plain ``CompositeTransform`` of nflows becomes this package's, with the same parts.
 
     Args:
         flow: an nflows transform on rows, or a factory (a class, a function) that takes the row
@@ -32,64 +37,42 @@ def as_transform(flow: FlowLike, features: int, owner: str = "as_transform") -> 
         >>> as_transform(LULinear, 48).features
         48
     """
-    is_factory = callable(flow) and not isinstance(flow, nn.Module)
-    transform = flow(features) if is_factory else flow
-    if not isinstance(transform, Transform):
-        what = "a factory that returns" if is_factory else "an nflows transform, or a factory of"
-        raise TypeError(
-            f"{owner}: expected {what} an nflows Transform, got {type(transform).__name__}; "
-            "return a subclass of nflows.transforms.Transform"
-        )
-    length = row_length(transform)
-    if length is not None and length != features:
+    transform = built(flow, features, owner)
+    lengths = row_lengths(transform)
+    if lengths - {features}:
         raise mismatch(
             owner,
             f"a transform of rows of length {features}",
-            f"{type(transform).__name__} of length {length}",
+            f"{type(transform).__name__} of length {', '.join(map(str, sorted(lengths)))}",
             "pass a factory, `lambda features: ...`, so that it is built for its place",
         )
+    if type(transform) is NflowsComposite:
+        return CompositeTransform(transform._transforms)
     return transform
 
 
-def row_length(transform: Transform) -> int | None:
-    """Row length that a transform was built for, or None where it does not say.
+def built(flow: Transform | Callable[[Any], Transform], argument: Any, owner: str) -> Transform:
+    """Return ``flow`` if it is a transform, or what the factory makes of ``argument``.
 
     Args:
-        transform: any nflows transform; of a composite or an inverse, the parts are asked.
+        flow: an nflows transform, or a factory.
+        argument: what the factory takes: a row length, an image shape.
+        owner: whose argument this is, for the error.
+
+    Raises:
+        TypeError: if the result is no nflows transform.
 
     Example:
-        >>> from nflows.transforms import CompositeTransform, LULinear, ReversePermutation
-        >>> row_length(CompositeTransform([ReversePermutation(3), LULinear(3)]))
+        >>> from nflows.transforms import LULinear
+        >>> built(LULinear(3), 3, "example").features
         3
     """
-    if isinstance(transform, (CompositeTransform, InverseTransform)):
-        parts = (m for m in transform.modules() if m is not transform)
-        lengths = (row_length(part) for part in parts if isinstance(part, Transform))
-        return next((length for length in lengths if length is not None), None)
-    features = getattr(transform, "features", None)
-    return features if isinstance(features, int) else None
-
-
-def takes_context(module: nn.Module) -> bool:
-    """Whether a transform, base or network makes use of the context that it is handed.
-
-    A module answers by an attribute ``takes_context``, or by ``context_features`` (nflows and this
-    package set it); nflows' masked networks have a ``context_layer`` and its conditional bases a
-    ``_context_encoder`` where they take one. Everything else is asked for its parts. A module that
-    gives no sign is taken not to, so a transform of your own that does take one says so:
-    ``takes_context = True``.
-
-    Args:
-        module: any module.
-
-    Example:
-        >>> from nflows.transforms import MaskedAffineAutoregressiveTransform as MAF
-        >>> takes_context(MAF(8, 16)), takes_context(MAF(8, 16, context_features=3))
-        (False, True)
-    """
-    declared = getattr(module, "takes_context", None)
-    if declared is not None:
-        return bool(declared)
-    asks = bool(getattr(module, "context_features", None))
-    asks = asks or hasattr(module, "context_layer") or hasattr(module, "_context_encoder")
-    return asks or any(takes_context(child) for child in module.children())
+    is_factory = callable(flow) and not isinstance(flow, nn.Module)
+    transform = flow(argument) if is_factory else flow
+    if not isinstance(transform, Transform):
+        what = f"factory({argument}) to return" if is_factory else "a factory, or"
+        raise TypeError(
+            f"{owner}: expected {what} an nflows Transform, got {type(transform).__name__}; "
+            "give a subclass of nflows.transforms.Transform"
+        )
+    return transform

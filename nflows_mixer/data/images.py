@@ -74,6 +74,10 @@ def load_images(
         >>> data.train.shape, data.test.shape
         (torch.Size([1400, 1, 8, 8]), torch.Size([397, 1, 8, 8]))
     """
+    if test is not None and source in ("digits", *DOWNLOADS):
+        raise mismatch(
+            "load_images", f"no test images beside {source!r}", test, "it has a held-out part"
+        )
     if source in DOWNLOADS:
         train, held = (_torchvision(DOWNLOADS[source], root, train) for train in (True, False))
         return ImageData(str(source), train, held)
@@ -85,7 +89,17 @@ def load_images(
         return ImageData("digits", train, held, levels=17)
     images = _read(Path(source))
     if test is not None:
-        return ImageData(Path(source).stem, images, _read(Path(test)))
+        held = _read(Path(test))
+        if held.shape[1:] != images.shape[1:]:
+            raise mismatch(
+                str(test),
+                f"images of {list(images.shape[1:])}",
+                list(held.shape[1:]),
+                "resize them",
+            )
+        return ImageData(Path(source).stem, images, held)
+    if len(images) < 2:
+        raise mismatch(str(source), "two images or more", len(images), "one has to be held out")
     train, held = _split(images, max(1, int(held_out * len(images))), seed)
     return ImageData(Path(source).stem, train, held)
 
@@ -107,7 +121,10 @@ def _read(path: Path) -> Tensor:
         from PIL import Image
 
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        images = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+        pictures = [Image.open(file) for file in files]
+        # Grey stays one channel; palettes, alpha and the like become colours.
+        mode = "L" if all(p.mode in ("1", "L") for p in pictures) else "RGB"
+        images = [np.asarray(picture.convert(mode)) for picture in pictures]
         shapes = {image.shape for image in images}
         if len(shapes) != 1:
             raise mismatch(
@@ -123,16 +140,13 @@ def _read(path: Path) -> Tensor:
 
 
 def _as_images(array: np.ndarray, owner: str) -> Tensor:
-    if (
-        array.dtype != np.uint8
-        or array.ndim not in (3, 4)
-        or array.shape[-1] not in (1, 3, *array.shape[2:3])
-    ):
+    channels = {3: 1, 4: array.shape[-1] if array.ndim else 0}.get(array.ndim)
+    if array.dtype != np.uint8 or channels not in (1, 3):
         raise mismatch(
             owner,
-            "uint8 images [N, H, W] or [N, H, W, C]",
+            "uint8 images [N, H, W] or [N, H, W, C], with 1 or 3 channels last",
             f"{array.dtype} {list(array.shape)}",
-            "convert them, channels last",
+            "convert them",
         )
     images = array[..., None] if array.ndim == 3 else array
     return rearrange(torch.from_numpy(images), "n h w c -> n c h w").contiguous()

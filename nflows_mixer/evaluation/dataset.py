@@ -36,7 +36,7 @@ def evaluate(
         >>> evaluate(flow, torch.zeros(3, 1, 2, 2, dtype=torch.uint8)).shape
         torch.Size([3])
     """
-    device = next(flow.parameters()).device
+    device = next(flow.dequantization.buffers()).device
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(seed))
     log_probs = []
     with in_mode(flow, training=False):

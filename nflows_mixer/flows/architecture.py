@@ -11,10 +11,17 @@ from nflows.distributions.base import Distribution
 from nflows.transforms import Transform
 from torch import nn
 
-from nflows_mixer._checks import check_choice, check_image_shape, check_positive, mismatch
+from nflows_mixer._checks import (
+    check_choice,
+    check_image_shape,
+    check_levels,
+    check_positive,
+    mismatch,
+)
 from nflows_mixer.distributions import DiagonalNormal, NormalMixture, StudentT
 from nflows_mixer.nn import MLP, ResidualMLP, learned_positions, sinusoidal_positions
 from nflows_mixer.transforms import LULinear, RLULinear
+from nflows_mixer.transforms.coupling import LOG_SCALES
 
 LINEAR_BLOCKS = {"lu": LULinear, "rlu": RLULinear, None: None}
 CONDITIONERS = {"residual": ResidualMLP, "mlp": MLP}
@@ -104,7 +111,8 @@ class MixerFlowArchitecture:
 
     def __post_init__(self) -> None:
         owner = "mixerflow"
-        check_image_shape(self.image_shape, owner)
+        _, *sizes = check_image_shape(self.image_shape, owner)
+        check_levels(owner, self.levels)
         for name in ("num_layers", "num_flow_layers", "hidden_features", "num_blocks"):
             check_positive(owner, name, getattr(self, name))
         for name in ("shift_period", "squeeze", "position_features"):
@@ -114,13 +122,26 @@ class MixerFlowArchitecture:
             ("patch_flow", ROW_FLOWS),
             ("linear", tuple(LINEAR_BLOCKS)),
             ("conditioner", tuple(CONDITIONERS)),
+            ("scale", tuple(LOG_SCALES)),
             ("norm", NORMS),
             ("base", tuple(BASES)),
             ("positions", (*POSITIONS, None)),
         ]:
             value = getattr(self, name)
-            if name in ("linear", "norm", "positions") or not callable(value):
+            if isinstance(value, nn.Module):
+                raise mismatch(
+                    owner,
+                    f"{name} as a name or a factory",
+                    f"a ready {type(value).__name__}",
+                    "all layers would share it: pass `lambda features: ...`",
+                )
+            if name in ("linear", "scale", "norm", "positions") or not callable(value):
                 check_choice(owner, name, value, choices)
+        if any(size % self.squeeze for size in sizes):
+            raise mismatch(
+                owner, f"a squeeze that divides {tuple(sizes)}", self.squeeze, "1 leaves it out"
+            )
+        self._check_combinations(owner)
         for name in ("patch_size", "layout"):
             per_layer = self.per_layer(name)
             if len(per_layer) != self.num_layers:
@@ -137,6 +158,27 @@ class MixerFlowArchitecture:
                 self.num_flow_layers,
                 "an odd number leaves positions reversed, so that the shifted grid joins pixels "
                 "that are not neighbours; make num_flow_layers even, or pass linear='lu'",
+            )
+
+    def _check_combinations(self, owner: str) -> None:
+        """Refuse an option that no flow of this architecture would read."""
+        flows = {self.channel_flow, self.patch_flow}
+        readers = {"scale": {"affine"}, "conditioner": {"affine", "additive"}}
+        for name, kinds in readers.items():
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if value != default and not flows & kinds:
+                raise mismatch(
+                    owner,
+                    f"a channel or patch flow among {sorted(kinds)} to read {name}={value!r}",
+                    f"channel_flow={self.channel_flow!r}, patch_flow={self.patch_flow!r}",
+                    f"leave {name} out, or build your factory with it",
+                )
+        if self.linear is None and "maf" in flows:
+            raise mismatch(
+                owner,
+                "a linear block between autoregressive flows, to turn their order",
+                "linear=None",
+                "pass linear='rlu'",
             )
 
     def per_layer(self, name: str) -> list:

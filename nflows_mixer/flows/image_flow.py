@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from nflows.distributions.base import Distribution
@@ -11,15 +11,111 @@ from nflows.flows import Flow
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflows_mixer._checks import check_context, check_event, check_image_shape, mismatch
+from nflows_mixer._checks import (
+    check_context,
+    check_event,
+    check_image_shape,
+    check_positive,
+    mismatch,
+)
 from nflows_mixer._modes import in_mode
 from nflows_mixer.bridges import takes_context
 from nflows_mixer.distributions import BaseDistribution, DiagonalNormal
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.dequantize import UniformDequantization
 
+CONTEXT_ADVICE = "build it with context_features=..."
 
-class DequantizedFlow(Flow):
+
+class _CheckedFlow(Flow):
+    """What the flows below and above the dequantiser share: context checks and sampling."""
+
+    def __init__(
+        self,
+        transform: Transform,
+        image_shape: Sequence[int],
+        distribution: Distribution | None = None,
+        context_features: int | None = None,
+        embedding_net: nn.Module | None = None,
+    ) -> None:
+        image_shape = check_image_shape(image_shape, type(self).__name__)
+        base = DiagonalNormal(image_shape) if distribution is None else distribution
+        super().__init__(transform, base, embedding_net)
+        self.image_shape = image_shape
+        self.context_features = context_features
+        self._takes_context = any(map(takes_context, (transform, base)))
+        if context_features is not None and not self._takes_context:
+            raise mismatch(
+                type(self).__name__,
+                f"a part that takes context of {context_features} features",
+                "none",
+                f"{CONTEXT_ADVICE}, and set takes_context = True on a part of your own",
+            )
+
+    def _check_images(self, images: Tensor) -> None:
+        owner = type(self).__name__
+        if not isinstance(images, Tensor):
+            raise mismatch(owner, "a torch tensor", type(images).__name__, "torch.from_numpy it")
+        check_event(
+            images, self.image_shape, owner, "resize the images, or build the flow for them"
+        )
+        if images.is_floating_point() and (broken := (~torch.isfinite(images)).sum().item()):
+            raise mismatch(
+                owner, "finite pixels", f"{broken} that are NaN or infinite", "look at the data"
+            )
+
+    def _check_context(self, context: Tensor | None, batch: int) -> None:
+        owner = type(self).__name__
+        if context is None:
+            if self.context_features is not None:
+                expected = f"context of {self.context_features} features"
+                raise mismatch(owner, expected, "None features", "pass one row per image")
+            return
+        if not self._takes_context:
+            shape = f"context of shape {list(context.shape)}"
+            raise mismatch(
+                owner, "no context, as no part of this flow takes one", shape, CONTEXT_ADVICE
+            )
+        if isinstance(self._embedding_net, nn.Identity):
+            check_context(context, batch, owner)
+
+    def _sample_values(
+        self,
+        num_samples: int,
+        context: Tensor | None,
+        batch_size: int | None,
+        temperature: float,
+    ) -> Iterator[Tensor]:
+        """Yield dequantised images in chunks, in the order of the context's rows."""
+        check_positive("sample", "num_samples", num_samples)
+        if batch_size is not None:
+            check_positive("sample", "batch_size", batch_size)
+        self._check_context(context, 0 if context is None else len(context))
+        with torch.no_grad(), in_mode(self, training=False):
+            embedded = self._embedding_net(context)
+            latents = self._sample_base(num_samples, embedded, temperature)
+            if embedded is not None:
+                latents = latents.flatten(0, 1)
+                embedded = embedded.repeat_interleave(num_samples, dim=0)
+            for start in range(0, len(latents), batch_size or len(latents)):
+                rows = slice(start, start + (batch_size or len(latents)))
+                given = None if embedded is None else embedded[rows]
+                yield self._transform.inverse(latents[rows], given)[0]
+
+    def _sample_base(self, num_samples: int, context: Tensor | None, temperature: float) -> Tensor:
+        if isinstance(self._distribution, BaseDistribution):
+            return self._distribution.sample(num_samples, context, temperature=temperature)
+        if temperature != 1.0:
+            raise mismatch(
+                "sample",
+                "a base of nflows_mixer.distributions, to set its temperature",
+                type(self._distribution).__name__,
+                "use one of these, or temperature=1",
+            )
+        return self._distribution.sample(num_samples, context)
+
+
+class DequantizedFlow(_CheckedFlow):
     """The deterministic part of an ``ImageFlow``: a plain nflows flow of dequantised pixels.
 
     Its images are real, in [0, levels), and its ``log_prob`` is a density. It shares its modules
@@ -27,12 +123,14 @@ class DequantizedFlow(Flow):
 
     Args:
         transform: deterministic transform from images to the base's shape.
-        distribution: base of [B, ...].
         image_shape: (C, H, W).
+        distribution: base of [B, ...]; ``DiagonalNormal(image_shape)`` where None.
+        context_features: length of the context that has to be given; None where there is none.
         embedding_net: encoder of the context, as for nflows' flows.
 
     Raises:
-        ValueError: if images have another shape, are no real numbers, or are not finite.
+        ValueError: if images have another shape, are no real numbers, or are not finite, or the
+            context is missing, unwanted or of another shape.
 
     Example:
         >>> from nflows_mixer.flows import mixerflow
@@ -43,30 +141,49 @@ class DequantizedFlow(Flow):
         True
     """
 
-    def __init__(
-        self,
-        transform: Transform,
-        distribution: Distribution,
-        image_shape: Sequence[int],
-        embedding_net: nn.Module | None = None,
-    ) -> None:
-        super().__init__(transform, distribution, embedding_net)
-        self.image_shape = check_image_shape(image_shape, "DequantizedFlow")
+    def log_prob(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-density of dequantised images [B, C, H, W], in nats, [B]."""
+        self._check_values(inputs, context)
+        return super()._log_prob(inputs, context)
 
-    def _log_prob(self, inputs: Tensor, context: Tensor | None) -> Tensor:
-        check_event(inputs, self.image_shape, "DequantizedFlow", "pass images of that shape")
-        if not inputs.is_floating_point():
+    def transform_to_noise(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Latents of dequantised images [B, C, H, W], of the base's shape."""
+        self._check_values(inputs, context)
+        with in_mode(self, training=False):
+            return super().transform_to_noise(inputs, context)
+
+    def sample(
+        self,
+        num_samples: int,
+        context: Tensor | None = None,
+        batch_size: int | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Draw dequantised images; arguments and shapes are those of ``ImageFlow.sample``."""
+        images = torch.cat([*self._sample_values(num_samples, context, batch_size, temperature)])
+        return images if context is None else images.unflatten(0, (-1, num_samples))
+
+    def sample_and_log_prob(
+        self, num_samples: int, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw dequantised images, in evaluation mode, with their log-densities."""
+        self._check_context(context, 0 if context is None else len(context))
+        with in_mode(self, training=False):
+            return super().sample_and_log_prob(num_samples, context)
+
+    def _check_values(self, images: Tensor, context: Tensor | None) -> None:
+        self._check_images(images)
+        if not images.is_floating_point():
             raise mismatch(
                 "DequantizedFlow",
                 "dequantised pixels, floating point",
-                inputs.dtype,
+                images.dtype,
                 "pass integer pixels to the ImageFlow itself",
             )
-        _check_finite(inputs, "DequantizedFlow")
-        return super()._log_prob(inputs, context)
+        self._check_context(context, len(images))
 
 
-class ImageFlow(Flow):
+class ImageFlow(_CheckedFlow):
     r"""A flow on integer images: an nflows ``Flow`` with the dequantisation inside.
 
     .. math:: \log P(x) \ge \mathbb E_u \big[\log p_Z(f(x + u)) + \log|\det J_f(x + u)|\big],
@@ -81,14 +198,16 @@ class ImageFlow(Flow):
         image_shape: (C, H, W).
         distribution: base; ``DiagonalNormal(image_shape)`` where None.
         levels: number of pixel values.
+        context_features: length of the context that has to be given; None where there is none,
+            or where its parts check it themselves.
         embedding_net: encoder of the context, as for nflows' flows.
 
     Shapes:
         images uint8 [B, C, H, W]; context [B, F]; log-likelihoods [B], in nats.
 
     Raises:
-        ValueError: if images have another shape, dtype or range, or the context another shape or
-            no part that takes it.
+        ValueError: if images have another shape, dtype or range, or the context is missing, of
+            another shape, or has no part that takes it.
 
     References:
         MixerFlow, Section 5 (uniform dequantisation); Theis et al., 2016, Section 3.1.
@@ -107,20 +226,21 @@ class ImageFlow(Flow):
         image_shape: Sequence[int],
         distribution: Distribution | None = None,
         levels: int = 256,
+        context_features: int | None = None,
         embedding_net: nn.Module | None = None,
     ) -> None:
-        image_shape = check_image_shape(image_shape, "ImageFlow")
-        base = DiagonalNormal(image_shape) if distribution is None else distribution
-        super().__init__(transform, base, embedding_net)
-        self.image_shape = image_shape
+        super().__init__(transform, image_shape, distribution, context_features, embedding_net)
         self.dequantization = UniformDequantization(levels)
-        self._takes_context = any(map(takes_context, (transform, base)))
 
     @property
     def deterministic(self) -> DequantizedFlow:
         """The flow below the dequantiser: a plain nflows flow that shares these modules."""
         flow = DequantizedFlow(
-            self._transform, self._distribution, self.image_shape, self._embedding_net
+            self._transform,
+            self.image_shape,
+            self._distribution,
+            self.context_features,
+            self._embedding_net,
         )
         flow.training = self.training
         return flow
@@ -130,16 +250,21 @@ class ImageFlow(Flow):
     ) -> Tensor:
         """One-draw lower bound on the log-likelihood of images, [B], in nats.
 
+        In training mode the conditioners' BatchNorm sees the batch: call ``eval()`` before what
+        is to be reported.
+
         Args:
             inputs: uint8 [B, C, H, W].
             context: [B, F], or what the embedding net takes.
-            noise: dequantisation noise in [0, 1) of the shape of ``inputs``; drawn if not given.
+            noise: dequantisation noise in [0, 1] of the shape of ``inputs``; drawn if not given.
         """
         values, logabsdet = self._dequantize(inputs, context, noise)
         return logabsdet + super()._log_prob(values, context)
 
     def transform_to_noise(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        """Latents of images, of the base's shape; pixels are taken at their mid-point, u = 1/2.
+        """Latents of images, of the base's shape, in evaluation mode; a function of each image.
+
+        Pixels are taken at their mid-point, u = 1/2. Gradients reach the parameters.
 
         Args:
             inputs: uint8 [B, C, H, W].
@@ -147,9 +272,9 @@ class ImageFlow(Flow):
         """
         middle = torch.full(inputs.shape, 0.5, device=inputs.device)
         values, _ = self._dequantize(inputs, context, middle)
-        return super().transform_to_noise(values, context)
+        with in_mode(self, training=False):
+            return super().transform_to_noise(values, context)
 
-    @torch.no_grad()
     def sample(
         self,
         num_samples: int,
@@ -173,23 +298,12 @@ class ImageFlow(Flow):
             ValueError: if an argument is out of range, or the base knows no temperature.
             RuntimeError: if ActNorm was not initialised before.
         """
-        for name, value in [("num_samples", num_samples), ("batch_size", batch_size or 1)]:
-            if not isinstance(value, int) or value < 1:
-                raise mismatch("ImageFlow.sample", f"{name} of at least 1", value, "ask for more")
-        if context is not None:
-            self._check_context(context, len(context))
-        with in_mode(self, training=False):
-            embedded = self._embedding_net(context)
-            latents = self._sample_base(num_samples, embedded, temperature)
-            if embedded is not None:
-                latents = latents.flatten(0, 1)
-                embedded = embedded.repeat_interleave(num_samples, dim=0)
-            images = torch.cat(
-                [
-                    self._decode(part, None if embedded is None else embedded[rows])
-                    for part, rows in _chunks(latents, batch_size or len(latents))
-                ]
-            )
+        images = torch.cat(
+            [
+                self._quantize(values)
+                for values in self._sample_values(num_samples, context, batch_size, temperature)
+            ]
+        )
         return images if context is None else images.unflatten(0, (-1, num_samples))
 
     def sample_and_log_prob(self, num_samples: int, context: Tensor | None = None) -> None:
@@ -220,56 +334,27 @@ class ImageFlow(Flow):
     def _dequantize(
         self, images: Tensor, context: Tensor | None, noise: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        owner, levels = "ImageFlow", self.dequantization.levels
-        check_event(
-            images, self.image_shape, owner, "resize the images, or build the flow for them"
-        )
+        self._check_images(images)
+        top = self.dequantization.levels - 1
         if images.dtype != torch.uint8:
-            _check_finite(images, owner)
             raise mismatch(
-                owner,
-                f"uint8 pixels from 0 to {levels - 1}",
+                "ImageFlow",
+                f"uint8 pixels from 0 to {top}",
                 images.dtype,
-                "pass raw pixels: the flow dequantises and scales them itself",
+                "pass raw pixels, .to(torch.uint8): the flow dequantises and scales them itself",
             )
-        # 256 levels are all that uint8 has; asking for the largest would synchronise the device.
-        if levels < 256 and images.numel() and (largest := images.max().item()) >= levels:
+        # 255 is all that uint8 has; asking for the largest pixel would synchronise the device.
+        if top < 255 and images.numel() and (largest := images.max().item()) > top:
             raise mismatch(
-                owner,
-                f"pixels from 0 to {levels - 1}",
+                "ImageFlow",
+                f"pixels from 0 to {top}",
                 f"one of {largest}",
                 "build the flow with the number of levels of the data",
             )
-        if context is not None:
-            self._check_context(context, len(images))
+        self._check_context(context, len(images))
         return self.dequantization(images, noise=noise)
 
-    def _check_context(self, context: Tensor, batch: int) -> None:
-        if not self._takes_context:
-            raise mismatch(
-                "ImageFlow",
-                "no context, as no part of this flow takes one",
-                f"context of shape {list(context.shape)}",
-                "build it with context_features=..., or set takes_context = True on the part "
-                "of your own that takes it",
-            )
-        if isinstance(self._embedding_net, nn.Identity):
-            check_context(context, batch, "ImageFlow")
-
-    def _sample_base(self, num_samples: int, context: Tensor | None, temperature: float) -> Tensor:
-        if isinstance(self._distribution, BaseDistribution):
-            return self._distribution.sample(num_samples, context, temperature=temperature)
-        if temperature != 1.0:
-            raise mismatch(
-                "ImageFlow.sample",
-                "a base of nflows_mixer.distributions, to set its temperature",
-                type(self._distribution).__name__,
-                "use one of these, or temperature=1",
-            )
-        return self._distribution.sample(num_samples, context)
-
-    def _decode(self, latents: Tensor, context: Tensor | None) -> Tensor:
-        values, _ = self._transform.inverse(latents, context)
+    def _quantize(self, values: Tensor) -> Tensor:
         broken = (~torch.isfinite(values)).flatten(1).any(1).sum().item()
         if broken:
             warnings.warn(
@@ -279,16 +364,3 @@ class ImageFlow(Flow):
                 stacklevel=3,
             )
         return self.dequantization.inverse(values)[0]
-
-
-def _check_finite(images: Tensor, owner: str) -> None:
-    broken = (~torch.isfinite(images)).sum().item()
-    if broken:
-        raise mismatch(
-            owner, "finite pixels", f"{broken} that are NaN or infinite", "look at the data"
-        )
-
-
-def _chunks(latents: Tensor, size: int) -> list[tuple[Tensor, slice]]:
-    starts = range(0, len(latents), size)
-    return [(latents[i : i + size], slice(i, i + size)) for i in starts]

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 from typing import Any
 
 import torch
-from nflows.transforms import (
-    BatchNorm,
-    CompositeTransform,
-    MaskedAffineAutoregressiveTransform,
-    Transform,
-)
-from torch import nn
+from nflows.transforms import BatchNorm, MaskedAffineAutoregressiveTransform, Transform
 
 from nflows_mixer._checks import check_choice
-from nflows_mixer.bridges import FlowLike
+from nflows_mixer.bridges import CompositeTransform, FlowLike
 from nflows_mixer.flows.architecture import (
     BASES,
     CONDITIONERS,
@@ -72,106 +67,114 @@ def mixerflow(preset: str | None = None, **arguments) -> ImageFlow:
         check_choice("mixerflow", "preset", preset, tuple(PRESETS))
         arguments = {**vars(PRESETS[preset].architecture), **arguments}
     known = {field.name for field in dataclasses.fields(MixerFlowArchitecture)}
-    missing, unknown = {"image_shape", "patch_size"} - set(arguments), set(arguments) - known
-    if missing or unknown:
+    if unknown := sorted(set(arguments) - known):
         raise TypeError(
-            f"mixerflow: expected arguments of MixerFlowArchitecture ({', '.join(sorted(known))}), "
-            f"got {', '.join(sorted(unknown)) or 'all known'} and no "
-            f"{', '.join(sorted(missing)) or 'gap'}; name a preset, or give what is missing"
+            f"mixerflow: expected arguments among {', '.join(sorted(known))}, "
+            f"got {', '.join(unknown)}; see MixerFlowArchitecture for what each one is"
+        )
+    if missing := sorted({"image_shape", "patch_size"} - set(arguments)):
+        raise TypeError(
+            f"mixerflow: expected a preset, or image_shape and patch_size, got no "
+            f"{', '.join(missing)}; name one of {', '.join(PRESETS)}, or give what is missing"
         )
     return _build(MixerFlowArchitecture(**arguments))
 
 
-def _build(architecture: MixerFlowArchitecture) -> ImageFlow:
-    a = architecture
-    if a.logit is None:
-        transforms: list[Transform] = [PixelScaling(a.levels)]
+def _build(spec: MixerFlowArchitecture) -> ImageFlow:
+    if spec.logit is None:
+        transforms: list[Transform] = [PixelScaling(spec.levels)]
     else:
-        transforms = [PixelScaling(a.levels, low=0.0, high=1.0), LogitTransform(a.logit)]
-    channels, height, width = a.image_shape
-    if a.conv1x1:
+        scaling = PixelScaling(spec.levels, low=0.0, high=1.0)
+        transforms = [scaling, LogitTransform(spec.logit)]
+    channels, height, width = spec.image_shape
+    if spec.conv1x1:
         transforms.append(InvertibleConv1x1(channels))
-    if a.squeeze > 1:
-        transforms.append(SqueezeTransform(a.squeeze))
+    if spec.squeeze > 1:
+        transforms.append(SqueezeTransform(spec.squeeze))
+    shape = (channels * spec.squeeze**2, height // spec.squeeze, width // spec.squeeze)
     positions = None
-    if a.positions is not None:
-        positions = partial(POSITIONS[a.positions], features=a.position_features)
-    shape = (channels * a.squeeze**2, height // a.squeeze, width // a.squeeze)
-    layers = zip(a.per_layer("patch_size"), a.per_layer("layout"))
+    if spec.positions is not None:
+        positions = partial(POSITIONS[spec.positions], features=spec.position_features)
+    layers = zip(spec.per_layer("patch_size"), spec.per_layer("layout"))
     for index, (patch_size, layout) in enumerate(layers):
         mixer = partial(
             PatchMixerTransform,
             patch_size=patch_size,
-            channel_flow=partial(_mixing_flow, a, a.channel_flow),
-            patch_flow=partial(_mixing_flow, a, a.patch_flow),
+            channel_flow=partial(_mixing_flow, spec, spec.channel_flow, index),
+            patch_flow=partial(_mixing_flow, spec, spec.patch_flow, index),
             layout=layout,
             positions=positions,
         )
-        if a.shift is not None and index % a.shift_period == 0:
-            transforms.append(ShiftTransform(shape, patch_size, a.shift, mixer))
+        if spec.shift is not None and index % spec.shift_period == 0:
+            transforms.append(ShiftTransform(shape, patch_size, spec.shift, mixer))
         else:
             transforms.append(mixer(shape))
-    base = a.base(shape) if callable(a.base) else BASES[a.base](shape)
-    return ImageFlow(CompositeTransform(transforms), a.image_shape, base, a.levels)
+    base = spec.base(shape) if callable(spec.base) else BASES[spec.base](shape)
+    return ImageFlow(
+        CompositeTransform(transforms),
+        spec.image_shape,
+        base,
+        spec.levels,
+        spec.context_features,
+    )
 
 
-def _mixing_flow(a: MixerFlowArchitecture, kind: FlowLike | str, features: int) -> Transform:
-    """Return a channel or patch flow for rows of this length."""
-    layers: list[Transform] = [ActNorm(features)] if a.norm == "actnorm" else []
-    for index in range(a.num_flow_layers):
-        flow = partial(_row_flow, a, kind, index) if isinstance(kind, str) else kind
-        layers.append(FlowLayer(features, linear=LINEAR_BLOCKS[a.linear], flow=flow))
-    if a.norm == "batchnorm":
-        layers.append(BatchNorm(features))
+def _mixing_flow(
+    spec: MixerFlowArchitecture, kind: FlowLike | str, layer: int, features: int
+) -> Transform:
+    """Return the channel or patch flow of mixer layer ``layer``, for rows of this length."""
+    parts: list[Transform] = [ActNorm(features)] if spec.norm == "actnorm" else []
+    for index in range(spec.num_flow_layers):
+        depth = layer * spec.num_flow_layers + index
+        flow = partial(_row_flow, spec, kind, depth) if isinstance(kind, str) else kind
+        parts.append(FlowLayer(features, linear=LINEAR_BLOCKS[spec.linear], flow=flow))
+    if spec.norm == "batchnorm":
+        norm = BatchNorm(features)
         # nflows starts it at 0, where evaluation after a few steps scales by 1 / sqrt(eps).
-        layers[-1].running_var.fill_(1.0)
-    return CompositeTransform(layers)
+        norm.running_var.fill_(1.0)
+        parts.append(norm)
+    return CompositeTransform(parts)
 
 
-def _row_flow(a: MixerFlowArchitecture, kind: str, index: int, features: int) -> Transform:
-    """Return the row flow of flow layer ``index``."""
-    context_features = _context_features(a)
+def _row_flow(spec: MixerFlowArchitecture, kind: str, depth: int, features: int) -> Transform:
+    """Return the row flow of a flow layer, with ``depth`` others of its kind before it."""
+    context = (spec.context_features or 0) + (spec.position_features if spec.positions else 0)
     if kind == "maf":
-        return _identity_maf(a, features, context_features)
-    conditioner = a.conditioner
+        return _identity_maf(spec, features, context or None)
+    conditioner = spec.conditioner
     if isinstance(conditioner, str):
-        depth: dict[str, dict[str, Any]] = {
-            "residual": {"num_blocks": a.num_blocks},
-            "mlp": {"num_layers": 1 + a.num_blocks},
+        layers: dict[str, dict[str, Any]] = {
+            "residual": {"num_blocks": spec.num_blocks},
+            "mlp": {"num_layers": 1 + spec.num_blocks},
         }
         conditioner = partial(
             CONDITIONERS[conditioner],
-            hidden_features=a.hidden_features,
-            context_features=context_features,
-            **depth[conditioner],
+            hidden_features=spec.hidden_features,
+            context_features=context or None,
+            **layers[conditioner],
         )
     # Without a linear block nothing else exchanges the parts.
-    conditioning = "second" if a.linear is None and index % 2 else "first"
+    conditioning = "second" if spec.linear is None and depth % 2 else "first"
     if kind == "additive":
         return AdditiveCoupling(features, conditioner, conditioning)
-    return AffineCoupling(features, conditioner, a.scale, conditioning)
+    return AffineCoupling(features, conditioner, spec.scale, conditioning)
 
 
 def _identity_maf(
-    a: MixerFlowArchitecture, features: int, context_features: int | None
+    spec: MixerFlowArchitecture, features: int, context_features: int | None
 ) -> MaskedAffineAutoregressiveTransform:
     """Return nflows' MAF with its last layer set so that it starts at the identity."""
     maf = MaskedAffineAutoregressiveTransform(
         features,
-        a.hidden_features,
+        spec.hidden_features,
         context_features=context_features,
-        num_blocks=a.num_blocks,
+        num_blocks=spec.num_blocks,
         use_batch_norm=True,
     )
+    # Its outputs are pairs (u, shift), and its scale softplus(u) + 1e-3: 1 at this u.
+    start = torch.tensor([math.log(math.expm1(1 - 1e-3)), 0.0])
     final = maf.autoregressive_net.final_layer
-    nn.init.zeros_(final.weight)
     with torch.no_grad():
-        # Its scale is softplus(u) + 1e-3, with (u, shift) interleaved along the outputs.
-        final.bias.copy_(torch.tensor([0.999, 0.0]).repeat(features))
-        final.bias[::2].expm1_().log_()
+        final.weight.zero_()
+        final.bias.copy_(start.repeat(features))
     return maf
-
-
-def _context_features(a: MixerFlowArchitecture) -> int | None:
-    total = (a.context_features or 0) + (a.position_features if a.positions else 0)
-    return total or None

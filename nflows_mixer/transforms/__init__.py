@@ -4,6 +4,7 @@
 back; ``logabsdet`` is [B], the log-determinant of the Jacobian of the direction taken.
 """
 
+from nflows_mixer.bridges.composite import CompositeTransform
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.coupling import AdditiveCoupling, AffineCoupling
 from nflows_mixer.transforms.dequantize import UniformDequantization
@@ -22,6 +23,7 @@ __all__ = [
     "AdditiveCoupling",
     "AffineCoupling",
     "ChannelMixingTransform",
+    "CompositeTransform",
     "FlowLayer",
     "InvertibleConv1x1",
     "LULinear",

@@ -50,8 +50,8 @@ class ActNorm(Transform):
         self.shift = nn.Parameter(torch.zeros(self.shape))
         # The buffer travels with the state_dict; layers ask the attribute, which needs no
         # synchronisation with a device.
-        self.register_buffer("initialized", torch.tensor(False))
-        self._is_initialized = False
+        self.register_buffer("initialized_flag", torch.tensor(0, dtype=torch.uint8))
+        self.initialized = False
 
     @property
     def features(self) -> int | None:
@@ -60,7 +60,7 @@ class ActNorm(Transform):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Normalise [B, *shape, ...]."""
-        if self.training and not self._is_initialized:
+        if self.training and not self.initialized:
             self.initialize(inputs)
         log_scale, shift = self._aligned(inputs)
         return inputs * log_scale.exp() + shift, self._logabsdet(inputs)
@@ -77,6 +77,8 @@ class ActNorm(Transform):
         Statistics and parameters keep the parameters' own dtype (at least float32 within).
         """
         self._check_shape(batch)
+        if batch.numel() == 0:
+            raise mismatch("ActNorm", "a batch to initialise from", "none", "pass some inputs")
         axes = [0, *range(1 + len(self.shape), batch.dim())]
         batch = batch.to(torch.promote_types(self.shift.dtype, torch.float32))
         mean = batch.mean(axes)
@@ -89,15 +91,25 @@ class ActNorm(Transform):
                 "look at the data, and at the transforms before this one",
             )
         # Below this, what varies is rounding error, and dividing by it would amplify that.
-        constant = std <= 1e-6 * (1 + mean.abs())
+        constant = std <= 32 * torch.finfo(batch.dtype).eps * mean.abs() + 1e-12
         log_scale = torch.where(constant, torch.zeros_like(std), -std.log())
         self.log_scale.copy_(log_scale)
         self.shift.copy_(-mean * log_scale.exp())
-        self.initialized.fill_(True)
-        self._is_initialized = True
+        self._mark_initialized()
+
+    @torch.no_grad()
+    def initialize_identity(self) -> None:
+        """Start as the identity: what a layer needs that is added to a flow already trained."""
+        self.log_scale.zero_()
+        self.shift.zero_()
+        self._mark_initialized()
+
+    def _mark_initialized(self) -> None:
+        self.initialized_flag.fill_(1)
+        self.initialized = True
 
     def _aligned(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        if not self._is_initialized:
+        if not self.initialized:
             raise RuntimeError(
                 "ActNorm: expected to be initialised from data before it is evaluated or inverted, "
                 "got no batch yet; call initialize(batch) on the flow, or train on a batch first"
@@ -109,7 +121,7 @@ class ActNorm(Transform):
 
     def _logabsdet(self, inputs: Tensor) -> Tensor:
         repeats = math.prod(inputs.shape[1 + len(self.shape) :])
-        return (repeats * self.log_scale.sum()).expand(inputs.shape[0])
+        return repeats * self.log_scale.sum() * inputs.new_ones(inputs.shape[0])
 
     def _check_shape(self, inputs: Tensor) -> None:
         if tuple(inputs.shape[1 : 1 + len(self.shape)]) != self.shape:
@@ -122,4 +134,4 @@ class ActNorm(Transform):
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._is_initialized = bool(self.initialized)
+        self.initialized = bool(self.initialized_flag)

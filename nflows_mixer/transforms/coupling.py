@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nflows_mixer._checks import check_choice, mismatch
+from nflows_mixer._modes import running_statistics
 from nflows_mixer.bridges import takes_context
 from nflows_mixer.nn import ResidualMLP
 
@@ -80,8 +81,9 @@ class _Coupling(Transform):
         return self._map_part(self._elementwise, inputs, context)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map [N, D] or [B, D, H, W] back."""
-        return self._map_part(self._elementwise_inverse, inputs, context)
+        """Map [N, D] or [B, D, H, W] back, with running statistics even in training mode."""
+        with running_statistics(self):
+            return self._map_part(self._elementwise_inverse, inputs, context)
 
     def _map_part(self, function, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         if inputs.dim() < 2 or inputs.shape[1] != self.features:
@@ -96,10 +98,11 @@ class _Coupling(Transform):
         # Under autocast a conditioner answers in half precision; the flow itself never runs in it.
         parameters = self.conditioner(*given).to(inputs.dtype)
         expected = self.parameters_per_feature * self.transformed_features
-        if parameters.shape[:2] != (inputs.shape[0], expected):
+        # One that broadcasts would be a right map with a wrong log-det.
+        if parameters.shape != (inputs.shape[0], expected, *inputs.shape[2:]):
             raise mismatch(
                 f"{type(self).__name__}.conditioner",
-                f"parameters of shape [B, {expected}, ...]",
+                f"parameters of shape {[inputs.shape[0], expected, *inputs.shape[2:]]}",
                 list(parameters.shape),
                 "give the network this many outputs, or pass a factory of it",
             )

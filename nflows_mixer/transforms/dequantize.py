@@ -6,7 +6,7 @@ import torch
 from nflows.transforms import Transform
 from torch import Tensor
 
-from nflows_mixer._checks import mismatch
+from nflows_mixer._checks import check_levels, mismatch
 
 
 class UniformDequantization(Transform):
@@ -27,7 +27,7 @@ class UniformDequantization(Transform):
 
     Raises:
         ValueError: if ``levels`` is not between 2 and 256, inputs are not integers, or the noise
-            has another shape.
+            has another shape or range.
 
     References:
         Theis et al., A note on the evaluation of generative models, 2016, Section 3.1;
@@ -45,10 +45,7 @@ class UniformDequantization(Transform):
 
     def __init__(self, levels: int = 256) -> None:
         super().__init__()
-        if not isinstance(levels, int) or not 2 <= levels <= 256:
-            raise mismatch(
-                "UniformDequantization", "2 to 256 levels", levels, "pass 2 ** bits, or 17"
-            )
+        check_levels("UniformDequantization", levels)
         self.levels = levels
         # Follows .double() and .to(device), so that the outputs do.
         self.register_buffer("_like", torch.zeros(()), persistent=False)
@@ -56,7 +53,7 @@ class UniformDequantization(Transform):
     def forward(
         self, inputs: Tensor, context: Tensor | None = None, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Add ``noise`` in [0, 1), drawn where not given, of the shape of ``inputs``."""
+        """Add ``noise`` in [0, 1], drawn where not given, of the shape of ``inputs``."""
         if inputs.is_floating_point() or inputs.is_complex() or inputs.dtype == torch.bool:
             raise mismatch(
                 "UniformDequantization",
@@ -73,6 +70,13 @@ class UniformDequantization(Transform):
                 f"noise of shape {list(inputs.shape)}",
                 list(noise.shape),
                 "draw one number for each pixel",
+            )
+        elif noise.numel() and not (0 <= noise.min() and noise.max() <= 1):
+            raise mismatch(
+                "UniformDequantization",
+                "noise from 0 to 1",
+                f"{noise.min().item():g} to {noise.max().item():g}",
+                "draw it with torch.rand",
             )
         below_next = torch.nextafter(pixels + 1, pixels)
         outputs = torch.minimum(pixels + noise.to(pixels.dtype), below_next)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import cast
+from torch import Tensor
 
-from nflows.transforms import Transform
-from torch import Tensor, nn
-
-from nflows_mixer.bridges import FlowLike, as_transform, takes_context
+from nflows_mixer._checks import ROWS_ADVICE, check_event
+from nflows_mixer.bridges import CompositeTransform, FlowLike, as_transform
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.coupling import AffineCoupling
 from nflows_mixer.transforms.linear import LULinear
 
 
-class FlowLayer(Transform):
+class FlowLayer(CompositeTransform):
     r"""Linear block, row flow, ActNorm: one flow layer of rows.
 
     .. math:: \mathrm{norm} \circ \mathrm{flow} \circ \mathrm{linear}
@@ -53,31 +51,20 @@ class FlowLayer(Transform):
         flow: FlowLike | None = AffineCoupling,
         norm: FlowLike | None = ActNorm,
     ) -> None:
-        super().__init__()
-        self.features = features
         given = {"linear": linear, "flow": flow, "norm": norm}
-        self.parts = nn.ModuleDict(
-            {
-                name: as_transform(part, features, f"FlowLayer.{name}")
-                for name, part in given.items()
-                if part is not None
-            }
+        super().__init__(
+            as_transform(part, features, f"FlowLayer.{name}")
+            for name, part in given.items()
+            if part is not None
         )
-        self._passes_context = {name: takes_context(part) for name, part in self.parts.items()}
+        self.features = features
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D]."""
-        outputs, total = inputs, inputs.new_zeros(inputs.shape[0])
-        for name, part in self.parts.items():
-            outputs, logabsdet = part(outputs, context if self._passes_context[name] else None)
-            total = total + logabsdet
-        return outputs, total
+        check_event(inputs, (self.features,), "FlowLayer", ROWS_ADVICE)
+        return super().forward(inputs, context)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D] back."""
-        outputs, total = inputs, inputs.new_zeros(inputs.shape[0])
-        for name, part in list(self.parts.items())[::-1]:
-            given = context if self._passes_context[name] else None
-            outputs, logabsdet = cast(Transform, part).inverse(outputs, given)
-            total = total + logabsdet
-        return outputs, total
+        check_event(inputs, (self.features,), "FlowLayer", ROWS_ADVICE)
+        return super().inverse(inputs, context)

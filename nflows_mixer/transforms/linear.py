@@ -8,7 +8,7 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nflows_mixer._checks import check_event, check_positive, mismatch
+from nflows_mixer._checks import ROWS_ADVICE, check_event, check_positive, mismatch
 
 
 class LULinear(Transform):
@@ -78,11 +78,10 @@ class LULinear(Transform):
         return lower, self.packed.triu(1) + diagonal.exp().diag()
 
     def _logabsdet(self, inputs: Tensor) -> Tensor:
-        return self.packed.diagonal().sum().expand(inputs.shape[0])
+        return self.packed.diagonal().sum() * inputs.new_ones(inputs.shape[0])
 
     def _check_rows(self, inputs: Tensor) -> None:
-        advice = "put it into a ChannelMixingTransform or PatchMixingTransform to map a matrix"
-        check_event(inputs, (self.features,), type(self).__name__, advice)
+        check_event(inputs, (self.features,), type(self).__name__, ROWS_ADVICE)
 
 
 class RLULinear(LULinear):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from nflows.transforms import CompositeTransform, InverseTransform
+from nflows.transforms import InverseTransform
 from torch import Tensor
 
-from nflows_mixer.bridges import FlowLike, as_transform
+from nflows_mixer.bridges import CompositeTransform, FlowLike, as_transform
 from nflows_mixer.transforms.mixing import ChannelMixingTransform, PatchMixingTransform
 from nflows_mixer.transforms.patches import PatchTransform
 

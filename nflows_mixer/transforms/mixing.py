@@ -8,10 +8,89 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 
 from nflows_mixer._checks import check_context, check_event, mismatch
-from nflows_mixer.bridges import row_length, takes_context
+from nflows_mixer._modes import running_statistics
+from nflows_mixer.bridges import row_lengths, takes_context
 
 
-class ChannelMixingTransform(Transform):
+class _MixingTransform(Transform):
+    """Rows cut out of a matrix by an einops pattern, and put back by the same."""
+
+    _rows: str
+    _row_axis: int
+
+    def __init__(self, transform: Transform, positions: Tensor | None = None) -> None:
+        super().__init__()
+        self.transform = transform
+        if isinstance(positions, nn.Parameter):
+            self.positions = positions
+        else:
+            self.register_buffer("positions", positions)
+        self._passes_context = takes_context(transform)
+        self._lengths = row_lengths(transform)
+        if positions is not None and not self._passes_context:
+            raise mismatch(
+                type(self).__name__,
+                "a transform that takes context, to be given positions",
+                type(transform).__name__,
+                "build it with context_features, or leave positions out",
+            )
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map every row forward."""
+        return self._map_rows(self.transform.forward, inputs, context)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map every row back, with running statistics even in training mode."""
+        with running_statistics(self.transform):
+            return self._map_rows(self.transform.inverse, inputs, context)
+
+    def _map_rows(self, function, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if inputs.dim() != 3:
+            raise mismatch(
+                type(self).__name__,
+                "matrices of shape [B, patches, channels]",
+                list(inputs.shape),
+                "put PatchTransform before it",
+            )
+        sizes = dict(zip("bpc", inputs.shape))
+        batch, count = inputs.shape[0], inputs.shape[self._row_axis]
+        rows = rearrange(inputs, f"b p c -> {self._rows}")
+        for length in self._lengths:
+            check_event(rows, (length,), type(self).__name__, "build its flow for these rows")
+        outputs, logabsdet = function(rows, self._row_context(context, batch, count))
+        if outputs.shape != rows.shape:
+            raise mismatch(
+                type(self).__name__,
+                f"a transform that keeps rows of shape {list(rows.shape)}",
+                f"{list(outputs.shape)} from {type(self.transform).__name__}",
+                "a channel or patch flow maps rows to rows of the same length",
+            )
+        # Under autocast a transform of another library may answer in half precision.
+        matrix = rearrange(outputs.to(inputs.dtype), f"{self._rows} -> b p c", **sizes)
+        # A log-det of half precision would lose the sum over a whole image.
+        logabsdet = logabsdet.to(torch.promote_types(logabsdet.dtype, torch.float32))
+        return matrix, reduce(logabsdet, "(b rows) -> b", "sum", b=batch, rows=count)
+
+    def _row_context(self, context: Tensor | None, batch: int, rows: int) -> Tensor | None:
+        if not self._passes_context:
+            return None
+        parts = []
+        if context is not None:
+            check_context(context, batch, type(self).__name__)
+            parts.append(repeat(context, "b f -> (b rows) f", rows=rows))
+        if self.positions is not None:
+            if len(self.positions) != rows:
+                raise mismatch(
+                    type(self).__name__,
+                    f"one position for each of {rows} rows",
+                    f"{len(self.positions)} positions",
+                    "build the table for this number of rows",
+                )
+            parts.append(repeat(self.positions, "rows f -> (b rows) f", b=batch))
+        return torch.cat(parts, dim=1) if parts else None
+
+
+class ChannelMixingTransform(_MixingTransform):
     r"""Apply the same row transform to every row of a matrix: it mixes channels within a patch.
 
     .. math:: Y_{p,:} = f(X_{p,:}), \qquad
@@ -42,77 +121,8 @@ class ChannelMixingTransform(Transform):
 
     _rows, _row_axis = "(b p) c", 1
 
-    def __init__(self, transform: Transform, positions: Tensor | None = None) -> None:
-        super().__init__()
-        self.transform = transform
-        if isinstance(positions, nn.Parameter):
-            self.positions = positions
-        else:
-            self.register_buffer("positions", positions)
-        self._passes_context = takes_context(transform)
-        self._length = row_length(transform)
-        if positions is not None and not self._passes_context:
-            raise mismatch(
-                type(self).__name__,
-                "a transform that takes context, to be given positions",
-                type(transform).__name__,
-                "build it with context_features, or leave positions out",
-            )
 
-    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map every row forward."""
-        return self._map_rows(self.transform.forward, inputs, context)
-
-    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map every row back."""
-        return self._map_rows(self.transform.inverse, inputs, context)
-
-    def _map_rows(self, function, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        if inputs.dim() != 3:
-            raise mismatch(
-                type(self).__name__,
-                "matrices of shape [B, patches, channels]",
-                list(inputs.shape),
-                "put PatchTransform before it",
-            )
-        sizes = dict(zip("bpc", inputs.shape))
-        batch, count = inputs.shape[0], inputs.shape[self._row_axis]
-        rows = rearrange(inputs, f"b p c -> {self._rows}")
-        if self._length is not None:
-            check_event(rows, (self._length,), type(self).__name__, "build its flow for them")
-        outputs, logabsdet = function(rows, self._row_context(context, batch, count))
-        if outputs.shape != rows.shape:
-            raise mismatch(
-                type(self).__name__,
-                f"a transform that keeps rows of shape {list(rows.shape)}",
-                f"{list(outputs.shape)} from {type(self.transform).__name__}",
-                "a channel or patch flow maps rows to rows of the same length",
-            )
-        matrix = rearrange(outputs, f"{self._rows} -> b p c", **sizes)
-        # A log-det of half precision would lose the sum over a whole image.
-        logabsdet = logabsdet.to(torch.promote_types(logabsdet.dtype, torch.float32))
-        return matrix, reduce(logabsdet, "(b rows) -> b", "sum", b=batch, rows=count)
-
-    def _row_context(self, context: Tensor | None, batch: int, rows: int) -> Tensor | None:
-        if not self._passes_context:
-            return None
-        parts = []
-        if context is not None:
-            check_context(context, batch, type(self).__name__)
-            parts.append(repeat(context, "b f -> (b rows) f", rows=rows))
-        if self.positions is not None:
-            if len(self.positions) != rows:
-                raise mismatch(
-                    type(self).__name__,
-                    f"one position for each of {rows} rows",
-                    f"{len(self.positions)} positions",
-                    "build the table for this number of rows",
-                )
-            parts.append(repeat(self.positions, "rows f -> (b rows) f", b=batch))
-        return torch.cat(parts, dim=1) if parts else None
-
-
-class PatchMixingTransform(ChannelMixingTransform):
+class PatchMixingTransform(_MixingTransform):
     r"""Apply the same row transform to every column of a matrix: it mixes patches.
 
     .. math:: Y_{:,k} = f(X_{:,k}), \qquad

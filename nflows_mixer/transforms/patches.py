@@ -9,6 +9,7 @@ from nflows.transforms import Transform
 from torch import Tensor
 
 from nflows_mixer._checks import as_pair, check_choice, check_event, check_image_shape, mismatch
+from nflows_mixer.bridges import no_volume_change
 
 LAYOUTS = ("patch", "band", "stripe", "dilated")
 
@@ -85,14 +86,14 @@ class PatchTransform(Transform):
         """Image to matrix."""
         check_event(inputs, self.image_shape, "PatchTransform", "pass images of that shape")
         matrix = rearrange(inputs, f"{self._image_axes} -> {self._matrix_axes}", **self._sizes)
-        return matrix, inputs.new_zeros(inputs.shape[0])
+        return matrix, no_volume_change(inputs)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Matrix to image."""
         matrix_shape = (self.n_patches, self.channels)
         check_event(inputs, matrix_shape, "PatchTransform", "pass what forward returned")
         image = rearrange(inputs, f"{self._matrix_axes} -> {self._image_axes}", **self._sizes)
-        return image, inputs.new_zeros(inputs.shape[0])
+        return image, no_volume_change(inputs)
 
     @property
     def _sizes(self) -> dict[str, int]:

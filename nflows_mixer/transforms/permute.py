@@ -10,6 +10,7 @@ from nflows.transforms import Transform
 from torch import Tensor
 
 from nflows_mixer._checks import check_choice, check_event, check_image_shape, mismatch
+from nflows_mixer.bridges import no_volume_change
 from nflows_mixer.transforms.patches import PatchTransform
 
 
@@ -88,6 +89,4 @@ class PermutePixels(Transform):
         check_event(inputs, self.image_shape, "PermutePixels", "pass images of that shape")
         height = self.image_shape[1]
         pixels = rearrange(inputs, "b c h w -> b c (h w)")[:, :, index]
-        dtype = inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
-        logabsdet = torch.zeros(inputs.shape[0], dtype=dtype, device=inputs.device)
-        return rearrange(pixels, "b c (h w) -> b c h w", h=height), logabsdet
+        return rearrange(pixels, "b c (h w) -> b c h w", h=height), no_volume_change(inputs)

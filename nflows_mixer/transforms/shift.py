@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Union
 
 from nflows.transforms import Transform
-from torch import Tensor, nn
+from torch import Tensor
 
 from nflows_mixer._checks import as_pair, check_event, check_image_shape, mismatch
-from nflows_mixer.bridges import takes_context
+from nflows_mixer.bridges import built, takes_context
 
 ImageTransformLike = Union[Transform, Callable[[tuple[int, int, int]], Transform]]
 """A transform of images, or a factory: image shape -> transform."""
@@ -34,8 +34,8 @@ class ShiftTransform(Transform):
 
     Raises:
         TypeError: if ``transform`` is no nflows transform and no factory of one.
-        ValueError: if the shift is not between 0 and the patch size, the image is not larger than
-            a patch, or inputs or the transform have another shape.
+        ValueError: if the shift is not between 0 and the patch size, the image is not two or
+            more whole patches, or inputs or the transform have another shape.
 
     References:
         MixerFlow, Section 4, "Shift layer".
@@ -44,9 +44,9 @@ class ShiftTransform(Transform):
         >>> import torch
         >>> from nflows.transforms import PointwiseAffineTransform
         >>> double = PointwiseAffineTransform(scale=2.0)
-        >>> layer = ShiftTransform((1, 3, 3), patch_size=(2, 2), shift=1, transform=double)
-        >>> layer(torch.ones(1, 1, 3, 3))[0][0, 0].tolist()
-        [[1.0, 1.0, 1.0], [1.0, 2.0, 1.0], [1.0, 1.0, 1.0]]
+        >>> layer = ShiftTransform((1, 4, 4), patch_size=2, shift=1, transform=double)
+        >>> layer(torch.ones(1, 1, 4, 4))[0][0, 0].tolist()[:2]
+        [[1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 2.0, 1.0]]
     """
 
     def __init__(
@@ -69,16 +69,24 @@ class ShiftTransform(Transform):
                     s,
                     "shifts of 0 and of a whole patch land on the old grid; choose one between",
                 )
-            if size <= patch:
+            if size % patch or size <= patch:
                 raise mismatch(
                     "ShiftTransform",
-                    f"an image {axis} above the patch size {patch}",
+                    f"an image {axis} of two or more patches of {patch}",
                     size,
-                    "nothing is left inside the frame; use smaller patches",
+                    "inside the frame there has to be a whole number of patches; use smaller ones",
                 )
         inner_height, inner_width = (size - patch for size, patch in zip(sizes, patch_size))
         self.inner_shape = (channels, inner_height, inner_width)
-        self.transform = self._resolve(transform)
+        self.transform = built(transform, self.inner_shape, "ShiftTransform.transform")
+        shape = getattr(self.transform, "image_shape", self.inner_shape)
+        if tuple(shape) != self.inner_shape:
+            raise mismatch(
+                "ShiftTransform.transform",
+                f"a transform of the inner shape {self.inner_shape}",
+                f"{type(self.transform).__name__} of {tuple(shape)}",
+                "pass a factory, `lambda inner_shape: ...`, so that it is built for its place",
+            )
         self._passes_context = takes_context(self.transform)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -100,22 +108,3 @@ class ShiftTransform(Transform):
         outputs = inputs.clone()
         outputs[inner] = mapped
         return outputs, logabsdet
-
-    def _resolve(self, transform: ImageTransformLike) -> Transform:
-        is_factory = callable(transform) and not isinstance(transform, nn.Module)
-        made = transform(self.inner_shape) if is_factory else transform
-        if not isinstance(made, Transform):
-            raise TypeError(
-                "ShiftTransform.transform: expected an nflows Transform of images, or a factory "
-                f"`inner_image_shape -> Transform`, got {type(made).__name__}; "
-                "return a subclass of nflows.transforms.Transform"
-            )
-        shape = getattr(made, "image_shape", self.inner_shape)
-        if tuple(shape) != self.inner_shape:
-            raise mismatch(
-                "ShiftTransform.transform",
-                f"a transform of the inner shape {self.inner_shape}",
-                f"{type(made).__name__} of {tuple(shape)}",
-                "pass a factory, `lambda inner_shape: ...`, so that it is built for its place",
-            )
-        return made

@@ -7,6 +7,7 @@ from nflows.transforms import Transform
 from torch import Tensor
 
 from nflows_mixer._checks import check_positive, mismatch
+from nflows_mixer.bridges import no_volume_change
 
 
 class SqueezeTransform(Transform):
@@ -43,7 +44,7 @@ class SqueezeTransform(Transform):
             expected = f"[B, C, H, W] with H and W multiples of {self.factor}"
             raise mismatch("SqueezeTransform", expected, list(inputs.shape), "crop or pad them")
         outputs = rearrange(inputs, self._pattern(), s=self.factor, t=self.factor)
-        return outputs, inputs.new_zeros(inputs.shape[0])
+        return outputs, no_volume_change(inputs)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Channels into pixels."""
@@ -51,7 +52,7 @@ class SqueezeTransform(Transform):
             expected = f"[B, C, H, W] with C a multiple of {self.factor**2}"
             raise mismatch("SqueezeTransform", expected, list(inputs.shape), "invert what it gave")
         outputs = rearrange(inputs, self._pattern(inverse=True), s=self.factor, t=self.factor)
-        return outputs, inputs.new_zeros(inputs.shape[0])
+        return outputs, no_volume_change(inputs)
 
     @staticmethod
     def _pattern(inverse: bool = False) -> str:

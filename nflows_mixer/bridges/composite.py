@@ -1,0 +1,86 @@
+"""nflows' composite, with the context handed only to those who take it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from nflows import transforms as nflows_transforms
+from nflows.transforms import Transform
+from torch import Tensor
+
+from nflows_mixer._modes import running_statistics
+from nflows_mixer.bridges.inspect import takes_context
+
+
+class CompositeTransform(nflows_transforms.CompositeTransform):
+    r"""Transforms one after the other, in place of nflows' own ``CompositeTransform``.
+
+    .. math:: f_n \circ \dots \circ f_1, \qquad \log|\det J| = \sum_i \log|\det J_{f_i}|
+
+    Four things differ. The context reaches the parts that take one, and no others (see
+    ``bridges.takes_context``). Inputs may be integers where the first part makes them real. What
+    a part computes in half precision, under autocast, goes on in the precision of the inputs.
+    An inverse runs in evaluation mode, whatever the mode is.
+
+    Args:
+        transforms: the parts, from data to noise.
+
+    Shapes:
+        those of the parts; context [B, F].
+
+    Example:
+        >>> from nflows.transforms import LULinear, MaskedAffineAutoregressiveTransform
+        >>> conditional = MaskedAffineAutoregressiveTransform(4, 16, context_features=3)
+        >>> plain = MaskedAffineAutoregressiveTransform(4, 16)
+        >>> flow = CompositeTransform([conditional, LULinear(4), plain])
+        >>> flow(torch.randn(5, 4), torch.randn(5, 3))[1].shape
+        torch.Size([5])
+    """
+
+    def __init__(self, transforms: Iterable[Transform]) -> None:
+        super().__init__(transforms)
+        self._passes_context = [takes_context(part) for part in self._transforms]
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map through the parts in their order."""
+        parts = [part.forward for part in self._transforms]
+        return self._chain(parts, self._passes_context, inputs, context)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map back through the parts in reverse order, in evaluation mode."""
+        parts = [part.inverse for part in self._transforms]
+        with running_statistics(self):
+            return self._chain(parts[::-1], self._passes_context[::-1], inputs, context)
+
+    @staticmethod
+    def _chain(
+        parts: list[Callable],
+        passes_context: list[bool],
+        inputs: Tensor,
+        context: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        outputs, total = inputs, None
+        for part, passes in zip(parts, passes_context):
+            before = outputs.dtype
+            outputs, logabsdet = part(outputs, context if passes else None)
+            if before.is_floating_point and outputs.is_floating_point():
+                outputs = outputs.to(torch.promote_types(before, outputs.dtype))
+            total = logabsdet if total is None else total + logabsdet
+        if total is None:
+            total = no_volume_change(inputs)
+        return outputs, total
+
+
+def no_volume_change(inputs: Tensor) -> Tensor:
+    """Log-det of a permutation: zeros [B], of a floating dtype even for integer pixels.
+
+    Args:
+        inputs: [B, ...].
+
+    Example:
+        >>> no_volume_change(torch.zeros(2, 3, dtype=torch.uint8))
+        tensor([0., 0.])
+    """
+    dtype = inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
+    return torch.zeros(inputs.shape[0], dtype=dtype, device=inputs.device)

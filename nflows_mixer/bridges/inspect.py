@@ -1,0 +1,55 @@
+"""What a transform of any library says of itself: the length of its rows, and its context."""
+
+from __future__ import annotations
+
+from nflows.transforms import CompositeTransform as NflowsComposite
+from nflows.transforms import InverseTransform, Permutation, Transform
+from torch import nn
+
+
+def row_lengths(transform: Transform) -> set[int]:
+    """Row lengths that a transform, and the parts of a composite, were built for.
+
+    Args:
+        transform: any nflows transform; one that does not say adds nothing.
+
+    Returns:
+        One length where all agree; an empty set where none says.
+
+    Example:
+        >>> from nflows.transforms import LULinear, ReversePermutation
+        >>> row_lengths(NflowsComposite([ReversePermutation(3), LULinear(3)]))
+        {3}
+    """
+    if isinstance(transform, (NflowsComposite, InverseTransform)):
+        parts = [part for part in transform.modules() if part is not transform]
+        return set().union(*(row_lengths(p) for p in parts if isinstance(p, Transform)))
+    if isinstance(transform, Permutation):
+        return {len(transform._permutation)}
+    features = getattr(transform, "features", None)
+    return {features} if isinstance(features, int) else set()
+
+
+def takes_context(module: nn.Module) -> bool:
+    """Whether a transform, base or network makes use of the context that it is handed.
+
+    A module answers by an attribute ``takes_context``, or by ``context_features`` (nflows and this
+    package set it); nflows' masked networks have a ``context_layer`` and its conditional bases a
+    ``_context_encoder`` where they take one. Everything else is asked for its parts. A module that
+    gives no sign is taken not to, so a transform of your own that does take one says so:
+    ``takes_context = True``.
+
+    Args:
+        module: any module.
+
+    Example:
+        >>> from nflows.transforms import MaskedAffineAutoregressiveTransform as MAF
+        >>> takes_context(MAF(8, 16)), takes_context(MAF(8, 16, context_features=3))
+        (False, True)
+    """
+    declared = getattr(module, "takes_context", None)
+    if declared is not None:
+        return bool(declared)
+    asks = bool(getattr(module, "context_features", None))
+    asks = asks or hasattr(module, "context_layer") or hasattr(module, "_context_encoder")
+    return asks or any(takes_context(child) for child in module.children())
