@@ -1,7 +1,8 @@
 """Ready flows on images."""
 
 from nflows_mixer.flows.architecture import MixerFlowArchitecture
-from nflows_mixer.flows.image_flow import DequantizedFlow, ImageFlow
+from nflows_mixer.flows.dequantized_flow import DequantizedFlow
+from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.mixerflow import mixerflow
 from nflows_mixer.flows.presets import PRESETS, MixerFlowPreset
 

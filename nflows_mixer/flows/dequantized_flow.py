@@ -1,0 +1,197 @@
+"""Flows on real images: what lies below the dequantiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from nflows.distributions.base import Distribution
+from nflows.flows import Flow
+from nflows.transforms import Transform
+from torch import Tensor, nn
+
+from nflows_mixer._checks import (
+    check_context,
+    check_event,
+    check_image_shape,
+    check_positive,
+    mismatch,
+)
+from nflows_mixer._modes import in_mode
+from nflows_mixer.bridges import takes_context
+from nflows_mixer.distributions import BaseDistribution, DiagonalNormal
+
+CONTEXT_ADVICE = "build it with context_features=..."
+
+
+class CheckedFlow(Flow):
+    """What the flows above and below the dequantiser share: checks of images and context, sampling.
+
+    Abstract: use ``ImageFlow`` or ``DequantizedFlow``, whose arguments these are.
+
+    Args:
+        transform: deterministic transform from images to the base's shape.
+        image_shape: (C, H, W).
+        distribution: base of [B, ...]; ``DiagonalNormal(image_shape)`` where None.
+        context_features: length of the context that has to be given; None where there is none.
+        embedding_net: encoder of the context, as for nflows' flows.
+
+    Raises:
+        ValueError: if ``context_features`` are given and no part takes a context.
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        image_shape: Sequence[int],
+        distribution: Distribution | None = None,
+        context_features: int | None = None,
+        embedding_net: nn.Module | None = None,
+    ) -> None:
+        image_shape = check_image_shape(image_shape, type(self).__name__)
+        base = DiagonalNormal(image_shape) if distribution is None else distribution
+        super().__init__(transform, base, embedding_net)
+        self.image_shape = image_shape
+        self.context_features = context_features
+        self._takes_context = any(map(takes_context, (transform, base)))
+        if context_features is not None and not self._takes_context:
+            raise mismatch(
+                type(self).__name__,
+                f"a part that takes context of {context_features} features",
+                "none",
+                f"{CONTEXT_ADVICE}, and set takes_context = True on a part of your own",
+            )
+
+    def _check_images(self, images: Tensor) -> None:
+        owner = type(self).__name__
+        if not isinstance(images, Tensor):
+            raise mismatch(owner, "a torch tensor", type(images).__name__, "torch.from_numpy it")
+        check_event(
+            images, self.image_shape, owner, "resize the images, or build the flow for them"
+        )
+        if images.is_floating_point() and (broken := (~torch.isfinite(images)).sum().item()):
+            raise mismatch(
+                owner, "finite pixels", f"{broken} that are NaN or infinite", "look at the data"
+            )
+
+    def _check_context(self, context: Tensor | None, batch: int) -> None:
+        owner = type(self).__name__
+        if context is None:
+            if self.context_features is not None:
+                expected = f"context of {self.context_features} features"
+                raise mismatch(owner, expected, "None features", "pass one row per image")
+            return
+        if not self._takes_context:
+            shape = f"context of shape {list(context.shape)}"
+            raise mismatch(
+                owner, "no context, as no part of this flow takes one", shape, CONTEXT_ADVICE
+            )
+        if isinstance(self._embedding_net, nn.Identity):
+            check_context(context, batch, owner)
+
+    @torch.no_grad()
+    def _sample_images(
+        self,
+        num_samples: int,
+        context: Tensor | None,
+        batch_size: int | None,
+        temperature: float,
+        finish: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> Tensor:
+        """Draw images, each chunk of dequantised ones given to ``finish``."""
+        check_positive("sample", "num_samples", num_samples)
+        if batch_size is not None:
+            check_positive("sample", "batch_size", batch_size)
+        self._check_context(context, 0 if context is None else len(context))
+        chunks = []
+        with in_mode(self, training=False):
+            embedded = self._embedding_net(context)
+            latents = self._sample_base(num_samples, embedded, temperature)
+            if embedded is not None:
+                latents = latents.flatten(0, 1)
+                embedded = embedded.repeat_interleave(num_samples, dim=0)
+            for start in range(0, len(latents), batch_size or len(latents)):
+                rows = slice(start, start + (batch_size or len(latents)))
+                given = None if embedded is None else embedded[rows]
+                chunks.append(finish(self._transform.inverse(latents[rows], given)[0]))
+        images = torch.cat(chunks)
+        return images if context is None else images.unflatten(0, (-1, num_samples))
+
+    def _sample_base(self, num_samples: int, context: Tensor | None, temperature: float) -> Tensor:
+        if isinstance(self._distribution, BaseDistribution):
+            return self._distribution.sample(num_samples, context, temperature=temperature)
+        if temperature != 1.0:
+            raise mismatch(
+                "sample",
+                "a base of nflows_mixer.distributions, to set its temperature",
+                type(self._distribution).__name__,
+                "use one of these, or temperature=1",
+            )
+        return self._distribution.sample(num_samples, context)
+
+
+class DequantizedFlow(CheckedFlow):
+    """The deterministic part of an ``ImageFlow``: a plain nflows flow of dequantised pixels.
+
+    Its images are real, in [0, levels), and its ``log_prob`` is a density. It shares its modules
+    with the ImageFlow that returned it; ``sample_and_log_prob`` is exact here.
+
+    Args:
+        transform: deterministic transform from images to the base's shape.
+        image_shape: (C, H, W).
+        distribution: base of [B, ...]; ``DiagonalNormal(image_shape)`` where None.
+        context_features: length of the context that has to be given; None where there is none.
+        embedding_net: encoder of the context, as for nflows' flows.
+
+    Raises:
+        ValueError: if images have another shape, are no real numbers, or are not finite, or the
+            context is missing, unwanted or of another shape.
+
+    Example:
+        >>> from nflows_mixer.flows import mixerflow
+        >>> flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, num_layers=1, shift=None)
+        >>> flow = flow.initialize(torch.randint(256, (9, 1, 4, 4), dtype=torch.uint8)).eval()
+        >>> images, log_prob = flow.deterministic.sample_and_log_prob(5)
+        >>> torch.allclose(flow.deterministic.log_prob(images), log_prob, atol=1e-3)
+        True
+    """
+
+    def log_prob(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-density of dequantised images [B, C, H, W], in nats, [B]."""
+        self._check_values(inputs, context)
+        return super()._log_prob(inputs, context)
+
+    def transform_to_noise(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Latents of dequantised images [B, C, H, W], of the base's shape."""
+        self._check_values(inputs, context)
+        with in_mode(self, training=False):
+            return super().transform_to_noise(inputs, context)
+
+    def sample(
+        self,
+        num_samples: int,
+        context: Tensor | None = None,
+        batch_size: int | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Draw dequantised images; arguments and shapes are those of ``ImageFlow.sample``."""
+        return self._sample_images(num_samples, context, batch_size, temperature)
+
+    def sample_and_log_prob(
+        self, num_samples: int, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw dequantised images, in evaluation mode, with their log-densities."""
+        self._check_context(context, 0 if context is None else len(context))
+        with in_mode(self, training=False):
+            return super().sample_and_log_prob(num_samples, context)
+
+    def _check_values(self, images: Tensor, context: Tensor | None) -> None:
+        self._check_images(images)
+        if not images.is_floating_point():
+            raise mismatch(
+                "DequantizedFlow",
+                "dequantised pixels, floating point",
+                images.dtype,
+                "pass integer pixels to the ImageFlow itself",
+            )
+        self._check_context(context, len(images))
