@@ -83,10 +83,16 @@ def train(flow, images, arguments):
 
 
 def table(results):
-    """Results as Markdown."""
+    """Results as Markdown, with what they were made of."""
     rows = {"MixerFlow": results["bits_per_dim"], **results["yardsticks"]}
     lines = [f"| {name} | {value:.3f} |" for name, value in rows.items()]
-    return "\n".join([f"| {results['data']}, held out | bits/dim |", "|---|---|", *lines]) + "\n"
+    given = results["arguments"]
+    return "\n".join([f"| {results['data']}, held out | bits/dim |", "|---|---|", *lines]) + (
+        f"\n\n{results['parameters']:,} parameters, {given['steps']} steps of "
+        f"{given['batch_size']} of {results['train_images']} training images, seed "
+        f"{given['seed']},\none dequantisation draw for each of {results['test_images']} held-out "
+        f"images; {results['train_seconds']:.0f} s on {results['machine']}.\n"
+    )
 
 
 def main():
@@ -134,8 +140,7 @@ def main():
     save_grids(arguments.out / "samples.png", panels, data.levels)
     if curve:
         save_curve(arguments.out / "loss.png", curve, results["yardsticks"], "bits/dim")
-    print(f"\n{table(results)}\nworst image {results['worst_image']:.3f} bits/dim; "
-          f"{results['parameters']:,} parameters trained for {seconds:.0f} s\n"
+    print(f"\n{table(results)}\nworst image {results['worst_image']:.3f} bits/dim\n"
           f"inverse(forward(x)) is within {results['round_trip_error']:.1e} of the pixel range\n"
           f"checkpoint.pt reloads to the same likelihoods; look at samples.png and loss.png\n"
           f"in {arguments.out}")  # fmt: skip
