@@ -86,8 +86,9 @@ def table(results):
     """Results as Markdown, with what they were made of."""
     rows = {"MixerFlow": results["bits_per_dim"], **results["yardsticks"]}
     lines = [f"| {name} | {value:.3f} |" for name, value in rows.items()]
+    lines = [f"| {results['data']}, held out | bits/dim |", "|---|---|", *lines]
     given = results["arguments"]
-    return "\n".join([f"| {results['data']}, held out | bits/dim |", "|---|---|", *lines]) + (
+    return "\n".join(lines) + (
         f"\n\n{results['parameters']:,} parameters, {given['steps']} steps of "
         f"{given['batch_size']} of {results['train_images']} training images, seed "
         f"{given['seed']},\none dequantisation draw for each of {results['test_images']} held-out "
@@ -104,7 +105,6 @@ def main():
     chosen = architecture(arguments, data)
     flow = mixerflow(**chosen).to(arguments.device)
     print(f"{data.name}: {len(data.train)} images to train on, {len(test)} held out")
-
     start = time.perf_counter()
     curve = train(flow, data.train, arguments)
     seconds = time.perf_counter() - start
@@ -116,8 +116,7 @@ def main():
     saved = torch.load(checkpoint, weights_only=True)
     reloaded = mixerflow(**saved["architecture"]).to(arguments.device)
     reloaded.load_state_dict(saved["state_dict"])
-    if not torch.equal(evaluate(reloaded, test, seed=arguments.seed), bits):
-        raise SystemExit(f"{checkpoint} does not reload to the same likelihoods")
+    assert torch.equal(evaluate(reloaded, test, seed=arguments.seed), bits), checkpoint
 
     results = {
         "data": data.name,

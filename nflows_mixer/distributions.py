@@ -53,7 +53,8 @@ class BaseDistribution(Distribution):
             num_samples: how many, for each row of the context if there is one.
             context: [context_size, F], read for its size only.
             batch_size: accepted as nflows does; a draw from a base needs no chunks.
-            temperature: multiplies the scales; 1 is the distribution itself, 0 its centre.
+            temperature: multiplies the scales; 1 is the distribution itself, 0 its location (of a
+                mixture, that of a component drawn by its weight).
 
         Raises:
             ValueError: if ``num_samples`` is not a positive integer, or the temperature is

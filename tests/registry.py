@@ -1,4 +1,7 @@
-"""Every transform, by name: the generic properties of test_properties.py run over all of them."""
+"""Deterministic transforms, by name: the properties of test_properties.py run over all of them.
+
+The stochastic one, UniformDequantization, has its own in test_image_flow.py.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from nflows.nn.nets import ResidualNet
 from nflows.transforms import CompositeTransform, MaskedAffineAutoregressiveTransform, Transform
 from torch import Tensor
 
-from nflows_mixer.bridges import as_transform
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.nn import MLP, ResidualMLP, learned_positions, sinusoidal_positions
 from nflows_mixer.transforms import (
@@ -227,8 +229,12 @@ TRANSFORMS: dict[str, Case] = {
     ),
     "Composite-mixed-context": Case(
         lambda: ChannelMixingTransform(
-            as_transform(
-                nflows_transforms.CompositeTransform([maf(6), conditional_layer(6), maf(6, 3)]), 6
+            nflows_transforms.CompositeTransform(
+                [
+                    maf(6),
+                    nflows_transforms.CompositeTransform([conditional_layer(6), maf(6)]),
+                    nflows_transforms.InverseTransform(maf(6, 3)),
+                ]
             )
         ),
         (4, 6),

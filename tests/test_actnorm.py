@@ -104,5 +104,11 @@ def test_deepcopy_before_initialisation_is_on_its_own():
 def test_batch_with_nan_is_an_error():
     batch = torch.randn(8, 4)
     batch[2, 1] = torch.nan
-    with pytest.raises(ValueError, match="expected a batch of finite values, got 1 values"):
+    with pytest.raises(ValueError, match="finite mean and variance, got 1 values"):
+        ActNorm(4).initialize(batch)
+
+
+def test_batch_whose_variance_overflows_is_an_error():
+    batch = 1e30 * torch.randn(8, 4)
+    with pytest.raises(ValueError, match=r"got 0 values that are not finite, of up to \de\+30"):
         ActNorm(4).initialize(batch)

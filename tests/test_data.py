@@ -74,3 +74,16 @@ def test_grey_folder_keeps_one_channel(tmp_path):
     for index in range(4):
         Image.fromarray(np.full((4, 6), index, np.uint8)).save(tmp_path / f"{index}.png")
     assert load_images(tmp_path).image_shape == (1, 4, 6)
+
+
+def test_folder_of_more_files_than_may_be_open(tmp_path):
+    import resource
+
+    for index in range(60):
+        Image.fromarray(np.full((2, 2), index, np.uint8)).save(tmp_path / f"{index}.png")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (50, limits[1]))
+    try:
+        assert len(load_images(tmp_path).train) == 54
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -104,8 +104,15 @@ def test_context_that_no_part_takes():
 
 
 def test_context_of_another_batch():
-    with pytest.raises(ValueError, match="context"):
+    with expect(ValueError, r"context of shape \[4, F\], one row per image, got \[5, 3\]"):
         small(context_features=3).log_prob(images(), torch.zeros(5, 3))
+
+
+@pytest.mark.parametrize("kind", ["affine", "maf"])
+def test_context_of_another_length(kind):
+    flow = small(context_features=3, channel_flow=kind, patch_flow=kind)
+    with expect(ValueError, "context of 3 features, got 5 features"):
+        flow.log_prob(images(), torch.zeros(4, 5))
 
 
 def test_context_that_is_missing():
@@ -212,6 +219,8 @@ def test_image_shape_that_is_none():
 def test_odd_number_of_rlu_layers_before_a_shift():
     with expect(ValueError, "even number of RLU flow layers before a shift, got 3"):
         small(linear="rlu", num_flow_layers=3)
+    with expect(ValueError, "even number of RLU flow layers before a shift, got 1"):
+        small(linear=None, num_flow_layers=1, channel_flow=RLULinear)
     small(linear="rlu", num_flow_layers=3, shift=None)
 
 
@@ -372,6 +381,10 @@ def test_unknown_preset_and_unknown_argument():
         ({"hidden_features": 1.5}, "hidden_features to be a positive integer, got 1.5"),
         ({"layout": ["patch"] * 3}, "one layout for each of 2 layers, got 3"),
         ({"patch_size": [(2, 2)]}, "one patch_size for each of 2 layers, got 1"),
+        ({"patch_size": 2.0}, "patch_size for all layers, or a list, got 2.0"),
+        ({"layout": None}, "layout for all layers, or a list, got None"),
+        ({"shift": None, "shift_period": 2}, "shift beside shift_period=2, got shift=None"),
+        ({"position_features": 4}, "positions beside position_features=4, got positions=None"),
         ({"levels": 300}, "2 to 256 levels, got 300"),
         ({"levels": 0}, "2 to 256 levels, got 0"),
         ({"logit": 0.7}, "0 < alpha < 0.5, got 0.7"),
@@ -389,6 +402,8 @@ def test_choice_of_the_builder(options, pattern):
     "make, pattern",
     [
         (lambda: AffineCoupling(4, conditioning="left"), "'first', 'second', got 'left'"),
+        (lambda: AffineCoupling(4, lambda i, o: None), "an nn.Module, got NoneType"),
+        (lambda: PixelScaling(0), "2 to 256 levels, got 0"),
         (lambda: PixelScaling(256, 1.0, 0.0), r"low < high, got \(1.0, 0.0\)"),
         (lambda: LogitTransform(0.0), "0 < alpha < 0.5, got 0"),
         (lambda: LULinear(0), "features to be a positive integer, got 0"),
@@ -461,6 +476,14 @@ def test_held_out_images_of_another_shape(tmp_path):
 def test_held_out_images_beside_those_of_a_data_set():
     with expect(ValueError, "no test images beside 'digits', got x.npz"):
         load_images("digits", test="x.npz")
+
+
+def test_folder_with_images_of_sixteen_bits(tmp_path):
+    from PIL import Image
+
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with expect(ValueError, "images of 8 bits, got modes"):
+        load_images(tmp_path)
 
 
 def test_folder_with_images_of_two_sizes(tmp_path):

@@ -37,6 +37,10 @@ def test_digits_end_with_figures_pictures_and_a_checkpoint(tmp_path, monkeypatch
     assert flow.eval().sample(3).shape == (3, 1, 8, 8)
 
 
+def test_script_is_short():
+    assert len(SCRIPT.read_text().splitlines()) < 150
+
+
 def test_same_seed_gives_the_same_figures(tmp_path, monkeypatch):
     first, second, other = (
         run(monkeypatch, tmp_path / str(i), "--steps", 5, "--layers", 1, "--seed", seed)

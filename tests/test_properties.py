@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nflows_mixer import transforms
 from tests.jacobian import jacobian_logabsdet
 from tests.registry import TRANSFORMS, Case
 
@@ -193,7 +194,7 @@ def test_compiles_whole(case):
         inputs = function(inputs, context)[0]
 
 
-@over(lambda case: case.compiles)
+@everything
 @torch.no_grad()
 def test_autocast_stays_inside_conditioners(case, device):
     transform = build(case, torch.float32, device)
@@ -204,3 +205,8 @@ def test_autocast_stays_inside_conditioners(case, device):
     assert outputs.dtype == logabsdet.dtype == torch.float32
     torch.testing.assert_close(outputs, exact, atol=0.05, rtol=0.05)
     torch.testing.assert_close(logabsdet, logabsdet_exact, atol=0.05, rtol=0.05)
+
+
+def test_no_transform_is_forgotten():
+    used = {type(m).__name__ for case in TRANSFORMS.values() for m in case.make().modules()}
+    assert set(transforms.__all__) - used == {"UniformDequantization"}

@@ -66,10 +66,32 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
             outputs, logabsdet = part(outputs, context if passes else None)
             if before.is_floating_point and outputs.is_floating_point():
                 outputs = outputs.to(torch.promote_types(before, outputs.dtype))
+            logabsdet = logabsdet.to(torch.promote_types(logabsdet.dtype, torch.float32))
             total = logabsdet if total is None else total + logabsdet
         if total is None:
             total = no_volume_change(inputs)
         return outputs, total
+
+
+def gated(transform: Transform) -> Transform:
+    """Return ``transform`` with every plain composite of nflows in it replaced by this package's.
+
+    Composites within composites and within inverses are replaced too; all other parts stay as
+    they are, and so do the names in the state_dict.
+
+    Args:
+        transform: any nflows transform.
+
+    Example:
+        >>> from nflows.transforms import LULinear
+        >>> type(gated(nflows_transforms.CompositeTransform([LULinear(3)]))).__module__
+        'nflows_mixer.bridges.composite'
+    """
+    if type(transform) is nflows_transforms.CompositeTransform:
+        return CompositeTransform(map(gated, transform._transforms))
+    if type(transform) is nflows_transforms.InverseTransform:
+        return nflows_transforms.InverseTransform(gated(transform._transform))
+    return transform
 
 
 def no_volume_change(inputs: Tensor) -> Tensor:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Union
 
-from nflows.transforms import CompositeTransform as NflowsComposite
 from nflows.transforms import Transform
 from torch import nn
 
 from nflows_mixer._checks import mismatch
-from nflows_mixer.bridges.composite import CompositeTransform
+from nflows_mixer.bridges.composite import gated
 from nflows_mixer.bridges.inspect import row_lengths
 
 FlowLike = Union[Transform, Callable[[int], Transform]]
@@ -20,7 +19,7 @@ FlowLike = Union[Transform, Callable[[int], Transform]]
 def as_transform(flow: FlowLike, features: int, owner: str = "as_transform") -> Transform:
     """Return the transform that ``flow`` describes, for rows of length ``features``.
 
-    A plain ``CompositeTransform`` of nflows becomes this package's, with the same parts.
+    Plain composites of nflows become this package's, with the same parts (see ``gated``).
 
     Args:
         flow: an nflows transform on rows, or a factory (a class, a function) that takes the row
@@ -46,8 +45,6 @@ def as_transform(flow: FlowLike, features: int, owner: str = "as_transform") -> 
             f"{type(transform).__name__} of length {', '.join(map(str, sorted(lengths)))}",
             "pass a factory, `lambda features: ...`, so that it is built for its place",
         )
-    if type(transform) is NflowsComposite:
-        return CompositeTransform(transform._transforms)
     return transform
 
 
@@ -75,4 +72,4 @@ def built(flow: Transform | Callable[[Any], Transform], argument: Any, owner: st
             f"{owner}: expected {what} an nflows Transform, got {type(transform).__name__}; "
             "give a subclass of nflows.transforms.Transform"
         )
-    return transform
+    return gated(transform)

@@ -121,10 +121,18 @@ def _read(path: Path) -> Tensor:
         from PIL import Image
 
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        pictures = [Image.open(file) for file in files]
+        modes = set()
+        for file in files:
+            with Image.open(file) as picture:
+                modes.add(picture.mode)
+        if deep := {mode for mode in modes if mode[0] in "IF"}:
+            raise mismatch(str(path), "images of 8 bits", f"modes {sorted(deep)}", "convert them")
         # Grey stays one channel; palettes, alpha and the like become colours.
-        mode = "L" if all(p.mode in ("1", "L") for p in pictures) else "RGB"
-        images = [np.asarray(picture.convert(mode)) for picture in pictures]
+        mode = "L" if modes <= {"1", "L"} else "RGB"
+        images = []
+        for file in files:
+            with Image.open(file) as picture:
+                images.append(np.asarray(picture.convert(mode)))
         shapes = {image.shape for image in images}
         if len(shapes) != 1:
             raise mismatch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Union
 
 from nflows.distributions.base import Distribution
@@ -151,17 +152,9 @@ class MixerFlowArchitecture:
                     f"{len(per_layer)}",
                     "give one for all, or a list of that length",
                 )
-        if self.linear == "rlu" and self.shift is not None and self.num_flow_layers % 2:
-            raise mismatch(
-                owner,
-                "an even number of RLU flow layers before a shift",
-                self.num_flow_layers,
-                "an odd number leaves positions reversed, so that the shifted grid joins pixels "
-                "that are not neighbours; make num_flow_layers even, or pass linear='lu'",
-            )
 
     def _check_combinations(self, owner: str) -> None:
-        """Refuse an option that no flow of this architecture would read."""
+        """Refuse options that this architecture would not read."""
         flows = {self.channel_flow, self.patch_flow}
         readers = {"scale": {"affine"}, "conditioner": {"affine", "additive"}}
         for name, kinds in readers.items():
@@ -172,6 +165,12 @@ class MixerFlowArchitecture:
                     f"a channel or patch flow among {sorted(kinds)} to read {name}={value!r}",
                     f"channel_flow={self.channel_flow!r}, patch_flow={self.patch_flow!r}",
                     f"leave {name} out, or build your factory with it",
+                )
+        for name, master in [("shift_period", "shift"), ("position_features", "positions")]:
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if value != default and getattr(self, master) is None:
+                raise mismatch(
+                    owner, f"{master} beside {name}={value}", f"{master}=None", f"give {master} too"
                 )
         if self.linear is None and "maf" in flows:
             raise mismatch(
@@ -184,5 +183,11 @@ class MixerFlowArchitecture:
     def per_layer(self, name: str) -> list:
         """Return ``patch_size`` or ``layout`` as a list with one entry for each layer."""
         value = getattr(self, name)
-        alone = isinstance(value, (int, str)) or (len(value) > 0 and isinstance(value[0], int))
-        return [value] * self.num_layers if alone else list(value)
+        if not isinstance(value, (str, Integral, Sequence)):
+            raise mismatch(
+                "mixerflow", f"{name} for all layers, or a list", repr(value), "give one"
+            )
+        one_pair = isinstance(value, Sequence) and isinstance((*value, None)[0], Integral)
+        if isinstance(value, (str, Integral)) or one_pair:
+            return [value] * self.num_layers
+        return list(value)

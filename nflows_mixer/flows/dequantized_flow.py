@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from nflows.distributions.base import Distribution
@@ -18,7 +18,7 @@ from nflows_mixer._checks import (
     mismatch,
 )
 from nflows_mixer._modes import in_mode
-from nflows_mixer.bridges import takes_context
+from nflows_mixer.bridges import gated, takes_context
 from nflows_mixer.distributions import BaseDistribution, DiagonalNormal
 
 CONTEXT_ADVICE = "build it with context_features=..."
@@ -50,7 +50,7 @@ class CheckedFlow(Flow):
     ) -> None:
         image_shape = check_image_shape(image_shape, type(self).__name__)
         base = DiagonalNormal(image_shape) if distribution is None else distribution
-        super().__init__(transform, base, embedding_net)
+        super().__init__(gated(transform), base, embedding_net)
         self.image_shape = image_shape
         self.context_features = context_features
         self._takes_context = any(map(takes_context, (transform, base)))
@@ -88,6 +88,10 @@ class CheckedFlow(Flow):
             )
         if isinstance(self._embedding_net, nn.Identity):
             check_context(context, batch, owner)
+            length = self.context_features
+            if length is not None and context.shape[1] != length:
+                got = f"{context.shape[1]} features"
+                raise mismatch(owner, f"context of {length} features", got, "pass what it is for")
 
     @torch.no_grad()
     def _sample_images(
@@ -96,9 +100,8 @@ class CheckedFlow(Flow):
         context: Tensor | None,
         batch_size: int | None,
         temperature: float,
-        finish: Callable[[Tensor], Tensor] = lambda values: values,
     ) -> Tensor:
-        """Draw images, each chunk of dequantised ones given to ``finish``."""
+        """Draw dequantised images, inverted in chunks."""
         check_positive("sample", "num_samples", num_samples)
         if batch_size is not None:
             check_positive("sample", "batch_size", batch_size)
@@ -113,7 +116,7 @@ class CheckedFlow(Flow):
             for start in range(0, len(latents), batch_size or len(latents)):
                 rows = slice(start, start + (batch_size or len(latents)))
                 given = None if embedded is None else embedded[rows]
-                chunks.append(finish(self._transform.inverse(latents[rows], given)[0]))
+                chunks.append(self._transform.inverse(latents[rows], given)[0])
         images = torch.cat(chunks)
         return images if context is None else images.unflatten(0, (-1, num_samples))
 

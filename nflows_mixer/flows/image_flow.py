@@ -82,7 +82,7 @@ class ImageFlow(CheckedFlow):
     def log_prob(
         self, inputs: Tensor, context: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:
-        """One-draw lower bound on the log-likelihood of images, [B], in nats.
+        """One-draw, unbiased estimate of the bound on the log-likelihood of images, [B], in nats.
 
         In training mode the conditioners' BatchNorm sees the batch: call ``eval()`` before what
         is to be reported.
@@ -132,9 +132,16 @@ class ImageFlow(CheckedFlow):
             ValueError: if an argument is out of range, or the base knows no temperature.
             RuntimeError: if ActNorm was not initialised before.
         """
-        return self._sample_images(
-            num_samples, context, batch_size, temperature, finish=self._quantize
-        )
+        values = self._sample_images(num_samples, context, batch_size, temperature)
+        broken = (~torch.isfinite(values)).flatten(-3).any(-1)
+        if broken.any():
+            warnings.warn(
+                f"{broken.sum().item()} of {broken.numel()} samples have pixels that are not "
+                "finite: the inverse overflowed; train for longer, or lower the temperature",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return self.dequantization.inverse(values)[0]
 
     def sample_and_log_prob(self, num_samples: int, context: Tensor | None = None) -> None:
         """Raise: the density of a dequantised sample is not the likelihood of its pixels."""
@@ -182,15 +189,11 @@ class ImageFlow(CheckedFlow):
                 "build the flow with the number of levels of the data",
             )
         self._check_context(context, len(images))
-        return self.dequantization(images, noise=noise)
-
-    def _quantize(self, values: Tensor) -> Tensor:
-        broken = (~torch.isfinite(values)).flatten(1).any(1).sum().item()
-        if broken:
-            warnings.warn(
-                f"{broken} of {len(values)} samples have pixels that are not finite: the inverse "
-                "overflowed; train for longer, or lower the temperature",
-                RuntimeWarning,
-                stacklevel=4,
+        if noise is not None and noise.numel() and not 0 <= noise.min() <= noise.max() <= 1:
+            raise mismatch(
+                "ImageFlow",
+                "noise from 0 to 1",
+                f"{noise.min().item():g} to {noise.max().item():g}",
+                "draw it with torch.rand",
             )
-        return self.dequantization.inverse(values)[0]
+        return self.dequantization(images, noise=noise)

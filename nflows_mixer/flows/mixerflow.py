@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from nflows.transforms import BatchNorm, MaskedAffineAutoregressiveTransform, Transform
 
-from nflows_mixer._checks import check_choice
+from nflows_mixer._checks import check_choice, mismatch
 from nflows_mixer.bridges import CompositeTransform, FlowLike
 from nflows_mixer.flows.architecture import (
     BASES,
@@ -30,6 +30,7 @@ from nflows_mixer.transforms import (
     LogitTransform,
     PatchMixerTransform,
     PixelScaling,
+    RLULinear,
     ShiftTransform,
     SqueezeTransform,
 )
@@ -126,14 +127,24 @@ def _mixing_flow(
     parts: list[Transform] = [ActNorm(features)] if spec.norm == "actnorm" else []
     for index in range(spec.num_flow_layers):
         depth = layer * spec.num_flow_layers + index
-        flow = partial(_row_flow, spec, kind, depth) if isinstance(kind, str) else kind
-        parts.append(FlowLayer(features, linear=LINEAR_BLOCKS[spec.linear], flow=flow))
+        row_flow = partial(_row_flow, spec, kind, depth) if isinstance(kind, str) else kind
+        parts.append(FlowLayer(features, linear=LINEAR_BLOCKS[spec.linear], flow=row_flow))
     if spec.norm == "batchnorm":
         norm = BatchNorm(features)
         # nflows starts it at 0, where evaluation after a few steps scales by 1 / sqrt(eps).
         norm.running_var.fill_(1.0)
         parts.append(norm)
-    return CompositeTransform(parts)
+    flow = CompositeTransform(parts)
+    reversals = sum(isinstance(module, RLULinear) for module in flow.modules())
+    if spec.shift is not None and reversals % 2:
+        raise mismatch(
+            "mixerflow",
+            "an even number of RLU flow layers before a shift",
+            reversals,
+            "an odd number leaves positions reversed, so that the shifted grid joins pixels that "
+            "are not neighbours; make num_flow_layers even, or pass linear='lu'",
+        )
+    return flow
 
 
 def _row_flow(spec: MixerFlowArchitecture, kind: str, depth: int, features: int) -> Transform:

@@ -84,10 +84,11 @@ class ActNorm(Transform):
         mean = batch.mean(axes)
         std = batch.var(axes, unbiased=False).sqrt()
         if not torch.isfinite(mean + std).all():
+            broken = (~torch.isfinite(batch)).sum().item()
             raise mismatch(
                 "ActNorm.initialize",
-                "a batch of finite values",
-                f"{(~torch.isfinite(batch)).sum().item()} values that are not",
+                "a batch of finite mean and variance",
+                f"{broken} values that are not finite, of up to {batch.abs().max().item():.0e}",
                 "look at the data, and at the transforms before this one",
             )
         # Below this, what varies is rounding error, and dividing by it would amplify that.

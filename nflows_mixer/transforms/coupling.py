@@ -73,6 +73,9 @@ class _Coupling(Transform):
             conditioner = conditioner(
                 self.conditioning_features, self.parameters_per_feature * self.transformed_features
             )
+        if not isinstance(conditioner, nn.Module):
+            got = type(conditioner).__name__
+            raise mismatch(owner, "a conditioner that is an nn.Module", got, "return one")
         self.conditioner = conditioner
         self._passes_context = takes_context(conditioner)
 

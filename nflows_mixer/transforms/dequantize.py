@@ -27,7 +27,7 @@ class UniformDequantization(Transform):
 
     Raises:
         ValueError: if ``levels`` is not between 2 and 256, inputs are not integers, or the noise
-            has another shape or range.
+            has another shape.
 
     References:
         Theis et al., A note on the evaluation of generative models, 2016, Section 3.1;
@@ -70,13 +70,6 @@ class UniformDequantization(Transform):
                 f"noise of shape {list(inputs.shape)}",
                 list(noise.shape),
                 "draw one number for each pixel",
-            )
-        elif noise.numel() and not (0 <= noise.min() and noise.max() <= 1):
-            raise mismatch(
-                "UniformDequantization",
-                "noise from 0 to 1",
-                f"{noise.min().item():g} to {noise.max().item():g}",
-                "draw it with torch.rand",
             )
         below_next = torch.nextafter(pixels + 1, pixels)
         outputs = torch.minimum(pixels + noise.to(pixels.dtype), below_next)

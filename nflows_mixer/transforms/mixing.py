@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nflows_mixer._checks import check_context, check_event, mismatch
 from nflows_mixer._modes import running_statistics
-from nflows_mixer.bridges import row_lengths, takes_context
+from nflows_mixer.bridges import gated, row_lengths, takes_context
 
 
 class _MixingTransform(Transform):
@@ -20,7 +20,7 @@ class _MixingTransform(Transform):
 
     def __init__(self, transform: Transform, positions: Tensor | None = None) -> None:
         super().__init__()
-        self.transform = transform
+        self.transform = gated(transform)
         if isinstance(positions, nn.Parameter):
             self.positions = positions
         else:

@@ -9,7 +9,7 @@ from nflows.transforms import Transform
 from torch import Tensor
 from torch.nn import functional as F
 
-from nflows_mixer._checks import mismatch
+from nflows_mixer._checks import check_levels, mismatch
 
 
 class PixelScaling(Transform):
@@ -27,7 +27,7 @@ class PixelScaling(Transform):
         inputs and outputs [B, ...].
 
     Raises:
-        ValueError: if ``high`` is not above ``low``.
+        ValueError: if ``high`` is not above ``low``, or ``levels`` is not between 2 and 256.
 
     Example:
         >>> PixelScaling(256)(torch.tensor([[0.0, 128.0]]))
@@ -36,6 +36,7 @@ class PixelScaling(Transform):
 
     def __init__(self, levels: int = 256, low: float = -0.5, high: float = 0.5) -> None:
         super().__init__()
+        check_levels("PixelScaling", levels)
         if not high > low:
             raise mismatch("PixelScaling", "low < high", (low, high), "exchange them")
         self.low = low

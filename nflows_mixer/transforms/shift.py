@@ -20,7 +20,8 @@ class ShiftTransform(Transform):
 
     With shift s and patch size p, the inner part is
     :math:`[s_h,\ H - p_h + s_h) \times [s_w,\ W - p_w + s_w)`, so that a patch grid laid over it
-    is the image's own grid moved by s. The frame has log-det 0.
+    is the image's own grid moved by s. The frame has log-det 0. Layers before it have to leave
+    positions in their order (an even number of ``RLULinear`` does), which is not checked here.
 
     Args:
         image_shape: (C, H, W).
