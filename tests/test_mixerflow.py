@@ -8,6 +8,7 @@ import torch
 from nflows.transforms import MaskedAffineAutoregressiveTransform
 from sklearn.datasets import load_sample_images
 
+from nflows_mixer.distributions import StudentT
 from nflows_mixer.evaluation import round_trip_error
 from nflows_mixer.flows import PRESETS, mixerflow
 from nflows_mixer.nn import ResidualMLP
@@ -95,6 +96,8 @@ OPTIONS = {
     "student t": ({}, {"base": "student_t"}),
     "cauchy": ({"base": "student_t"}, {"base": "cauchy"}),
     "mixture": ({}, {"base": "mixture"}),
+    "base of one's own": ({}, {"base": partial(StudentT, degrees_of_freedom=2.0)}),
+    "ready base": ({}, {"base": StudentT((3, 8, 8), degrees_of_freedom=2.0)}),
     "sinusoidal positions": ({}, {"positions": "sinusoidal"}),
     "learned positions": ({"positions": "sinusoidal"}, {"positions": "learned"}),
     "fewer position features": ({"positions": "learned"}, {"position_features": 4}),

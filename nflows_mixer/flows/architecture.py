@@ -70,7 +70,8 @@ class MixerFlowArchitecture:
         conv1x1: whether an invertible 1x1 convolution over the channels comes first.
         logit: alpha of the logit of pixels, see ``LogitTransform``; None for a linear scale.
         base: "normal" (learnable diagonal), "standard_normal", "student_t", "cauchy", "mixture",
-            or a factory ``shape -> distribution``.
+            or a distribution of the (squeezed) image shape, or a factory
+            ``shape -> distribution``.
         context_features: length of the context that every conditioner takes; None for none.
         positions: "sinusoidal" or "learned" positional context of every conditioner, or None.
         position_features: length of the positional context.
@@ -105,7 +106,7 @@ class MixerFlowArchitecture:
     squeeze: int = 1
     conv1x1: bool = True
     logit: float | None = None
-    base: str | Callable[[Sequence[int]], Distribution] = "normal"
+    base: str | Distribution | Callable[[Sequence[int]], Distribution] = "normal"
     context_features: int | None = None
     positions: str | None = None
     position_features: int = 16
@@ -129,7 +130,7 @@ class MixerFlowArchitecture:
             ("positions", (*POSITIONS, None)),
         ]:
             value = getattr(self, name)
-            if isinstance(value, nn.Module):
+            if isinstance(value, nn.Module) and name != "base":
                 raise mismatch(
                     owner,
                     f"{name} as a name or a factory",

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from nflows.distributions.base import Distribution
 from nflows.transforms import BatchNorm, MaskedAffineAutoregressiveTransform, Transform
 
 from nflows_mixer._checks import check_choice, mismatch
@@ -110,7 +111,9 @@ def _build(spec: MixerFlowArchitecture) -> ImageFlow:
             transforms.append(ShiftTransform(shape, patch_size, spec.shift, mixer))
         else:
             transforms.append(mixer(shape))
-    base = spec.base(shape) if callable(spec.base) else BASES[spec.base](shape)
+    base = BASES[spec.base] if isinstance(spec.base, str) else spec.base
+    if not isinstance(base, Distribution):
+        base = base(shape)
     return ImageFlow(
         CompositeTransform(transforms),
         spec.image_shape,
