@@ -231,7 +231,7 @@ def test_samples_that_overflow_are_said():
 
 
 def test_latents_are_a_function_of_each_image_even_in_training_mode():
-    flow = build(std=0.1).train()
+    flow = build(std=0.1).double().train()
     batch = images(6)
     statistics = copy.deepcopy(flow.state_dict())
     latents = flow.transform_to_noise(batch)

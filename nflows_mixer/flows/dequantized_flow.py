@@ -94,14 +94,30 @@ class CheckedFlow(Flow):
                 raise mismatch(owner, f"context of {length} features", got, "pass what it is for")
 
     @torch.no_grad()
-    def _sample_images(
+    def sample(
         self,
         num_samples: int,
-        context: Tensor | None,
-        batch_size: int | None,
-        temperature: float,
+        context: Tensor | None = None,
+        batch_size: int | None = None,
+        temperature: float = 1.0,
     ) -> Tensor:
-        """Draw dequantised images, inverted in chunks."""
+        """Draw images, in evaluation mode and without gradients.
+
+        Args:
+            num_samples: how many, for each row of the context if there is one.
+            context: [M, F], or what the embedding net takes.
+            batch_size: how many images are inverted at a time; it bounds the memory and does not
+                change the images. All at once if None.
+            temperature: multiplies the scales of the base.
+
+        Returns:
+            [num_samples, C, H, W], or [M, num_samples, C, H, W] with a context: real pixels here
+            and of a ``DequantizedFlow``, uint8 ones of an ``ImageFlow``.
+
+        Raises:
+            ValueError: if an argument is out of range, or the base knows no temperature.
+            RuntimeError: if ActNorm was not initialised before.
+        """
         check_positive("sample", "num_samples", num_samples)
         if batch_size is not None:
             check_positive("sample", "batch_size", batch_size)
@@ -169,16 +185,6 @@ class DequantizedFlow(CheckedFlow):
         self._check_values(inputs, context)
         with in_mode(self, training=False):
             return super().transform_to_noise(inputs, context)
-
-    def sample(
-        self,
-        num_samples: int,
-        context: Tensor | None = None,
-        batch_size: int | None = None,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        """Draw dequantised images; arguments and shapes are those of ``ImageFlow.sample``."""
-        return self._sample_images(num_samples, context, batch_size, temperature)
 
     def sample_and_log_prob(
         self, num_samples: int, context: Tensor | None = None

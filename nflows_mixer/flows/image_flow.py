@@ -116,23 +116,11 @@ class ImageFlow(CheckedFlow):
         batch_size: int | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Draw images, in evaluation mode and without gradients.
+        """Draw uint8 images; the arguments, shapes and errors are those of ``CheckedFlow.sample``.
 
-        Args:
-            num_samples: how many, for each row of the context if there is one.
-            context: [M, F], or what the embedding net takes.
-            batch_size: how many images are inverted at a time; it bounds the memory and does not
-                change the images. All at once if None.
-            temperature: multiplies the scales of the base.
-
-        Returns:
-            uint8 [num_samples, C, H, W], or [M, num_samples, C, H, W] with a context.
-
-        Raises:
-            ValueError: if an argument is out of range, or the base knows no temperature.
-            RuntimeError: if ActNorm was not initialised before.
+        A ``RuntimeWarning`` says how many samples overflowed, if any did.
         """
-        values = self._sample_images(num_samples, context, batch_size, temperature)
+        values = super().sample(num_samples, context, batch_size, temperature)
         broken = (~torch.isfinite(values)).flatten(-3).any(-1)
         if broken.any():
             warnings.warn(
