@@ -9,20 +9,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import normflows as nf
 import torch
+import zuko
 from nflows import transforms as nflows_transforms
 from nflows.nn.nets import ResidualNet
 from nflows.transforms import CompositeTransform, MaskedAffineAutoregressiveTransform, Transform
 from torch import Tensor
 
+from nflows_mixer.bridges import from_normflows
 from nflows_mixer.flows import mixerflow
-from nflows_mixer.nn import MLP, ResidualMLP, learned_positions, sinusoidal_positions
+from nflows_mixer.nn import MLP, LipschitzMLP, ResidualMLP, learned_positions, sinusoidal_positions
 from nflows_mixer.transforms import (
     ActNorm,
     AdditiveCoupling,
     AffineCoupling,
     ChannelMixingTransform,
     FlowLayer,
+    InverseTransform,
     InvertibleConv1x1,
     LogitTransform,
     LULinear,
@@ -31,6 +35,8 @@ from nflows_mixer.transforms import (
     PatchTransform,
     PermutePixels,
     PixelScaling,
+    RationalQuadraticCoupling,
+    ResidualTransform,
     RLULinear,
     ShiftTransform,
     SqueezeTransform,
@@ -56,6 +62,7 @@ class Case:
     out_shape: tuple[int, ...] | None = None
 
 
+lipschitz = partial(LipschitzMLP, hidden_features=16)
 narrow = partial(ResidualMLP, hidden_features=16)
 with_context = partial(ResidualMLP, hidden_features=16, context_features=3)
 
@@ -136,6 +143,26 @@ TRANSFORMS: dict[str, Case] = {
     "AdditiveCoupling": Case(lambda: AdditiveCoupling(7, narrow), (7,)),
     "AdditiveCoupling-second": Case(
         lambda: AdditiveCoupling(7, narrow, conditioning="second"), (7,)
+    ),
+    "RationalQuadraticCoupling": Case(lambda: RationalQuadraticCoupling(7, narrow), (7,)),
+    "RationalQuadraticCoupling-second": Case(
+        lambda: RationalQuadraticCoupling(7, narrow, num_bins=4, conditioning="second"), (7,)
+    ),
+    "RationalQuadraticCoupling-context": Case(
+        lambda: RationalQuadraticCoupling(7, with_context), (7,), context_features=3
+    ),
+    "RationalQuadraticCoupling-images": Case(
+        lambda: RationalQuadraticCoupling(
+            3, partial(torch.nn.Conv2d, kernel_size=3, padding=1), num_bins=4, tail_bound=2.0
+        ),
+        (3, 2, 4),
+    ),
+    "ResidualTransform": Case(lambda: ResidualTransform(6, lipschitz), (6,), compiles=False),
+    "ResidualTransform-context": Case(
+        lambda: ResidualTransform(6, partial(lipschitz, context_features=3)),
+        (6,),
+        context_features=3,
+        compiles=False,
     ),
     "FlowLayer": Case(lambda: layer(6), (6,)),
     "FlowLayer-context": Case(lambda: conditional_layer(6), (6,), context_features=3),
@@ -226,6 +253,54 @@ TRANSFORMS: dict[str, Case] = {
         lambda: image_flow(patch_size=[(1, 2), (2, 2)], layout=["patch", "dilated"], shift=None),
         (1, 6, 4),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
+    ),
+    "ChannelMixing-zuko": Case(
+        lambda: ChannelMixingTransform(zuko.flows.NSF(6, transforms=2, hidden_features=(16,))),
+        (4, 6),
+        compiles=False,
+    ),
+    "PatchMixing-zuko-context": Case(
+        lambda: PatchMixingTransform(zuko.flows.MAF(4, 3, hidden_features=(16,))),
+        (4, 6),
+        context_features=3,
+        compiles=False,
+    ),
+    "PatchMixing-zuko-positions": Case(
+        lambda: PatchMixingTransform(
+            zuko.flows.NICE(4, 5, transforms=1, hidden_features=(16,)), learned_positions(6, 2)
+        ),
+        (4, 6),
+        context_features=3,
+        compiles=False,
+    ),
+    "PatchMixing-normflows": Case(
+        lambda: PatchMixingTransform(
+            from_normflows(nf.flows.CoupledRationalQuadraticSpline(4, 1, 16, 3), 4)
+        ),
+        (4, 6),
+        context_features=3,
+        compiles=False,
+    ),
+    "PatchMixer-libraries": Case(
+        lambda: PatchMixerTransform(
+            (1, 4, 6), 2, partial(zuko.flows.NSF, transforms=1), nf.flows.LULinearPermute
+        ),
+        (1, 4, 6),
+        compiles=False,
+    ),
+    "InverseTransform-maf": Case(
+        lambda: ChannelMixingTransform(InverseTransform(maf(4))), (3, 4), compiles=False
+    ),
+    "MixerFlow-spline": Case(
+        lambda: image_flow(channel_flow="spline", patch_flow="spline", num_bins=4, shift=None),
+        (1, 6, 4),
+        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
+    ),
+    "MixerFlow-residual": Case(
+        lambda: image_flow(patch_flow="residual", num_flow_layers=1, shift=None),
+        (1, 6, 4),
+        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
+        compiles=False,
     ),
     "Composite-mixed-context": Case(
         lambda: ChannelMixingTransform(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nflows_mixer._modes import running_statistics
 from nflows_mixer.bridges.inspect import takes_context
+from nflows_mixer.bridges.invert import inverse_of
 
 
 class CompositeTransform(nflows_transforms.CompositeTransform):
@@ -18,13 +19,14 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
 
     .. math:: f_n \circ \dots \circ f_1, \qquad \log|\det J| = \sum_i \log|\det J_{f_i}|
 
-    Four things differ. The context reaches the parts that take one, and no others (see
+    Five things differ. The context reaches the parts that take one, and no others (see
     ``bridges.takes_context``). Inputs may be integers where the first part makes them real. What
     a part computes in half precision, under autocast, goes on in the precision of the inputs.
-    An inverse runs in evaluation mode, whatever the mode is.
+    An inverse runs in evaluation mode, whatever the mode is, and masked flows are inverted by as
+    many passes as change something (see ``bridges.inverse_of``).
 
     Args:
-        transforms: the parts, from data to noise.
+        transforms: the parts, from data to noise; flows of zuko and normflows are bridged.
 
     Shapes:
         those of the parts; context [B, F].
@@ -39,7 +41,10 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
     """
 
     def __init__(self, transforms: Iterable[Transform]) -> None:
-        super().__init__(transforms)
+        # These build composites themselves.
+        from nflows_mixer.bridges.resolve import adapted
+
+        super().__init__(adapted(part, "CompositeTransform") for part in transforms)
         self._passes_context = [takes_context(part) for part in self._transforms]
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -49,7 +54,7 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map back through the parts in reverse order, in evaluation mode."""
-        parts = [part.inverse for part in self._transforms]
+        parts = [inverse_of(part) for part in self._transforms]
         with running_statistics(self):
             return self._chain(parts[::-1], self._passes_context[::-1], inputs, context)
 
@@ -73,10 +78,40 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
         return outputs, total
 
 
-def gated(transform: Transform) -> Transform:
-    """Return ``transform`` with every plain composite of nflows in it replaced by this package's.
+class InverseTransform(nflows_transforms.InverseTransform):
+    r"""A transform run the other way, in place of nflows' own ``InverseTransform``.
 
-    Composites within composites and within inverses are replaced too; all other parts stay as
+    .. math:: f^{-1}, \qquad \log|\det J| \text{ of } f^{-1}
+
+    Masked flows are inverted by as many passes as change something.
+
+    Args:
+        transform: what to turn round.
+
+    Shapes:
+        those of ``transform``.
+
+    Example:
+        >>> from nflows.transforms import MaskedAffineAutoregressiveTransform
+        >>> inverse_autoregressive = InverseTransform(MaskedAffineAutoregressiveTransform(4, 16))
+        >>> inverse_autoregressive(torch.randn(5, 4))[1].shape
+        torch.Size([5])
+    """
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map back through the transform."""
+        return inverse_of(self._transform)(inputs, context)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map through the transform, in evaluation mode."""
+        with running_statistics(self):
+            return self._transform(inputs, context)
+
+
+def gated(transform: Transform) -> Transform:
+    """Return ``transform`` with every plain composite and inverse of nflows replaced by our own.
+
+    Those within others are replaced too; all other parts stay as
     they are, and so do the names in the state_dict.
 
     Args:
@@ -90,7 +125,7 @@ def gated(transform: Transform) -> Transform:
     if type(transform) is nflows_transforms.CompositeTransform:
         return CompositeTransform(map(gated, transform._transforms))
     if type(transform) is nflows_transforms.InverseTransform:
-        return nflows_transforms.InverseTransform(gated(transform._transform))
+        return InverseTransform(gated(transform._transform))
     return transform
 
 

@@ -1,8 +1,9 @@
-"""A transform or a factory of one, made into the transform for its place."""
+"""A flow of any library, or a factory of one, made into the transform for its place."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Union
 
 from nflows.transforms import Transform
@@ -10,33 +11,44 @@ from torch import nn
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer.bridges.composite import gated
+from nflows_mixer.bridges.domains import check_usable, unusable
 from nflows_mixer.bridges.inspect import row_lengths
+from nflows_mixer.bridges.normflows_flows import from_normflows
+from nflows_mixer.bridges.zuko_flows import from_zuko
 
-FlowLike = Union[Transform, Callable[[int], Transform]]
-"""A transform on rows, or a factory: row length -> transform."""
+FlowLike = Union[Transform, nn.Module, Callable[[int], Union[Transform, nn.Module]]]
+"""A transform of nflows, a flow or lazy transform of zuko, a flow of normflows, or a factory of
+one: row length -> flow (a class like ``zuko.flows.NSF``, a function, a ``functools.partial``)."""
 
 
 def as_transform(flow: FlowLike, features: int, owner: str = "as_transform") -> Transform:
-    """Return the transform that ``flow`` describes, for rows of length ``features``.
+    """Return the nflows transform that ``flow`` describes, for rows of length ``features``.
 
-    Plain composites of nflows become this package's, with the same parts (see ``gated``).
+    Flows of zuko and of normflows are bridged (see ``from_zuko``, ``from_normflows``); plain
+    composites of nflows become this package's, with the same parts (see ``gated``).
 
     Args:
-        flow: an nflows transform on rows, or a factory (a class, a function) that takes the row
-            length and returns one.
+        flow: a flow on rows, or a factory (a class, a function) that takes the row length and
+            returns one.
         features: the row length.
         owner: whose argument this is, for the error.
 
     Raises:
         TypeError: if ``flow`` is neither, or the factory returns something else.
-        ValueError: if the transform says that it is for rows of another length.
+        ValueError: if the flow says that it is for rows of another length, or is known not to map
+            R^D to R^D.
 
     Example:
+        >>> import zuko
+        >>> from functools import partial
         >>> from nflows.transforms import LULinear
         >>> as_transform(LULinear, 48).features
         48
+        >>> as_transform(partial(zuko.flows.NSF, transforms=1), 48).features
+        48
     """
-    transform = built(flow, features, owner)
+    transform = built(flow, features, owner, features)
+    check_usable(transform, owner)
     lengths = row_lengths(transform)
     if lengths - {features}:
         raise mismatch(
@@ -48,16 +60,22 @@ def as_transform(flow: FlowLike, features: int, owner: str = "as_transform") -> 
     return transform
 
 
-def built(flow: Transform | Callable[[Any], Transform], argument: Any, owner: str) -> Transform:
-    """Return ``flow`` if it is a transform, or what the factory makes of ``argument``.
+def built(
+    flow: Transform | nn.Module | Callable[[Any], Any],
+    argument: Any,
+    owner: str,
+    features: int | None = None,
+) -> Transform:
+    """Return ``flow``, or what the factory makes of ``argument``, as an nflows transform.
 
     Args:
-        flow: an nflows transform, or a factory.
+        flow: a flow of nflows, zuko or normflows, or a factory of one.
         argument: what the factory takes: a row length, an image shape.
         owner: whose argument this is, for the error.
+        features: row length, for flows of zuko and normflows that do not say it.
 
     Raises:
-        TypeError: if the result is no nflows transform.
+        TypeError: if the result is no flow of any of the three.
 
     Example:
         >>> from nflows.transforms import LULinear
@@ -65,11 +83,47 @@ def built(flow: Transform | Callable[[Any], Transform], argument: Any, owner: st
         3
     """
     is_factory = callable(flow) and not isinstance(flow, nn.Module)
-    transform = flow(argument) if is_factory else flow
-    if not isinstance(transform, Transform):
-        what = f"factory({argument}) to return" if is_factory else "a factory, or"
-        raise TypeError(
-            f"{owner}: expected {what} an nflows Transform, got {type(transform).__name__}; "
-            "give a subclass of nflows.transforms.Transform"
-        )
-    return gated(transform)
+    if is_factory and (reason := unusable(flow.func if isinstance(flow, partial) else flow)):
+        # Its constructor may fail before it could be asked.
+        raise mismatch(owner, "a flow of rows that works with this torch", *reason)
+    if is_factory:
+        return adapted(flow(argument), owner, features, f"factory({argument}) to return")
+    return adapted(flow, owner, features, "a factory, or")
+
+
+def adapted(
+    flow: Transform | nn.Module, owner: str, features: int | None = None, expected: str = "a flow:"
+) -> Transform:
+    """Return a ready flow of any of the three libraries as an nflows transform.
+
+    Args:
+        flow: a flow of nflows, zuko or normflows.
+        owner: whose argument this is, for the error.
+        features: row length, for flows of zuko and normflows that do not say it.
+        expected: how the error begins.
+
+    Raises:
+        TypeError: if it is none.
+
+    Example:
+        >>> import zuko
+        >>> import torch
+        >>> adapted(zuko.flows.NICE(4), "example")(torch.randn(2, 4))[1].shape
+        torch.Size([2])
+    """
+    if isinstance(flow, Transform):
+        return gated(flow)
+    if _comes_from(flow, "zuko"):
+        return from_zuko(flow, features)
+    if _comes_from(flow, "normflows"):
+        return from_normflows(flow, features)
+    raise TypeError(
+        f"{owner}: expected {expected} an nflows Transform, a zuko Flow or LazyTransform, or a "
+        f"normflows Flow, got {type(flow).__name__}; a flow of your own subclasses "
+        "nflows.transforms.Transform"
+    )
+
+
+def _comes_from(flow: object, library: str) -> bool:
+    """Whether its class is one of the library's or a subclass; asked without importing it."""
+    return any(kind.__module__.split(".")[0] == library for kind in type(flow).__mro__)

@@ -34,7 +34,7 @@ BASES: dict[str, Callable[[Sequence[int]], Distribution]] = {
     "cauchy": partial(StudentT, degrees_of_freedom=1.0),
     "mixture": NormalMixture,
 }
-ROW_FLOWS = ("affine", "additive", "maf")
+ROW_FLOWS = ("affine", "additive", "spline", "maf", "residual")
 NORMS = ("actnorm", "batchnorm")
 
 PatchSizes = Union[int, tuple[int, int], Sequence[tuple[int, int]]]
@@ -51,15 +51,18 @@ class MixerFlowArchitecture:
         num_layers: mixer layers.
         num_flow_layers: flow layers (linear block, row flow, ActNorm) in each channel flow and in
             each patch flow.
-        channel_flow: the row flow of each flow layer of the channel flows: "affine" or
-            "additive" coupling, "maf", or a factory ``features -> transform``.
+        channel_flow: the row flow of each flow layer of the channel flows: "affine", "additive"
+            or "spline" coupling, "maf", "residual", or a factory: ``features -> flow``, a class
+            such as ``zuko.flows.NSF``, with keyword arguments by ``functools.partial``.
         patch_flow: the same for the patch flows.
         linear: linear block, "lu", "rlu" or None; with None the parts of a coupling alternate.
-        hidden_features: width of the conditioners.
+        hidden_features: width of the conditioners, and of the networks of residual flows.
         num_blocks: residual blocks of a conditioner (of "residual" and "maf"), or its hidden
-            layers beyond the first ("mlp").
+            layers beyond the first ("mlp", and residual flows).
         conditioner: "residual" or "mlp", or a factory ``(in_features, out_features) -> network``.
         scale: scale function of affine couplings, see ``AffineCoupling``.
+        num_bins: bins of spline couplings, see ``RationalQuadraticCoupling``.
+        tail_bound: where the tails of spline couplings begin.
         norm: between the flows, "actnorm" (before the first linear block after each
             transposition) or "batchnorm" (nflows', after each flow: the author's earlier variant).
         shift: s of the shift layers, or (height, width), or None for no shift layers.
@@ -73,6 +76,8 @@ class MixerFlowArchitecture:
             or a distribution of the (squeezed) image shape, or a factory
             ``shape -> distribution``.
         context_features: length of the context that every conditioner takes; None for none.
+        num_classes: of class labels, given as context in the place of vectors: integers [B], of
+            which each has a learned vector of ``context_features`` (16 where that is None).
         positions: "sinusoidal" or "learned" positional context of every conditioner, or None.
         position_features: length of the positional context.
 
@@ -99,6 +104,8 @@ class MixerFlowArchitecture:
     num_blocks: int = 1
     conditioner: str | Callable[[int, int], nn.Module] = "residual"
     scale: str = "exp"
+    num_bins: int = 8
+    tail_bound: float = 3.0
     norm: str = "actnorm"
     shift: int | tuple[int, int] | None = 1
     shift_period: int = 4
@@ -108,6 +115,7 @@ class MixerFlowArchitecture:
     logit: float | None = None
     base: str | Distribution | Callable[[Sequence[int]], Distribution] = "normal"
     context_features: int | None = None
+    num_classes: int | None = None
     positions: str | None = None
     position_features: int = 16
 
@@ -117,8 +125,11 @@ class MixerFlowArchitecture:
         check_levels(owner, self.levels)
         for name in ("num_layers", "num_flow_layers", "hidden_features", "num_blocks"):
             check_positive(owner, name, getattr(self, name))
-        for name in ("shift_period", "squeeze", "position_features"):
+        for name in ("shift_period", "squeeze", "position_features", "num_bins"):
             check_positive(owner, name, getattr(self, name))
+        for name in ("context_features", "num_classes"):
+            if getattr(self, name) is not None:
+                check_positive(owner, name, getattr(self, name))
         for name, choices in [
             ("channel_flow", ROW_FLOWS),
             ("patch_flow", ROW_FLOWS),
@@ -157,7 +168,12 @@ class MixerFlowArchitecture:
     def _check_combinations(self, owner: str) -> None:
         """Refuse options that this architecture would not read."""
         flows = {self.channel_flow, self.patch_flow}
-        readers = {"scale": {"affine"}, "conditioner": {"affine", "additive"}}
+        readers = {
+            "scale": {"affine"},
+            "num_bins": {"spline"},
+            "tail_bound": {"spline"},
+            "conditioner": {"affine", "additive", "spline"},
+        }
         for name, kinds in readers.items():
             value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
             if value != default and not flows & kinds:
@@ -180,6 +196,13 @@ class MixerFlowArchitecture:
                 "linear=None",
                 "pass linear='rlu'",
             )
+
+    @property
+    def embedded_features(self) -> int | None:
+        """Length of the context that the conditioners see, of labels that of their vectors."""
+        if self.num_classes is not None and self.context_features is None:
+            return 16
+        return self.context_features
 
     def per_layer(self, name: str) -> list:
         """Return ``patch_size`` or ``layout`` as a list with one entry for each layer."""

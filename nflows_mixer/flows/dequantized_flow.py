@@ -18,7 +18,7 @@ from nflows_mixer._checks import (
     mismatch,
 )
 from nflows_mixer._modes import in_mode
-from nflows_mixer.bridges import gated, takes_context
+from nflows_mixer.bridges import adapted, takes_context
 from nflows_mixer.distributions import BaseDistribution, DiagonalNormal
 
 CONTEXT_ADVICE = "build it with context_features=..."
@@ -50,10 +50,10 @@ class CheckedFlow(Flow):
     ) -> None:
         image_shape = check_image_shape(image_shape, type(self).__name__)
         base = DiagonalNormal(image_shape) if distribution is None else distribution
-        super().__init__(gated(transform), base, embedding_net)
+        super().__init__(adapted(transform, type(self).__name__), base, embedding_net)
         self.image_shape = image_shape
         self.context_features = context_features
-        self._takes_context = any(map(takes_context, (transform, base)))
+        self._takes_context = any(map(takes_context, (self._transform, base)))
         if context_features is not None and not self._takes_context:
             raise mismatch(
                 type(self).__name__,
@@ -81,6 +81,10 @@ class CheckedFlow(Flow):
                 expected = f"context of {self.context_features} features"
                 raise mismatch(owner, expected, "None features", "pass one row per image")
             return
+        if not isinstance(context, Tensor):
+            raise mismatch(
+                owner, "context as a tensor", type(context).__name__, "torch.as_tensor it"
+            )
         if not self._takes_context:
             shape = f"context of shape {list(context.shape)}"
             raise mismatch(
@@ -92,6 +96,9 @@ class CheckedFlow(Flow):
             if length is not None and context.shape[1] != length:
                 got = f"{context.shape[1]} features"
                 raise mismatch(owner, f"context of {length} features", got, "pass what it is for")
+        elif len(context) != batch:
+            expected = f"context for {batch} images"
+            raise mismatch(owner, expected, f"{len(context)} rows", "pass one row per image")
 
     @torch.no_grad()
     def sample(
@@ -121,7 +128,7 @@ class CheckedFlow(Flow):
         check_positive("sample", "num_samples", num_samples)
         if batch_size is not None:
             check_positive("sample", "batch_size", batch_size)
-        self._check_context(context, 0 if context is None else len(context))
+        self._check_context(context, _rows(context))
         chunks = []
         with in_mode(self, training=False):
             embedded = self._embedding_net(context)
@@ -190,7 +197,7 @@ class DequantizedFlow(CheckedFlow):
         self, num_samples: int, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draw dequantised images, in evaluation mode, with their log-densities."""
-        self._check_context(context, 0 if context is None else len(context))
+        self._check_context(context, _rows(context))
         with in_mode(self, training=False):
             return super().sample_and_log_prob(num_samples, context)
 
@@ -204,3 +211,7 @@ class DequantizedFlow(CheckedFlow):
                 "pass integer pixels to the ImageFlow itself",
             )
         self._check_context(context, len(images))
+
+
+def _rows(context: Tensor | None) -> int:
+    return len(context) if isinstance(context, Tensor) and context.dim() else 0

@@ -22,6 +22,7 @@ from nflows_mixer.flows.architecture import (
 )
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.presets import PRESETS
+from nflows_mixer.nn import ClassEmbedding, LipschitzMLP
 from nflows_mixer.transforms import (
     ActNorm,
     AdditiveCoupling,
@@ -31,6 +32,8 @@ from nflows_mixer.transforms import (
     LogitTransform,
     PatchMixerTransform,
     PixelScaling,
+    RationalQuadraticCoupling,
+    ResidualTransform,
     RLULinear,
     ShiftTransform,
     SqueezeTransform,
@@ -114,12 +117,14 @@ def _build(spec: MixerFlowArchitecture) -> ImageFlow:
     base = BASES[spec.base] if isinstance(spec.base, str) else spec.base
     if not isinstance(base, Distribution):
         base = base(shape)
+    classes = spec.num_classes
     return ImageFlow(
         CompositeTransform(transforms),
         spec.image_shape,
         base,
         spec.levels,
-        spec.context_features,
+        spec.embedded_features,
+        None if classes is None else ClassEmbedding(classes, spec.embedded_features or 0),
     )
 
 
@@ -152,9 +157,14 @@ def _mixing_flow(
 
 def _row_flow(spec: MixerFlowArchitecture, kind: str, depth: int, features: int) -> Transform:
     """Return the row flow of a flow layer, with ``depth`` others of its kind before it."""
-    context = (spec.context_features or 0) + (spec.position_features if spec.positions else 0)
+    context = (spec.embedded_features or 0) + (spec.position_features if spec.positions else 0)
     if kind == "maf":
         return _identity_maf(spec, features, context or None)
+    if kind == "residual":
+        network = LipschitzMLP(
+            features, spec.hidden_features, 1 + spec.num_blocks, context_features=context or None
+        )
+        return ResidualTransform(features, network)
     conditioner = spec.conditioner
     if isinstance(conditioner, str):
         layers: dict[str, dict[str, Any]] = {
@@ -171,6 +181,10 @@ def _row_flow(spec: MixerFlowArchitecture, kind: str, depth: int, features: int)
     conditioning = "second" if spec.linear is None and depth % 2 else "first"
     if kind == "additive":
         return AdditiveCoupling(features, conditioner, conditioning)
+    if kind == "spline":
+        return RationalQuadraticCoupling(
+            features, conditioner, spec.num_bins, spec.tail_bound, conditioning
+        )
     return AffineCoupling(features, conditioner, spec.scale, conditioning)
 
 

@@ -4,7 +4,8 @@
 back; ``logabsdet`` is [B], the log-determinant of the Jacobian of the direction taken.
 """
 
-from nflows_mixer.bridges.composite import CompositeTransform
+from nflows_mixer.bridges.composite import CompositeTransform, InverseTransform
+from nflows_mixer.bridges.residual import ResidualTransform
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.coupling import AdditiveCoupling, AffineCoupling
 from nflows_mixer.transforms.dequantize import UniformDequantization
@@ -16,6 +17,7 @@ from nflows_mixer.transforms.patches import PatchTransform
 from nflows_mixer.transforms.permute import PermutePixels
 from nflows_mixer.transforms.pixels import LogitTransform, PixelScaling
 from nflows_mixer.transforms.shift import ShiftTransform
+from nflows_mixer.transforms.spline import RationalQuadraticCoupling
 from nflows_mixer.transforms.squeeze import SqueezeTransform
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "ChannelMixingTransform",
     "CompositeTransform",
     "FlowLayer",
+    "InverseTransform",
     "InvertibleConv1x1",
     "LULinear",
     "LogitTransform",
@@ -34,6 +37,8 @@ __all__ = [
     "PermutePixels",
     "PixelScaling",
     "RLULinear",
+    "RationalQuadraticCoupling",
+    "ResidualTransform",
     "ShiftTransform",
     "SqueezeTransform",
     "UniformDequantization",

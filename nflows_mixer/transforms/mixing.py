@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nflows_mixer._checks import check_context, check_event, mismatch
 from nflows_mixer._modes import running_statistics
-from nflows_mixer.bridges import gated, row_lengths, takes_context
+from nflows_mixer.bridges import adapted, inverse_of, row_lengths, takes_context
 
 
 class _MixingTransform(Transform):
@@ -18,15 +18,15 @@ class _MixingTransform(Transform):
     _rows: str
     _row_axis: int
 
-    def __init__(self, transform: Transform, positions: Tensor | None = None) -> None:
+    def __init__(self, transform: Transform | nn.Module, positions: Tensor | None = None) -> None:
         super().__init__()
-        self.transform = gated(transform)
+        self.transform = adapted(transform, type(self).__name__)
         if isinstance(positions, nn.Parameter):
             self.positions = positions
         else:
             self.register_buffer("positions", positions)
-        self._passes_context = takes_context(transform)
-        self._lengths = row_lengths(transform)
+        self._passes_context = takes_context(self.transform)
+        self._lengths = row_lengths(self.transform)
         if positions is not None and not self._passes_context:
             raise mismatch(
                 type(self).__name__,
@@ -42,7 +42,7 @@ class _MixingTransform(Transform):
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map every row back, with running statistics even in training mode."""
         with running_statistics(self.transform):
-            return self._map_rows(self.transform.inverse, inputs, context)
+            return self._map_rows(inverse_of(self.transform), inputs, context)
 
     def _map_rows(self, function, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         if inputs.dim() != 3:
@@ -97,7 +97,8 @@ class ChannelMixingTransform(_MixingTransform):
               \log|\det J| = \sum_p \log|\det J_f(X_{p,:})|
 
     Args:
-        transform: any transform of rows [N, c]; its rows are all patches of all images.
+        transform: any flow of rows [N, c], of nflows, zuko or normflows; its rows are all patches
+            of all images.
         positions: a table [P, F] of one vector per row (a buffer, or learned if it is an
             ``nn.Parameter``), handed to ``transform`` as context, behind the user's own.
 

@@ -1,0 +1,344 @@
+"""Every transform of nflows, zuko and normflows that could be a channel or patch flow.
+
+A row is a factory of the flow as its library gives it, with no more arguments than it needs; the
+same rows are measured by ``table.py`` and asserted by ``tests/test_compatibility.py``, which also
+asks that no class of the three libraries is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import normflows as nf
+import torch
+import zuko
+from nflows import transforms as nflows_transforms
+from nflows.nn.nets import ResidualNet
+from torch import nn
+
+from nflows_mixer import transforms as ours
+
+WIDTH = 32
+SPLINE = {"num_bins": 8, "tails": "linear", "tail_bound": 3.0}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A flow of rows.
+
+    ``make`` takes the row length. ``context`` says that it is built for a context of 3 features.
+    ``refused`` is a part of the error that says why it cannot be one. ``precision`` is the largest
+    error, relative to max(1, |x|), of its round trip and log-det in float64: above 1e-8 only where
+    the library itself computes in float32 or to a tolerance, as ``because`` says.
+    """
+
+    make: Callable[[int], Any]
+    context: bool = False
+    refused: str | None = None
+    precision: float = 1e-8
+    because: str = ""
+
+
+def refused(make: Callable[[int], Any], reason: str) -> Row:
+    return Row(make, refused=reason)
+
+
+def network(inputs: int, outputs: int) -> nn.Module:
+    return ResidualNet(inputs, outputs, hidden_features=WIDTH, num_blocks=1)
+
+
+def nflows_coupling(name: str, **options) -> Callable[[int], Any]:
+    kind = getattr(nflows_transforms, name)
+    return lambda d: kind(torch.arange(d) % 2, network, **options)
+
+
+def nflows_masked(name: str, **options) -> Callable[[int], Any]:
+    kind = getattr(nflows_transforms, name)
+    return lambda d: kind(features=d, hidden_features=WIDTH, num_blocks=1, **options)
+
+
+def nflows_cdf(name: str) -> Callable[[int], Any]:
+    kind = getattr(nflows_transforms, name)
+    return lambda d: kind([d], **SPLINE)
+
+
+def piecewise_linear_masked(d: int) -> Any:
+    return nflows_transforms.MaskedPiecewiseLinearAutoregressiveTransform(
+        10, features=d, hidden_features=WIDTH, num_blocks=1
+    )
+
+
+def piecewise_cubic_masked(d: int) -> Any:
+    return nflows_transforms.MaskedPiecewiseCubicAutoregressiveTransform(
+        10, features=d, hidden_features=WIDTH, num_blocks=1
+    )
+
+
+def normflows_network(d: int, outputs: int) -> nn.Module:
+    return nf.nets.MLP([d, WIDTH, outputs], init_zeros=False)
+
+
+def normflows_coupling(d: int) -> Any:
+    # It conditions on the first half, and moves the second.
+    return nf.flows.AffineCouplingBlock(normflows_network(d - d // 2, 2 * (d // 2)))
+
+
+def normflows_masked_affine(d: int) -> Any:
+    mask = torch.arange(d) % 2
+    return nf.flows.MaskedAffineFlow(mask, normflows_network(d, d), normflows_network(d, d))
+
+
+def normflows_residual(d: int) -> Any:
+    return nf.flows.Residual(nf.nets.LipschitzMLP([d, WIDTH, d], init_zeros=False))
+
+
+def unconditional(kind: Any, *shapes: str) -> Callable[[int], Any]:
+    def make(d: int) -> Any:
+        starts = {
+            "matrix": lambda: torch.eye(d) + 0.05 * torch.randn(d, d),
+            "order": lambda: torch.randperm(d),
+        }
+        buffer = "order" in shapes
+        arguments = [starts[shape]() for shape in shapes]
+        return zuko.lazy.UnconditionalTransform(kind, *arguments, buffer=buffer)
+
+    return make
+
+
+LINEAR = "nflows' inverse widens the last bin by 1e-6"
+SINGLE = "nflows keeps its tensors in float32"
+
+NFLOWS = {
+    "ActNorm": Row(nflows_transforms.ActNorm),
+    "AdditiveCouplingTransform": Row(nflows_coupling("AdditiveCouplingTransform")),
+    "AffineCouplingTransform": Row(nflows_coupling("AffineCouplingTransform")),
+    "BatchNorm": Row(nflows_transforms.BatchNorm),
+    "CompositeCDFTransform": Row(
+        lambda d: nflows_transforms.CompositeCDFTransform(
+            nflows_transforms.Sigmoid(), nflows_transforms.PiecewiseRationalQuadraticCDF([d])
+        )
+    ),
+    "CompositeTransform": Row(
+        lambda d: nflows_transforms.CompositeTransform(
+            [nflows_transforms.ReversePermutation(d), nflows_transforms.LULinear(d)]
+        )
+    ),
+    "GatedLinearUnit": refused(lambda d: nflows_transforms.GatedLinearUnit(), "AffineCoupling"),
+    "HouseholderSequence": Row(lambda d: nflows_transforms.HouseholderSequence(d, 4)),
+    "IdentityTransform": Row(lambda d: nflows_transforms.IdentityTransform()),
+    "InverseTransform": Row(
+        lambda d: nflows_transforms.InverseTransform(
+            nflows_transforms.MaskedAffineAutoregressiveTransform(d, WIDTH, num_blocks=1)
+        )
+    ),
+    "LULinear": Row(lambda d: nflows_transforms.LULinear(d, identity_init=True)),
+    "LeakyReLU": Row(lambda d: nflows_transforms.LeakyReLU(), precision=1e-6, because=SINGLE),
+    "LogTanh": Row(lambda d: nflows_transforms.LogTanh()),
+    "Logit": refused(lambda d: nflows_transforms.Logit(), "Logit in one composite"),
+    "MaskedAffineAutoregressiveTransform": Row(
+        nflows_masked("MaskedAffineAutoregressiveTransform", use_batch_norm=True)
+    ),
+    "MaskedAffineAutoregressiveTransform, context": Row(
+        nflows_masked("MaskedAffineAutoregressiveTransform", context_features=3), context=True
+    ),
+    "MaskedPiecewiseCubicAutoregressiveTransform": refused(
+        piecewise_cubic_masked, "MaskedPiecewiseRationalQuadraticAutoregressiveTransform"
+    ),
+    "MaskedPiecewiseLinearAutoregressiveTransform": refused(
+        piecewise_linear_masked, "MaskedPiecewiseRationalQuadraticAutoregressiveTransform"
+    ),
+    "MaskedPiecewiseQuadraticAutoregressiveTransform": Row(
+        nflows_masked("MaskedPiecewiseQuadraticAutoregressiveTransform", **SPLINE)
+    ),
+    "MaskedPiecewiseRationalQuadraticAutoregressiveTransform": Row(
+        nflows_masked("MaskedPiecewiseRationalQuadraticAutoregressiveTransform", **SPLINE)
+    ),
+    "MaskedPiecewiseRationalQuadraticAutoregressiveTransform, tails=None": refused(
+        nflows_masked("MaskedPiecewiseRationalQuadraticAutoregressiveTransform"), "tails='linear'"
+    ),
+    "MultiscaleCompositeTransform": refused(
+        lambda d: nflows_transforms.MultiscaleCompositeTransform(1), "flattens"
+    ),
+    "NaiveLinear": refused(nflows_transforms.NaiveLinear, "LULinear"),
+    "OneByOneConvolution": refused(nflows_transforms.OneByOneConvolution, "InvertibleConv1x1"),
+    "Permutation": Row(lambda d: nflows_transforms.Permutation(torch.randperm(d))),
+    **{
+        name: Row(nflows_coupling(name, **SPLINE))
+        for name in (
+            "PiecewiseCubicCouplingTransform",
+            "PiecewiseQuadraticCouplingTransform",
+            "PiecewiseRationalQuadraticCouplingTransform",
+        )
+    },
+    "PiecewiseLinearCouplingTransform": Row(
+        nflows_coupling("PiecewiseLinearCouplingTransform", **SPLINE),
+        precision=1e-3,
+        because=LINEAR,
+    ),
+    "PiecewiseRationalQuadraticCouplingTransform, tails=None": refused(
+        nflows_coupling("PiecewiseRationalQuadraticCouplingTransform"), "RationalQuadraticCoupling"
+    ),
+    **{
+        name: Row(nflows_cdf(name))
+        for name in (
+            "PiecewiseCubicCDF",
+            "PiecewiseQuadraticCDF",
+            "PiecewiseRationalQuadraticCDF",
+        )
+    },
+    "PiecewiseLinearCDF": Row(
+        lambda d: nflows_transforms.PiecewiseLinearCDF([d], **SPLINE),
+        precision=1e-3,
+        because=LINEAR,
+    ),
+    "PointwiseAffineTransform": Row(
+        lambda d: nflows_transforms.PointwiseAffineTransform(torch.ones(d), torch.full((d,), 2.0))
+    ),
+    "QRLinear": Row(lambda d: nflows_transforms.QRLinear(d, num_householder=4)),
+    "RandomPermutation": Row(nflows_transforms.RandomPermutation),
+    "ReversePermutation": Row(nflows_transforms.ReversePermutation),
+    "SVDLinear": Row(lambda d: nflows_transforms.SVDLinear(d, num_householder=4)),
+    "Sigmoid": refused(lambda d: nflows_transforms.Sigmoid(), "Logit in one composite"),
+    "SqueezeTransform": refused(lambda d: nflows_transforms.SqueezeTransform(), "reshapes images"),
+    "Tanh": refused(lambda d: nflows_transforms.Tanh(), "LogTanh"),
+}
+
+ODE = "an ODE, solved to atol=1e-6 and rtol=1e-5"
+hidden = {"hidden_features": (WIDTH,)}
+ZUKO = {
+    "BPF": Row(partial(zuko.flows.BPF, **hidden)),
+    "CNF": Row(partial(zuko.flows.CNF, **hidden), precision=1e-3, because=ODE),
+    "CNF, exact=False": refused(partial(zuko.flows.CNF, exact=False), "stochastic estimate"),
+    "ElementWiseTransform": Row(zuko.flows.ElementWiseTransform),
+    "ElementWiseTransform, context": Row(
+        lambda d: zuko.flows.ElementWiseTransform(d, 3, **hidden), context=True
+    ),
+    "FFJTransform": Row(partial(zuko.flows.FFJTransform, **hidden), precision=1e-3, because=ODE),
+    "GF": Row(zuko.flows.GF),
+    "GMM": refused(zuko.flows.GMM, "got GMM"),
+    "GeneralCouplingTransform": Row(partial(zuko.flows.GeneralCouplingTransform, **hidden)),
+    "MAF": Row(partial(zuko.flows.MAF, **hidden)),
+    "MAF, context": Row(lambda d: zuko.flows.MAF(d, 3, **hidden), context=True),
+    "MAF, passes=2": Row(partial(zuko.flows.MAF, passes=2, **hidden)),
+    "MaskedAutoregressiveTransform": Row(
+        partial(zuko.flows.MaskedAutoregressiveTransform, **hidden)
+    ),
+    "NAF": Row(partial(zuko.flows.NAF, transforms=2, **hidden)),
+    "NCSF": refused(zuko.flows.NCSF, "zuko.flows.NSF"),
+    "NICE": Row(partial(zuko.flows.NICE, **hidden)),
+    "NSF": Row(partial(zuko.flows.NSF, **hidden)),
+    "NSF, context": Row(lambda d: zuko.flows.NSF(d, 3, **hidden), context=True),
+    "RealNVP": Row(partial(zuko.flows.RealNVP, **hidden)),
+    "SOSPF": Row(partial(zuko.flows.SOSPF, **hidden)),
+    "UNAF": Row(partial(zuko.flows.UNAF, transforms=2, **hidden)),
+    "UnconditionalTransform(ExpTransform)": refused(
+        unconditional(zuko.transforms.ExpTransform), "from all real numbers"
+    ),
+    "UnconditionalTransform(LULinearTransform)": Row(
+        unconditional(zuko.transforms.LULinearTransform, "matrix")
+    ),
+    "UnconditionalTransform(PermutationTransform)": Row(
+        unconditional(zuko.transforms.PermutationTransform, "order")
+    ),
+    "UnconditionalTransform(RotationTransform)": Row(
+        unconditional(zuko.transforms.RotationTransform, "matrix")
+    ),
+    "UnconditionalTransform(SoftclipTransform)": refused(
+        unconditional(zuko.transforms.SoftclipTransform), "between other transforms"
+    ),
+    "LULinearTransform, raw": refused(
+        lambda d: zuko.transforms.LULinearTransform(torch.eye(d)), "UnconditionalTransform"
+    ),
+}
+
+NORMFLOWS = {
+    "ActNorm": Row(lambda d: nf.flows.ActNorm((d,))),
+    "AffineConstFlow": Row(lambda d: nf.flows.AffineConstFlow((d,))),
+    "AffineCoupling": refused(
+        lambda d: nf.flows.AffineCoupling(normflows_network(d, d)), "AffineCouplingBlock"
+    ),
+    "AffineCouplingBlock": Row(normflows_coupling),
+    "AutoregressiveRationalQuadraticSpline": Row(
+        lambda d: nf.flows.AutoregressiveRationalQuadraticSpline(d, 1, WIDTH)
+    ),
+    "BatchNorm": refused(lambda d: nf.flows.BatchNorm(), "ActNorm"),
+    "CCAffineConst": Row(lambda d: nf.flows.CCAffineConst((d,), 3), context=True),
+    "CircularAutoregressiveRationalQuadraticSpline": refused(
+        lambda d: nf.flows.CircularAutoregressiveRationalQuadraticSpline(d, 1, WIDTH, [0]),
+        "AutoregressiveRationalQuadraticSpline",
+    ),
+    "CircularCoupledRationalQuadraticSpline": refused(
+        lambda d: nf.flows.CircularCoupledRationalQuadraticSpline(d, 1, WIDTH, [0]),
+        "CoupledRationalQuadraticSpline",
+    ),
+    "Composite": Row(
+        lambda d: nf.flows.Composite([nf.flows.LULinearPermute(d), normflows_coupling(d)])
+    ),
+    "CoupledRationalQuadraticSpline": Row(
+        lambda d: nf.flows.CoupledRationalQuadraticSpline(d, 1, WIDTH)
+    ),
+    "CoupledRationalQuadraticSpline, context": Row(
+        lambda d: nf.flows.CoupledRationalQuadraticSpline(d, 1, WIDTH, 3), context=True
+    ),
+    "GlowBlock": refused(lambda d: nf.flows.GlowBlock(d, WIDTH), "AffineCouplingBlock"),
+    "HamiltonianMonteCarlo": refused(
+        lambda d: nf.flows.HamiltonianMonteCarlo(None, 1, torch.zeros(d), torch.zeros(d)),
+        "stochastic",
+    ),
+    "Invertible1x1Conv": refused(nf.flows.Invertible1x1Conv, "InvertibleAffine"),
+    "InvertibleAffine": Row(nf.flows.InvertibleAffine),
+    "LULinearPermute": Row(nf.flows.LULinearPermute),
+    "MaskedAffineAutoregressive": Row(
+        lambda d: nf.flows.MaskedAffineAutoregressive(d, WIDTH, num_blocks=1)
+    ),
+    "MaskedAffineAutoregressive, context": Row(
+        lambda d: nf.flows.MaskedAffineAutoregressive(d, WIDTH, 3, num_blocks=1), context=True
+    ),
+    "MaskedAffineFlow": Row(normflows_masked_affine),
+    "Merge": refused(lambda d: nf.flows.Merge(), "AffineCouplingBlock"),
+    "MetropolisHastings": refused(
+        lambda d: nf.flows.MetropolisHastings(None, None, 1), "stochastic"
+    ),
+    "PeriodicShift": refused(lambda d: nf.flows.PeriodicShift([0]), "circular"),
+    "PeriodicWrap": refused(lambda d: nf.flows.PeriodicWrap([0]), "circular"),
+    "Permute": Row(nf.flows.Permute),
+    "Planar": refused(lambda d: nf.flows.Planar((d,)), "leaky_relu"),
+    "Planar, act='leaky_relu'": Row(
+        lambda d: nf.flows.Planar((d,), act="leaky_relu"),
+        precision=1e-6,
+        because="normflows computes its slope in float32",
+    ),
+    "Radial": refused(lambda d: nf.flows.Radial((d,)), "Residual"),
+    "Residual": Row(normflows_residual),
+    "Reverse": Row(lambda d: nf.flows.Reverse(normflows_coupling(d))),
+    "Split": refused(lambda d: nf.flows.Split(), "AffineCouplingBlock"),
+    "Squeeze": refused(lambda d: nf.flows.Squeeze(), "SqueezeTransform"),
+}
+
+conditioner = partial(ours.coupling.ResidualMLP, hidden_features=WIDTH)
+OURS = {
+    "ActNorm": Row(ours.ActNorm),
+    "AdditiveCoupling": Row(partial(ours.AdditiveCoupling, conditioner=conditioner)),
+    "AffineCoupling": Row(partial(ours.AffineCoupling, conditioner=conditioner)),
+    "AffineCoupling, context": Row(
+        partial(ours.AffineCoupling, conditioner=partial(conditioner, context_features=3)),
+        context=True,
+    ),
+    "FlowLayer": Row(ours.FlowLayer),
+    "LULinear": Row(ours.LULinear),
+    "RLULinear": Row(ours.RLULinear),
+    "RationalQuadraticCoupling": Row(
+        partial(ours.RationalQuadraticCoupling, conditioner=conditioner)
+    ),
+    "ResidualTransform": Row(ours.ResidualTransform),
+}
+
+CATALOGUE: dict[str, dict[str, Row]] = {
+    "nflows_mixer": OURS,
+    "nflows": NFLOWS,
+    "zuko": ZUKO,
+    "normflows": NORMFLOWS,
+}

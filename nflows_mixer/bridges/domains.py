@@ -1,0 +1,136 @@
+"""Which transforms of nflows are no maps from R^D to R^D, and what to use in their place."""
+
+from __future__ import annotations
+
+from nflows import transforms as nflows_transforms
+from nflows.transforms import CompositeTransform, InverseTransform, Transform
+
+from nflows_mixer._checks import mismatch
+
+_REAL, _UNIT, _OPEN = "R^D", "(0, 1)^D", "(-1, 1)^D"
+_SPLINE = "tails='linear', or nflows_mixer.transforms.RationalQuadraticCoupling"
+_ENDS = {
+    "Sigmoid": (_REAL, _UNIT, "Sigmoid, a flow of (0, 1)^D and Logit in one composite"),
+    "CauchyCDF": (_REAL, _UNIT, "CauchyCDF, a flow of (0, 1)^D and CauchyCDFInverse in one"),
+    "Tanh": (_REAL, _OPEN, "LogTanh, which is Tanh near 0 and unbounded"),
+    "MaskedPiecewiseLinearAutoregressiveTransform": (
+        _UNIT,
+        _UNIT,
+        "MaskedPiecewiseRationalQuadraticAutoregressiveTransform with tails='linear'",
+    ),
+    "MaskedPiecewiseCubicAutoregressiveTransform": (
+        _UNIT,
+        _UNIT,
+        "MaskedPiecewiseRationalQuadraticAutoregressiveTransform with tails='linear'",
+    ),
+}
+_SPLINES = tuple(
+    getattr(nflows_transforms, name)
+    for name in (
+        "MaskedPiecewiseQuadraticAutoregressiveTransform",
+        "MaskedPiecewiseRationalQuadraticAutoregressiveTransform",
+        "PiecewiseLinearCouplingTransform",
+        "PiecewiseQuadraticCouplingTransform",
+        "PiecewiseCubicCouplingTransform",
+        "PiecewiseRationalQuadraticCouplingTransform",
+        "PiecewiseLinearCDF",
+        "PiecewiseQuadraticCDF",
+        "PiecewiseCubicCDF",
+        "PiecewiseRationalQuadraticCDF",
+    )
+)
+UNUSABLE = {
+    "NaiveLinear": (
+        "calls torch.qr and torch.solve, which torch has removed",
+        "nflows.transforms.LULinear, or nflows_mixer.transforms.LULinear",
+    ),
+    "GatedLinearUnit": (
+        "scales all features by its context and reports one log-scale per element of it",
+        "an AffineCoupling whose conditioner takes the context",
+    ),
+    "OneByOneConvolution": (
+        "maps images, not rows",
+        "LULinear here, or nflows_mixer.transforms.InvertibleConv1x1 on the image",
+    ),
+    "SqueezeTransform": (
+        "reshapes images",
+        "nflows_mixer.transforms.SqueezeTransform on the image",
+    ),
+    "MultiscaleCompositeTransform": ("flattens what it gives", "CompositeTransform"),
+}
+"""Class of nflows -> why it cannot be a flow of rows, and a substitute."""
+
+
+def check_usable(transform: Transform, owner: str) -> None:
+    """Raise if a transform of nflows is known not to map all of R^D to all of R^D.
+
+    Bounded transforms inside a composite are followed from part to part: a sigmoid, a spline of
+    (0, 1) and a logit are a flow of R^D together.
+
+    Args:
+        transform: any nflows transform; one of an unknown class is believed.
+        owner: whose argument this is, for the error.
+
+    Raises:
+        ValueError: with the reason, and what to use instead.
+
+    Example:
+        >>> from nflows.transforms import Logit, Sigmoid
+        >>> check_usable(CompositeTransform([Sigmoid(), Logit()]), "example")
+        >>> check_usable(Sigmoid(), "example")
+        Traceback (most recent call last):
+        ValueError: example: expected a flow from R^D to R^D, got Sigmoid, from R^D to (0, 1)^D; ...
+    """
+    here = _REAL
+    for part, inverted in _flat(transform):
+        if reason := unusable(type(part)):
+            raise mismatch(owner, "a flow of rows that works with this torch", *reason)
+        start, end, substitute = _ends(part)
+        if inverted:
+            start, end = end, start
+        if start != here:
+            raise _bounded(owner, part, start, end, substitute)
+        here, last = end, (part, start, end, substitute)
+    if here != _REAL:
+        raise _bounded(owner, *last)
+
+
+def unusable(kind: object) -> tuple[str, str] | None:
+    """Return what a class of nflows is and what to use instead, if no object of it can be used.
+
+    Args:
+        kind: a class, or anything else, of which nothing is known.
+
+    Example:
+        >>> unusable(nflows_transforms.SqueezeTransform)[0]
+        'SqueezeTransform, which reshapes images'
+    """
+    name = getattr(kind, "__name__", "")
+    if name not in UNUSABLE or getattr(nflows_transforms, name) is not kind:
+        return None
+    reason, substitute = UNUSABLE[name]
+    return f"{name}, which {reason}", f"use {substitute}"
+
+
+def _bounded(owner: str, part: Transform, start: str, end: str, substitute: str) -> ValueError:
+    got = f"{type(part).__name__}, from {start} to {end}"
+    return mismatch(owner, f"a flow from {_REAL} to {_REAL}", got, f"use {substitute}")
+
+
+def _flat(transform: Transform, inverted: bool = False) -> list[tuple[Transform, bool]]:
+    """Elementary parts in the order of the map, and whether each runs backwards."""
+    if isinstance(transform, InverseTransform):
+        return _flat(transform._transform, not inverted)
+    if isinstance(transform, CompositeTransform):
+        parts = list(transform._transforms)[:: -1 if inverted else 1]
+        return [leaf for part in parts for leaf in _flat(part, inverted)]
+    return [(transform, inverted)]
+
+
+def _ends(part: Transform) -> tuple[str, str, str]:
+    name = type(part).__name__
+    if name in _ENDS and type(part).__module__.startswith("nflows."):
+        return _ENDS[name]
+    if isinstance(part, _SPLINES) and part.tails is None:
+        return _UNIT, _UNIT, _SPLINE
+    return _REAL, _REAL, ""

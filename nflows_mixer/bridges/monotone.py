@@ -1,0 +1,82 @@
+"""Inverses of monotone functions that have none in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nflows_mixer._checks import mismatch
+
+_STEPS = 100
+_WIDEST = 2.0**20
+
+
+@torch.no_grad()
+def invert_monotone(
+    function: Callable[[Tensor], tuple[Tensor, Tensor]],
+    targets: Tensor,
+    owner: str,
+    start: Tensor | None = None,
+) -> Tensor:
+    r"""Solve f(x) = y for an increasing f, element by element: Newton's steps inside a bracket.
+
+    .. math:: x \leftarrow x + (y - f(x)) / f'(x)
+        \quad\text{if that lies in } (a, b), \text{ else } (a + b) / 2
+
+    The bracket starts at [-10, 10] and is doubled until it holds the solution; every evaluation
+    narrows it. Iteration ends when no element moves by more than four units of its last place.
+
+    Args:
+        function: x -> (f(x), log f'(x)), element by element.
+        targets: y, of any shape.
+        owner: whose inverse this is, for the error.
+        start: a first guess of the solution; the middle of the bracket where None.
+
+    Returns:
+        x, of the shape of ``targets``, without gradient.
+
+    Raises:
+        ValueError: if f(x) stays apart from y by more than 1e-3 (1e-6 in float64), relative to
+            max(1, |y|): there is no such x, or f is too flat there for the precision.
+
+    Example:
+        >>> cube = lambda x: (x**3 + x, torch.log(3 * x**2 + 1))
+        >>> invert_monotone(cube, torch.tensor([-2.0, 0.0, 1e6]), "cube")
+        tensor([-1.0000,  0.0000, 99.9967])
+    """
+    low, high = torch.full_like(targets, -10.0), torch.full_like(targets, 10.0)
+    while (too_high := function(low)[0] > targets).any() and low.min() > -_WIDEST:
+        low = torch.where(too_high, 2 * low, low)
+    while (too_low := function(high)[0] < targets).any() and high.max() < _WIDEST:
+        high = torch.where(too_low, 2 * high, high)
+    middle = (low + high) / 2
+    x = middle if start is None else torch.where((start > low) & (start < high), start, middle)
+    unit = 4 * torch.finfo(x.dtype).eps
+    for _ in range(_STEPS):
+        value, log_slope = function(x)
+        low = torch.where(value < targets, x, low)
+        high = torch.where(value > targets, x, high)
+        newton = x + (targets - value) * (-log_slope).exp()
+        # A NaN fails both comparisons.
+        inside = (newton >= low) & (newton <= high)
+        moved = torch.where(inside, newton, (low + high) / 2)
+        still = (moved - x).abs() <= unit * x.abs().clamp(min=1.0)
+        if still.all():
+            break
+        # One that stands still is kept to the bit, so that a solution is its own solution.
+        x = torch.where(still, x, moved)
+    error = (function(x)[0] - targets).abs() / targets.abs().clamp(min=1.0)
+    tolerance = 1e-6 if x.dtype == torch.float64 else 1e-3
+    # Written so that a NaN counts as apart.
+    if (apart := ~(error <= tolerance)).any():
+        raise mismatch(
+            owner,
+            f"an x with f(x) within {tolerance} of y",
+            f"none for {apart.sum().item()} of {apart.numel()} values, such as "
+            f"y = {targets[apart][0].item():g}",
+            "y lies outside the flow's range, or f is too flat there: standardise its inputs "
+            "(ActNorm before it), lower the temperature of samples, or run it in float64",
+        )
+    return x

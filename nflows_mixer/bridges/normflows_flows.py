@@ -1,0 +1,161 @@
+"""Flows of normflows, which run from noise to data, as nflows transforms."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from nflows.transforms import Transform
+from torch import Tensor, nn
+
+from nflows_mixer._checks import ROWS_ADVICE, check_event, mismatch
+from nflows_mixer._modes import running_statistics
+from nflows_mixer.bridges.composite import CompositeTransform, InverseTransform
+from nflows_mixer.bridges.inspect import takes_context
+from nflows_mixer.bridges.invert import invert_autoregressive
+from nflows_mixer.bridges.residual import ResidualTransform
+
+if TYPE_CHECKING:
+    import normflows
+
+_BOUNDED = "circular, for angles in an interval"
+_IMAGES = "for images or lists of tensors, not for rows"
+_STOCHASTIC = "a sampler with a stochastic log-weight, and its log_prob no likelihood"
+_ONE_WAY = "not invertible in closed form: it has no map from data to noise"
+UNUSABLE = {
+    "PeriodicWrap": (_BOUNDED, "AutoregressiveRationalQuadraticSpline"),
+    "PeriodicShift": (_BOUNDED, "AutoregressiveRationalQuadraticSpline"),
+    "CircularCoupledRationalQuadraticSpline": (_BOUNDED, "CoupledRationalQuadraticSpline"),
+    "CircularAutoregressiveRationalQuadraticSpline": (
+        _BOUNDED,
+        "AutoregressiveRationalQuadraticSpline",
+    ),
+    "Squeeze": (_IMAGES, "nflows_mixer.transforms.SqueezeTransform on the image"),
+    "Split": (_IMAGES, "AffineCouplingBlock, which splits and merges"),
+    "Merge": (_IMAGES, "AffineCouplingBlock, which splits and merges"),
+    "AffineCoupling": (_IMAGES, "AffineCouplingBlock, which splits and merges"),
+    "GlowBlock": (_IMAGES, "AffineCouplingBlock"),
+    "Invertible1x1Conv": (_IMAGES, "InvertibleAffine or LULinearPermute"),
+    "MetropolisHastings": (_STOCHASTIC, "a deterministic flow"),
+    "HamiltonianMonteCarlo": (_STOCHASTIC, "a deterministic flow"),
+    "BatchNorm": (_ONE_WAY, "nflows.transforms.BatchNorm or nflows_mixer.transforms.ActNorm"),
+    "Radial": (_ONE_WAY, "Residual, or Planar(act='leaky_relu')"),
+    "Planar": (_ONE_WAY, "Planar(act='leaky_relu'), or Residual"),
+}
+"""Class of normflows -> why it is no flow of rows that a likelihood can use, and what is."""
+
+
+def from_normflows(
+    flow: normflows.flows.Flow | normflows.NormalizingFlow, features: int | None = None
+) -> Transform:
+    r"""Return a flow of normflows as an nflows transform; its ``inverse`` becomes ``forward``.
+
+    normflows maps noise to data, nflows data to noise. The parameters are shared. Log-dets are
+    made one for each row; ``Composite`` and ``Reverse`` are taken apart. Masked flows are inverted
+    by as many passes as change something. ``Residual`` becomes a ``ResidualTransform`` with its
+    network: normflows' own log-determinant is a stochastic estimate, and no likelihood; here it is
+    exact. normflows' ``LipschitzMLP`` still wants ``update_lipschitz`` after each optimiser step.
+
+    Args:
+        flow: a flow, or a ``NormalizingFlow``, whose base is left behind.
+        features: row length, to be checked; residual flows cannot do without.
+
+    Shapes:
+        inputs and outputs [N, D]; context [N, F] for the flows that take one; log-dets [N].
+
+    Raises:
+        TypeError: if ``flow`` is no flow of normflows.
+        ValueError: if the flow is circular, for images, stochastic, or without an inverse.
+
+    References:
+        Stimper et al., normflows: A PyTorch package for normalizing flows, 2023.
+
+    Example:
+        >>> import torch
+        >>> import normflows as nf
+        >>> spline = nf.flows.AutoregressiveRationalQuadraticSpline(6, 1, 16)
+        >>> transform = from_normflows(spline)
+        >>> rows = torch.randn(5, 6)
+        >>> torch.equal(transform(rows)[0], spline.inverse(rows)[0])
+        True
+    """
+    import normflows as nf
+
+    if isinstance(flow, nf.NormalizingFlow):
+        return CompositeTransform(from_normflows(part, features) for part in flow.flows[::-1])
+    if isinstance(flow, nf.flows.Composite):
+        return CompositeTransform(from_normflows(part, features) for part in flow._flows[::-1])
+    if isinstance(flow, nf.flows.Reverse):
+        return InverseTransform(from_normflows(flow.flow, features))
+    if not isinstance(flow, nf.flows.Flow):
+        raise TypeError(
+            f"from_normflows: expected a normflows Flow or NormalizingFlow, got "
+            f"{type(flow).__name__}; other libraries have bridges of their own"
+        )
+    name = type(flow).__name__
+    if name in UNUSABLE and not getattr(flow, "act", None) == "leaky_relu":
+        reason, substitute = UNUSABLE[name]
+        raise mismatch(
+            "from_normflows",
+            "a deterministic flow that maps rows to rows both ways",
+            f"{name}, which is {reason}",
+            f"use {substitute}",
+        )
+    if isinstance(flow, nf.flows.Residual):
+        if features is None:
+            raise mismatch("from_normflows", "the row length of a Residual", None, "pass features")
+        residual = ResidualTransform(features, flow.iresblock.nnet)
+        return residual if flow.reverse else InverseTransform(residual)
+    return NormflowsTransform(flow, features)
+
+
+class NormflowsTransform(Transform):
+    """A flow of normflows in nflows' contract; ``from_normflows`` checks and builds it.
+
+    Args:
+        flow: a flow with both directions.
+        features: row length, or None where it is not known.
+
+    Example:
+        >>> import torch
+        >>> import normflows as nf
+        >>> NormflowsTransform(nf.flows.Permute(4))(torch.randn(3, 4))[1]
+        tensor([0., 0., 0.])
+    """
+
+    def __init__(self, flow: nn.Module, features: int | None = None) -> None:
+        super().__init__()
+        self.flow = flow
+        self.features = features
+        # CCAffineConst calls its context y, and says nothing of its length.
+        self.takes_context = takes_context(flow) or hasattr(flow, "s_cc")
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map rows [N, D] from data to noise: normflows' ``inverse``."""
+        function: Any = self.flow.inverse
+        if hasattr(self.flow, "autoregressive_net"):
+            function = partial(invert_autoregressive, self.flow)
+        return self._run(function, inputs, context)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map rows [N, D] from noise to data: normflows' ``forward``, in evaluation mode."""
+        with running_statistics(self):
+            function = self.flow.forward
+            # What this spline wraps is masked from data to noise.
+            if (masked := getattr(self.flow, "mprqat", None)) is not None:
+                function = partial(invert_autoregressive, masked)
+            return self._run(function, inputs, context)
+
+    def _run(self, function: Any, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.features is not None:
+            check_event(inputs, (self.features,), type(self.flow).__name__, ROWS_ADVICE)
+        if len(inputs) == 0:
+            # normflows cannot reshape what is empty.
+            return inputs, inputs.new_zeros(0)
+        # In half precision its splines would be off, not only their conditioners.
+        with torch.autocast(inputs.device.type, enabled=False):
+            given = (context,) if self.takes_context else ()
+            outputs, logabsdet = function(inputs, *given)
+        # Where it depends on the parameters alone, it comes as one number or [1].
+        return outputs, logabsdet.reshape(-1).expand(inputs.shape[0])
