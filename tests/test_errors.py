@@ -255,7 +255,7 @@ def test_flow_that_changes_the_length_of_its_rows():
 
 
 def test_shift_factory_that_returns_no_transform():
-    with expect(TypeError, r"factory\(\(1, 4, 4\)\) to return an nflows Transform, .* got Identity"):
+    with expect(TypeError, r"factory\(\(1, 4, 4\)\) to return .* got Identity"):
         ShiftTransform((1, 6, 6), 2, 1, lambda shape: nn.Identity())
 
 
@@ -300,7 +300,10 @@ def test_ready_module_that_all_layers_would_share(name):
     "options, pattern",
     [
         ({"scale": "tanh"}, r"among \['affine'\] to read scale='tanh'"),
-        ({"conditioner": "mlp"}, r"among \['additive', 'affine', 'spline'\] to read conditioner='mlp'"),
+        (
+            {"conditioner": "mlp"},
+            r"among .*'affine', 'spline'\] to read conditioner='mlp'",
+        ),
         ({"linear": None}, "a linear block between autoregressive flows.*got linear=None"),
     ],
 )

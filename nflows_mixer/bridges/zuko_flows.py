@@ -77,8 +77,16 @@ def from_zuko(
     if identity_start:
         _start_at_identity(lazy)
     sizes = [_sizes(part) for part in _parts(lazy)]
-    if features is None and sizes:
-        features = sizes[0][0]
+    if sizes:
+        length = sizes[0][0]
+        if features not in (None, length):
+            raise mismatch(
+                "from_zuko",
+                f"rows of length {length}, as the {type(flow).__name__} was built for",
+                features,
+                "pass the class itself, or a factory, so that it is built for its place",
+            )
+        features = length
     if features is None:
         raise mismatch(
             "from_zuko",
@@ -114,6 +122,7 @@ class ZukoTransform(Transform):
         self.features = features
         self.context_features = context_features
         self.takes_context = context_features != 0
+        self._free_form = [m for m in transform.modules() if hasattr(m, "rtol")]
         self._owner = f"from_zuko({type(transform).__name__})"
         self._try_out()
 
@@ -143,6 +152,7 @@ class ZukoTransform(Transform):
             # zuko cannot reshape what is empty.
             return inputs, inputs.new_zeros(0)
         # In half precision its splines and integrals would be off, not only their conditioners.
+        self._check_tolerances(inputs.dtype)
         with torch.autocast(inputs.device.type, enabled=False), self._gradients_for_all():
             return function(self.transform(context), inputs)
 
@@ -170,6 +180,18 @@ class ZukoTransform(Transform):
                 "build the flow with context=..., and pass that context",
             )
 
+    def _check_tolerances(self, dtype: torch.dtype) -> None:
+        finest = 8 * torch.finfo(dtype).eps
+        for part in self._free_form:
+            if part.atol + part.rtol < finest:
+                raise mismatch(
+                    self._owner,
+                    f"atol + rtol of at least {finest:.1e} in {dtype}",
+                    f"{part.atol + part.rtol:.1e}",
+                    "its solver would never end: give larger tolerances, or run the flow in "
+                    "float64, .double()",
+                )
+
     @torch.no_grad()
     def _try_out(self) -> None:
         """Find out on two rows of zeros what zuko does not check."""
@@ -194,6 +216,9 @@ class ZukoTransform(Transform):
                     "use zuko.flows.NSF in place of NCSF, and Softclip and the like only between "
                     "other transforms",
                 )
+        if self._free_form:
+            # Their solver would take long, and does not change shapes.
+            return
         outputs, _ = built.call_and_ladj(rows)
         if outputs.shape != rows.shape:
             raise mismatch(

@@ -1,0 +1,71 @@
+"""Every row of the compatibility table, in both places; its correctness columns are asserted."""
+
+import inspect
+import json
+from pathlib import Path
+
+import normflows as nf
+import pytest
+import torch
+import zuko
+from nflows import transforms as nflows_transforms
+
+from benchmarks.compatibility.catalogue import CATALOGUE
+from benchmarks.compatibility.measure import errors, logabsdet_error, mixer, settle
+from tests.jacobian import jacobian_logabsdet
+
+ROWS = [(library, name) for library, rows in CATALOGUE.items() for name in rows]
+TABLE = Path(__file__).parents[1] / "docs" / "compatibility.json"
+# Old parts of torch that nflows and normflows still call.
+quiet = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+
+
+@quiet
+@pytest.mark.parametrize("place", ["channel", "patch"])
+@pytest.mark.parametrize("library, name", ROWS)
+def test_row(library, name, place):
+    row = CATALOGUE[library][name]
+    if row.refused is not None:
+        with pytest.raises((ValueError, TypeError), match="expected .*got .*; ") as error:
+            mixer(row, place, (1, 4, 6), 2)
+        assert row.refused in str(error.value)
+        return
+    layer = settle(row, mixer(row, place, (1, 4, 6), 2).double())
+    for kind, error in errors(row, layer, torch.float64).items():
+        assert error <= row.precision, kind
+    assert logabsdet_error(row, layer, jacobian_logabsdet) <= row.precision
+    assert errors(row, layer, torch.float32)["round_trip"] <= 1e-3
+
+
+def classes(module, base, exclude=()):
+    found = {
+        name
+        for name, kind in vars(module).items()
+        if inspect.isclass(kind) and issubclass(kind, base) and kind is not base
+    }
+    return found - set(exclude)
+
+
+def test_no_class_of_the_libraries_is_left_out():
+    deprecated = {"AffineTransform", "AffineScalarTransform"}
+    named = {library: {name.split(",")[0] for name in rows} for library, rows in CATALOGUE.items()}
+    of_nflows = classes(nflows_transforms, nflows_transforms.Transform, deprecated)
+    assert of_nflows <= named["nflows"]
+    bases = {"LazyTransform", "LazyInverse", "LazyDistribution", "Flow"}
+    wrappers = {"UnconditionalTransform", "UnconditionalDistribution"}
+    of_zuko = classes(zuko.flows, torch.nn.Module, bases | wrappers)
+    assert of_zuko <= named["zuko"]
+    assert classes(nf.flows, nf.flows.Flow) <= named["normflows"]
+
+
+def test_the_committed_table_is_of_this_catalogue():
+    rows = json.loads(TABLE.read_text())["rows"]
+    assert [(row["library"], row["name"]) for row in rows] == ROWS
+    for row in rows:
+        entry = CATALOGUE[row["library"]][row["name"]]
+        assert row["works"] == (entry.refused is None)
+        if row["works"]:
+            for place in ("channel", "patch"):
+                assert row[place]["float64"]["round_trip"] <= entry.precision
+                assert row[place]["logabsdet"] <= entry.precision
+                assert row["context"] == entry.context

@@ -1,0 +1,444 @@
+"""zuko's flows as ours, and ours inside zuko: what the generic properties do not say."""
+
+import copy
+import re
+from functools import partial
+
+import pytest
+import torch
+import zuko
+from torch import nn
+
+from nflows_mixer.bridges import from_zuko, to_zuko
+from nflows_mixer.bridges.inside_zuko import LazyNflowsTransform
+from nflows_mixer.flows import mixerflow
+from nflows_mixer.nn import LipschitzMLP, ResidualMLP
+from nflows_mixer.transforms import (
+    AffineCoupling,
+    ChannelMixingTransform,
+    FlowLayer,
+    PatchMixerTransform,
+    ResidualTransform,
+    UniformDequantization,
+)
+from tests.jacobian import jacobian_logabsdet
+
+small = {"hidden_features": (16,)}
+
+
+def expect(kind, pattern):
+    return pytest.raises(kind, match=f"(?s)(?=.*expected .*got .*; ).*{pattern}")
+
+
+def moved(flow, std=0.05):
+    """In float64, with every parameter off its start."""
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter += std * torch.randn_like(parameter)
+    return flow.double()
+
+
+# zuko's flows as nflows transforms.
+
+
+@pytest.mark.parametrize(
+    "make, step",
+    [
+        (partial(zuko.flows.NAF, transforms=2, **small), 1e-6),
+        (partial(zuko.flows.UNAF, transforms=1, **small), 1e-5),
+        (partial(zuko.flows.CNF, atol=1e-11, rtol=1e-11, **small), 1e-3),
+        (partial(zuko.flows.SOSPF, transforms=2, **small), 1e-5),
+        (partial(zuko.flows.GF, transforms=1), 1e-5),
+    ],
+    ids=["NAF", "UNAF", "CNF", "SOSPF", "GF"],
+)
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_gradients_in_evaluation_mode(make, step, direction):
+    """Where zuko's own are wrong (UNAF) or missing (CNF); against central differences."""
+    torch.manual_seed(0)
+    transform = moved(from_zuko(make(3))).eval()
+    inputs = 0.5 * torch.randn(4, 3, dtype=torch.float64)
+    weights = torch.randn(4, 3, dtype=torch.float64)
+
+    def loss():
+        outputs, logabsdet = getattr(transform, direction)(inputs)
+        return (weights * outputs).sum() + logabsdet.sum()
+
+    loss().backward()
+    assert not any(module.training for module in transform.modules())
+    for parameter in transform.parameters():
+        direction_of_step = torch.randn_like(parameter)
+        slope = (parameter.grad * direction_of_step).sum()
+        with torch.no_grad():
+            parameter += step * direction_of_step
+            above = loss()
+            parameter -= 2 * step * direction_of_step
+            below = loss()
+            parameter += step * direction_of_step
+        numeric = (above - below) / (2 * step)
+        torch.testing.assert_close(slope, numeric, rtol=1e-3, atol=1e-5)
+
+
+def test_masked_inverse_is_that_of_all_passes_bit_for_bit_and_takes_fewer():
+    flow = zuko.flows.MAF(48, transforms=1, hidden_features=(64,))
+    transform, passes = from_zuko(flow), []
+    flow.transform.transforms[0].hyper.register_forward_hook(lambda *_: passes.append(1))
+    latents = torch.randn(7, 48)
+    with torch.no_grad():
+        outputs, _ = transform.inverse(latents)
+        taken = len(passes)
+        expected = flow.transform().inv(latents)
+    assert len(passes) - taken == 48
+    assert torch.equal(outputs, expected)
+    assert taken <= 24
+
+
+@pytest.mark.parametrize(
+    "kind, options", [("SOSPF", {"transforms": 1}), ("NAF", {"transforms": 1}), ("BPF", {})]
+)
+def test_inverse_beyond_the_bounds_of_zukos_bisection(kind, options):
+    torch.manual_seed(0)
+    flow = getattr(zuko.flows, kind)(4, **options, **small).double()
+    inputs = torch.linspace(-40, 40, 36, dtype=torch.float64).reshape(-1, 4)
+    transform = from_zuko(flow)
+    with torch.no_grad():
+        outputs, _ = transform(inputs)
+        back, _ = transform.inverse(outputs)
+        of_zuko = flow.transform().inv(outputs)
+    torch.testing.assert_close(back, inputs, atol=1e-8, rtol=1e-8)
+    if kind != "BPF":
+        assert (of_zuko - inputs).abs().max() > 1
+
+
+def test_inverse_without_a_solution_is_an_error():
+    torch.manual_seed(0)
+    gaussianization = from_zuko(zuko.flows.GF(3, transforms=1))
+    with expect(ValueError, "GaussianizationTransform.*no.*for 1 of 6 values, such as y = 40"):
+        gaussianization.inverse(torch.tensor([[0.0, 0.1, 0.2], [0.0, 40.0, 0.0]]))
+    clipped = from_zuko(zuko.flows.SOSPF(3, transforms=2))
+    with expect(ValueError, "between -11.0 and 11.0"):
+        clipped.inverse(torch.full((1, 3), 1e6))
+
+
+def test_free_form_flow_to_the_precision_it_is_asked_for():
+    torch.manual_seed(0)
+    make = partial(zuko.flows.CNF, atol=1e-9, rtol=1e-9, **small)
+    layer = ChannelMixingTransform(moved(from_zuko(make(4)))).eval()
+    matrix = torch.randn(2, 3, 4, dtype=torch.float64)
+    with torch.no_grad():
+        outputs, logabsdet = layer(matrix)
+        back, _ = layer.inverse(outputs)
+    torch.testing.assert_close(back, matrix, atol=1e-7, rtol=0)
+    expected = jacobian_logabsdet(layer.forward, matrix)
+    # zuko holds the log-det to a hundredth of the solver's precision.
+    torch.testing.assert_close(logabsdet, expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["MAF", "NSF", "NICE", "RealNVP", "CNF"])
+def test_identity_start(kind):
+    transform = from_zuko(getattr(zuko.flows, kind)(6, **small), identity_start=True)
+    inputs = torch.randn(5, 6)
+    with torch.no_grad():
+        outputs, logabsdet = transform(inputs)
+    torch.testing.assert_close(outputs, inputs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logabsdet, torch.zeros(5), atol=1e-5, rtol=0)
+
+
+def test_identity_start_that_is_not_to_be_had():
+    with expect(ValueError, "leave identity_start out"):
+        from_zuko(zuko.flows.NAF(6), identity_start=True)
+
+
+def test_the_transform_is_not_a_snapshot():
+    flow = zuko.flows.MAF(4, transforms=1, **small)
+    transform, inputs = from_zuko(flow), torch.randn(3, 4)
+    before = transform(inputs)[0].detach()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter += 0.1
+    assert not torch.allclose(transform(inputs)[0], before)
+
+
+@pytest.mark.parametrize(
+    "make, features, context",
+    [
+        (lambda: zuko.flows.MAF(5), 5, 0),
+        (lambda: zuko.flows.NSF(5, 2), 5, 2),
+        (lambda: zuko.flows.NICE(5, 3), 5, 3),
+        (lambda: zuko.flows.GF(5, 4), 5, 4),
+        (lambda: zuko.flows.GF(5), 5, 0),
+        (lambda: zuko.flows.CNF(5, 2, **small), 5, 2),
+        (lambda: zuko.flows.UNAF(5, 2, **small), 5, 2),
+        (lambda: zuko.flows.MAF(5, 2).transform.transforms[0], 5, 2),
+    ],
+)
+def test_sizes_are_read_from_the_flow(make, features, context):
+    transform = from_zuko(make())
+    assert (transform.features, transform.context_features) == (features, context)
+    assert transform.takes_context == (context > 0)
+
+
+class Shift(zuko.lazy.LazyTransform):
+    """A lazy transform of the user's own, of which nothing is known."""
+
+    def __init__(self, conditional):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+        self.conditional = conditional
+
+    def forward(self, c=None):
+        shift = self.weight * c if self.conditional else self.weight
+        return zuko.transforms.AdditiveTransform(shift)
+
+
+def test_a_lazy_transform_of_ones_own_is_tried_for_context():
+    assert not from_zuko(Shift(False), features=4).takes_context
+    assert from_zuko(Shift(True), features=4).takes_context
+    layer = ChannelMixingTransform(from_zuko(Shift(True), features=4))
+    assert layer(torch.zeros(2, 3, 4), torch.ones(2, 4))[0].eq(1).all()
+
+
+@pytest.mark.parametrize(
+    "call, kind, pattern",
+    [
+        (lambda: from_zuko(Shift(False)), ValueError, "how long its rows are.*pass features"),
+        (lambda: from_zuko(nn.Linear(3, 3)), TypeError, "Flow or LazyTransform, got Linear"),
+        (
+            lambda: from_zuko(zuko.transforms.IdentityTransform()),
+            TypeError,
+            re.escape("zuko.lazy.UnconditionalTransform"),
+        ),
+        (lambda: from_zuko(zuko.flows.NCSF(3)), ValueError, "zuko.flows.NSF"),
+        (lambda: from_zuko(zuko.flows.CNF(3, exact=False)), ValueError, "no likelihood"),
+        (
+            lambda: from_zuko(zuko.flows.MAF(3))(torch.zeros(2, 4)),
+            ValueError,
+            r"\[B, 3\], got \[2, 4\]",
+        ),
+        (
+            lambda: from_zuko(zuko.flows.MAF(3, 2))(torch.zeros(2, 3)),
+            ValueError,
+            "context of 2 features, got 0 features",
+        ),
+        (
+            lambda: from_zuko(zuko.flows.CNF(3, atol=1e-8, rtol=1e-8))(torch.zeros(2, 3)),
+            ValueError,
+            "9.5e-07 in torch.float32, got 2.0e-08",
+        ),
+        (
+            lambda: PatchMixerTransform((1, 4, 4), 2, zuko.flows.MAF(5), FlowLayer),
+            ValueError,
+            "rows of length 5, as the MAF was built for, got 4",
+        ),
+    ],
+)
+def test_errors_of_from_zuko(call, kind, pattern):
+    with expect(kind, pattern):
+        call()
+
+
+# Ours inside zuko.
+
+
+def normal(shape, dtype=torch.float32):
+    return zuko.lazy.UnconditionalDistribution(
+        zuko.distributions.DiagNormal,
+        torch.zeros(shape, dtype=dtype),
+        torch.ones(shape, dtype=dtype),
+        buffer=True,
+        ndims=len(shape),
+    )
+
+
+def conditional_layer(features, context):
+    coupling = partial(AffineCoupling, conditioner=network(context))
+    flow = FlowLayer(features, flow=coupling, norm=None)
+    return flow
+
+
+def network(context):
+    return partial(ResidualMLP, hidden_features=8, context_features=context)
+
+
+def small_mixerflow(**options):
+    torch.manual_seed(0)
+    sizes = {"image_shape": (1, 4, 4), "patch_size": 2, "levels": 4, "num_layers": 2}
+    rest = {"shift": None, "num_flow_layers": 2, "hidden_features": 8}
+    flow = mixerflow(**{**sizes, **rest, **options})
+    images = torch.randint(4, (64, 1, 4, 4), dtype=torch.uint8)
+    context = options.get("context_features")
+    flow.initialize(images, context and torch.randn(64, context))
+    return moved(flow)
+
+
+def test_log_prob_is_that_of_the_nflows_side():
+    flow = small_mixerflow().eval()
+    base = normal((1, 4, 4), torch.float64)
+    base._0.copy_(flow._distribution.location.detach())
+    base._1.copy_(flow._distribution.log_scale.exp().detach())
+    inside = zuko.lazy.Flow(to_zuko(flow), base)
+    pixels = 4 * torch.rand(9, 1, 4, 4, dtype=torch.float64)
+    expected = flow.deterministic.log_prob(pixels)
+    torch.testing.assert_close(inside().log_prob(pixels), expected, atol=1e-10, rtol=1e-10)
+    samples, log_prob = inside().rsample_and_log_prob((5,))
+    expected = flow.deterministic.log_prob(samples)
+    torch.testing.assert_close(log_prob, expected, atol=1e-10, rtol=1e-10)
+
+
+def test_a_conditional_mixerflow_agrees_and_broadcasts():
+    flow = small_mixerflow(context_features=3).eval()
+    inside = zuko.lazy.Flow(to_zuko(flow, 3), normal((1, 4, 4), torch.float64))
+    pixels = 4 * torch.rand(5, 1, 4, 4, dtype=torch.float64)
+    context = torch.randn(2, 1, 3, dtype=torch.float64)
+    log_prob = inside(context).log_prob(pixels)
+    assert log_prob.shape == (2, 5)
+    torch.testing.assert_close(log_prob[1], inside(context[1, 0]).log_prob(pixels))
+    assert inside(context).sample((7,)).shape == (7, 2, 1, 1, 4, 4)
+
+
+def test_a_squeezed_mixerflow_changes_the_event_shape():
+    flow = small_mixerflow(squeeze=2, patch_size=1).eval()
+    inside = zuko.lazy.Flow(to_zuko(flow), normal((4, 2, 2), torch.float64))
+    assert inside().event_shape == (1, 4, 4)
+    assert inside().sample((3,)).shape == (3, 1, 4, 4)
+
+
+def test_it_trains_samples_and_saves_in_a_zuko_project(tmp_path):
+    torch.manual_seed(0)
+    flow = mixerflow(
+        image_shape=(1, 4, 4), patch_size=2, levels=4, num_layers=2, shift=None, hidden_features=16
+    )
+    inside = zuko.lazy.Flow(to_zuko(flow), normal((1, 4, 4)))
+    optimizer = torch.optim.Adam(inside.parameters(), lr=3e-3)
+    pixels = torch.arange(16.0).reshape(1, 4, 4) / 4 + 0.05 * torch.randn(200, 1, 4, 4)
+    pixels = pixels + 0.3 * torch.randn(200, 1, 1, 1)
+    losses = []
+    for _ in range(60):
+        loss = -inside().log_prob(pixels).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 5
+    inside.eval()
+    samples = inside().sample((500,))
+    torch.testing.assert_close(samples.mean(0), pixels.mean(0), atol=0.15, rtol=0)
+    torch.save(inside.state_dict(), tmp_path / "flow.pt")
+    again = mixerflow(
+        image_shape=(1, 4, 4), patch_size=2, levels=4, num_layers=2, shift=None, hidden_features=16
+    )
+    loaded = zuko.lazy.Flow(to_zuko(again), normal((1, 4, 4))).eval()
+    loaded.load_state_dict(torch.load(tmp_path / "flow.pt", weights_only=True))
+    assert torch.equal(loaded().log_prob(pixels), inside().log_prob(pixels))
+
+
+INSIDE = {
+    "MixerFlow": lambda: (small_mixerflow(context_features=5), (1, 4, 4)),
+    "FlowLayer": lambda: (moved(conditional_layer(6, 5)), (6,)),
+    "residual": lambda: (
+        moved(ResidualTransform(3, partial(LipschitzMLP, hidden_features=8, context_features=5))),
+        (3,),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_generic_checks_of_zuko(name, tmp_path):
+    """What zuko asks of each of its own flows: shapes, gradients, inverse, Jacobians, saving."""
+    torch.manual_seed(0)
+    transform, shape = INSIDE[name]()
+    flow = zuko.lazy.Flow(to_zuko(transform.eval(), 5), normal(shape, torch.float64))
+    x = torch.randn(32, *shape, dtype=torch.float64)
+    c = torch.randn(5, dtype=torch.float64)
+
+    log_prob = flow(c).log_prob(x)
+    assert log_prob.shape == (32,) and log_prob.requires_grad
+    (-log_prob.mean()).backward()
+    shared = list(flow.transform.parameters())
+    assert shared and all(p.grad is not None for p in shared)
+
+    assert flow(c).sample((8,)).shape == (8, *shape)
+    flow.zero_grad(set_to_none=True)
+    sample = flow(c).rsample()
+    assert sample.shape == shape
+    sample.square().sum().sqrt().backward()
+    assert all(p.grad is not None for p in shared)
+
+    contexts = torch.randn(32, 5, dtype=torch.float64)
+    built = flow(contexts).transform
+    torch.testing.assert_close(built.inv(built(x)), x, atol=1e-8, rtol=1e-8)
+
+    built, point = flow(c).transform, x[0]
+    size = point.numel()
+    image = built(point)
+    jacobian = torch.autograd.functional.jacobian(built, point).reshape(size, size)
+    expected = torch.linalg.slogdet(jacobian).logabsdet
+    torch.testing.assert_close(built.log_abs_det_jacobian(point, image), expected)
+    image = image.detach()
+    jacobian = torch.autograd.functional.jacobian(built.inv, image).reshape(size, size)
+    expected = torch.linalg.slogdet(jacobian).logabsdet
+    torch.testing.assert_close(built.inv.log_abs_det_jacobian(image, point), expected)
+
+    torch.save(flow, tmp_path / "flow.pt")
+    loaded = torch.load(tmp_path / "flow.pt", weights_only=False)
+    assert torch.equal(loaded(c).log_prob(x), flow(c).log_prob(x))
+    copied = copy.deepcopy(flow)
+    assert torch.equal(copied(c).log_prob(x), flow(c).log_prob(x))
+    assert type(transform).__name__ in repr(flow) or name == "MixerFlow"
+    assert "data to noise" in repr(flow(c)) and "noise to data" in repr(built.inv)
+    assert built.inv.inv == built and built.inv != built
+
+
+def test_among_the_transforms_of_zuko():
+    torch.manual_seed(0)
+    layer = moved(conditional_layer(4, 2)).eval()
+    own = zuko.flows.MaskedAutoregressiveTransform(4, 2, **small).double()
+    flow = zuko.lazy.Flow([own, to_zuko(layer, 2), own.inv], normal((4,), torch.float64))
+    context = torch.randn(6, 2, dtype=torch.float64)
+    x = torch.randn(6, 4, dtype=torch.float64)
+    transform = flow(context).transform
+    torch.testing.assert_close(transform.inv(transform(x)), x)
+    assert flow(context).log_prob(x).shape == (6,)
+    # And back again: the whole as a channel flow.
+    mixing = ChannelMixingTransform(from_zuko(flow, 4, 2)).double()
+    matrix = torch.randn(2, 3, 4, dtype=torch.float64)
+    outputs, logabsdet = mixing(matrix, context[:2])
+    expected = jacobian_logabsdet(mixing.forward, matrix, context[:2])
+    torch.testing.assert_close(logabsdet, expected, atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(mixing.inverse(outputs, context[:2])[0], matrix)
+
+
+def test_dynamic_errors_of_to_zuko():
+    lazy = to_zuko(AffineCoupling(4, network(3)), 3)
+    assert isinstance(lazy, LazyNflowsTransform)
+    with expect(ValueError, "context of 3 features, got 0 features"):
+        lazy()
+    with expect(ValueError, r"\[..., 4\], got \[2, 5\]"):
+        lazy(torch.zeros(3))(torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize(
+    "call, kind, pattern",
+    [
+        (lambda: to_zuko(zuko.flows.MAF(3)), TypeError, "Transform or Flow, got MAF"),
+        (lambda: to_zuko(UniformDequantization(), 0, (4,)), ValueError, "UniformDequantization"),
+        (lambda: to_zuko(from_zuko(Shift(False), 4), 2), ValueError, "context_features.*got 2"),
+        (lambda: to_zuko(AffineCoupling(4, network(3))), ValueError, "context_features.*got 0"),
+        (
+            lambda: to_zuko(FlowLayer(4), event_shape=(5,)),
+            ValueError,
+            r"event_shape \(4,\), got \(5,\)",
+        ),
+    ],
+)
+def test_errors_of_to_zuko(call, kind, pattern):
+    with expect(kind, pattern):
+        call()
+
+
+def test_a_transform_that_does_not_say_its_shape():
+    from nflows.transforms import IdentityTransform
+
+    with expect(ValueError, r"event_shape=\(D,\)"):
+        to_zuko(IdentityTransform())
+    assert to_zuko(IdentityTransform(), event_shape=(3,))()(torch.zeros(2, 3)).shape == (2, 3)
