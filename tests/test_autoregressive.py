@@ -1,0 +1,176 @@
+"""Masked flows in the mixer: inverses that stop early, identity start, statistics, gradients."""
+
+import copy
+
+import pytest
+import torch
+import zuko
+from nflows import transforms as nflows_transforms
+from nflows.transforms import MaskedAffineAutoregressiveTransform as MAF
+
+from nflows_mixer.bridges import from_zuko, inverse_of
+from nflows_mixer.bridges.invert import until_unchanged
+from nflows_mixer.flows import mixerflow
+from nflows_mixer.transforms import (
+    ChannelMixingTransform,
+    CompositeTransform,
+    InverseTransform,
+    PatchMixingTransform,
+)
+
+
+def moved(transform, std=0.1):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in transform.parameters():
+            parameter += std * torch.randn_like(parameter)
+    return transform
+
+
+def count_passes(*networks):
+    counts = [0] * len(networks)
+    for index, network in enumerate(networks):
+
+        def hook(*_, index=index):
+            counts[index] += 1
+
+        network.register_forward_hook(hook)
+    return counts
+
+
+SPLINE = {"num_bins": 8, "tails": "linear", "tail_bound": 3.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MAF(48, 64),
+        lambda: MAF(48, 64, random_mask=True, use_residual_blocks=False),
+        lambda: nflows_transforms.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
+            features=48, hidden_features=64, num_blocks=1, **SPLINE
+        ),
+    ],
+    ids=["maf", "random masks", "spline"],
+)
+def test_early_stop_is_bit_identical_to_all_passes(make, dtype):
+    flow = moved(make()).to(dtype).eval()
+    latents = torch.randn(20, 48, dtype=dtype)
+    with torch.no_grad():
+        expected = flow.inverse(latents)
+        counts = count_passes(flow.autoregressive_net)
+        got = inverse_of(flow)(latents, None)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected))
+    assert counts[0] <= 24 + 1
+
+
+def test_as_many_passes_as_features_when_each_depends_on_the_one_before():
+    """A map that only D passes can invert: x_d needs x_(d-1) to the last bit."""
+
+    def one_pass(x):
+        return 1 + torch.nn.functional.pad(x[:, :-1], (1, 0)) * 3
+
+    passes = []
+    solution = until_unchanged(lambda x: passes.append(1) or one_pass(x), torch.zeros(2, 7))
+    assert len(passes) == 7 and torch.equal(one_pass(solution), solution)
+
+
+@pytest.mark.parametrize("wrap", ["composite", "channel", "patch", "inverse"])
+def test_wherever_a_masked_flow_is_inverted(wrap):
+    flow = moved(MAF(16, 32)).eval()
+    counts = count_passes(flow.autoregressive_net)
+    wrapped, inputs, direction = {
+        "composite": (CompositeTransform([flow]), torch.randn(5, 16), "inverse"),
+        "channel": (ChannelMixingTransform(flow), torch.randn(2, 3, 16), "inverse"),
+        "patch": (PatchMixingTransform(flow), torch.randn(2, 16, 3), "inverse"),
+        "inverse": (InverseTransform(flow), torch.randn(5, 16), "forward"),
+    }[wrap]
+    with torch.no_grad():
+        getattr(wrapped, direction)(inputs)
+    assert 0 < counts[0] < 16
+
+
+def test_a_subclass_keeps_its_own_inverse():
+    class Own(MAF):
+        def inverse(self, inputs, context=None):
+            return inputs, inputs.new_zeros(len(inputs))
+
+    ones = torch.ones(2, 4)
+    assert torch.equal(inverse_of(Own(4, 8))(ones, None)[0], ones)
+
+
+@pytest.mark.parametrize("direction", ["inverse", "inverse of the inverse"])
+def test_batch_statistics_stay_in_training_mode(direction):
+    flow = moved(MAF(6, 16, use_batch_norm=True))
+    wrapped = CompositeTransform([flow])
+    if direction != "inverse":
+        wrapped = CompositeTransform([InverseTransform(InverseTransform(flow))])
+    flow(torch.randn(50, 6))
+    latents = torch.randn(9, 6)
+    expected = wrapped.eval().inverse(latents)
+    before = copy.deepcopy(flow.state_dict())
+    got = wrapped.train().inverse(latents)
+    torch.testing.assert_close(got, expected)
+    assert all(torch.equal(before[name], value) for name, value in flow.state_dict().items())
+
+
+@pytest.mark.parametrize("context", [None, 3])
+def test_gradients_through_the_inverse_are_those_of_all_passes(context):
+    flow = moved(MAF(6, 16, context_features=context)).double().eval()
+    latents = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    given = context and torch.randn(5, context, dtype=torch.float64, requires_grad=True)
+    wanted = [latents, *flow.parameters(), *([given] if context else [])]
+    weights = torch.randn(5, 6, dtype=torch.float64)
+
+    def gradients(inverse):
+        outputs, logabsdet = inverse(latents, given)
+        return torch.autograd.grad((weights * outputs).sum() + logabsdet.sum(), wanted)
+
+    for got, expected in zip(gradients(inverse_of(flow)), gradients(flow.inverse)):
+        torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-8)
+
+
+def test_a_second_derivative_through_the_inverse_is_an_error():
+    flow = moved(MAF(4, 8)).double().eval()
+    latents = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    outputs, _ = inverse_of(flow)(latents, None)
+    (slope,) = torch.autograd.grad(outputs.square().sum(), latents, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+def zuko_maf(features):
+    flow = zuko.flows.MAF(features, transforms=1, hidden_features=(16,))
+    return from_zuko(flow, identity_start=True)
+
+
+@pytest.mark.parametrize("kind", ["maf", zuko_maf], ids=["nflows", "zuko"])
+def test_maf_mixerflow(kind):
+    """Identity start, and sampling in at most max(P, c) passes a flow, not C * H * W."""
+    torch.manual_seed(0)
+    flow = mixerflow(
+        image_shape=(1, 12, 12),
+        patch_size=3,
+        num_layers=2,
+        num_flow_layers=2,
+        channel_flow=kind,
+        patch_flow=kind,
+        linear="rlu",
+        shift=None,
+        hidden_features=16,
+    )
+    images = torch.randint(256, (100, 1, 12, 12), dtype=torch.uint8)
+    flow.initialize(images).eval()
+    # At the start there are ActNorm and reversals alone: each layer permutes pixels.
+    pixels = images[:3].double() + 0.5
+    flow.double()
+    _, logabsdet = flow._transform(pixels)
+    torch.testing.assert_close(logabsdet, logabsdet[:1].expand(3), atol=1e-4, rtol=0)
+    networks = [m.autoregressive_net for m in flow.modules() if isinstance(m, MAF)]
+    networks += [m.hyper for m in flow.modules() if hasattr(m, "hyper")]
+    assert len(networks) == 2 * 2 * 2
+    moved(flow, 0.02)
+    counts = count_passes(*networks)
+    flow.sample(2)
+    # P = 16 and c = 9, and one pass for the log-det.
+    assert max(counts) <= 16 + 1 < 144
