@@ -46,7 +46,7 @@ def moved(flow, std=0.05):
     [
         (partial(zuko.flows.NAF, transforms=2, **small), 1e-6),
         (partial(zuko.flows.UNAF, transforms=1, **small), 1e-5),
-        (partial(zuko.flows.CNF, atol=1e-11, rtol=1e-11, **small), 1e-3),
+        (partial(zuko.flows.CNF, atol=1e-8, rtol=1e-8, **small), 1e-2),
         (partial(zuko.flows.SOSPF, transforms=2, **small), 1e-5),
         (partial(zuko.flows.GF, transforms=1), 1e-5),
     ],
@@ -76,7 +76,7 @@ def test_gradients_in_evaluation_mode(make, step, direction):
             below = loss()
             parameter += step * direction_of_step
         numeric = (above - below) / (2 * step)
-        torch.testing.assert_close(slope, numeric, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(slope, numeric, rtol=2e-2 if step == 1e-2 else 1e-3, atol=1e-5)
 
 
 def test_masked_inverse_is_that_of_all_passes_bit_for_bit_and_takes_fewer():
@@ -132,6 +132,16 @@ def test_free_form_flow_to_the_precision_it_is_asked_for():
     expected = jacobian_logabsdet(layer.forward, matrix)
     # zuko holds the log-det to a hundredth of the solver's precision.
     torch.testing.assert_close(logabsdet, expected, atol=2e-5, rtol=0)
+
+
+def test_free_form_inverse_that_misses_is_an_error():
+    torch.manual_seed(0)
+    transform = from_zuko(zuko.flows.CNF(4, **small))
+    with torch.no_grad():
+        for parameter in transform.parameters():
+            parameter *= 8
+    with expect(ValueError, "inverse: .*takes back to y within 1.1e-03"):
+        transform.inverse(3 * torch.randn(20, 4))
 
 
 @pytest.mark.parametrize("kind", ["MAF", "NSF", "NICE", "RealNVP", "CNF"])

@@ -26,7 +26,7 @@ def invert_monotone(
         \quad\text{if that lies in } (a, b), \text{ else } (a + b) / 2
 
     The bracket starts at [-10, 10] and is doubled until it holds the solution; every evaluation
-    narrows it. Iteration ends when no element moves by more than four units of its last place.
+    narrows it. Iteration ends with a step of Newton below the square root of the precision.
 
     Args:
         function: x -> (f(x), log f'(x)), element by element.
@@ -53,7 +53,7 @@ def invert_monotone(
         high = torch.where(too_low, 2 * high, high)
     middle = (low + high) / 2
     x = middle if start is None else torch.where((start > low) & (start < high), start, middle)
-    unit = 4 * torch.finfo(x.dtype).eps
+    eps = torch.finfo(x.dtype).eps
     for _ in range(_STEPS):
         value, log_slope = function(x)
         low = torch.where(value < targets, x, low)
@@ -62,11 +62,13 @@ def invert_monotone(
         # A NaN fails both comparisons.
         inside = (newton >= low) & (newton <= high)
         moved = torch.where(inside, newton, (low + high) / 2)
-        still = (moved - x).abs() <= unit * x.abs().clamp(min=1.0)
-        if still.all():
-            break
+        step = (moved - x).abs() / x.abs().clamp(min=1.0)
         # One that stands still is kept to the bit, so that a solution is its own solution.
+        still = step <= 16 * eps
         x = torch.where(still, x, moved)
+        # What Newton's step leaves over is of the order of its square: below the precision.
+        if (still | (inside & (step <= eps**0.5))).all():
+            break
     error = (function(x)[0] - targets).abs() / targets.abs().clamp(min=1.0)
     tolerance = 1e-6 if x.dtype == torch.float64 else 1e-3
     # Written so that a NaN counts as apart.

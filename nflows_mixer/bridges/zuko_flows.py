@@ -36,7 +36,8 @@ def from_zuko(
     Masked flows are inverted by as many passes as change something; monotone networks by Newton's
     steps, to the precision of the dtype, beyond [-10, 10] too; and gradients reach the parameters
     of NAF, UNAF and CNF in evaluation mode, where zuko leaves them wrong or out. What an inverse
-    returns has gradients of first order.
+    returns has gradients of first order. An inverse that has no solution, or does not reach it, is
+    an error: for free-form flows (CNF), if x is not taken back to y within 100 (atol + rtol).
 
     Args:
         flow: a flow (its base is left behind) or a lazy transform on rows. A raw transform goes
@@ -139,10 +140,21 @@ class ZukoTransform(Transform):
         outputs, ladj = _call(built, inputs)
         return outputs, _sum(ladj, inputs)
 
-    @staticmethod
-    def _inverse(built: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def _inverse(self, built: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
         outputs = _invert(built, inputs)
-        return outputs, -_sum(_call(built, outputs)[1], inputs)
+        again, ladj = _call(built, outputs)
+        for part in self._free_form:
+            # Integrating back and forth need not meet where the ODE is stiff.
+            tolerance = max(100 * (part.atol + part.rtol), 1e-6)
+            error = ((again - inputs).abs() / inputs.abs().clamp(min=1)).max().item()
+            if not error <= tolerance:
+                raise mismatch(
+                    f"{self._owner}.inverse",
+                    f"an x that the ODE takes back to y within {tolerance:.1e}",
+                    f"an error of {error:.1e}",
+                    "give smaller atol and rtol, run it in float64, or regularise the flow",
+                )
+        return outputs, -_sum(ladj, inputs)
 
     def _run(
         self, inputs: Tensor, context: Tensor | None, function: Callable

@@ -1,0 +1,162 @@
+"""The other example scripts, end to end at tiny budgets, and the runs that are kept of them."""
+
+import difflib
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nflows.flows import Flow
+
+from nflows_mixer.flows import ImageFlow
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCRIPTS = sorted(EXAMPLES.glob("*.py"))
+RESULTS = EXAMPLES / "results"
+
+COMMON = {"train_seconds", "machine", "parameters", "yardsticks"}
+IMAGES = COMMON | {"data", "train_images", "test_images", "bits_per_dim", "worst_image"}
+KEYS = {
+    "maf_mnist": IMAGES | {"arguments", "passes", "row_lengths", "dimensions"},
+    "zuko_spline": IMAGES | {"steps", "seed", "logabsdet_error"},
+    "class_conditional": IMAGES | {"steps", "seed", "marginal_bits_per_dim", "accuracy", "draws"},
+    "moons_nflows": COMMON | {"steps", "seed", "layer", "log_density", "worst_point"},
+}
+KEYS["moons_mixer"] = KEYS["moons_nflows"]
+
+KEPT = [
+    ("maf_mnist", "maf-mnist/results"),
+    ("maf_mnist", "maf-mnist-zuko/results"),
+    ("zuko_spline", "zuko-spline/results"),
+    ("class_conditional", "class-conditional/results"),
+    ("moons_nflows", "moons/nflows"),
+    ("moons_mixer", "moons/mixer"),
+]
+
+
+def run(monkeypatch, capsys, name, out, *flags):
+    """Run a script, check what every script writes and prints, and return its results."""
+    script = EXAMPLES / f"{name}.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--out", str(out), *map(str, flags)])
+    runpy.run_path(str(script), run_name="__main__")
+    written = out.with_suffix(".json") if name.startswith("moons") else out / "results.json"
+    assert written.with_suffix(".md").read_text() in capsys.readouterr().out
+    figures = json.loads(written.read_text())
+    assert KEYS[name] <= set(figures)
+    assert str(out.parent) not in written.read_text()
+    return figures
+
+
+def is_png(path):
+    return path.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.fixture(scope="module")
+def strokes(tmp_path_factory):
+    """A file of 28 x 28 images of bright strokes on a background of zeros."""
+    path = tmp_path_factory.mktemp("data") / "strokes.npz"
+    generator = np.random.default_rng(0)
+    images = np.zeros((200, 28, 28), dtype=np.uint8)
+    for image in images:
+        column, top = generator.integers(5, 20, size=2)
+        image[top - 5 : top + 5, column : column + 3] = generator.integers(100, 256, size=(10, 3))
+    np.savez(path, images=images)
+    return path
+
+
+@pytest.mark.parametrize("maf", ["nflows", "zuko"])
+def test_maf_counts_the_passes_of_its_samples(strokes, tmp_path, monkeypatch, capsys, maf):
+    flags = ["--data", strokes, "--maf", maf, "--layers", 1, "--steps", 4, "--batch-size", 16]
+    flags = [*flags, "--lr", 1e-3, "--device", "cpu"]
+    results = run(monkeypatch, capsys, "maf_mnist", tmp_path / "out", *flags)
+    assert results["row_lengths"] == {"channel": 16, "patch": 49} and results["dimensions"] == 784
+    # Trained a little, a MAF has dependencies to follow; one pass more is for the log-determinant.
+    assert 2 < results["passes"] <= 49 + 1
+    assert results["worst_image"] >= results["bits_per_dim"] > 0
+    assert results["train_images"] == 180 and results["test_images"] == 20
+    assert is_png(tmp_path / "out" / "samples.png") and is_png(tmp_path / "out" / "loss.png")
+
+
+def test_zuko_spline_checks_its_log_determinant(tmp_path, monkeypatch, capsys):
+    results = run(monkeypatch, capsys, "zuko_spline", tmp_path / "out", "--steps", 20)
+    assert 0 <= results["logabsdet_error"] < 1e-8
+    assert 1 < results["bits_per_dim"] < 4 < results["yardsticks"]["uniform, 17 levels"]
+    assert is_png(tmp_path / "out" / "samples.png")
+
+
+def test_class_conditional_flow_classifies(tmp_path, monkeypatch, capsys):
+    flags = ["--steps", 40, "--layers", 1]
+    results = run(monkeypatch, capsys, "class_conditional", tmp_path / "out", *flags)
+    # A tenth would be chance.
+    assert 0.5 < results["accuracy"] <= 1
+    # p(x) is at least p(x | c) p(c): not to know the class costs log2(10) bits an image at most.
+    excess = 64 * (results["marginal_bits_per_dim"] - results["bits_per_dim"])
+    assert excess < np.log2(10) + 0.1
+    assert is_png(tmp_path / "out" / "samples.png")
+
+
+@pytest.mark.parametrize("name", ["moons_nflows", "moons_mixer"])
+def test_moons(tmp_path, monkeypatch, capsys, name):
+    out = tmp_path / "runs" / name
+    results = run(monkeypatch, capsys, name, out, "--steps", 60)
+    normal, drawn_from = results["yardsticks"].values()
+    assert normal < results["log_density"] < drawn_from < -1.0
+    assert is_png(out.with_suffix(".png"))
+
+
+def test_moons_differ_in_the_transform_alone():
+    first, second = (
+        (EXAMPLES / f"moons_{name}.py").read_text().splitlines() for name in ("nflows", "mixer")
+    )
+    diff = list(difflib.unified_diff(first, second, n=0, lineterm=""))[2:]
+    removed = [line[1:].strip() for line in diff if line.startswith("-")]
+    added = [line[1:].strip() for line in diff if line.startswith("+")]
+    assert len(first) == len(second) and len(removed) == len(added) == 2
+    assert removed[0].startswith("from nflows.") and added[0].startswith("from nflows_mixer.")
+    assert all("layers.append(" in line for line in (removed[1], added[1]))
+
+
+@pytest.mark.parametrize("name", ["maf_mnist", "class_conditional", "zuko_spline", "moons_mixer"])
+def test_loss_that_is_not_finite_stops_the_run(monkeypatch, tmp_path, name, strokes):
+    for flow in (Flow, ImageFlow):
+        monkeypatch.setattr(flow, "log_prob", lambda self, given, *_: given.sum() * float("nan"))
+    data = ["--data", str(strokes)] if name == "maf_mnist" else []
+    flags = ["--out", str(tmp_path / "out"), "--steps", "1", *data]
+    monkeypatch.setattr(sys, "argv", [name, *flags])
+    with pytest.raises(SystemExit, match="step 0: expected a finite loss, got nan"):
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_script_is_short_explains_itself_and_stands_alone(script, monkeypatch, capsys):
+    text = script.read_text()
+    assert len(text.splitlines()) < 150
+    assert not any(f"import {other.stem}" in text for other in SCRIPTS)
+    monkeypatch.setattr(sys, "argv", [script.name, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(script), run_name="__main__")
+    help_text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert text.removeprefix('"""').splitlines()[0] in " ".join(help_text.split())
+    assert all(flag in help_text for flag in ("--steps", "--seed", "--out"))
+
+
+@pytest.mark.parametrize("script, path", KEPT, ids=[path for _, path in KEPT])
+def test_kept_run_is_what_the_script_writes(script, path):
+    kept = RESULTS / f"{path}.json"
+    figures = json.loads(kept.read_text())
+    assert KEYS[script] <= set(figures)
+    table = runpy.run_path(str(EXAMPLES / f"{script}.py"))["table"]
+    assert kept.with_suffix(".md").read_text() == table(figures)
+    picture = f"{kept.stem}.png" if script.startswith("moons") else "samples.png"
+    assert is_png(kept.parent / picture)
+
+
+def test_spline_coupling_fits_the_moons_at_least_as_well():
+    nflows, mixer = (
+        json.loads((RESULTS / "moons" / f"{name}.json").read_text()) for name in ("nflows", "mixer")
+    )
+    assert nflows["steps"] == mixer["steps"] and nflows["train_points"] == mixer["train_points"]
+    assert nflows["log_density"] <= mixer["log_density"]
