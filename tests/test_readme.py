@@ -21,8 +21,8 @@ def test_code_runs():
     names = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
-        assert len([line for line in block.splitlines() if line.strip()]) < 15
-    assert len(blocks) == 2
+        assert len([line for line in block.splitlines() if line.strip()]) < 16
+    assert len(blocks) == 3
     assert names["loss"].isfinite()
     assert names["bits"].isfinite().all()
     assert names["samples"].shape == (4, 3, 32, 32) and names["samples"].dtype == torch.uint8
@@ -33,7 +33,7 @@ def test_code_inside_sentences_runs():
     names = {}
     exec("\n".join(re.findall(r"```python\n(.*?)```", README, flags=re.S)), names)
     calls = re.findall(r"`(mixerflow\([^`]+\))`", README.replace("\n", " "))
-    assert len(calls) == 2
+    assert len(calls) == 3
     for call in calls:
         eval(call, names)
 
