@@ -17,7 +17,6 @@ _WIDEST = 2.0**20
 def invert_monotone(
     function: Callable[[Tensor], tuple[Tensor, Tensor]],
     targets: Tensor,
-    owner: str,
     start: Tensor | None = None,
 ) -> Tensor:
     r"""Solve f(x) = y for an increasing f, element by element: Newton's steps inside a bracket.
@@ -31,19 +30,15 @@ def invert_monotone(
     Args:
         function: x -> (f(x), log f'(x)), element by element.
         targets: y, of any shape.
-        owner: whose inverse this is, for the error.
         start: a first guess of the solution; the middle of the bracket where None.
 
     Returns:
-        x, of the shape of ``targets``, without gradient.
-
-    Raises:
-        ValueError: if f(x) stays apart from y by more than 1e-3 (1e-6 in float64), relative to
-            max(1, |y|): there is no such x, or f is too flat there for the precision.
+        x, of the shape of ``targets``, without gradient. Where there is no solution it is an end
+        of the bracket: ``check_solution`` tells.
 
     Example:
         >>> cube = lambda x: (x**3 + x, torch.log(3 * x**2 + 1))
-        >>> invert_monotone(cube, torch.tensor([-2.0, 0.0, 1e6]), "cube")
+        >>> invert_monotone(cube, torch.tensor([-2.0, 0.0, 1e6]))
         tensor([-1.0000,  0.0000, 99.9967])
     """
     low, high = torch.full_like(targets, -10.0), torch.full_like(targets, 10.0)
@@ -69,8 +64,26 @@ def invert_monotone(
         # What Newton's step leaves over is of the order of its square: below the precision.
         if (still | (inside & (step <= eps**0.5))).all():
             break
-    error = (function(x)[0] - targets).abs() / targets.abs().clamp(min=1.0)
-    tolerance = 1e-6 if x.dtype == torch.float64 else 1e-3
+    return x
+
+
+def check_solution(values: Tensor, targets: Tensor, owner: str) -> None:
+    """Raise unless the values of a function at its solution are the targets.
+
+    Args:
+        values: f(x), of any shape.
+        targets: y, of the same shape.
+        owner: whose inverse x is, for the error.
+
+    Raises:
+        ValueError: if they are apart by more than 1e-3 (1e-6 in float64), relative to max(1, |y|):
+            there is no such x, or f is too flat there for the precision.
+
+    Example:
+        >>> check_solution(torch.tensor([1.0]), torch.tensor([1.0]), "example")
+    """
+    error = (values - targets).abs() / targets.abs().clamp(min=1.0)
+    tolerance = 1e-6 if targets.dtype == torch.float64 else 1e-3
     # Written so that a NaN counts as apart.
     if (apart := ~(error <= tolerance)).any():
         raise mismatch(
@@ -81,4 +94,3 @@ def invert_monotone(
             "y lies outside the flow's range, or f is too flat there: standardise its inputs "
             "(ActNorm before it), lower the temperature of samples, or run it in float64",
         )
-    return x

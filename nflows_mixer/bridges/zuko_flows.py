@@ -15,7 +15,7 @@ from nflows_mixer._checks import check_event, mismatch
 from nflows_mixer._modes import in_mode
 from nflows_mixer.bridges.implicit import first_order, with_implicit_gradient
 from nflows_mixer.bridges.invert import until_unchanged
-from nflows_mixer.bridges.monotone import invert_monotone
+from nflows_mixer.bridges.monotone import check_solution, invert_monotone
 
 if TYPE_CHECKING:
     from zuko.lazy import Flow, LazyTransform
@@ -123,7 +123,7 @@ class ZukoTransform(Transform):
         self.features = features
         self.context_features = context_features
         self.takes_context = context_features != 0
-        self._free_form = [m for m in transform.modules() if hasattr(m, "rtol")]
+        self._free_form = _free_form(transform)
         self._owner = f"from_zuko({type(transform).__name__})"
         self._try_out()
 
@@ -299,9 +299,12 @@ def _invert(built: Any, targets: Tensor) -> Tensor:
             solution = until_unchanged(
                 lambda x: _solve_elementwise(built.meta(x), targets, x), torch.zeros_like(targets)
             )
+            _check_iterative(built.meta(solution), solution, targets)
         return with_implicit_gradient(lambda x: built.meta(x)(x), solution, targets)
     if isinstance(built, transforms.MonotonicTransform):
-        solution = _solve_elementwise(built, targets, None)
+        with torch.no_grad():
+            solution = _solve_elementwise(built, targets, None)
+            _check_iterative(built, solution, targets)
         if not torch.is_grad_enabled():
             return solution
         with torch.no_grad():
@@ -332,10 +335,24 @@ def _solve_elementwise(built: Any, targets: Tensor, start: Tensor | None) -> Ten
             targets = _invert(part, targets)
         return _solve_elementwise(first, targets, start)
     if isinstance(built, transforms.MonotonicTransform):
-        return invert_monotone(
-            built.call_and_ladj, targets, f"from_zuko({type(built).__name__}).inverse", start
-        )
+        return invert_monotone(built.call_and_ladj, targets, start)
     return _invert(built, targets)
+
+
+def _check_iterative(built: Any, solution: Tensor, targets: Tensor) -> None:
+    """Raise if an elementwise transformation that iterates has not found its solution.
+
+    Of a masked flow that is asked at the end alone: before, the parameters are not yet its own.
+    """
+    from zuko import transforms
+
+    parts = [built.base] if isinstance(built, transforms.DependentTransform) else [built]
+    if isinstance(parts[0], transforms.ComposedTransform):
+        parts = parts[0].transforms
+    for part in parts:
+        if isinstance(part, transforms.MonotonicTransform):
+            owner = f"from_zuko({type(part).__name__}).inverse"
+            check_solution(built(solution), targets, owner)
 
 
 def _sum(ladj: Tensor, inputs: Tensor) -> Tensor:
@@ -345,11 +362,16 @@ def _sum(ladj: Tensor, inputs: Tensor) -> Tensor:
     return ladj.flatten(1).sum(1)
 
 
-def _refuse_stochastic(lazy: nn.Module) -> None:
+def _free_form(lazy: nn.Module) -> list[Any]:
+    """Those parts of a lazy transform that solve an ODE."""
     from zuko.flows.continuous import FFJTransform
 
-    for module in lazy.modules():
-        if isinstance(module, FFJTransform) and not module.exact:
+    return [module for module in lazy.modules() if isinstance(module, FFJTransform)]
+
+
+def _refuse_stochastic(lazy: nn.Module) -> None:
+    for module in _free_form(lazy):
+        if not module.exact:
             raise mismatch(
                 "from_zuko",
                 "a log-determinant that is exact",
