@@ -144,7 +144,7 @@ def test_free_form_inverse_that_misses_is_an_error():
         transform.inverse(3 * torch.randn(20, 4))
 
 
-@pytest.mark.parametrize("kind", ["MAF", "NSF", "NICE", "RealNVP", "CNF"])
+@pytest.mark.parametrize("kind", ["MAF", "NSF", "NICE", "CNF"])
 def test_identity_start(kind):
     transform = from_zuko(getattr(zuko.flows, kind)(6, **small), identity_start=True)
     inputs = torch.randn(5, 6)
@@ -198,7 +198,7 @@ class Shift(zuko.lazy.LazyTransform):
 
     def forward(self, c=None):
         shift = self.weight * c if self.conditional else self.weight
-        return zuko.transforms.AdditiveTransform(shift)
+        return zuko.transforms.MonotonicAffineTransform(shift, torch.zeros(4))
 
 
 def test_a_lazy_transform_of_ones_own_is_tried_for_context():

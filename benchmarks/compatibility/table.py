@@ -87,8 +87,8 @@ def markdown(results: dict[str, Any]) -> str:
         f"{results['machine']}.",
         "",
         *(line.strip() for line in __doc__.split("\n\n")[-1].strip().split("\n")),
-        "Errors are the larger of the two places, relative to max(1, |value|); times are forward",
-        "and inverse as channel flow, then as patch flow. *Compiles* is about forward, in one graph.",
+        "Errors are the larger of the two places, relative to max(1, |value|); times are given as",
+        "channel flow; as patch flow. *Compiles*: the forward pass, in one graph.",
     ]
     for library in CATALOGUE:
         rows = [row for row in results["rows"] if row["library"] == library]
@@ -103,7 +103,11 @@ def markdown(results: dict[str, Any]) -> str:
         ]
         if not all(row["works"] for row in rows):
             lines += ["", "Refused, with what the error says:", "", "| flow | why |", "|---|---|"]
-            lines += [f"| {row['name']} | {row['reason']} |" for row in rows if not row["works"]]
+            lines += [
+                f"| {row['name']} | {row['reason'].split(', which ')[-1]} |"
+                for row in rows
+                if not row["works"]
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -120,7 +124,9 @@ def working_line(row: dict[str, Any]) -> str:
         return f"{max(values):.0e}"
 
     def ratios(way: str) -> str:
-        return ", ".join(f"{place[way]:.2g}" for place in places)
+        return "; ".join(
+            f"{place[way]:.1f}" if place[way] < 10 else f"{place[way]:,.0f}" for place in places
+        )
 
     cells = [
         row["name"],

@@ -86,7 +86,7 @@ class InverseTransform(nflows_transforms.InverseTransform):
     Masked flows are inverted by as many passes as change something.
 
     Args:
-        transform: what to turn round.
+        transform: what to turn round; a flow of zuko or normflows is bridged.
 
     Shapes:
         those of ``transform``.
@@ -97,6 +97,11 @@ class InverseTransform(nflows_transforms.InverseTransform):
         >>> inverse_autoregressive(torch.randn(5, 4))[1].shape
         torch.Size([5])
     """
+
+    def __init__(self, transform: Transform) -> None:
+        from nflows_mixer.bridges.resolve import adapted
+
+        super().__init__(adapted(transform, "InverseTransform"))
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map back through the transform."""

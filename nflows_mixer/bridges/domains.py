@@ -82,17 +82,23 @@ def check_usable(transform: Transform, owner: str) -> None:
         ValueError: example: expected a flow from R^D to R^D, got Sigmoid, from R^D to (0, 1)^D; ...
     """
     here = _REAL
-    for part, inverted in _flat(transform):
+    for part, inverted, name in _flat(transform):
         if reason := unusable(type(part)):
             raise mismatch(owner, "a flow of rows that works with this torch", *reason)
         start, end, substitute = _ends(part)
         if inverted:
             start, end = end, start
+        error = mismatch(
+            owner,
+            f"a flow from {_REAL} to {_REAL}",
+            f"{name}, from {start} to {end}",
+            f"use {substitute}",
+        )
         if start != here:
-            raise _bounded(owner, part, start, end, substitute)
-        here, last = end, (part, start, end, substitute)
+            raise error
+        here = end
     if here != _REAL:
-        raise _bounded(owner, *last)
+        raise error
 
 
 def unusable(kind: object) -> tuple[str, str] | None:
@@ -112,19 +118,17 @@ def unusable(kind: object) -> tuple[str, str] | None:
     return f"{name}, which {reason}", f"use {substitute}"
 
 
-def _bounded(owner: str, part: Transform, start: str, end: str, substitute: str) -> ValueError:
-    got = f"{type(part).__name__}, from {start} to {end}"
-    return mismatch(owner, f"a flow from {_REAL} to {_REAL}", got, f"use {substitute}")
-
-
-def _flat(transform: Transform, inverted: bool = False) -> list[tuple[Transform, bool]]:
-    """Elementary parts in the order of the map, and whether each runs backwards."""
+def _flat(transform: Transform, inverted: bool = False) -> list[tuple[Transform, bool, str]]:
+    """Elementary parts in the order of the map, whether each runs backwards, and its name."""
+    name = type(transform).__name__
     if isinstance(transform, InverseTransform):
-        return _flat(transform._transform, not inverted)
+        parts = _flat(transform._transform, not inverted)
+        # Logit is one by itself; a plain inverse is named by what it turns round.
+        return parts if name == "InverseTransform" else [(*part[:2], name) for part in parts]
     if isinstance(transform, CompositeTransform):
-        parts = list(transform._transforms)[:: -1 if inverted else 1]
-        return [leaf for part in parts for leaf in _flat(part, inverted)]
-    return [(transform, inverted)]
+        children = list(transform._transforms)[:: -1 if inverted else 1]
+        return [part for child in children for part in _flat(child, inverted)]
+    return [(transform, inverted, name)]
 
 
 def _ends(part: Transform) -> tuple[str, str, str]:

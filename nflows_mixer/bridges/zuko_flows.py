@@ -66,12 +66,14 @@ def from_zuko(
         >>> outputs.shape, logabsdet.shape, transform.context_features
         (torch.Size([5, 6]), torch.Size([5]), 2)
     """
-    from zuko.lazy import Flow, LazyTransform
+    from zuko.lazy import Flow, LazyDistribution, LazyTransform
 
     if not isinstance(flow, (Flow, LazyTransform)):
+        advice = "a raw transform is wrapped as zuko.lazy.UnconditionalTransform(Class, *tensors)"
+        if isinstance(flow, LazyDistribution):
+            advice = "a distribution without a map to noise is a base: use a flow such as NSF here"
         raise TypeError(
-            f"from_zuko: expected a zuko Flow or LazyTransform, got {type(flow).__name__}; wrap a "
-            "raw transform as zuko.lazy.UnconditionalTransform(TransformClass, *tensors)"
+            f"from_zuko: expected a zuko Flow or LazyTransform, got {type(flow).__name__}; {advice}"
         )
     lazy = flow.transform if isinstance(flow, Flow) else flow
     _refuse_stochastic(lazy)
@@ -414,23 +416,19 @@ def _sizes(part: Any) -> tuple[int, int]:
 
 
 def _start_at_identity(lazy: nn.Module) -> None:
-    from zuko import transforms
     from zuko.flows.continuous import FFJTransform
 
-    starts = (
-        transforms.MonotonicAffineTransform,
-        transforms.MonotonicRQSTransform,
-        transforms.AdditiveTransform,
-    )
+    starts = ("MonotonicAffineTransform", "MonotonicRQSTransform", "AdditiveTransform")
     for part in _parts(lazy):
         univariate = getattr(part, "univariate", None)
         univariate = getattr(univariate, "func", univariate)
         network = part.ode if isinstance(part, FFJTransform) else getattr(part, "hyper", None)
-        if network is None or not (isinstance(part, FFJTransform) or univariate in starts):
+        name = getattr(univariate, "__name__", type(univariate).__name__)
+        if network is None or not (isinstance(part, FFJTransform) or name in starts):
             raise mismatch(
                 "from_zuko",
                 "an affine, spline, additive or free-form transform to start at the identity",
-                getattr(univariate, "__name__", type(univariate).__name__),
+                name,
                 "leave identity_start out",
             )
         nn.init.zeros_(network[-1].weight)
