@@ -8,7 +8,7 @@ from torch import nn
 from nflows_mixer.bridges import takes_context
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.nn import ClassEmbedding, LipschitzMLP, ResidualMLP
-from nflows_mixer.transforms import AffineCoupling
+from nflows_mixer.transforms import AffineCoupling, LULinear
 
 
 def conditional(**options):
@@ -41,17 +41,22 @@ def test_context_reaches_every_flow_of_every_layer(kind):
     pair = images[:1].expand(2, -1, -1, -1)
     likelihoods = flow.log_prob(pair, torch.tensor([0, 2]), noise=noise)
     assert likelihoods[0] != likelihoods[1]
-    assert sum(map(is_conditioner, flow.modules())) == 2 * 2 * 2
     flow.zero_grad()
     flow.log_prob(images, labels).sum().backward()
+    read = [slopes.norm().item() for slopes in context_gradients(flow)]
+    assert len(read) == 2 * 2 * 2 and min(read) > 0
     assert flow._embedding_net.weight.grad.abs().min() > 0
 
 
-def is_conditioner(part):
-    """A network of a row flow that takes the 16 features of a label's vector."""
-    if isinstance(part, MADE):
-        return part.context_layer.in_features == 16
-    return isinstance(part, (ResidualMLP, LipschitzMLP)) and part.context_features == 16
+def context_gradients(flow):
+    """Of each row flow's network, the gradient of the weights that read the label's vector."""
+    for part in flow.modules():
+        if isinstance(part, MADE):
+            yield part.context_layer.weight.grad
+        elif isinstance(part, ResidualMLP):
+            yield part.initial.weight.grad[:, -16:]
+        elif isinstance(part, LipschitzMLP):
+            yield part.hidden[0].weight.grad[:, -16:]
 
 
 def test_likelihood_of_labels_is_that_of_their_vectors():
@@ -85,11 +90,18 @@ def test_latents_given_labels_invert():
     torch.testing.assert_close(back, images.double() + 0.5, atol=1e-8, rtol=1e-8)
 
 
+def test_layers_that_take_no_context_are_told_of():
+    sizes = {"image_shape": (1, 4, 4), "patch_size": 2, "num_layers": 2, "shift": None}
+    with pytest.warns(UserWarning, match="8 of 16 flow layers take no context"):
+        mixerflow(num_classes=3, patch_flow=LULinear, **sizes)
+
+
 @pytest.mark.parametrize(
     "context, pattern",
     [
-        (None, "context of 16 features, got None"),
-        (torch.tensor([0, 1]), "context for 60 images, got 2 rows"),
+        (None, "class labels, 0 to 2, got None"),
+        (torch.tensor([0, 1]), r"context for 60 images, got \[2\]"),
+        (torch.tensor(1), r"context for 60 images, got \[\]"),
         ([0] * 60, "context as a tensor, got list"),
         (torch.full((60,), 3), "integers from 0 to 2, got labels from 3 to 3"),
         (torch.full((60,), -1), "got labels from -1 to -1"),

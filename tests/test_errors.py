@@ -9,7 +9,11 @@ import torch
 from nflows.transforms import (
     CompositeTransform,
     IdentityTransform,
+    Logit,
+    NaiveLinear,
+    PiecewiseRationalQuadraticCDF,
     ReversePermutation,
+    Sigmoid,
     Transform,
 )
 from nflows.transforms import LULinear as nflows_LULinear
@@ -116,7 +120,7 @@ def test_context_of_another_length(kind):
 
 
 def test_context_that_is_missing():
-    with expect(ValueError, "context of 3 features, got None features"):
+    with expect(ValueError, "context of 3 features, got None"):
         small(context_features=3).log_prob(images())
 
 
@@ -322,7 +326,18 @@ def test_context_that_masked_flows_would_silently_do_without():
 
 def test_context_features_that_no_factory_takes():
     with expect(ValueError, "a part that takes context of 3 features, got none"):
-        small(channel_flow=LULinear, patch_flow=LULinear, context_features=3)
+        mixerflow(
+            image_shape=SHAPE,
+            patch_size=2,
+            channel_flow=LULinear,
+            patch_flow=LULinear,
+            context_features=3,
+        )
+
+
+def test_sizes_that_no_factory_reads():
+    with expect(ValueError, "flow that is named, to read hidden_features, got two factories"):
+        small(channel_flow=LULinear, patch_flow=LULinear)
 
 
 def test_squeeze_that_does_not_divide_the_image_of_a_mixerflow():
@@ -396,6 +411,28 @@ def test_unknown_preset_and_unknown_argument():
 def test_choice_of_the_builder(options, pattern):
     with expect(ValueError, pattern):
         small(**options)
+
+
+def test_bounded_parts_inside_a_composite_are_followed():
+    between = [ReversePermutation(4), PiecewiseRationalQuadraticCDF([4])]
+    flow = CompositeTransform([Sigmoid(), *between, Logit()])
+    matrix = torch.randn(2, 3, 4)
+    mixing = ChannelMixingTransform(flow)
+    torch.testing.assert_close(mixing.inverse(mixing(matrix)[0])[0], matrix, atol=1e-4, rtol=1e-4)
+    with expect(ValueError, "Logit, from .0, 1..D to R.D"):
+        ChannelMixingTransform(CompositeTransform([Logit(), *between]))
+    with expect(ValueError, "Sigmoid, from R.D to .0, 1..D"):
+        ChannelMixingTransform(CompositeTransform([ReversePermutation(4), Sigmoid()]))
+
+
+def test_constructor_that_torch_broke_inside_a_factory():
+    with expect(ValueError, "NaiveLinear, which calls torch.qr.*LULinear"):
+        PatchMixerTransform((1, 4, 4), 2, lambda d: NaiveLinear(d), FlowLayer)
+
+
+def test_class_in_the_place_of_a_flow():
+    with expect(TypeError, "got the class LULinear"):
+        ChannelMixingTransform(LULinear)
 
 
 # Parts.

@@ -3,10 +3,11 @@
 import normflows as nf
 import pytest
 import torch
+from nflows.transforms import MaskedAffineAutoregressiveTransform as MAF
 
 from nflows_mixer.bridges import ResidualTransform, from_normflows, to_normflows
 from nflows_mixer.flows import mixerflow
-from nflows_mixer.transforms import InverseTransform, LULinear
+from nflows_mixer.transforms import InverseTransform, LULinear, UniformDequantization
 
 
 def expect(kind, pattern):
@@ -72,6 +73,8 @@ def test_mixerflow_inside_normflows():
     "call, kind, pattern",
     [
         (lambda: from_normflows(torch.nn.Linear(2, 2)), TypeError, "got Linear"),
+        (lambda: from_normflows(nf.flows.Permute(2), 4), ValueError, "length 2, .* got 4"),
+        (lambda: to_normflows(UniformDequantization()), ValueError, "UniformDequantization"),
         (lambda: to_normflows(torch.nn.Linear(2, 2)), TypeError, "got Linear"),
         (
             lambda: from_normflows(nf.flows.Residual(nf.nets.LipschitzMLP([4, 4]))),
@@ -89,6 +92,26 @@ def test_mixerflow_inside_normflows():
 def test_errors(call, kind, pattern):
     with expect(kind, pattern):
         call()
+
+
+def test_context_reaches_those_who_take_it():
+    torch.manual_seed(0)
+    base = nf.distributions.DiagGaussian(4)
+    conditional = MAF(4, 8, context_features=2)
+    flows = [to_normflows(MAF(4, 8)), to_normflows(conditional)]
+    model = nf.ConditionalNormalizingFlow(base, flows)
+    rows, context = torch.randn(5, 4), torch.randn(5, 2)
+    first = model.log_prob(rows, context)
+    assert not torch.allclose(first, model.log_prob(rows, context + 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        spline = nf.flows.CoupledRationalQuadraticSpline(4, 1, 8, 2)
+        assert from_normflows(spline)(rows, context.bfloat16())[0].dtype == torch.float32
+
+
+def test_class_conditional_models_are_taken_apart():
+    base = nf.distributions.ClassCondDiagGaussian(4, 3)
+    model = nf.ClassCondFlow(base, [nf.flows.LULinearPermute(4)])
+    assert from_normflows(model)(torch.randn(2, 4))[1].shape == (2,)
 
 
 def test_the_other_way_round():

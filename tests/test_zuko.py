@@ -7,6 +7,10 @@ from functools import partial
 import pytest
 import torch
 import zuko
+from nflows import transforms as nflows_transforms
+from nflows.distributions import StandardNormal
+from nflows.flows import Flow as nflows_Flow
+from nflows.transforms import MaskedAffineAutoregressiveTransform as MAF
 from torch import nn
 
 from nflows_mixer.bridges import from_zuko, to_zuko
@@ -14,11 +18,14 @@ from nflows_mixer.bridges.inside_zuko import LazyNflowsTransform
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.nn import LipschitzMLP, ResidualMLP
 from nflows_mixer.transforms import (
+    ActNorm,
     AffineCoupling,
     ChannelMixingTransform,
+    CompositeTransform,
     FlowLayer,
     PatchMixerTransform,
     ResidualTransform,
+    SqueezeTransform,
     UniformDequantization,
 )
 from tests.jacobian import jacobian_logabsdet
@@ -144,6 +151,129 @@ def test_free_form_inverse_that_misses_is_an_error():
         transform.inverse(3 * torch.randn(20, 4))
 
 
+def gaussianization(features, context=0):
+    shapes = [(8,), (8,)]
+    univariate = zuko.transforms.GaussianizationTransform
+    return zuko.flows.ElementWiseTransform(features, context, univariate, shapes)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: gaussianization(4),
+        lambda: zuko.flows.GF(4, transforms=2).transform,
+        lambda: zuko.flows.MAF(4, transforms=2, **small).transform,
+        lambda: zuko.flows.SOSPF(4, transforms=2, **small).transform,
+        lambda: zuko.flows.NICE(4, **small).transform,
+    ],
+    ids=["elementwise", "GF", "MAF", "SOSPF", "NICE"],
+)
+def test_flows_turned_round_are_solved_by_the_same_solver(make):
+    torch.manual_seed(0)
+    lazy = make().double()
+    there, back = from_zuko(lazy, 4), from_zuko(lazy.inv, 4)
+    rows = torch.randn(7, 4, dtype=torch.float64)
+    with torch.no_grad():
+        outputs, logabsdet = there(rows)
+        again, logabsdet_back = back(outputs)
+        torch.testing.assert_close(again, rows, atol=1e-8, rtol=1e-8)
+        torch.testing.assert_close(logabsdet_back, -logabsdet, atol=1e-8, rtol=1e-8)
+        torch.testing.assert_close(back.inverse(rows)[0], outputs)
+    expected = jacobian_logabsdet(back.forward, outputs)
+    torch.testing.assert_close(back(outputs)[1], expected, atol=1e-8, rtol=1e-8)
+
+
+def test_a_flow_turned_round_has_no_solution_beyond_its_range():
+    torch.manual_seed(0)
+    with expect(ValueError, "GaussianizationTransform"):
+        from_zuko(gaussianization(3).inv)(torch.full((1, 3), 8.0))
+
+
+def unconditional(kind, *arguments, **keywords):
+    return zuko.lazy.UnconditionalTransform(kind, *arguments, **keywords)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        lambda: [zuko.flows.NCSF(4).transform.inv],
+        lambda: [zuko.flows.MAF(4).transform, zuko.flows.NCSF(4).transform],
+        lambda: [
+            unconditional(zuko.transforms.IdentityTransform),
+            unconditional(zuko.transforms.ExpTransform),
+            zuko.flows.MAF(4).transform,
+        ],
+        lambda: [
+            zuko.flows.MAF(4).transform,
+            unconditional(zuko.transforms.SigmoidTransform).inv,
+            zuko.flows.MAF(4).transform,
+        ],
+        lambda: [unconditional(zuko.transforms.SoftmaxTransform), zuko.flows.MAF(4).transform],
+        lambda: [zuko.flows.MAF(4).transform, unconditional(zuko.transforms.SoftclipTransform)],
+    ],
+    ids=["inverse of NCSF", "NCSF inside", "exp inside", "logit", "softmax", "softclip last"],
+)
+def test_bounded_parts_are_refused_wherever_they_stand(parts):
+    with expect(ValueError, "bijection from all real numbers"):
+        from_zuko(zuko.lazy.LazyComposedTransform(*parts()), 4)
+
+
+def test_bounded_parts_that_fit_each_other_are_taken():
+    sigmoid = unconditional(zuko.transforms.SigmoidTransform)
+    power = unconditional(zuko.transforms.PowerTransform, torch.tensor(2.0))
+    with expect(ValueError, "PowerTransform"):
+        from_zuko(zuko.lazy.LazyComposedTransform(sigmoid, power, sigmoid.inv), 4)
+    transform = from_zuko(zuko.lazy.LazyComposedTransform(sigmoid, sigmoid.inv), 4)
+    rows = torch.randn(3, 4)
+    torch.testing.assert_close(transform(rows)[0], rows)
+
+
+@pytest.mark.parametrize("kind", ["MAF", "NAF", "BPF", "GF", "CNF", "UNAF"])
+def test_inference_mode(kind):
+    torch.manual_seed(0)
+    transform = from_zuko(getattr(zuko.flows, kind)(3)).eval()
+    rows = 0.5 * torch.randn(4, 3)
+    with torch.inference_mode():
+        outputs, logabsdet = transform(rows + 0)
+        back, _ = transform.inverse(outputs)
+    torch.testing.assert_close(back, rows, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(transform(rows)[1].detach(), logabsdet, atol=1e-4, rtol=1e-4)
+
+
+def test_trying_a_flow_out_leaves_its_state():
+    norm, batch_norm = ActNorm(4), nflows_transforms.BatchNorm(4)
+    own = zuko.flows.MaskedAutoregressiveTransform(4, **small)
+    lazy = zuko.lazy.LazyComposedTransform(
+        own, to_zuko(norm), to_zuko(batch_norm, event_shape=(4,))
+    )
+    before = copy.deepcopy(lazy.state_dict())
+    transform = from_zuko(lazy, 4)
+    assert not norm.initialized
+    assert all(torch.equal(before[name], value) for name, value in lazy.state_dict().items())
+    transform(torch.randn(100, 4))
+    assert norm.initialized
+
+
+def test_context_of_half_precision_and_one_that_is_not_taken():
+    rows, context = torch.randn(3, 4), torch.randn(3, 2)
+    conditional = from_zuko(zuko.flows.GF(4, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, _ = conditional(rows, context.bfloat16())
+    assert outputs.dtype == torch.float32
+    plain = from_zuko(zuko.flows.NSF(4, **small))
+    flow = nflows_transforms.CompositeTransform([plain, conditional])
+    assert flow(rows, context)[0].shape == rows.shape
+
+
+def test_identity_start_of_a_composition_with_a_rotation():
+    rotation = unconditional(zuko.transforms.RotationTransform, torch.randn(4, 4))
+    own = zuko.flows.MaskedAutoregressiveTransform(4, **small)
+    with expect(ValueError, "rotation.*leave identity_start out"):
+        from_zuko(zuko.lazy.LazyComposedTransform(own, rotation), identity_start=True)
+    with expect(ValueError, "leave identity_start out"):
+        from_zuko(rotation, 4, identity_start=True)
+
+
 @pytest.mark.parametrize("kind", ["MAF", "NSF", "NICE", "CNF"])
 def test_identity_start(kind):
     transform = from_zuko(getattr(zuko.flows, kind)(6, **small), identity_start=True)
@@ -212,6 +342,13 @@ def test_a_lazy_transform_of_ones_own_is_tried_for_context():
     "call, kind, pattern",
     [
         (lambda: from_zuko(Shift(False)), ValueError, "how long its rows are.*pass features"),
+        (lambda: from_zuko(zuko.flows.MAF(4, 2), context_features=3), ValueError, "2 and 3"),
+        (
+            lambda: from_zuko(unconditional(zuko.transforms.RotationTransform, torch.eye(4)), 5),
+            ValueError,
+            "rows of length 5",
+        ),
+        (lambda: from_zuko(zuko.flows.GMM(4)), TypeError, "GMM; a distribution"),
         (lambda: from_zuko(nn.Linear(3, 3)), TypeError, "Flow or LazyTransform, got Linear"),
         (
             lambda: from_zuko(zuko.transforms.IdentityTransform()),
@@ -238,7 +375,7 @@ def test_a_lazy_transform_of_ones_own_is_tried_for_context():
         (
             lambda: PatchMixerTransform((1, 4, 4), 2, zuko.flows.MAF(5), FlowLayer),
             ValueError,
-            "rows of length 5, as the MAF was built for, got 4",
+            "rows of one length, got 4 and 5",
         ),
     ],
 )
@@ -304,6 +441,45 @@ def test_a_conditional_mixerflow_agrees_and_broadcasts():
     assert log_prob.shape == (2, 5)
     torch.testing.assert_close(log_prob[1], inside(context[1, 0]).log_prob(pixels))
     assert inside(context).sample((7,)).shape == (7, 2, 1, 1, 4, 4)
+
+
+def test_a_plain_flow_of_nflows():
+    """Its composite gates the context, stops early, and leaves batch statistics alone."""
+    torch.manual_seed(0)
+    masked = MAF(8, 16, use_batch_norm=True)
+    conditional = MAF(8, 16, context_features=2)
+    composite = nflows_transforms.CompositeTransform([masked, conditional])
+    flow = nflows_Flow(composite, StandardNormal([8]))
+    inside = zuko.lazy.Flow(to_zuko(flow, 2), normal((8,)))
+    context, passes = torch.randn(2), []
+    inside(context).log_prob(torch.randn(50, 8))
+    before = copy.deepcopy(flow.state_dict())
+    latents = torch.randn(5, 8)
+    expected = inside.eval()(context).transform.inv(latents)
+    conditional.autoregressive_net.register_forward_hook(lambda *_: passes.append(1))
+    torch.testing.assert_close(inside.train()(context).transform.inv(latents), expected)
+    assert all(torch.equal(before[name], value) for name, value in flow.state_dict().items())
+    with torch.no_grad():
+        passes.clear()
+        inside(context).sample((5,))
+    assert 0 < len(passes) <= 8
+
+
+def test_shapes_that_change():
+    squeeze = SqueezeTransform(2)
+    lazy = to_zuko(squeeze, event_shape=(1, 4, 4), noise_shape=(4, 2, 2))
+    images = torch.randn(3, 1, 4, 4)
+    assert lazy()(images).shape == (3, 4, 2, 2)
+    assert torch.equal(lazy().inv(lazy()(images)), images)
+    plain = nflows_Flow(squeeze, StandardNormal([4, 2, 2]))
+    assert to_zuko(plain, event_shape=(1, 4, 4))().inverse_shape((4, 2, 2)) == (1, 4, 4)
+    with expect(ValueError, "outputs of shape .*noise_shape"):
+        to_zuko(squeeze, event_shape=(1, 4, 4))()(images)
+
+
+def test_lengths_of_rows_are_read_from_composites():
+    composite = CompositeTransform([nflows_transforms.LULinear(4)])
+    assert to_zuko(composite)()(torch.zeros(2, 4)).shape == (2, 4)
 
 
 def test_a_squeezed_mixerflow_changes_the_event_shape():
@@ -423,6 +599,8 @@ def test_dynamic_errors_of_to_zuko():
     assert isinstance(lazy, LazyNflowsTransform)
     with expect(ValueError, "context of 3 features, got 0 features"):
         lazy()
+    with expect(ValueError, "real features, got torch.int64.*embedding net"):
+        lazy(torch.arange(3))
     with expect(ValueError, r"\[..., 4\], got \[2, 5\]"):
         lazy(torch.zeros(3))(torch.zeros(2, 5))
 

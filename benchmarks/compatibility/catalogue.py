@@ -137,7 +137,7 @@ NFLOWS = {
     "LULinear": Row(lambda d: nflows_transforms.LULinear(d, identity_init=True)),
     "LeakyReLU": Row(lambda d: nflows_transforms.LeakyReLU(), precision=1e-6, because=SINGLE),
     "LogTanh": Row(lambda d: nflows_transforms.LogTanh()),
-    "Logit": refused(lambda d: nflows_transforms.Logit(), "Logit in one composite"),
+    "Logit": refused(lambda d: nflows_transforms.Logit(), "Logit()]"),
     "MaskedAffineAutoregressiveTransform": Row(
         nflows_masked("MaskedAffineAutoregressiveTransform", use_batch_norm=True)
     ),
@@ -201,7 +201,7 @@ NFLOWS = {
     "RandomPermutation": Row(nflows_transforms.RandomPermutation),
     "ReversePermutation": Row(nflows_transforms.ReversePermutation),
     "SVDLinear": Row(lambda d: nflows_transforms.SVDLinear(d, num_householder=4)),
-    "Sigmoid": refused(lambda d: nflows_transforms.Sigmoid(), "Logit in one composite"),
+    "Sigmoid": refused(lambda d: nflows_transforms.Sigmoid(), "Logit()]"),
     "SqueezeTransform": refused(lambda d: nflows_transforms.SqueezeTransform(), "reshapes images"),
     "Tanh": refused(lambda d: nflows_transforms.Tanh(), "LogTanh"),
 }
@@ -235,7 +235,7 @@ ZUKO = {
     "SOSPF": Row(partial(zuko.flows.SOSPF, **hidden)),
     "UNAF": Row(partial(zuko.flows.UNAF, transforms=2, **hidden)),
     "UnconditionalTransform(ExpTransform)": refused(
-        unconditional(zuko.transforms.ExpTransform), "from all real numbers"
+        unconditional(zuko.transforms.ExpTransform), "to GreaterThan(lower_bound=0.0)"
     ),
     "UnconditionalTransform(LULinearTransform)": Row(
         unconditional(zuko.transforms.LULinearTransform, "matrix")
@@ -247,7 +247,7 @@ ZUKO = {
         unconditional(zuko.transforms.RotationTransform, "matrix")
     ),
     "UnconditionalTransform(SoftclipTransform)": refused(
-        unconditional(zuko.transforms.SoftclipTransform), "between other transforms"
+        unconditional(zuko.transforms.SoftclipTransform), "SoftclipTransform from Real"
     ),
     "LULinearTransform, raw": refused(
         lambda d: zuko.transforms.LULinearTransform(torch.eye(d)), "UnconditionalTransform"

@@ -10,8 +10,8 @@ from nflows_mixer._checks import mismatch
 _REAL, _UNIT, _OPEN = "R^D", "(0, 1)^D", "(-1, 1)^D"
 _SPLINE = "tails='linear', or nflows_mixer.transforms.RationalQuadraticCoupling"
 _ENDS = {
-    "Sigmoid": (_REAL, _UNIT, "Sigmoid, a flow of (0, 1)^D and Logit in one composite"),
-    "CauchyCDF": (_REAL, _UNIT, "CauchyCDF, a flow of (0, 1)^D and CauchyCDFInverse in one"),
+    "Sigmoid": (_REAL, _UNIT, "the composite [Sigmoid(), a flow of (0, 1)^D, Logit()]"),
+    "CauchyCDF": (_REAL, _UNIT, "the composite [CauchyCDF(), a flow of (0, 1)^D, its inverse]"),
     "Tanh": (_REAL, _OPEN, "LogTanh, which is Tanh near 0 and unbounded"),
     "MaskedPiecewiseLinearAutoregressiveTransform": (
         _UNIT,
@@ -85,7 +85,10 @@ def check_usable(transform: Transform, owner: str) -> None:
     for part, inverted, name in _flat(transform):
         if reason := unusable(type(part)):
             raise mismatch(owner, "a flow of rows that works with this torch", *reason)
-        start, end, substitute = _ends(part)
+        if (ends := _ends(part)) is None:
+            # A permutation keeps any box, and a class of the user's own is believed.
+            continue
+        start, end, substitute = ends
         if inverted:
             start, end = end, start
         error = mismatch(
@@ -131,10 +134,10 @@ def _flat(transform: Transform, inverted: bool = False) -> list[tuple[Transform,
     return [(transform, inverted, name)]
 
 
-def _ends(part: Transform) -> tuple[str, str, str]:
+def _ends(part: Transform) -> tuple[str, str, str] | None:
     name = type(part).__name__
     if name in _ENDS and type(part).__module__.startswith("nflows."):
         return _ENDS[name]
     if isinstance(part, _SPLINES) and part.tails is None:
         return _UNIT, _UNIT, _SPLINE
-    return _REAL, _REAL, ""
+    return None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nflows.flows import Flow
 from nflows.transforms import Transform
 
-from nflows_mixer.bridges.composite import gated
+from nflows_mixer.bridges.resolve import deterministic_transform
 
 if TYPE_CHECKING:
     import normflows
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def to_zuko(
-    flow: Transform | Flow, context_features: int = 0, event_shape: Sequence[int] | None = None
+    flow: Transform | Flow,
+    context_features: int = 0,
+    event_shape: Sequence[int] | None = None,
+    noise_shape: Sequence[int] | None = None,
 ) -> LazyTransform:
     """Return a transform of nflows, or what lies above the base of an nflows flow, for zuko.
 
@@ -29,7 +32,9 @@ def to_zuko(
     Args:
         flow: transform, or flow, whose base is left behind.
         context_features: length of the context ``c``, 0 where no part takes one.
-        event_shape: shape of one input, (D,) or (C, H, W), for transforms that do not say it.
+        event_shape: shape of one input, (D,) or (C, H, W), for transforms that do not say it; of
+            a plain nflows flow, that of its base where None.
+        noise_shape: shape of one output, where that is another and no base says it.
 
     Shapes:
         inputs [..., *event_shape], c [..., context_features], log-dets [...]; batches broadcast.
@@ -56,7 +61,7 @@ def to_zuko(
     """
     from nflows_mixer.bridges.inside_zuko import lazy_transform
 
-    return lazy_transform(flow, context_features, event_shape)
+    return lazy_transform(flow, context_features, event_shape, noise_shape)
 
 
 def to_normflows(flow: Transform | Flow) -> normflows.flows.Flow:
@@ -70,6 +75,7 @@ def to_normflows(flow: Transform | Flow) -> normflows.flows.Flow:
 
     Raises:
         TypeError: if it is neither.
+        ValueError: if it is stochastic.
 
     Example:
         >>> import torch
@@ -82,10 +88,4 @@ def to_normflows(flow: Transform | Flow) -> normflows.flows.Flow:
     """
     from nflows_mixer.bridges.inside_normflows import NflowsFlow
 
-    transform = flow._transform if isinstance(flow, Flow) else flow
-    if not isinstance(transform, Transform):
-        raise TypeError(
-            f"to_normflows: expected an nflows Transform or Flow, got {type(flow).__name__}; "
-            "normflows' own flows need no bridge"
-        )
-    return NflowsFlow(gated(transform))
+    return NflowsFlow(deterministic_transform(flow, "to_normflows"))

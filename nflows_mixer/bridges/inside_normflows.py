@@ -6,6 +6,7 @@ from nflows.transforms import Transform
 from normflows.flows import Flow
 from torch import Tensor
 
+from nflows_mixer.bridges.inspect import takes_context
 from nflows_mixer.bridges.invert import inverse_of
 
 
@@ -25,11 +26,12 @@ class NflowsFlow(Flow):
     def __init__(self, transform: Transform) -> None:
         super().__init__()
         self.transform = transform
+        self._passes_context = takes_context(transform)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map noise to data."""
-        return inverse_of(self.transform)(z, context)
+        return inverse_of(self.transform)(z, context if self._passes_context else None)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data to noise."""
-        return self.transform(z, context)
+        return self.transform(z, context if self._passes_context else None)

@@ -18,8 +18,9 @@ from torch.distributions import constraints
 from zuko.lazy import LazyTransform
 
 from nflows_mixer._checks import mismatch
-from nflows_mixer.bridges.inspect import takes_context
+from nflows_mixer.bridges.inspect import row_lengths, takes_context
 from nflows_mixer.bridges.invert import inverse_of
+from nflows_mixer.bridges.resolve import deterministic_transform
 
 
 class LazyNflowsTransform(LazyTransform):
@@ -53,6 +54,13 @@ class LazyNflowsTransform(LazyTransform):
 
     def forward(self, c: Tensor | None = None) -> NflowsTransform:
         """Build the transformation given a context [..., context_features]."""
+        if c is not None and not c.is_floating_point():
+            raise mismatch(
+                "to_zuko",
+                "a context of real features",
+                c.dtype,
+                "class labels go through the embedding net of their flow first",
+            )
         got = 0 if c is None else c.shape[-1]
         if got != self.context_features:
             raise mismatch(
@@ -128,6 +136,13 @@ class NflowsTransform(TorchTransform):
         transform = self.lazy.transform
         function = inverse_of(transform) if self.inverted else transform
         outputs, logabsdet = function(rows, context)
+        if outputs.shape[1:] != self.out_shape:
+            raise mismatch(
+                "to_zuko",
+                f"outputs of shape {[len(rows), *self.out_shape]}",
+                list(outputs.shape),
+                "pass to_zuko the event_shape of its inputs and the noise_shape of its outputs",
+            )
         return outputs.reshape(*batch, *self.out_shape), logabsdet.reshape(batch)
 
     def _call(self, x: Tensor) -> Tensor:
@@ -150,27 +165,24 @@ class NflowsTransform(TorchTransform):
 
 
 def lazy_transform(
-    flow: Transform | Flow, context_features: int, event_shape: Sequence[int] | None
+    flow: Transform | Flow,
+    context_features: int,
+    event_shape: Sequence[int] | None,
+    noise_shape: Sequence[int] | None,
 ) -> LazyNflowsTransform:
     """Build what ``to_zuko`` documents, or say what is missing."""
-    transform: Any = flow
-    shape: Any = getattr(flow, "image_shape", None)
-    noise_shape = None
+    transform = deterministic_transform(flow, "to_zuko")
     if isinstance(flow, Flow):
         base = flow._distribution
-        noise_shape = getattr(base, "shape", getattr(base, "_shape", None))
-        shape = shape or noise_shape
-        transform = flow._transform
-    if shape is None:
-        features = getattr(flow, "features", None)
-        shape = event_shape if features is None else (features,)
-    if event_shape is not None and tuple(shape) != tuple(event_shape):
-        raise mismatch("to_zuko", f"event_shape {tuple(shape)}", tuple(event_shape), "leave it out")
-    if not isinstance(transform, Transform):
-        raise TypeError(
-            f"to_zuko: expected an nflows Transform or Flow, got {type(flow).__name__}; "
-            "zuko's own flows need no bridge"
+        noise_shape = noise_shape or getattr(base, "shape", getattr(base, "_shape", None))
+    known: Any = getattr(flow, "image_shape", None)
+    if known is None and isinstance(flow, Transform) and len(lengths := row_lengths(flow)) == 1:
+        known = tuple(lengths)
+    if None not in (known, event_shape) and tuple(known) != tuple(event_shape or ()):
+        raise mismatch(
+            "to_zuko", f"event_shape {tuple(known)}", tuple(event_shape or ()), "leave it out"
         )
+    shape = event_shape or known or noise_shape
     if shape is None:
         raise mismatch(
             "to_zuko",
@@ -178,20 +190,13 @@ def lazy_transform(
             f"a {type(flow).__name__} that does not",
             "pass event_shape=(D,), or (C, H, W)",
         )
-    stochastic = [m for m in transform.modules() if getattr(m, "stochastic_forward", False)]
-    if stochastic:
-        raise mismatch(
-            "to_zuko",
-            "a deterministic transform",
-            f"one with {type(stochastic[0]).__name__} in it",
-            "leave it out, and add its noise to the data",
-        )
     if takes_context(transform) != (context_features > 0):
         declared = getattr(flow, "context_features", None)
         raise mismatch(
             "to_zuko",
             "context_features" + (f"={declared}" if declared else " as its transform takes them"),
             context_features,
-            "pass the length of its context, and 0 where no part takes one",
+            "pass the length of its context (of class labels, of their vectors: labels go through "
+            "the flow's embedding net first), and 0 where no part takes one",
         )
     return LazyNflowsTransform(transform, shape, noise_shape or shape, context_features)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -31,9 +30,15 @@ def inverse_of(transform: Transform) -> Callable[..., tuple[Tensor, Tensor]]:
         >>> torch.equal(inverse_of(maf)(latents, None)[0], maf.inverse(latents)[0])
         True
     """
-    if type(transform).inverse is AutoregressiveTransform.inverse:
-        return partial(invert_autoregressive, transform)
-    return transform.inverse
+    if type(transform).inverse is not AutoregressiveTransform.inverse:
+        return transform.inverse
+
+    def inverse(inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if inputs.dim() != 2:
+            return transform.inverse(inputs, context)
+        return invert_autoregressive(transform, inputs, context)
+
+    return inverse
 
 
 def invert_autoregressive(
@@ -74,7 +79,9 @@ def invert_autoregressive(
     # In training mode every pass would move the statistics of a batch normalisation.
     with running_statistics(flow):
         with torch.no_grad():
-            outputs = until_unchanged(lambda x: one_pass(x)[0], torch.zeros_like(inputs))
+            outputs, logabsdet = until_unchanged(one_pass, torch.zeros_like(inputs))
+        if not torch.is_grad_enabled():
+            return outputs, logabsdet
         outputs = with_implicit_gradient(
             lambda x: flow._elementwise_forward(x, flow.autoregressive_net(x, context))[0],
             outputs,
@@ -83,20 +90,28 @@ def invert_autoregressive(
         return outputs, one_pass(outputs)[1]
 
 
-def until_unchanged(one_pass: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+def until_unchanged(
+    one_pass: Callable[[Tensor], tuple[Tensor, Any]], start: Tensor
+) -> tuple[Tensor, Any]:
     """Repeat ``one_pass`` on rows [N, D] until it changes no bit, at most D times.
 
     Args:
-        one_pass: rows -> rows; after D passes it has to have reached its fixed point.
+        one_pass: rows -> (rows, anything that comes with them); after D passes the rows have to
+            have reached their fixed point.
         start: where to begin.
 
+    Returns:
+        What the last pass returned.
+
     Example:
-        >>> until_unchanged(lambda x: torch.cumsum(x, 1).clamp(max=1.0), torch.ones(1, 5))
-        tensor([[1., 1., 1., 1., 1.]])
+        >>> until_unchanged(lambda x: (x.cumsum(1).clamp(max=2.0), "last"), torch.ones(1, 5))
+        (tensor([[1., 2., 2., 2., 2.]]), 'last')
     """
-    values = start
-    for _ in range(start[0].numel() if len(start) else 1):
-        before, values = values, one_pass(values)
+    values, with_them = one_pass(start)
+    before = start
+    for _ in range(1, start.shape[1]):
         if torch.equal(before, values):
             break
-    return values
+        before = values
+        values, with_them = one_pass(values)
+    return values, with_them

@@ -58,7 +58,7 @@ def from_normflows(
     exact. normflows' ``LipschitzMLP`` still wants ``update_lipschitz`` after each optimiser step.
 
     Args:
-        flow: a flow, or a ``NormalizingFlow``, whose base is left behind.
+        flow: a flow, or a ``NormalizingFlow`` or ``ClassCondFlow``, whose base is left behind.
         features: row length, to be checked; residual flows cannot do without.
 
     Shapes:
@@ -82,18 +82,26 @@ def from_normflows(
     """
     import normflows as nf
 
-    if isinstance(flow, nf.NormalizingFlow):
+    if isinstance(flow, (nf.NormalizingFlow, nf.ClassCondFlow)):
         return CompositeTransform(from_normflows(part, features) for part in flow.flows[::-1])
     if isinstance(flow, nf.flows.Composite):
         return CompositeTransform(from_normflows(part, features) for part in flow._flows[::-1])
     if isinstance(flow, nf.flows.Reverse):
         return InverseTransform(from_normflows(flow.flow, features))
+    name = type(flow).__name__
     if not isinstance(flow, nf.flows.Flow):
         raise TypeError(
-            f"from_normflows: expected a normflows Flow or NormalizingFlow, got "
-            f"{type(flow).__name__}; other libraries have bridges of their own"
+            f"from_normflows: expected a normflows Flow, NormalizingFlow or ClassCondFlow, got "
+            f"{name}; a MultiscaleFlow splits images, and is no flow of rows"
         )
-    name = type(flow).__name__
+    declared = getattr(flow, "num_channels", getattr(flow, "features", features))
+    if features is not None and declared != features:
+        raise mismatch(
+            f"from_normflows({name})",
+            f"rows of length {declared}, as it was built for",
+            features,
+            "pass a factory, `lambda features: ...`, so that it is built for its place",
+        )
     if name in UNUSABLE and not getattr(flow, "act", None) == "leaky_relu":
         reason, substitute = UNUSABLE[name]
         raise mismatch(
@@ -148,6 +156,9 @@ class NormflowsTransform(Transform):
             return self._run(function, inputs, context)
 
     def _run(self, function: Any, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if context is not None:
+            # An encoder under autocast answers in half precision.
+            context = context.to(inputs.dtype)
         if self.features is not None:
             check_event(inputs, (self.features,), type(self.flow).__name__, ROWS_ADVICE)
         if len(inputs) == 0:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Union
 
+from nflows.flows import Flow
 from nflows.transforms import Transform
 from torch import nn
 
@@ -87,7 +88,15 @@ def built(
         # Its constructor may fail before it could be asked.
         raise mismatch(owner, "a flow of rows that works with this torch", *reason)
     if is_factory:
-        return adapted(flow(argument), owner, features, f"factory({argument}) to return")
+        try:
+            made = flow(argument)
+        except Exception as error:
+            if reason := _unusable_maker(error):
+                raise mismatch(
+                    owner, "a flow of rows that works with this torch", *reason
+                ) from error
+            raise
+        return adapted(made, owner, features, f"factory({argument}) to return")
     return adapted(flow, owner, features, "a factory, or")
 
 
@@ -117,13 +126,56 @@ def adapted(
         return from_zuko(flow, features)
     if _comes_from(flow, "normflows"):
         return from_normflows(flow, features)
+    got = f"the class {flow.__name__}" if isinstance(flow, type) else type(flow).__name__
     raise TypeError(
         f"{owner}: expected {expected} an nflows Transform, a zuko Flow or LazyTransform, or a "
-        f"normflows Flow, got {type(flow).__name__}; a flow of your own subclasses "
-        "nflows.transforms.Transform"
+        f"normflows Flow, got {got}; a flow of your own subclasses nflows.transforms.Transform"
     )
+
+
+def deterministic_transform(flow: Transform | Flow, owner: str) -> Transform:
+    """Return what another library can run: a transform, or what lies above the base of a flow.
+
+    Args:
+        flow: transform or flow of nflows.
+        owner: who asks, for the error.
+
+    Raises:
+        TypeError: if it is neither.
+        ValueError: if a part of it is stochastic.
+
+    Example:
+        >>> from nflows.transforms import LULinear
+        >>> deterministic_transform(LULinear(3), "example").features
+        3
+    """
+    transform = flow._transform if isinstance(flow, Flow) else flow
+    if not isinstance(transform, Transform):
+        raise TypeError(
+            f"{owner}: expected an nflows Transform or Flow, got {type(flow).__name__}; the "
+            "library's own flows need no bridge"
+        )
+    for part in transform.modules():
+        if getattr(part, "stochastic_forward", False):
+            raise mismatch(
+                owner,
+                "a deterministic transform",
+                f"one with {type(part).__name__} in it",
+                "leave it out, and add its noise to the data",
+            )
+    return gated(transform)
 
 
 def _comes_from(flow: object, library: str) -> bool:
     """Whether its class is one of the library's or a subclass; asked without importing it."""
     return any(kind.__module__.split(".")[0] == library for kind in type(flow).__mro__)
+
+
+def _unusable_maker(error: BaseException) -> tuple[str, str] | None:
+    """Return why, if the constructor of a class that is known to be unusable has failed."""
+    trace = error.__traceback__
+    while trace is not None:
+        if reason := unusable(type(trace.tb_frame.f_locals.get("self"))):
+            return reason
+        trace = trace.tb_next
+    return None

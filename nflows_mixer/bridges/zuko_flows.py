@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
@@ -45,8 +46,8 @@ def from_zuko(
         features: row length; read from masked, coupling, elementwise and free-form parts.
         context_features: length of the context; read from the flow where it says it. A flow of
             another kind is tried without a context, and takes one if it fails so.
-        identity_start: whether the last layers of its networks are set to zero, which makes
-            affine, spline, additive and free-form (CNF) transforms start at the identity.
+        identity_start: whether the last layers of its networks are set to zero, in place, which
+            makes affine, spline, additive and free-form (CNF) transforms start at the identity.
 
     Shapes:
         inputs and outputs [N, features]; context [N, context_features]; log-dets [N].
@@ -79,27 +80,30 @@ def from_zuko(
     _refuse_stochastic(lazy)
     if identity_start:
         _start_at_identity(lazy)
-    sizes = [_sizes(part) for part in _parts(lazy)]
-    if sizes:
-        length = sizes[0][0]
-        if features not in (None, length):
+    given = {"rows": features, "context": context_features}
+    for index, what in enumerate(given):
+        lengths = {_sizes(part)[index] for part in _parts(lazy)}
+        if (asked := given[what]) is not None:
+            lengths.add(asked)
+        if len(lengths) > 1:
             raise mismatch(
-                "from_zuko",
-                f"rows of length {length}, as the {type(flow).__name__} was built for",
-                features,
-                "pass the class itself, or a factory, so that it is built for its place",
+                f"from_zuko({type(flow).__name__})",
+                f"{what} of one length",
+                " and ".join(map(str, sorted(lengths))),
+                "pass the class itself, or a factory, so that every part is built for its place",
             )
-        features = length
-    if features is None:
+        given[what] = next(iter(lengths), None)
+    if given["rows"] is None:
         raise mismatch(
             "from_zuko",
             "a flow that says how long its rows are",
             "one that does not",
             "pass features",
         )
-    if context_features is None and sizes:
-        context_features = max(context for _, context in sizes)
-    return ZukoTransform(lazy, features, context_features)
+    transform = ZukoTransform(lazy, given["rows"], given["context"])
+    if identity_start:
+        transform.check_identity()
+    return transform
 
 
 class ZukoTransform(Transform):
@@ -161,13 +165,19 @@ class ZukoTransform(Transform):
     def _run(
         self, inputs: Tensor, context: Tensor | None, function: Callable
     ) -> tuple[Tensor, Tensor]:
-        self._check(inputs, context)
+        context = self._checked(inputs, context)
         if len(inputs) == 0:
             # zuko cannot reshape what is empty.
             return inputs, inputs.new_zeros(0)
-        # In half precision its splines and integrals would be off, not only their conditioners.
-        self._check_tolerances(inputs.dtype)
-        with torch.autocast(inputs.device.type, enabled=False), self._gradients_for_all():
+        with ExitStack() as stack:
+            if torch.is_inference_mode_enabled():
+                # zuko takes derivatives for its log-dets, which inference tensors refuse.
+                stack.enter_context(torch.inference_mode(False))
+                stack.enter_context(torch.no_grad())
+                inputs, context = inputs.clone(), None if context is None else context.clone()
+            # In half precision its splines and integrals would be off, not its networks alone.
+            stack.enter_context(torch.autocast(inputs.device.type, enabled=False))
+            stack.enter_context(self._gradients_for_all())
             return function(self.transform(context), inputs)
 
     def _gradients_for_all(self) -> AbstractContextManager:
@@ -183,8 +193,12 @@ class ZukoTransform(Transform):
                     stack.enter_context(in_mode(module, training=True))
         return stack
 
-    def _check(self, inputs: Tensor, context: Tensor | None) -> None:
+    def _checked(self, inputs: Tensor, context: Tensor | None) -> Tensor | None:
         check_event(inputs, (self.features,), self._owner, "build it for these rows")
+        self._check_tolerances(inputs.dtype)
+        if not self.takes_context:
+            # As the transforms of nflows do with a context that they do not take.
+            return None
         got = 0 if context is None else context.shape[-1]
         if self.context_features is not None and got != self.context_features:
             raise mismatch(
@@ -193,6 +207,8 @@ class ZukoTransform(Transform):
                 f"{got} features",
                 "build the flow with context=..., and pass that context",
             )
+        # An encoder under autocast answers in half precision.
+        return None if context is None else context.to(inputs.dtype)
 
     def _check_tolerances(self, dtype: torch.dtype) -> None:
         finest = 8 * torch.finfo(dtype).eps
@@ -206,30 +222,48 @@ class ZukoTransform(Transform):
                     "float64, .double()",
                 )
 
+    def check_identity(self) -> None:
+        """Raise unless it is the identity, to a hundredth, on a few random rows."""
+        copied, rows, context = self._probe(torch.randn)
+        with torch.no_grad():
+            outputs, _ = _call(copied(context), rows)
+        if not (outputs - rows).abs().max() < 0.01:
+            raise mismatch(
+                self._owner,
+                "a transform that starts at the identity with its networks at zero",
+                "one with other parts (a rotation, a permutation)",
+                "leave identity_start out",
+            )
+
+    def _probe(self, values: Callable[..., Tensor]) -> tuple[Any, Tensor, Tensor | None]:
+        """A copy that can be run without touching statistics, with two rows and a context."""
+        copied = copy.deepcopy(self.transform).train()
+        tensors = (*copied.parameters(), *copied.buffers())
+        like = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
+        rows = values(2, self.features).to(like)
+        context = rows.new_zeros(2, self.context_features) if self.context_features else None
+        return copied, rows, context
+
     @torch.no_grad()
     def _try_out(self) -> None:
         """Find out on two rows of zeros what zuko does not check."""
-        tensors = (*self.transform.parameters(), *self.transform.buffers())
-        like = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
-        rows = like.new_zeros(2, self.features)
+        copied, rows, context = self._probe(torch.zeros)
         if self.context_features is None:
             try:
-                self.transform(None).call_and_ladj(rows)
-            except Exception:
-                # It takes a context of a length that is its own affair.
-                return
-            self.context_features, self.takes_context = 0, False
-        context = rows.new_zeros(2, self.context_features) if self.context_features else None
-        built = self.transform(context)
-        for constraint in _outer(built, rows):
-            if constraint is not constraints.real:
+                copied(None).call_and_ladj(rows)
+            except Exception as error:
+                if _may_take_context(self.transform):
+                    # It takes a context of a length that is its own affair.
+                    return
                 raise mismatch(
                     self._owner,
-                    "a transform from all real numbers to all real numbers",
-                    f"one from or to {constraint}",
-                    "use zuko.flows.NSF in place of NCSF, and Softclip and the like only between "
-                    "other transforms",
-                )
+                    f"a transform of rows of length {self.features}",
+                    f"{type(error).__name__}: {error}",
+                    "build it for these rows",
+                ) from error
+            self.context_features, self.takes_context = 0, False
+        built = copied(context)
+        _check_domains(built, rows, self._owner)
         if self._free_form:
             # Their solver would take long, and does not change shapes.
             return
@@ -243,30 +277,67 @@ class ZukoTransform(Transform):
             )
 
 
-def _outer(built: Any, rows: Tensor) -> tuple[Any, Any]:
-    """Domain of the first and codomain of the last elementary part of a built transformation."""
+def _check_domains(built: Any, rows: Tensor, owner: str) -> None:
+    """Follow domains from part to part: together they have to map all of R^D to all of R^D."""
+    from zuko.transforms import SoftclipTransform
+
+    here: Any = constraints.real
+    parts = list(_elementary(built, rows))
+    for index, (part, inverted) in enumerate(parts):
+        if isinstance(part, SoftclipTransform) and 0 < index < len(parts) - 1:
+            # SOSPF, NAF and UNAF are made with it; ``_invert`` looks whether values are in range.
+            continue
+        ends = [_base(part.domain), _base(part.codomain)][:: -1 if inverted else 1]
+        error = mismatch(
+            owner,
+            "a bijection from all real numbers to all real numbers",
+            f"{type(part).__name__} from {ends[0]} to {ends[1]}",
+            "use a transform of all real numbers, such as those of zuko.flows.NSF, or put this one "
+            "between others that map to its domain and back",
+        )
+        if not part.bijective or not _same(here, ends[0]):
+            raise error
+        here = ends[1]
+    if not _same(here, constraints.real):
+        raise error
+
+
+def _elementary(built: Any, rows: Tensor, inverted: bool = False) -> Iterator[tuple[Any, bool]]:
+    """Yield the elementary parts in the order of the map, and whether each runs backwards."""
+    from torch.distributions.transforms import _InverseTransform
     from zuko import transforms
 
-    if isinstance(built, transforms.ComposedTransform):
-        return _outer(built.transforms[0], rows)[0], _outer(built.transforms[-1], rows)[1]
-    if isinstance(built, transforms.AutoregressiveTransform):
-        return _outer(built.meta(rows), rows)
-    if isinstance(built, transforms.CouplingTransform):
-        return _outer(built.meta(built.split(rows)[0]), rows)
-    if isinstance(built, transforms.DependentTransform):
-        return _outer(built.base, rows)
-    ends = [built.domain, built.codomain]
-    for index, end in enumerate(ends):
-        while isinstance(end, constraints.independent):
-            end = end.base_constraint
-        ends[index] = end
-    return ends[0], ends[1]
+    if isinstance(built, _InverseTransform):
+        yield from _elementary(built.inv, rows, not inverted)
+    elif isinstance(built, transforms.ComposedTransform):
+        for part in list(built.transforms)[:: -1 if inverted else 1]:
+            yield from _elementary(part, rows, inverted)
+    elif isinstance(built, transforms.AutoregressiveTransform):
+        yield from _elementary(built.meta(rows), rows, inverted)
+    elif isinstance(built, transforms.CouplingTransform):
+        fixed, moved = built.split(rows)
+        yield from _elementary(built.meta(fixed), moved, inverted)
+    elif isinstance(built, transforms.DependentTransform):
+        yield from _elementary(built.base, rows, inverted)
+    else:
+        yield built, inverted
+
+
+def _base(constraint: Any) -> Any:
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Constraints of torch compare by identity, so that their kind and bounds are compared here."""
+    return type(one) is type(other) and vars(one) == vars(other)
 
 
 def _call(built: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs and the log-det of a built transformation, summed where it has several parts."""
     from torch.distributions.transforms import _InverseTransform
-    from zuko.transforms import ComposedTransform
+    from zuko.transforms import ComposedTransform, DependentTransform
 
     if isinstance(built, ComposedTransform):
         total = inputs.new_zeros(inputs.shape[0])
@@ -274,6 +345,9 @@ def _call(built: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
             inputs, ladj = _call(part, inputs)
             total = total + _sum(ladj, inputs)
         return inputs, total
+    if isinstance(built, DependentTransform):
+        outputs, ladj = _call(built.base, inputs)
+        return outputs, _sum(ladj, inputs)
     if isinstance(built, _InverseTransform):
         outputs = _invert(built.inv, inputs)
         return outputs, -_call(built.inv, outputs)[1]
@@ -298,8 +372,9 @@ def _invert(built: Any, targets: Tensor) -> Tensor:
         return built.merge(fixed, _invert(built.meta(fixed), moved), targets.shape)
     if isinstance(built, transforms.AutoregressiveTransform):
         with torch.no_grad():
-            solution = until_unchanged(
-                lambda x: _solve_elementwise(built.meta(x), targets, x), torch.zeros_like(targets)
+            solution, _ = until_unchanged(
+                lambda x: (_solve_elementwise(built.meta(x), targets, x), None),
+                torch.zeros_like(targets),
             )
             _check_iterative(built.meta(solution), solution, targets)
         return with_implicit_gradient(lambda x: built.meta(x)(x), solution, targets)
@@ -362,6 +437,19 @@ def _sum(ladj: Tensor, inputs: Tensor) -> Tensor:
     if ladj.dim() < 2:
         return ladj.expand(inputs.shape[0])
     return ladj.flatten(1).sum(1)
+
+
+def _may_take_context(lazy: nn.Module) -> bool:
+    """Whether there is a lazy transform in it of which nothing is known."""
+    from zuko import lazy as zuko_lazy
+
+    plain = (
+        zuko_lazy.LazyComposedTransform,
+        zuko_lazy.LazyInverse,
+        zuko_lazy.UnconditionalTransform,
+    )
+    lazies = [m for m in lazy.modules() if isinstance(m, zuko_lazy.LazyTransform)]
+    return not all(isinstance(module, plain) for module in lazies)
 
 
 def _free_form(lazy: nn.Module) -> list[Any]:

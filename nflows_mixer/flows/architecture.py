@@ -56,7 +56,8 @@ class MixerFlowArchitecture:
             such as ``zuko.flows.NSF``, with keyword arguments by ``functools.partial``.
         patch_flow: the same for the patch flows.
         linear: linear block, "lu", "rlu" or None; with None the parts of a coupling alternate.
-        hidden_features: width of the conditioners, and of the networks of residual flows.
+        hidden_features: width of the conditioners, and of the networks of residual flows; of
+            those that are named here, as factories have their own.
         num_blocks: residual blocks of a conditioner (of "residual" and "maf"), or its hidden
             layers beyond the first ("mlp", and residual flows).
         conditioner: "residual" or "mlp", or a factory ``(in_features, out_features) -> network``.
@@ -97,8 +98,8 @@ class MixerFlowArchitecture:
     levels: int = 256
     num_layers: int = 30
     num_flow_layers: int = 4
-    channel_flow: str | Callable[[int], Transform] = "affine"
-    patch_flow: str | Callable[[int], Transform] = "affine"
+    channel_flow: str | Callable[[int], Transform | nn.Module] = "affine"
+    patch_flow: str | Callable[[int], Transform | nn.Module] = "affine"
     linear: str | None = "lu"
     hidden_features: int = 128
     num_blocks: int = 1

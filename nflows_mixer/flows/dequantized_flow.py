@@ -20,6 +20,7 @@ from nflows_mixer._checks import (
 from nflows_mixer._modes import in_mode
 from nflows_mixer.bridges import adapted, takes_context
 from nflows_mixer.distributions import BaseDistribution, DiagonalNormal
+from nflows_mixer.nn import ClassEmbedding
 
 CONTEXT_ADVICE = "build it with context_features=..."
 
@@ -79,7 +80,9 @@ class CheckedFlow(Flow):
         if context is None:
             if self.context_features is not None:
                 expected = f"context of {self.context_features} features"
-                raise mismatch(owner, expected, "None features", "pass one row per image")
+                if isinstance(self._embedding_net, ClassEmbedding):
+                    expected = f"class labels, 0 to {self._embedding_net.num_embeddings - 1}"
+                raise mismatch(owner, expected, "None", "pass one row per image")
             return
         if not isinstance(context, Tensor):
             raise mismatch(
@@ -96,9 +99,10 @@ class CheckedFlow(Flow):
             if length is not None and context.shape[1] != length:
                 got = f"{context.shape[1]} features"
                 raise mismatch(owner, f"context of {length} features", got, "pass what it is for")
-        elif len(context) != batch:
+        elif context.dim() == 0 or len(context) != batch:
             expected = f"context for {batch} images"
-            raise mismatch(owner, expected, f"{len(context)} rows", "pass one row per image")
+            got = f"{list(context.shape)}"
+            raise mismatch(owner, expected, got, "pass one row per image")
 
     @torch.no_grad()
     def sample(

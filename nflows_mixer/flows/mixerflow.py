@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from nflows.distributions.base import Distribution
 from nflows.transforms import BatchNorm, MaskedAffineAutoregressiveTransform, Transform
 
 from nflows_mixer._checks import check_choice, mismatch
-from nflows_mixer.bridges import CompositeTransform, FlowLike
+from nflows_mixer.bridges import CompositeTransform, FlowLike, takes_context
 from nflows_mixer.flows.architecture import (
     BASES,
     CONDITIONERS,
@@ -68,6 +69,15 @@ def mixerflow(preset: str | None = None, **arguments) -> ImageFlow:
         >>> images = torch.randint(17, (20, 1, 8, 8), dtype=torch.uint8)
         >>> loss = -small.log_prob(images).mean()
     """
+    flows = [arguments.get(name, "affine") for name in ("channel_flow", "patch_flow")]
+    for name in {"hidden_features", "num_blocks"} & set(arguments):
+        if all(map(callable, flows)):
+            raise mismatch(
+                "mixerflow",
+                f"a channel or patch flow that is named, to read {name}",
+                "two factories",
+                f"leave {name} out, and build the factories with it",
+            )
     if preset is not None:
         check_choice("mixerflow", "preset", preset, tuple(PRESETS))
         arguments = {**vars(PRESETS[preset].architecture), **arguments}
@@ -118,7 +128,7 @@ def _build(spec: MixerFlowArchitecture) -> ImageFlow:
     if not isinstance(base, Distribution):
         base = base(shape)
     classes = spec.num_classes
-    return ImageFlow(
+    flow = ImageFlow(
         CompositeTransform(transforms),
         spec.image_shape,
         base,
@@ -126,6 +136,17 @@ def _build(spec: MixerFlowArchitecture) -> ImageFlow:
         spec.embedded_features,
         None if classes is None else ClassEmbedding(classes, spec.embedded_features or 0),
     )
+    layers_of_flow = [part for part in flow.modules() if isinstance(part, FlowLayer)]
+    unread = sum(not takes_context(layer) for layer in layers_of_flow)
+    if spec.embedded_features is not None and unread:
+        warnings.warn(
+            f"mixerflow: {unread} of {len(layers_of_flow)} flow layers take no context and stay "
+            "unconditional; build the flow that was given for a context of "
+            f"{spec.embedded_features} features, as in partial(zuko.flows.NSF, "
+            f"context={spec.embedded_features})",
+            stacklevel=3,
+        )
+    return flow
 
 
 def _mixing_flow(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nflows_mixer._checks import check_context, check_event, mismatch
 from nflows_mixer._modes import running_statistics
-from nflows_mixer.bridges import adapted, inverse_of, row_lengths, takes_context
+from nflows_mixer.bridges import adapted, check_usable, inverse_of, row_lengths, takes_context
 
 
 class _MixingTransform(Transform):
@@ -21,6 +21,7 @@ class _MixingTransform(Transform):
     def __init__(self, transform: Transform | nn.Module, positions: Tensor | None = None) -> None:
         super().__init__()
         self.transform = adapted(transform, type(self).__name__)
+        check_usable(self.transform, type(self).__name__)
         if isinstance(positions, nn.Parameter):
             self.positions = positions
         else:
