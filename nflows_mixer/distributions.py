@@ -30,15 +30,9 @@ class BaseDistribution(Distribution):
         """Return the distribution of one event as a ``torch.distributions.Distribution``."""
         raise TypeError(f"{type(self).__name__} is abstract: use one of its subclasses")
 
-    def _independent(self, temperature: float) -> distributions.Independent:
-        # Arguments are checked at the boundary; torch's own checks would synchronise the device.
-        return distributions.Independent(
-            self.as_torch(temperature), len(self.shape), validate_args=False
-        )
-
     def _log_prob(self, inputs: Tensor, context: Tensor | None) -> Tensor:
         check_event(inputs, self.shape, type(self).__name__, "build the base for this shape")
-        return self._independent(1.0).log_prob(inputs)
+        return self.as_torch(1.0).log_prob(inputs).flatten(1).sum(1)
 
     def sample(
         self,
@@ -65,7 +59,7 @@ class BaseDistribution(Distribution):
             raise mismatch("sample", "a temperature of at least 0", temperature, "1 is the default")
         leading = (num_samples,) if context is None else (context.shape[0], num_samples)
         # A scale of 0 is a distribution only in the limit, so the limit of the draw stands in.
-        draw = self._independent(max(temperature, torch.finfo(torch.float32).tiny))
+        draw = self.as_torch(max(temperature, torch.finfo(torch.float32).tiny))
         with torch.no_grad():
             return draw.sample(leading)
 

@@ -305,3 +305,9 @@ def test_integer_pixels_go_through_a_composite():
     outputs, logabsdet = composite(batch)
     assert outputs.dtype == logabsdet.dtype == torch.float32
     assert torch.equal(composite.inverse(outputs)[0], batch)
+
+
+def test_no_images_have_no_likelihoods():
+    flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, levels=4, num_layers=1, shift=None)
+    flow.initialize(torch.randint(4, (20, 1, 4, 4), dtype=torch.uint8)).eval()
+    assert flow.log_prob(torch.zeros(0, 1, 4, 4, dtype=torch.uint8)).shape == (0,)
