@@ -25,6 +25,8 @@ def running_statistics(module: nn.Module) -> AbstractContextManager[None]:
     """For inverses: batch normalisation takes, and keeps, its running statistics.
 
     nflows' ``Flow.sample`` inverts in whatever mode the flow is in, and a batch of samples must
-    neither change the map nor the statistics. A module already in evaluation mode costs nothing.
+    neither change the map nor the statistics. Parts that are shared may be in another mode than
+    the module that they are part of, so that all are looked at.
     """
-    return in_mode(module, training=False) if module.training else nullcontext()
+    training = any([part.training for part in module.modules()])
+    return in_mode(module, training=False) if training else nullcontext()

@@ -100,8 +100,8 @@ def test_layers_that_take_no_context_are_told_of():
     "context, pattern",
     [
         (None, "class labels, 0 to 2, got None"),
-        (torch.tensor([0, 1]), r"context for 60 images, got \[2\]"),
-        (torch.tensor(1), r"context for 60 images, got \[\]"),
+        (torch.tensor([0, 1]), r"each of 60 images, got \[2\]"),
+        (torch.tensor(1), r"each of 60 images, got \[\]"),
         ([0] * 60, "context as a tensor, got list"),
         (torch.full((60,), 3), "integers from 0 to 2, got labels from 3 to 3"),
         (torch.full((60,), -1), "got labels from -1 to -1"),
@@ -113,6 +113,13 @@ def test_wrong_labels(context, pattern):
     flow, images, _ = conditional(num_classes=3)
     with expect(pattern):
         flow.log_prob(images, context)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor(1), torch.zeros(0, dtype=torch.long)])
+def test_samples_of_no_class(labels):
+    flow, _, _ = conditional(num_classes=3)
+    with expect(r"row.* got \[0?\]"):
+        flow.sample(2, labels)
 
 
 def test_labels_as_uint8_and_saving():

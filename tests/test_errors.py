@@ -419,6 +419,8 @@ def test_bounded_parts_inside_a_composite_are_followed():
     matrix = torch.randn(2, 3, 4)
     mixing = ChannelMixingTransform(flow)
     torch.testing.assert_close(mixing.inverse(mixing(matrix)[0])[0], matrix, atol=1e-4, rtol=1e-4)
+    with expect(ValueError, "LULinear, from R.D to R.D, for values in .0, 1..D; use a flow of"):
+        ChannelMixingTransform(CompositeTransform([Sigmoid(), LULinear(4), Logit()]))
     with expect(ValueError, "Logit, from .0, 1..D to R.D"):
         ChannelMixingTransform(CompositeTransform([Logit(), *between]))
     with expect(ValueError, "Sigmoid, from R.D to .0, 1..D"):

@@ -28,6 +28,7 @@ KEYS["moons_mixer"] = KEYS["moons_nflows"]
 
 KEPT = [
     ("maf_mnist", "maf-mnist/results"),
+    ("maf_mnist", "maf-mnist-6-layers/results"),
     ("maf_mnist", "maf-mnist-zuko/results"),
     ("zuko_spline", "zuko-spline/results"),
     ("class_conditional", "class-conditional/results"),

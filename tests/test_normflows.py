@@ -108,6 +108,18 @@ def test_context_reaches_those_who_take_it():
         assert from_normflows(spline)(rows, context.bfloat16())[0].dtype == torch.float32
 
 
+def test_flows_of_ones_own_are_judged_by_what_they_are():
+    class Radial(nf.flows.LULinearPermute):
+        """A name that normflows has, for something else."""
+
+    class Own(nf.flows.Planar):
+        """Planar still."""
+
+    assert from_normflows(Radial(4))(torch.randn(2, 4))[1].shape == (2,)
+    with expect(ValueError, "Own, which is not invertible"):
+        from_normflows(Own((4,)))
+
+
 def test_class_conditional_models_are_taken_apart():
     base = nf.distributions.ClassCondDiagGaussian(4, 3)
     model = nf.ClassCondFlow(base, [nf.flows.LULinearPermute(4)])

@@ -183,6 +183,22 @@ def test_flows_turned_round_are_solved_by_the_same_solver(make):
     torch.testing.assert_close(back(outputs)[1], expected, atol=1e-8, rtol=1e-8)
 
 
+@pytest.mark.parametrize("kind", ["UNAF", "NAF", "SOSPF"])
+def test_log_det_is_the_slope_of_what_is_computed(kind):
+    """By differences: zuko's UNAF gives autograd the integrand for the slope of its quadrature."""
+    torch.manual_seed(0)
+    transform = moved(from_zuko(getattr(zuko.flows, kind)(2, transforms=1, **small)), 0.5)
+    rows = torch.randn(50, 2, dtype=torch.float64)
+    step = 1e-5 * torch.eye(2, dtype=torch.float64)
+    with torch.no_grad():
+        columns = [
+            (transform(rows + step[i])[0] - transform(rows - step[i])[0]) / 2e-5 for i in range(2)
+        ]
+        logabsdet = transform(rows)[1]
+    expected = torch.linalg.slogdet(torch.stack(columns, -1)).logabsdet
+    torch.testing.assert_close(logabsdet, expected, atol=1e-6, rtol=1e-6)
+
+
 def test_a_flow_turned_round_has_no_solution_beyond_its_range():
     torch.manual_seed(0)
     with expect(ValueError, "GaussianizationTransform"):
@@ -463,6 +479,18 @@ def test_a_plain_flow_of_nflows():
         passes.clear()
         inside(context).sample((5,))
     assert 0 < len(passes) <= 8
+
+
+def test_parts_in_another_mode_than_the_whole():
+    """A bridge is a module of its own; what it shares may be set to train by its owner."""
+    composite = nflows_transforms.CompositeTransform([nflows_transforms.BatchNorm(3)])
+    lazy = to_zuko(composite, event_shape=(3,)).eval()
+    composite.train()
+    before = copy.deepcopy(composite.state_dict())
+    lazy().inv(torch.randn(4, 3))
+    assert all(
+        torch.equal(before[name], value) for name, value in lazy.transform.state_dict().items()
+    )
 
 
 def test_shapes_that_change():

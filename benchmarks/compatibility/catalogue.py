@@ -20,6 +20,7 @@ from nflows.nn.nets import ResidualNet
 from torch import nn
 
 from nflows_mixer import transforms as ours
+from nflows_mixer.nn import ResidualMLP
 
 WIDTH = 32
 SPLINE = {"num_bins": 8, "tails": "linear", "tail_bound": 3.0}
@@ -65,16 +66,8 @@ def nflows_cdf(name: str) -> Callable[[int], Any]:
     return lambda d: kind([d], **SPLINE)
 
 
-def piecewise_linear_masked(d: int) -> Any:
-    return nflows_transforms.MaskedPiecewiseLinearAutoregressiveTransform(
-        10, features=d, hidden_features=WIDTH, num_blocks=1
-    )
-
-
-def piecewise_cubic_masked(d: int) -> Any:
-    return nflows_transforms.MaskedPiecewiseCubicAutoregressiveTransform(
-        10, features=d, hidden_features=WIDTH, num_blocks=1
-    )
+def piecewise_masked(kind: Any) -> Callable[[int], Any]:
+    return lambda d: kind(10, features=d, hidden_features=WIDTH, num_blocks=1)
 
 
 def normflows_network(d: int, outputs: int) -> nn.Module:
@@ -108,10 +101,12 @@ def unconditional(kind: Any, *shapes: str) -> Callable[[int], Any]:
     return make
 
 
-LINEAR = "nflows' inverse widens the last bin by 1e-6"
-SINGLE = "nflows keeps its tensors in float32"
+WIDENED = "nflows' inverse widens the last bin by 1e-6"
+FLOAT32 = "nflows keeps its tensors in float32"
 
 NFLOWS = {
+    "AffineScalarTransform": Row(lambda d: nflows_transforms.AffineScalarTransform(2.0, 3.0)),
+    "AffineTransform": Row(lambda d: nflows_transforms.AffineTransform(2.0, 3.0)),
     "ActNorm": Row(nflows_transforms.ActNorm),
     "AdditiveCouplingTransform": Row(nflows_coupling("AdditiveCouplingTransform")),
     "AffineCouplingTransform": Row(nflows_coupling("AffineCouplingTransform")),
@@ -135,7 +130,7 @@ NFLOWS = {
         )
     ),
     "LULinear": Row(lambda d: nflows_transforms.LULinear(d, identity_init=True)),
-    "LeakyReLU": Row(lambda d: nflows_transforms.LeakyReLU(), precision=1e-6, because=SINGLE),
+    "LeakyReLU": Row(lambda d: nflows_transforms.LeakyReLU(), precision=1e-6, because=FLOAT32),
     "LogTanh": Row(lambda d: nflows_transforms.LogTanh()),
     "Logit": refused(lambda d: nflows_transforms.Logit(), "Logit()]"),
     "MaskedAffineAutoregressiveTransform": Row(
@@ -145,10 +140,12 @@ NFLOWS = {
         nflows_masked("MaskedAffineAutoregressiveTransform", context_features=3), context=True
     ),
     "MaskedPiecewiseCubicAutoregressiveTransform": refused(
-        piecewise_cubic_masked, "MaskedPiecewiseRationalQuadraticAutoregressiveTransform"
+        piecewise_masked(nflows_transforms.MaskedPiecewiseCubicAutoregressiveTransform),
+        "MaskedPiecewiseRationalQuadraticAutoregressiveTransform",
     ),
     "MaskedPiecewiseLinearAutoregressiveTransform": refused(
-        piecewise_linear_masked, "MaskedPiecewiseRationalQuadraticAutoregressiveTransform"
+        piecewise_masked(nflows_transforms.MaskedPiecewiseLinearAutoregressiveTransform),
+        "MaskedPiecewiseRationalQuadraticAutoregressiveTransform",
     ),
     "MaskedPiecewiseQuadraticAutoregressiveTransform": Row(
         nflows_masked("MaskedPiecewiseQuadraticAutoregressiveTransform", **SPLINE)
@@ -176,7 +173,7 @@ NFLOWS = {
     "PiecewiseLinearCouplingTransform": Row(
         nflows_coupling("PiecewiseLinearCouplingTransform", **SPLINE),
         precision=1e-3,
-        because=LINEAR,
+        because=WIDENED,
     ),
     "PiecewiseRationalQuadraticCouplingTransform, tails=None": refused(
         nflows_coupling("PiecewiseRationalQuadraticCouplingTransform"), "RationalQuadraticCoupling"
@@ -192,7 +189,7 @@ NFLOWS = {
     "PiecewiseLinearCDF": Row(
         lambda d: nflows_transforms.PiecewiseLinearCDF([d], **SPLINE),
         precision=1e-3,
-        because=LINEAR,
+        because=WIDENED,
     ),
     "PointwiseAffineTransform": Row(
         lambda d: nflows_transforms.PointwiseAffineTransform(torch.ones(d), torch.full((d,), 2.0))
@@ -207,33 +204,33 @@ NFLOWS = {
 }
 
 ODE = "an ODE, solved to atol=1e-6 and rtol=1e-5"
-hidden = {"hidden_features": (WIDTH,)}
+HIDDEN = {"hidden_features": (WIDTH,)}
 ZUKO = {
-    "BPF": Row(partial(zuko.flows.BPF, **hidden)),
-    "CNF": Row(partial(zuko.flows.CNF, **hidden), precision=1e-3, because=ODE),
+    "BPF": Row(partial(zuko.flows.BPF, **HIDDEN)),
+    "CNF": Row(partial(zuko.flows.CNF, **HIDDEN), precision=1e-3, because=ODE),
     "CNF, exact=False": refused(partial(zuko.flows.CNF, exact=False), "stochastic estimate"),
     "ElementWiseTransform": Row(zuko.flows.ElementWiseTransform),
     "ElementWiseTransform, context": Row(
-        lambda d: zuko.flows.ElementWiseTransform(d, 3, **hidden), context=True
+        lambda d: zuko.flows.ElementWiseTransform(d, 3, **HIDDEN), context=True
     ),
-    "FFJTransform": Row(partial(zuko.flows.FFJTransform, **hidden), precision=1e-3, because=ODE),
+    "FFJTransform": Row(partial(zuko.flows.FFJTransform, **HIDDEN), precision=1e-3, because=ODE),
     "GF": Row(zuko.flows.GF),
     "GMM": refused(zuko.flows.GMM, "got GMM"),
-    "GeneralCouplingTransform": Row(partial(zuko.flows.GeneralCouplingTransform, **hidden)),
-    "MAF": Row(partial(zuko.flows.MAF, **hidden)),
-    "MAF, context": Row(lambda d: zuko.flows.MAF(d, 3, **hidden), context=True),
-    "MAF, passes=2": Row(partial(zuko.flows.MAF, passes=2, **hidden)),
+    "GeneralCouplingTransform": Row(partial(zuko.flows.GeneralCouplingTransform, **HIDDEN)),
+    "MAF": Row(partial(zuko.flows.MAF, **HIDDEN)),
+    "MAF, context": Row(lambda d: zuko.flows.MAF(d, 3, **HIDDEN), context=True),
+    "MAF, passes=2": Row(partial(zuko.flows.MAF, passes=2, **HIDDEN)),
     "MaskedAutoregressiveTransform": Row(
-        partial(zuko.flows.MaskedAutoregressiveTransform, **hidden)
+        partial(zuko.flows.MaskedAutoregressiveTransform, **HIDDEN)
     ),
-    "NAF": Row(partial(zuko.flows.NAF, transforms=2, **hidden)),
+    "NAF": Row(partial(zuko.flows.NAF, transforms=2, **HIDDEN)),
     "NCSF": refused(zuko.flows.NCSF, "zuko.flows.NSF"),
-    "NICE": Row(partial(zuko.flows.NICE, **hidden)),
-    "NSF": Row(partial(zuko.flows.NSF, **hidden)),
-    "NSF, context": Row(lambda d: zuko.flows.NSF(d, 3, **hidden), context=True),
-    "RealNVP": Row(partial(zuko.flows.RealNVP, **hidden)),
-    "SOSPF": Row(partial(zuko.flows.SOSPF, **hidden)),
-    "UNAF": Row(partial(zuko.flows.UNAF, transforms=2, **hidden)),
+    "NICE": Row(partial(zuko.flows.NICE, **HIDDEN)),
+    "NSF": Row(partial(zuko.flows.NSF, **HIDDEN)),
+    "NSF, context": Row(lambda d: zuko.flows.NSF(d, 3, **HIDDEN), context=True),
+    "RealNVP": Row(partial(zuko.flows.RealNVP, **HIDDEN)),
+    "SOSPF": Row(partial(zuko.flows.SOSPF, **HIDDEN)),
+    "UNAF": Row(partial(zuko.flows.UNAF, transforms=2, **HIDDEN)),
     "UnconditionalTransform(ExpTransform)": refused(
         unconditional(zuko.transforms.ExpTransform), "to GreaterThan(lower_bound=0.0)"
     ),
@@ -318,20 +315,20 @@ NORMFLOWS = {
     "Squeeze": refused(lambda d: nf.flows.Squeeze(), "SqueezeTransform"),
 }
 
-conditioner = partial(ours.coupling.ResidualMLP, hidden_features=WIDTH)
+CONDITIONER = partial(ResidualMLP, hidden_features=WIDTH)
 OURS = {
     "ActNorm": Row(ours.ActNorm),
-    "AdditiveCoupling": Row(partial(ours.AdditiveCoupling, conditioner=conditioner)),
-    "AffineCoupling": Row(partial(ours.AffineCoupling, conditioner=conditioner)),
+    "AdditiveCoupling": Row(partial(ours.AdditiveCoupling, conditioner=CONDITIONER)),
+    "AffineCoupling": Row(partial(ours.AffineCoupling, conditioner=CONDITIONER)),
     "AffineCoupling, context": Row(
-        partial(ours.AffineCoupling, conditioner=partial(conditioner, context_features=3)),
+        partial(ours.AffineCoupling, conditioner=partial(CONDITIONER, context_features=3)),
         context=True,
     ),
     "FlowLayer": Row(ours.FlowLayer),
     "LULinear": Row(ours.LULinear),
     "RLULinear": Row(ours.RLULinear),
     "RationalQuadraticCoupling": Row(
-        partial(ours.RationalQuadraticCoupling, conditioner=conditioner)
+        partial(ours.RationalQuadraticCoupling, conditioner=CONDITIONER)
     ),
     "ResidualTransform": Row(ours.ResidualTransform),
 }

@@ -116,8 +116,8 @@ class InverseTransform(nflows_transforms.InverseTransform):
 def gated(transform: Transform) -> Transform:
     """Return ``transform`` with every plain composite and inverse of nflows replaced by our own.
 
-    Those within others are replaced too; all other parts stay as
-    they are, and so do the names in the state_dict.
+    Those within each other are replaced too. What a subclass of the user's own holds stays as it
+    is, and so do all other parts, the mode, and the names in the state_dict.
 
     Args:
         transform: any nflows transform.
@@ -127,11 +127,16 @@ def gated(transform: Transform) -> Transform:
         >>> type(gated(nflows_transforms.CompositeTransform([LULinear(3)]))).__module__
         'nflows_mixer.bridges.composite'
     """
-    if type(transform) is nflows_transforms.CompositeTransform:
-        return CompositeTransform(map(gated, transform._transforms))
-    if type(transform) is nflows_transforms.InverseTransform:
-        return InverseTransform(gated(transform._transform))
-    return transform
+    replaced: Transform
+    composites = (nflows_transforms.CompositeTransform, nflows_transforms.CompositeCDFTransform)
+    if type(transform) in composites:
+        replaced = CompositeTransform(transform._transforms)
+    elif type(transform) is nflows_transforms.InverseTransform:
+        replaced = InverseTransform(transform._transform)
+    else:
+        return transform
+    replaced.training = transform.training
+    return replaced
 
 
 def no_volume_change(inputs: Tensor) -> Tensor:

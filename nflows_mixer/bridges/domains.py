@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from nflows import transforms as nflows_transforms
-from nflows.transforms import CompositeTransform, InverseTransform, Transform
+from nflows.transforms import (
+    CompositeTransform,
+    IdentityTransform,
+    InverseTransform,
+    Permutation,
+    Transform,
+)
 
 from nflows_mixer._checks import mismatch
 
+_LIBRARIES = ("nflows", "nflows_mixer")
 _REAL, _UNIT, _OPEN = "R^D", "(0, 1)^D", "(-1, 1)^D"
 _SPLINE = "tails='linear', or nflows_mixer.transforms.RationalQuadraticCoupling"
 _ENDS = {
     "Sigmoid": (_REAL, _UNIT, "the composite [Sigmoid(), a flow of (0, 1)^D, Logit()]"),
     "CauchyCDF": (_REAL, _UNIT, "the composite [CauchyCDF(), a flow of (0, 1)^D, its inverse]"),
+    "LogitTransform": (_UNIT, _REAL, "the composite [Sigmoid(), a flow of (0, 1)^D, Logit()]"),
     "Tanh": (_REAL, _OPEN, "LogTanh, which is Tanh near 0 and unbounded"),
     "MaskedPiecewiseLinearAutoregressiveTransform": (
         _UNIT,
@@ -86,7 +94,6 @@ def check_usable(transform: Transform, owner: str) -> None:
         if reason := unusable(type(part)):
             raise mismatch(owner, "a flow of rows that works with this torch", *reason)
         if (ends := _ends(part)) is None:
-            # A permutation keeps any box, and a class of the user's own is believed.
             continue
         start, end, substitute = ends
         if inverted:
@@ -94,7 +101,7 @@ def check_usable(transform: Transform, owner: str) -> None:
         error = mismatch(
             owner,
             f"a flow from {_REAL} to {_REAL}",
-            f"{name}, from {start} to {end}",
+            f"{name}, from {start} to {end}" + ("" if start == here else f", for values in {here}"),
             f"use {substitute}",
         )
         if start != here:
@@ -136,8 +143,12 @@ def _flat(transform: Transform, inverted: bool = False) -> list[tuple[Transform,
 
 def _ends(part: Transform) -> tuple[str, str, str] | None:
     name = type(part).__name__
-    if name in _ENDS and type(part).__module__.startswith("nflows."):
+    if name in _ENDS and type(part).__module__.split(".")[0] in _LIBRARIES:
         return _ENDS[name]
     if isinstance(part, _SPLINES) and part.tails is None:
         return _UNIT, _UNIT, _SPLINE
-    return None
+    library = type(part).__module__.split(".")[0]
+    if isinstance(part, (Permutation, IdentityTransform)) or library not in _LIBRARIES:
+        # A permutation keeps any box, and a class of the user's own is believed.
+        return None
+    return _REAL, _REAL, "a flow of (0, 1)^D there, such as a spline with tails=None"

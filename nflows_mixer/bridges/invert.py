@@ -30,6 +30,8 @@ def inverse_of(transform: Transform) -> Callable[..., tuple[Tensor, Tensor]]:
         >>> torch.equal(inverse_of(maf)(latents, None)[0], maf.inverse(latents)[0])
         True
     """
+    if not isinstance(transform, AutoregressiveTransform):
+        return transform.inverse
     if type(transform).inverse is not AutoregressiveTransform.inverse:
         return transform.inverse
 

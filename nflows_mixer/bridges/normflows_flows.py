@@ -102,14 +102,20 @@ def from_normflows(
             features,
             "pass a factory, `lambda features: ...`, so that it is built for its place",
         )
-    if name in UNUSABLE and not getattr(flow, "act", None) == "leaky_relu":
-        reason, substitute = UNUSABLE[name]
-        raise mismatch(
-            "from_normflows",
-            "a deterministic flow that maps rows to rows both ways",
-            f"{name}, which is {reason}",
-            f"use {substitute}",
-        )
+    for kind in type(flow).__mro__:
+        own_inverse = type(flow).inverse is not getattr(kind, "inverse", None)
+        if getattr(nf.flows, kind.__name__, None) is not kind or own_inverse:
+            continue
+        if kind is nf.flows.Planar and flow.act == "leaky_relu":
+            continue
+        if kind.__name__ in UNUSABLE:
+            reason, substitute = UNUSABLE[kind.__name__]
+            raise mismatch(
+                "from_normflows",
+                "a deterministic flow that maps rows to rows both ways",
+                f"{name}, which is {reason}",
+                f"use {substitute}",
+            )
     if isinstance(flow, nf.flows.Residual):
         if features is None:
             raise mismatch("from_normflows", "the row length of a Residual", None, "pass features")

@@ -99,8 +99,8 @@ class CheckedFlow(Flow):
             if length is not None and context.shape[1] != length:
                 got = f"{context.shape[1]} features"
                 raise mismatch(owner, f"context of {length} features", got, "pass what it is for")
-        elif context.dim() == 0 or len(context) != batch:
-            expected = f"context for {batch} images"
+        elif _rows(context) != batch or context.dim() == 0:
+            expected = f"context with one row for each of {batch} images"
             got = f"{list(context.shape)}"
             raise mismatch(owner, expected, got, "pass one row per image")
 
@@ -133,6 +133,11 @@ class CheckedFlow(Flow):
         if batch_size is not None:
             check_positive("sample", "batch_size", batch_size)
         self._check_context(context, _rows(context))
+        if context is not None and _rows(context) == 0:
+            got = list(context.shape)
+            raise mismatch(
+                type(self).__name__, "one row of context or more", got, "or leave it out"
+            )
         chunks = []
         with in_mode(self, training=False):
             embedded = self._embedding_net(context)

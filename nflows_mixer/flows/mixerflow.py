@@ -70,8 +70,8 @@ def mixerflow(preset: str | None = None, **arguments) -> ImageFlow:
         >>> loss = -small.log_prob(images).mean()
     """
     flows = [arguments.get(name, "affine") for name in ("channel_flow", "patch_flow")]
-    for name in {"hidden_features", "num_blocks"} & set(arguments):
-        if all(map(callable, flows)):
+    for name in ("hidden_features", "num_blocks"):
+        if name in arguments and all(map(callable, flows)):
             raise mismatch(
                 "mixerflow",
                 f"a channel or patch flow that is named, to read {name}",
