@@ -180,7 +180,8 @@ class ZukoTransform(Transform):
             # In half precision its splines and integrals would be off, not its networks alone.
             stack.enter_context(torch.autocast(inputs.device.type, enabled=False))
             stack.enter_context(self._gradients_for_all())
-            return function(self.transform(context), inputs)
+            # The search for a spline's bin warns of inputs that it would have to copy.
+            return function(self.transform(context), inputs.contiguous())
 
     def _gradients_for_all(self) -> AbstractContextManager:
         """Put those modules of zuko into training mode that hide parameters from it otherwise."""
@@ -381,6 +382,8 @@ def _integrate(built: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
         upper = inputs.view_as(inputs) if inputs.requires_grad else inputs.clone().requires_grad_()
         outputs = GaussLegendre.quadrature(built.g, torch.zeros_like(upper), upper, built.n)
         (slope,) = torch.autograd.grad(outputs.sum(), upper, create_graph=wants_graph)
+        # zuko before 1.5 keeps the constant here, later a transform of its own.
+        outputs = outputs + getattr(built, "C", 0.0)
     return (outputs, slope.log()) if wants_graph else (outputs.detach(), slope.log())
 
 
@@ -441,7 +444,8 @@ def _solve_elementwise(built: Any, targets: Tensor, start: Tensor | None) -> Ten
             targets = _invert(part, targets)
         return _solve_elementwise(first, targets, start)
     if isinstance(built, transforms.MonotonicTransform):
-        return invert_monotone(lambda x: _call(built, x), targets, start)
+        # For UNAF the integrand will do as the slope of a step of Newton.
+        return invert_monotone(built.call_and_ladj, targets, start)
     return _invert(built, targets)
 
 
