@@ -215,7 +215,7 @@ ZUKO = {
     ),
     "FFJTransform": Row(partial(zuko.flows.FFJTransform, **HIDDEN), precision=1e-3, because=ODE),
     "GF": Row(zuko.flows.GF),
-    "GMM": refused(zuko.flows.GMM, "got GMM"),
+    "GMM": refused(zuko.flows.GMM, "a distribution without a map to noise"),
     "GeneralCouplingTransform": Row(partial(zuko.flows.GeneralCouplingTransform, **HIDDEN)),
     "MAF": Row(partial(zuko.flows.MAF, **HIDDEN)),
     "MAF, context": Row(lambda d: zuko.flows.MAF(d, 3, **HIDDEN), context=True),
