@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 from nflows.transforms import Transform
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from nflows_mixer._checks import check_event, mismatch
 from nflows_mixer._modes import in_mode
-from nflows_mixer.bridges.implicit import first_order, with_implicit_gradient
-from nflows_mixer.bridges.invert import until_unchanged
-from nflows_mixer.bridges.monotone import check_solution, invert_monotone
+from nflows_mixer.bridges.zuko_domains import check_domains
+from nflows_mixer.bridges.zuko_maps import row_sum, run, solve
+from nflows_mixer.bridges.zuko_sizes import free_form_parts, known_parts, may_take_context, sizes
 
 if TYPE_CHECKING:
     from zuko.lazy import Flow, LazyTransform
@@ -84,7 +83,7 @@ def from_zuko(
         _start_at_identity(lazy)
     given = {"rows": features, "context": context_features}
     for index, what in enumerate(given):
-        lengths = {_sizes(part)[index] for part in _parts(lazy)}
+        lengths = {sizes(part)[index] for part in known_parts(lazy)}
         if (asked := given[what]) is not None:
             lengths.add(asked)
         if len(lengths) > 1:
@@ -131,7 +130,7 @@ class ZukoTransform(Transform):
         self.features = features
         self.context_features = context_features
         self.takes_context = context_features != 0
-        self._free_form = _free_form(transform)
+        self._free_form = free_form_parts(transform)
         self._owner = f"from_zuko({type(transform).__name__})"
         self._try_out()
 
@@ -145,12 +144,12 @@ class ZukoTransform(Transform):
 
     @staticmethod
     def _forward(built: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        outputs, ladj = _call(built, inputs)
-        return outputs, _sum(ladj, inputs)
+        outputs, ladj = run(built, inputs)
+        return outputs, row_sum(ladj, inputs)
 
     def _inverse(self, built: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = _invert(built, inputs)
-        again, ladj = _call(built, outputs)
+        outputs = solve(built, inputs)
+        again, ladj = run(built, outputs)
         for part in self._free_form:
             # Integrating back and forth need not meet where the ODE is stiff.
             tolerance = max(100 * (part.atol + part.rtol), 1e-6)
@@ -162,7 +161,7 @@ class ZukoTransform(Transform):
                     f"an error of {error:.1e}",
                     "give smaller atol and rtol, run it in float64, or regularise the flow",
                 )
-        return outputs, -_sum(ladj, inputs)
+        return outputs, -row_sum(ladj, inputs)
 
     def _run(
         self, inputs: Tensor, context: Tensor | None, function: Callable
@@ -229,7 +228,7 @@ class ZukoTransform(Transform):
         """Raise unless it is the identity, to a hundredth, on a few random rows."""
         copied, rows, context = self._probe(torch.randn)
         with torch.no_grad():
-            outputs, _ = _call(copied(context), rows)
+            outputs, _ = run(copied(context), rows)
         if not (outputs - rows).abs().max() < 0.01:
             raise mismatch(
                 self._owner,
@@ -255,7 +254,7 @@ class ZukoTransform(Transform):
             try:
                 copied(None).call_and_ladj(rows)
             except Exception as error:
-                if _may_take_context(self.transform):
+                if may_take_context(self.transform):
                     # It takes a context of a length that is its own affair.
                     return
                 raise mismatch(
@@ -266,7 +265,7 @@ class ZukoTransform(Transform):
                 ) from error
             self.context_features, self.takes_context = 0, False
         built = copied(context)
-        _check_domains(built, rows, self._owner)
+        check_domains(built, rows, self._owner)
         if self._free_form:
             # Their solver would take long, and does not change shapes.
             return
@@ -280,220 +279,8 @@ class ZukoTransform(Transform):
             )
 
 
-def _check_domains(built: Any, rows: Tensor, owner: str) -> None:
-    """Follow domains from part to part: together they have to map all of R^D to all of R^D."""
-    from zuko.transforms import SoftclipTransform
-
-    here: Any = constraints.real
-    parts = list(_elementary(built, rows))
-    for index, (part, inverted) in enumerate(parts):
-        if isinstance(part, SoftclipTransform) and 0 < index < len(parts) - 1:
-            # SOSPF, NAF and UNAF are made with it; ``_invert`` looks whether values are in range.
-            continue
-        ends = [_base(part.domain), _base(part.codomain)][:: -1 if inverted else 1]
-        error = mismatch(
-            owner,
-            "a bijection from all real numbers to all real numbers",
-            f"{type(part).__name__} from {ends[0]} to {ends[1]}",
-            "use a transform of all real numbers, such as those of zuko.flows.NSF, or put this one "
-            "between others that map to its domain and back",
-        )
-        if not part.bijective or not _same(here, ends[0]):
-            raise error
-        here = ends[1]
-    if not _same(here, constraints.real):
-        raise error
-
-
-def _elementary(built: Any, rows: Tensor, inverted: bool = False) -> Iterator[tuple[Any, bool]]:
-    """Yield the elementary parts in the order of the map, and whether each runs backwards."""
-    from torch.distributions.transforms import _InverseTransform
-    from zuko import transforms
-
-    if isinstance(built, _InverseTransform):
-        yield from _elementary(built.inv, rows, not inverted)
-    elif isinstance(built, transforms.ComposedTransform):
-        for part in list(built.transforms)[:: -1 if inverted else 1]:
-            yield from _elementary(part, rows, inverted)
-    elif isinstance(built, transforms.AutoregressiveTransform):
-        yield from _elementary(built.meta(rows), rows, inverted)
-    elif isinstance(built, transforms.CouplingTransform):
-        fixed, moved = built.split(rows)
-        yield from _elementary(built.meta(fixed), moved, inverted)
-    elif isinstance(built, transforms.DependentTransform):
-        yield from _elementary(built.base, rows, inverted)
-    else:
-        yield built, inverted
-
-
-def _base(constraint: Any) -> Any:
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
-    return constraint
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Constraints of torch compare by identity, so that their kind and bounds are compared here."""
-    return type(one) is type(other) and vars(one) == vars(other)
-
-
-def _call(built: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs and the log-det of a built transformation, summed where it has several parts."""
-    from torch.distributions.transforms import _InverseTransform
-    from zuko import transforms
-
-    if isinstance(built, transforms.ComposedTransform):
-        total = inputs.new_zeros(inputs.shape[0])
-        for part in built.transforms:
-            inputs, ladj = _call(part, inputs)
-            total = total + _sum(ladj, inputs)
-        return inputs, total
-    if isinstance(built, transforms.DependentTransform):
-        outputs, ladj = _call(built.base, inputs)
-        return outputs, _sum(ladj, inputs)
-    if isinstance(built, transforms.AutoregressiveTransform):
-        return _call(built.meta(inputs), inputs)
-    if isinstance(built, transforms.CouplingTransform):
-        fixed, moved = built.split(inputs)
-        moved, ladj = _call(built.meta(fixed), moved)
-        return built.merge(fixed, moved, inputs.shape), ladj
-    if isinstance(built, transforms.UnconstrainedMonotonicTransform):
-        return _integrate(built, inputs)
-    if isinstance(built, _InverseTransform):
-        outputs = _invert(built.inv, inputs)
-        return outputs, -_call(built.inv, outputs)[1]
-    return built.call_and_ladj(inputs)
-
-
-def _integrate(built: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs of an integral by quadrature, and the logarithm of the quadrature's own slope.
-
-    zuko reports the integrand, which is the slope of the integral: apart by 1e-5 and more.
-    """
-    from zuko.transforms import SOSPolynomialTransform
-    from zuko.utils import GaussLegendre
-
-    if isinstance(built, SOSPolynomialTransform):
-        # Of a polynomial the quadrature is exact.
-        return built.call_and_ladj(inputs)
-    wants_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # A view, so that the slope is that at the inputs, and the graph goes on to them.
-        upper = inputs.view_as(inputs) if inputs.requires_grad else inputs.clone().requires_grad_()
-        outputs = GaussLegendre.quadrature(built.g, torch.zeros_like(upper), upper, built.n)
-        (slope,) = torch.autograd.grad(outputs.sum(), upper, create_graph=wants_graph)
-        # zuko before 1.5 keeps the constant here, later a transform of its own.
-        outputs = outputs + getattr(built, "C", 0.0)
-    return (outputs, slope.log()) if wants_graph else (outputs.detach(), slope.log())
-
-
-def _invert(built: Any, targets: Tensor) -> Tensor:
-    """Solve ``built(x) = targets``; zuko's own inverse wherever that is in closed form."""
-    from torch.distributions.transforms import _InverseTransform
-    from zuko import transforms
-
-    if isinstance(built, _InverseTransform):
-        return _call(built.inv, targets)[0]
-    if isinstance(built, transforms.ComposedTransform):
-        for part in reversed(built.transforms):
-            targets = _invert(part, targets)
-        return targets
-    if isinstance(built, transforms.DependentTransform):
-        return _invert(built.base, targets)
-    if isinstance(built, transforms.CouplingTransform):
-        fixed, moved = built.split(targets)
-        return built.merge(fixed, _invert(built.meta(fixed), moved), targets.shape)
-    if isinstance(built, transforms.AutoregressiveTransform):
-        with torch.no_grad():
-            solution, _ = until_unchanged(
-                lambda x: (_solve_elementwise(built.meta(x), targets, x), None),
-                torch.zeros_like(targets),
-            )
-            _check_iterative(built.meta(solution), solution, targets)
-        return with_implicit_gradient(lambda x: _call(built, x)[0], solution, targets)
-    if isinstance(built, transforms.MonotonicTransform):
-        with torch.no_grad():
-            solution = _solve_elementwise(built, targets, None)
-            _check_iterative(built, solution, targets)
-        if not torch.is_grad_enabled():
-            return solution
-        values, log_slope = _call(built, solution)
-        return first_order(solution, (targets - values) / log_slope.detach().exp())
-    if isinstance(built, transforms.SoftclipTransform):
-        if (targets.abs() >= built.bound).any():
-            raise mismatch(
-                "from_zuko(SoftclipTransform).inverse",
-                f"values between {-built.bound} and {built.bound}, its range",
-                f"{targets.abs().max().item():g} in size",
-                "zuko puts it between the transforms of SOSPF, NAF and UNAF; use transforms=1, "
-                "standardise the inputs (ActNorm before it), or lower the temperature of samples",
-            )
-    return built.inv(targets)
-
-
-def _solve_elementwise(built: Any, targets: Tensor, start: Tensor | None) -> Tensor:
-    """Solve an elementwise ``built(x) = targets``, from a first guess where it iterates."""
-    from zuko import transforms
-
-    if isinstance(built, transforms.DependentTransform):
-        return _solve_elementwise(built.base, targets, start)
-    if isinstance(built, transforms.ComposedTransform):
-        # The parts before the last are the ones that may iterate, and the guess is for the first.
-        *last, first = reversed(built.transforms)
-        for part in last:
-            targets = _invert(part, targets)
-        return _solve_elementwise(first, targets, start)
-    if isinstance(built, transforms.MonotonicTransform):
-        # For UNAF the integrand will do as the slope of a step of Newton.
-        return invert_monotone(built.call_and_ladj, targets, start)
-    return _invert(built, targets)
-
-
-def _check_iterative(built: Any, solution: Tensor, targets: Tensor) -> None:
-    """Raise if an elementwise transformation that iterates has not found its solution.
-
-    Of a masked flow that is asked at the end alone: before, the parameters are not yet its own.
-    """
-    from zuko import transforms
-
-    parts = [built.base] if isinstance(built, transforms.DependentTransform) else [built]
-    if isinstance(parts[0], transforms.ComposedTransform):
-        parts = parts[0].transforms
-    for part in parts:
-        if isinstance(part, transforms.MonotonicTransform):
-            owner = f"from_zuko({type(part).__name__}).inverse"
-            check_solution(_call(built, solution)[0], targets, owner)
-
-
-def _sum(ladj: Tensor, inputs: Tensor) -> Tensor:
-    """Log-det [N] of one that may be per row, per element, or the same for all."""
-    if ladj.dim() < 2:
-        return ladj.expand(inputs.shape[0])
-    return ladj.flatten(1).sum(1)
-
-
-def _may_take_context(lazy: nn.Module) -> bool:
-    """Whether there is a lazy transform in it of which nothing is known."""
-    from zuko import lazy as zuko_lazy
-
-    plain = (
-        zuko_lazy.LazyComposedTransform,
-        zuko_lazy.LazyInverse,
-        zuko_lazy.UnconditionalTransform,
-    )
-    lazies = [m for m in lazy.modules() if isinstance(m, zuko_lazy.LazyTransform)]
-    return not all(isinstance(module, plain) for module in lazies)
-
-
-def _free_form(lazy: nn.Module) -> list[Any]:
-    """Those parts of a lazy transform that solve an ODE."""
-    from zuko.flows.continuous import FFJTransform
-
-    return [module for module in lazy.modules() if isinstance(module, FFJTransform)]
-
-
 def _refuse_stochastic(lazy: nn.Module) -> None:
-    for module in _free_form(lazy):
+    for module in free_form_parts(lazy):
         if not module.exact:
             raise mismatch(
                 "from_zuko",
@@ -504,43 +291,11 @@ def _refuse_stochastic(lazy: nn.Module) -> None:
             )
 
 
-def _parts(lazy: nn.Module) -> Iterator[Any]:
-    """Yield the parts of a lazy transform whose sizes can be read from them."""
-    from zuko.flows.autoregressive import MaskedAutoregressiveTransform
-    from zuko.flows.continuous import FFJTransform
-    from zuko.flows.coupling import GeneralCouplingTransform
-    from zuko.flows.gaussianization import ElementWiseTransform
-
-    known = (
-        MaskedAutoregressiveTransform,
-        GeneralCouplingTransform,
-        ElementWiseTransform,
-        FFJTransform,
-    )
-    return (module for module in lazy.modules() if isinstance(module, known))
-
-
-def _sizes(part: Any) -> tuple[int, int]:
-    """(features, context features) of one known part."""
-    if hasattr(part, "ode"):
-        features = part.ode[-1].out_features
-        return features, part.ode[0].in_features - features - 2 * len(part.freqs)
-    if hasattr(part, "mask"):
-        features = len(part.mask)
-        return features, part.hyper[0].in_features - int(part.mask.sum())
-    if hasattr(part, "passes"):
-        features = part.hyper[-1].out_features // part.total
-        return features, part.hyper[0].in_features - features
-    if hasattr(part, "hyper"):
-        return part.hyper[-1].out_features // part.total, part.hyper[0].in_features
-    return len(part.phi[0]), 0
-
-
 def _start_at_identity(lazy: nn.Module) -> None:
     from zuko.flows.continuous import FFJTransform
 
     starts = ("MonotonicAffineTransform", "MonotonicRQSTransform", "AdditiveTransform")
-    for part in _parts(lazy):
+    for part in known_parts(lazy):
         univariate = getattr(part, "univariate", None)
         univariate = getattr(univariate, "func", univariate)
         network = part.ode if isinstance(part, FFJTransform) else getattr(part, "hyper", None)
