@@ -1,89 +1,235 @@
-"""Images from names, files and folders."""
+"""Images from names, files and folders, and the parts they are split into."""
+
+import hashlib
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from nflows_mixer.data import load_images
-from nflows_mixer.data.images import DOWNLOADS
+from nflows_mixer.data import ImageData, ImageDataset, load_images
+from nflows_mixer.data.split import split, validation_size
+from nflows_mixer.data.torchvision_sets import DOWNLOADS
+from nflows_mixer.transforms.permute import PermutePixels
+
+
+def parts(data):
+    return [part for part in (data.train, data.validation, data.test) if part is not None]
+
+
+def everything(data):
+    return torch.cat([part.images() for part in parts(data)])
+
+
+def write_images(folder, count, shape=(4, 6, 3), first=0):
+    """Image files that are constant, each at a value of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(first, first + count):
+        Image.fromarray(np.full(shape, index, np.uint8)).save(folder / f"{index}.png")
+
+
+# Parts.
 
 
 def test_digits_are_split_by_seed_without_overlap():
     first, again, other = (load_images("digits", seed=s) for s in (0, 0, 1))
-    assert first.train.shape == (1400, 1, 8, 8) and first.test.shape == (397, 1, 8, 8)
-    assert first.levels == 17 and first.train.max() == 16 and first.train.dtype == torch.uint8
-    assert torch.equal(first.test, again.test) and not torch.equal(first.test, other.test)
-    everything = torch.cat([first.train, first.test]).flatten(1)
-    shuffled = torch.cat([other.train, other.test]).flatten(1)
-    assert torch.equal(everything.unique(dim=0), shuffled.unique(dim=0))
+    assert [len(part) for part in parts(first)] == [1344, 56, 397]
+    assert first.levels == 17 and first.train.images().max() == 16
+    assert first.image_shape == (1, 8, 8) and first.num_classes == 10
+    rows = torch.cat([part.rows for part in parts(first)])
+    assert rows.sort().values.tolist() == list(range(1797))
+    assert torch.equal(first.test.images(), again.test.images())
+    assert not torch.equal(first.test.images(), other.test.images())
+    assert first.split_hash == again.split_hash != other.split_hash
 
 
-@pytest.mark.parametrize("channels", [None, 1, 3])
-def test_npz_keeps_its_pixels(tmp_path, channels):
-    shape = (20, 4, 6) if channels is None else (20, 4, 6, channels)
-    array = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
-    np.savez(tmp_path / "faces.npz", images=array)
-    data = load_images(tmp_path / "faces.npz", held_out=0.25)
-    assert data.name == "faces" and data.levels == 256
-    assert data.train.shape == (15, channels or 1, 4, 6) and data.test.shape[0] == 5
-    found = torch.cat([data.train, data.test]).permute(0, 2, 3, 1).reshape(20, -1)
-    expected = torch.from_numpy(array).reshape(20, -1)
-    assert torch.equal(found.unique(dim=0), expected.unique(dim=0))
+def test_split_of_digits_is_the_same_everywhere_and_always():
+    """Results of earlier versions compare with later ones only while this hash stays."""
+    data = load_images("digits")
+    assert data.split_hash == "b669f0cb2ebffae4"
+    rows = torch.cat([part.rows for part in parts(data)]).numpy().astype("<i8")
+    assert data.split_hash == hashlib.sha256(rows.tobytes()).hexdigest()[:16]
 
 
-def test_second_file_is_held_out_whole(tmp_path):
-    for name, count in [("a", 6), ("b", 3)]:
-        np.savez(tmp_path / f"{name}.npz", images=np.full((count, 4, 4), count, np.uint8))
-    data = load_images(tmp_path / "a.npz", test=tmp_path / "b.npz")
-    assert (data.train == 6).all() and data.test.shape == (3, 1, 4, 4) and (data.test == 3).all()
+def test_labels_of_digits_follow_their_images():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    data = load_images("digits", seed=3)
+    for part in parts(data):
+        assert np.array_equal(part.images()[:, 0].numpy(), digits.images[part.rows.numpy()])
+        assert np.array_equal(part.labels().numpy(), digits.target[part.rows.numpy()])
 
 
-def test_folder_of_image_files(tmp_path):
-    (tmp_path / "deeper").mkdir()
-    for index in range(10):
-        folder = tmp_path / "deeper" if index % 2 else tmp_path
-        pixels = np.full((4, 6, 3), index, np.uint8)
-        pixels[..., 2] = 100
-        Image.fromarray(pixels).save(folder / f"{index}.png")
-    (tmp_path / "notes.txt").write_text("not an image")
-    data = load_images(tmp_path)
-    assert data.train.shape == (9, 3, 4, 6) and data.test.shape == (1, 3, 4, 6)
-    everything = torch.cat([data.train, data.test])
-    assert everything[:, 0, 0, 0].sort().values.tolist() == list(range(10))
-    assert (everything[:, 2] == 100).all()
+@pytest.mark.parametrize("count, train", [(50_000, 48_000), (60_000, 57_600)])
+def test_sizes_of_the_paper(count, train):
+    assert count - validation_size(count) == train
+    assert 63_565 - validation_size(63_565) == 61_023
+    assert 1_281_149 - validation_size(1_281_149) == 1_229_904
 
 
-@pytest.mark.parametrize("name, shape", [("cifar10", (2, 4, 4, 3)), ("mnist", (2, 4, 4))])
-def test_downloads_keep_the_split_of_their_makers(name, shape, monkeypatch):
-    """torchvision's part is replaced: no test downloads."""
+def test_validation_size_is_the_formula():
+    assert all(validation_size(n) == max(1, int(0.04 * n)) for n in range(1, 100_000, 7))
+
+
+def test_split_leaves_something_to_train_on():
+    images = ImageDataset(torch.zeros(3, 1, 2, 2, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="split: expected more than 3 images to split, got 3; use"):
+        split(images, [1, 2], seed=0)
+
+
+def test_describe_is_json_with_all_that_a_result_needs(tmp_path):
+    data = load_images("digits", shuffle="local", seed=5)
+    described = json.loads(json.dumps(data.describe()))
+    assert described == {
+        "data": "digits",
+        "version": "",
+        "levels": 17,
+        "image_shape": [1, 8, 8],
+        "train_images": 1344,
+        "validation_images": 56,
+        "test_images": 397,
+        "split_hash": data.split_hash,
+        "shuffle": {"mode": "local", "patch_size": 4, "seed": 5},
+    }
+    assert "shuffle" not in load_images("digits").describe()
+
+
+def test_hash_is_that_of_the_split_when_a_part_is_cut_down():
+    data = load_images("digits")
+    assert replace(data, train=data.train.subset(slice(5))).split_hash == data.split_hash
+    images = data.train.subset(slice(4))
+    assert ImageData("x", images, images.subset([0]), None).split_hash != data.split_hash
+
+
+# Folders of the paper.
+
+
+@pytest.mark.parametrize("name, size", [("animefaces", 64), ("galaxy32", 32)])
+def test_folders_of_the_paper_have_no_test_part(tmp_path, name, size):
+    write_images(tmp_path / name / "a", 30, shape=(size + 7, size + 3, 3))
+    write_images(tmp_path / name / "b", 30, shape=(size, size), first=30)
+    data = load_images(name, root=tmp_path)
+    assert data.image_shape == (3, size, size) and data.test is None
+    assert (len(data.train), len(data.validation), data.num_classes) == (58, 2, None)
+    assert data.name == name and data.describe()["test_images"] == 0
+    assert everything(data)[:, 1, 5, 5].sort().values.tolist() == list(range(60))
+    with pytest.raises(ValueError, match="expected a folder of images, got none; put"):
+        load_images(name, root=tmp_path / "elsewhere")
+
+
+# torchvision: its part is replaced, no test downloads.
+
+
+@pytest.mark.parametrize("name, shape", [("cifar10", (50, 4, 4, 3)), ("mnist", (50, 4, 4))])
+def test_downloads_keep_the_split_of_their_makers(name, shape, monkeypatch, tmp_path):
     from torchvision import datasets
 
     class Stub:
         def __init__(self, root, train, download):
-            assert download and root == "somewhere"
+            assert download and root == str(tmp_path)
             self.data = np.full(shape, 1 if train else 2, np.uint8)
+            self.data[:, 0, 0] = np.arange(50).reshape(50, *[1] * (len(shape) - 3))
+            self.targets = list(range(50)) if name == "cifar10" else torch.arange(50)
 
     monkeypatch.setattr(datasets, DOWNLOADS[name], Stub)
-    data = load_images(name, root="somewhere")
-    assert (data.train == 1).all() and (data.test == 2).all()
+    data = load_images(name, root=tmp_path)
+    assert [len(part) for part in parts(data)] == [48, 2, 50]
+    assert (data.train.images()[:, :, 1:] == 1).all() and (data.test.images()[..., 1:] == 2).all()
     assert data.image_shape == (3 if name == "cifar10" else 1, 4, 4)
+    for part in parts(data):
+        assert torch.equal(part.images()[:, 0, 0, 0].long(), part.labels())
 
 
-def test_grey_folder_keeps_one_channel(tmp_path):
-    for index in range(4):
-        Image.fromarray(np.full((4, 6), index, np.uint8)).save(tmp_path / f"{index}.png")
-    assert load_images(tmp_path).image_shape == (1, 4, 6)
+def stub_celeba(monkeypatch, tmp_path, sizes, shape=(218, 178, 3)):
+    from torchvision import datasets
+
+    base = tmp_path / "celeba" / "img_align_celeba"
+    base.mkdir(parents=True)
+    names = {}
+    generator = np.random.default_rng(0)
+    for part, count in sizes.items():
+        names[part] = [f"{part}{index}.png" for index in range(count)]
+        for name in names[part]:
+            pixels = generator.integers(256, size=shape, dtype=np.uint8)
+            Image.fromarray(pixels).save(base / name)
+
+    class Stub:
+        base_folder = "celeba"
+
+        def __init__(self, root, split, download):
+            assert download
+            self.root, self.filename = root, names[split]
+
+    monkeypatch.setattr(datasets, "CelebA", Stub)
+    return base, names
 
 
-def test_folder_of_more_files_than_may_be_open(tmp_path):
-    import resource
+def test_celeba_has_the_official_parts_and_the_crop_of_realnvp(monkeypatch, tmp_path):
+    base, names = stub_celeba(monkeypatch, tmp_path, {"train": 3, "valid": 2, "test": 1})
+    data = load_images("celeba64", root=tmp_path)
+    assert [len(part) for part in parts(data)] == [3, 2, 1] and data.num_classes is None
+    for key, part in zip(("train", "valid", "test"), parts(data)):
+        for index, name in enumerate(names[key]):
+            rows = np.asarray(Image.open(base / name))[40:188, 15:163]
+            expected = Image.fromarray(rows).resize((64, 64), Image.Resampling.BILINEAR)
+            found = part.images(index).permute(1, 2, 0).numpy()
+            assert np.array_equal(found, np.asarray(expected))
 
-    for index in range(60):
-        Image.fromarray(np.full((2, 2), index, np.uint8)).save(tmp_path / f"{index}.png")
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (50, limits[1]))
-    try:
-        assert len(load_images(tmp_path).train) == 54
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+def test_celeba_of_another_size(monkeypatch, tmp_path):
+    sizes = {"train": 1, "valid": 1, "test": 1}
+    stub_celeba(monkeypatch, tmp_path, sizes, shape=(64, 64, 3))
+    with pytest.raises(ValueError, match=r"to crop at .*, got \(width, height\) \(64, 64\)"):
+        load_images("celeba64", root=tmp_path)
+
+
+# Shuffles.
+
+
+@pytest.mark.parametrize("mode, patch, used", [("global", None, None), ("local", None, 4)])
+def test_shuffle_is_permute_pixels_in_all_parts(mode, patch, used):
+    plain = load_images("digits", seed=2)
+    data = load_images("digits", seed=2, shuffle=mode, shuffle_patch=patch)
+    permute = PermutePixels((1, 8, 8), mode, used, seed=2)
+    for before, after in zip(parts(plain), parts(data)):
+        assert torch.equal(permute(before.images())[0], after.images())
+        assert torch.equal(after.images(3), after[3][0]) and after.images(3).shape == (1, 8, 8)
+        assert torch.equal(after.images(3), after.images()[3])
+        assert torch.equal(before.labels(), after.labels())
+    assert data.split_hash == plain.split_hash and data.train.subset([4]).transform is not None
+
+
+def test_shuffle_with_another_patch():
+    data = load_images("digits", shuffle="local", shuffle_patch=2)
+    assert data.shuffle == {"mode": "local", "patch_size": 2, "seed": 0}
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize(
+    "arguments, pattern",
+    [
+        ({"source": "nothing"}, "'galaxy32', an .npz file or a folder that exists, got 'nothing'"),
+        ({"source": "digits", "test": "x.npz"}, "no test images beside 'digits', got x.npz"),
+        ({"source": "digits", "size": 8}, "no size but with a folder of image files, got 'digits'"),
+        ({"source": "digits", "shuffle": "all"}, "shuffle to be one of 'global', 'local', got"),
+        ({"source": "digits", "shuffle_patch": 2}, "with shuffle='local' alone, got shuffle=None"),
+        (
+            {"source": "digits", "shuffle": "local", "shuffle_patch": 3},
+            "divides the image's height 8, got 3",
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit(arguments, pattern):
+    with pytest.raises(ValueError, match=pattern):
+        load_images(**arguments)
+
+
+def test_size_that_is_none(tmp_path):
+    write_images(tmp_path, 3)
+    with pytest.raises(ValueError, match="size to be a positive integer, got 0"):
+        load_images(tmp_path, size=0)

@@ -1,5 +1,7 @@
-"""Image data sets as uint8 tensors (extra: train)."""
+"""Image data sets as uint8 tensors, in memory or mapped from a file (extra: train)."""
 
-from nflows_mixer.data.images import ImageData, load_images
+from nflows_mixer.data.dataset import ImageDataset
+from nflows_mixer.data.image_data import ImageData
+from nflows_mixer.data.images import load_images
 
-__all__ = ["ImageData", "load_images"]
+__all__ = ["ImageData", "ImageDataset", "load_images"]

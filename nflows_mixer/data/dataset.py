@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Union
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Union
 
 import numpy as np
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nflows_mixer._checks import mismatch
+from nflows_mixer.data.mapped import map_images
 
-Rows = Union[int, slice, Sequence[int], Tensor]
+Rows = Union[int, slice, Sequence[int], np.ndarray, Tensor]
 
 
 class ImageDataset(Dataset):
@@ -20,13 +22,16 @@ class ImageDataset(Dataset):
 
     A map-style data set of torch: ``dataset[3]`` is a sample, ``dataset[[3, 5]]`` a batch, so that
     ``DataLoader(dataset, sampler=batches, batch_size=None)`` gathers each batch in one call.
-    Images may lie in a file that is mapped into memory: only the rows that are asked for are read.
+    Images may lie in a file that is mapped into memory: only the rows that are asked for are read,
+    and a copy of the data set in another process maps the file again. What is returned is always a
+    copy of the rows.
 
     Args:
-        images: uint8 [N, C, H, W].
+        images: uint8 [N, C, H, W], or the .npy file that holds such an array, to be mapped.
         labels: integers [N], or None.
         rows: the rows of ``images`` that are the data set, in their order; all of them if None.
             Nothing is copied.
+        transform: applied to each batch [n, C, H, W] that is taken; it keeps shape and dtype.
 
     Raises:
         ValueError: if the images are not uint8 [N, C, H, W], or there is not one label for each.
@@ -43,10 +48,13 @@ class ImageDataset(Dataset):
 
     def __init__(
         self,
-        images: Tensor,
+        images: Tensor | Path,
         labels: Tensor | None = None,
         rows: Sequence[int] | Tensor | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        self._file = None if isinstance(images, Tensor) else Path(images)
+        images = images if isinstance(images, Tensor) else map_images(images)
         if images.dtype != torch.uint8 or images.dim() != 4:
             got = f"{images.dtype} {list(images.shape)}"
             raise mismatch("ImageDataset", "uint8 images [N, C, H, W]", got, "convert them")
@@ -55,8 +63,9 @@ class ImageDataset(Dataset):
             expected = f"one integer label for each of {len(images)} images"
             raise mismatch("ImageDataset", expected, got, "pass class indices")
         self._images = images
-        self._labels = labels
+        self._labels = None if labels is None else labels.long()
         self._rows = None if rows is None else torch.as_tensor(rows, dtype=torch.long)
+        self.transform = transform
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -69,18 +78,32 @@ class ImageDataset(Dataset):
         """Whether there are labels: samples are then (image, label), else (image,)."""
         return self._labels is not None
 
+    @property
+    def mapped(self) -> bool:
+        """Whether the images are read from a file as they are asked for."""
+        return self._file is not None
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows of the stored images that are the data set, [N], in their order."""
+        return torch.arange(len(self._images)) if self._rows is None else self._rows
+
+    def shares_images(self, other: ImageDataset) -> bool:
+        """Whether both are rows of the same stored images."""
+        return self._images is other._images
+
     def __len__(self) -> int:
         return len(self._images if self._rows is None else self._rows)
 
     def __getitem__(self, index: Rows) -> tuple[Tensor, ...]:
         rows = self._at(index)
         if self._labels is None:
-            return (self._images[rows],)
-        return self._images[rows], self._labels[rows]
+            return (self._take(rows),)
+        return self._take(rows), self._labels[rows]
 
     def images(self, index: Rows = slice(None)) -> Tensor:
         """Return the images of these rows, [n, C, H, W]; all of them where none are named."""
-        return self._images[self._at(index)]
+        return self._take(self._at(index))
 
     def labels(self, index: Rows = slice(None)) -> Tensor:
         """Return the labels of these rows, [n]; an error if there are none."""
@@ -90,12 +113,55 @@ class ImageDataset(Dataset):
 
     def subset(self, index: Rows) -> ImageDataset:
         """Return these rows as a data set that shares the images."""
-        rows = torch.arange(len(self))[index] if self._rows is None else self._rows[index]
-        return ImageDataset(self._images, self._labels, rows)
+        return self._with(rows=self._at(index).reshape(-1))
 
-    def _at(self, index: Rows) -> Rows:
-        if isinstance(index, int) and not -len(self) <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        if isinstance(index, (list, tuple, np.ndarray)):
-            index = torch.as_tensor(np.asarray(index), dtype=torch.long)
-        return index if self._rows is None else self._rows[index]
+    def transformed(self, transform: Callable[[Tensor], Tensor] | None) -> ImageDataset:
+        """Return the same rows, shared, with this transform in place of the present one."""
+        return self._with(transform=transform)
+
+    def _with(self, **changes: Any) -> ImageDataset:
+        other = ImageDataset.__new__(ImageDataset)
+        other.__dict__.update(self.__dict__)
+        other._rows = changes.get("rows", self._rows)
+        other.transform = changes.get("transform", self.transform)
+        return other
+
+    def _at(self, index: Rows) -> Tensor:
+        """The rows of the stored images, [n]; without dimensions for an integer."""
+        count = len(self)
+        if isinstance(index, slice):
+            places = torch.from_numpy(np.arange(*index.indices(count)))
+        else:
+            places = torch.as_tensor(index if isinstance(index, Tensor) else np.asarray(index))
+        if places.dtype == torch.bool:
+            if places.shape != (count,):
+                got = f"a mask {list(places.shape)}"
+                expected = f"one entry for each of {count} images"
+                raise mismatch("ImageDataset", expected, got, "pass a mask of that length")
+            places = places.nonzero().flatten()
+        # An empty list comes as floats; uint8 would be read as a mask.
+        if not places.is_floating_point() or not places.numel():
+            places = places.long()
+        if places.numel() and not -count <= int(places.min()) <= int(places.max()) < count:
+            raise IndexError(f"rows {int(places.min())} to {int(places.max())} of {count} images")
+        if self._rows is not None:
+            return self._rows[places]
+        return places % max(count, 1)
+
+    def _take(self, rows: Tensor) -> Tensor:
+        # Advanced indexing copies: a view of a mapped file must not be written to.
+        images = self._images[rows.reshape(-1)]
+        if self.transform is not None:
+            images = self.transform(images)
+        return images if rows.dim() else images[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if self._file is not None:
+            del state["_images"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._file is not None:
+            self._images = map_images(self._file)

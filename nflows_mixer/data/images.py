@@ -1,165 +1,182 @@
-"""Images from a name, a file or a folder, split into training and held-out parts."""
+"""Images from a name, a file or a folder, split into parts to train on, to choose by, to report."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange
-from torch import Tensor
 
-from nflows_mixer._checks import mismatch
+from nflows_mixer._checks import check_choice, mismatch
+from nflows_mixer.data.dataset import ImageDataset
+from nflows_mixer.data.folders import FolderImages
+from nflows_mixer.data.image_data import ImageData
+from nflows_mixer.data.imagenet import load_imagenet
+from nflows_mixer.data.mapped import gather
+from nflows_mixer.data.npz_images import NpzImages
+from nflows_mixer.data.shuffle import PixelShuffle
+from nflows_mixer.data.split import split, validation_size
+from nflows_mixer.data.torchvision_sets import DOWNLOADS, load_celeba64, load_download
 
-DOWNLOADS = {"cifar10": "CIFAR10", "mnist": "MNIST"}
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-
-
-@dataclass(frozen=True)
-class ImageData:
-    """Images to train on and images held out.
-
-    Args:
-        name: what they are, for the report.
-        train: uint8 [N, C, H, W].
-        test: uint8 [M, C, H, W].
-        levels: number of pixel values.
-
-    Example:
-        >>> images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
-        >>> ImageData("blank", images, images, levels=17).image_shape
-        (1, 8, 8)
-    """
-
-    name: str
-    train: Tensor
-    test: Tensor
-    levels: int = 256
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        channels, height, width = self.train.shape[1:]
-        return channels, height, width
+IMAGENETS = {"imagenet32": 32, "imagenet64": 64}
+# Folders under the root that have no test part, and the size they are resized to.
+FOLDERS = {"animefaces": 64, "galaxy32": 32}
+NAMES = ("digits", *DOWNLOADS, "celeba64", *IMAGENETS, *FOLDERS)
 
 
 def load_images(
     source: str | Path,
-    seed: int = 0,
-    held_out: float = 0.1,
+    *,
     test: str | Path | None = None,
     root: str | Path = "data",
+    seed: int = 0,
+    shuffle: str | None = None,
+    shuffle_patch: int | None = None,
+    size: int | None = None,
 ) -> ImageData:
     """Load images by name, from an .npz file, or from a folder of image files.
 
+    =============  ============================================================================
+    source         images, and the parts they come in
+    =============  ============================================================================
+    "digits"       scikit-learn's 1,797 handwritten digits, 8 x 8 with 17 levels; 397 held out
+    "cifar10"      torchvision; official test part
+    "mnist"        torchvision; official test part
+    "celeba64"     torchvision, RealNVP's crop, 64 x 64; official parts
+    "imagenet32"   ``root/imagenet32``, old or new version, see ``version``; official validation
+                   part as test part
+    "imagenet64"   likewise
+    "animefaces"   ``root/animefaces``, a folder resized to 64 x 64; no test part
+    "galaxy32"     ``root/galaxy32``, a folder resized to 32 x 32; no test part
+    a file .npz    arrays ``images``, uint8 [N, H, W] or [N, H, W, C], and ``labels`` if any
+    a folder       image files at any depth; class folders give labels, as in ImageFolder
+    =============  ============================================================================
+
+    Files and folders without a ``test`` lose a tenth of their images to the test part. The
+    validation part is int(0.04 n) of the n other images, but for CelebA's own. Image sets larger
+    than 1 GiB are written to ``root/cache`` once and mapped.
+
     Args:
-        source: "digits" (scikit-learn's 1,797 handwritten digits, 8 x 8 with 17 levels, no
-            download), "cifar10" or "mnist" (torchvision downloads them to ``root``), a file .npz
-            with an array ``images`` (uint8 [N, H, W] or [N, H, W, C]), or a folder with image
-            files of one size, at any depth.
-        seed: of the random split; the data sets with a test part of their own keep that.
-        held_out: fraction held out where there is no test part; digits hold out 397.
-        test: a second .npz file or folder, to be held out whole.
-        root: where downloads are kept.
+        source: one of the above.
+        test: a second .npz file or folder, to be the test part.
+        root: where downloads and named folders are, and the cache.
+        seed: of the random split and of the shuffle.
+        shuffle: "global" or "local": shuffle the pixels of all images in the same way.
+        shuffle_patch: patch size of the local shuffle; 4 if None.
+        size: of a folder: the shorter side of each image is resized to it, the centre cropped.
 
     Returns:
         The images.
 
     Raises:
-        ValueError: if the source is unknown, or its images are no uint8 images of one size.
+        ValueError: if the source is unknown, its images are no uint8 images of one size, or they
+            are too few to split.
+
+    References:
+        MixerFlow, Section 5.4.1 (shuffles) and Table 8 (sizes of the parts).
 
     Example:
         >>> data = load_images("digits")
-        >>> data.train.shape, data.test.shape
-        (torch.Size([1400, 1, 8, 8]), torch.Size([397, 1, 8, 8]))
+        >>> len(data.train), len(data.validation), len(data.test), data.split_hash
+        (1344, 56, 397, 'b669f0cb2ebffae4')
     """
-    if test is not None and source in ("digits", *DOWNLOADS):
-        raise mismatch(
-            "load_images", f"no test images beside {source!r}", test, "it has a held-out part"
-        )
-    if source in DOWNLOADS:
-        train, held = (_torchvision(DOWNLOADS[source], root, train) for train in (True, False))
-        return ImageData(str(source), train, held)
-    if source == "digits":
+    root = Path(root).absolute()
+    named = isinstance(source, str) and source in NAMES
+    if named and test is not None:
+        expected = f"no test images beside {source!r}"
+        raise mismatch("load_images", expected, test, "its test part is decided by its name")
+    if size is not None and (named or not Path(source).is_dir()):
+        expected = "no size but with a folder of image files"
+        raise mismatch("load_images", expected, f"{source!r}, size={size}", "leave size out")
+    if shuffle is not None:
+        check_choice("load_images", "shuffle", shuffle, ("global", "local"))
+    if shuffle_patch is not None and shuffle != "local":
+        expected = "a shuffle_patch with shuffle='local' alone"
+        raise mismatch("load_images", expected, f"shuffle={shuffle!r}", "leave it out")
+    data = _named(str(source), root, seed) if named else _paths(source, test, root, seed, size)
+    return data if shuffle is None else _shuffled(data, shuffle, shuffle_patch, seed)
+
+
+def _named(name: str, root: Path, seed: int) -> ImageData:
+    version = ""
+    if name == "digits":
         from sklearn.datasets import load_digits
 
-        images = torch.from_numpy(load_digits().images.astype(np.uint8))[:, None]
-        train, held = _split(images, 397, seed)
-        return ImageData("digits", train, held, levels=17)
-    images = _read(Path(source))
-    if test is not None:
-        held = _read(Path(test))
-        if held.shape[1:] != images.shape[1:]:
-            raise mismatch(
-                str(test),
-                f"images of {list(images.shape[1:])}",
-                list(held.shape[1:]),
-                "resize them",
-            )
-        return ImageData(Path(source).stem, images, held)
-    if len(images) < 2:
-        raise mismatch(str(source), "two images or more", len(images), "one has to be held out")
-    train, held = _split(images, max(1, int(held_out * len(images))), seed)
-    return ImageData(Path(source).stem, train, held)
+        digits = load_digits()
+        images = torch.from_numpy(digits.images.astype(np.uint8))[:, None]
+        everything = ImageDataset(images, torch.from_numpy(digits.target))
+        sizes = [397, validation_size(1400)]
+        held, validation, train = split(everything, sizes, seed)
+        return ImageData(name, train, validation, held, levels=17)
+    if name == "celeba64":
+        return ImageData(name, *load_celeba64(root))
+    test: ImageDataset | None = None
+    if name in DOWNLOADS:
+        everything, test = load_download(name, root)
+    elif name in IMAGENETS:
+        train_part, test_part, version = load_imagenet(IMAGENETS[name], root)
+        everything, test = ImageDataset(*train_part), ImageDataset(*test_part)
+    else:
+        folder = root / name
+        if not folder.is_dir():
+            raise mismatch(str(folder), "a folder of images", "none", "put the images there")
+        everything = ImageDataset(*gather(_resized(folder, FOLDERS[name]), root))
+    validation, train = split(everything, [validation_size(len(everything))], seed)
+    return ImageData(name, train, validation, test, version=version)
 
 
-def _torchvision(name: str, root: str | Path, train: bool) -> Tensor:
-    from torchvision import datasets
-
-    data = getattr(datasets, name)(root, train=train, download=True).data
-    return _as_images(np.asarray(data), name)
+def _resized(folder: Path, size: int) -> FolderImages:
+    return FolderImages(folder, size, image_shape=(3, size, size))
 
 
-def _read(path: Path) -> Tensor:
+def _paths(
+    source: str | Path, test: str | Path | None, root: Path, seed: int, size: int | None
+) -> ImageData:
+    name = Path(source).absolute().stem
+    opened = _open(Path(source), size, "find")
+    everything = ImageDataset(*gather(opened, root))
+    count, needed = len(everything), 3 if test is None else 2
+    if count < needed:
+        expected = f"{('two', 'three')[needed - 2]} images or more"
+        raise mismatch(str(source), expected, count, "each part needs one")
+    if test is None:
+        tenth = max(1, count // 10)
+        sizes = [tenth, validation_size(count - tenth)]
+        held, validation, train = split(everything, sizes, seed)
+        return ImageData(name, train, validation, held)
+    # The classes of the images to train on, so that a label says the same in both parts.
+    classes = opened.classes if isinstance(opened, FolderImages) else None
+    held = ImageDataset(*gather(_open(Path(test), size, classes), root))
+    if held.image_shape != everything.image_shape:
+        expected = f"images of {list(everything.image_shape)}"
+        raise mismatch(str(test), expected, list(held.image_shape), "resize them")
+    validation, train = split(everything, [validation_size(count)], seed)
+    return ImageData(name, train, validation, held)
+
+
+def _open(
+    path: Path, size: int | None, classes: str | Sequence[str] | None
+) -> NpzImages | FolderImages:
     if path.suffix == ".npz" and path.is_file():
-        with np.load(path) as arrays:
-            if "images" not in arrays:
-                raise mismatch(str(path), "an array 'images'", arrays.files, "save it under that")
-            return _as_images(arrays["images"], str(path))
+        return NpzImages(path)
     if path.is_dir():
-        from PIL import Image
-
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        modes = set()
-        for file in files:
-            with Image.open(file) as picture:
-                modes.add(picture.mode)
-        if deep := {mode for mode in modes if mode[0] in "IF"}:
-            raise mismatch(str(path), "images of 8 bits", f"modes {sorted(deep)}", "convert them")
-        # Grey stays one channel; palettes, alpha and the like become colours.
-        mode = "L" if modes <= {"1", "L"} else "RGB"
-        images = []
-        for file in files:
-            with Image.open(file) as picture:
-                images.append(np.asarray(picture.convert(mode)))
-        shapes = {image.shape for image in images}
-        if len(shapes) != 1:
-            raise mismatch(
-                str(path), "images of one size", sorted(shapes) or "no images", "resize them first"
-            )
-        return _as_images(np.stack(images), str(path))
+        return FolderImages(path, size, classes=classes)
     raise mismatch(
         "load_images",
-        f"'digits', {', '.join(map(repr, DOWNLOADS))}, an .npz file or a folder that exists",
+        f"{', '.join(map(repr, NAMES))}, an .npz file or a folder that exists",
         repr(str(path)),
         "check the path",
     )
 
 
-def _as_images(array: np.ndarray, owner: str) -> Tensor:
-    channels = {3: 1, 4: array.shape[-1] if array.ndim else 0}.get(array.ndim)
-    if array.dtype != np.uint8 or channels not in (1, 3):
-        raise mismatch(
-            owner,
-            "uint8 images [N, H, W] or [N, H, W, C], with 1 or 3 channels last",
-            f"{array.dtype} {list(array.shape)}",
-            "convert them",
-        )
-    images = array[..., None] if array.ndim == 3 else array
-    return rearrange(torch.from_numpy(images), "n h w c -> n c h w").contiguous()
-
-
-def _split(images: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    return images[order[held_out:]], images[order[:held_out]]
+def _shuffled(data: ImageData, mode: str, patch_size: int | None, seed: int) -> ImageData:
+    pixels = PixelShuffle(data.image_shape, mode, patch_size, seed)
+    return replace(
+        data,
+        train=data.train.transformed(pixels),
+        validation=data.validation.transformed(pixels),
+        test=None if data.test is None else data.test.transformed(pixels),
+        shuffle=pixels.describe(),
+    )

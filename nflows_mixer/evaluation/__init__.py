@@ -1,7 +1,17 @@
-"""What a trained flow is worth: figures over a data set, yardsticks, pictures (extra: train)."""
+"""What a trained flow is worth: figures over a data set, probes, samples, pictures (extra: train).
 
-from nflows_mixer.evaluation.dataset import evaluate, round_trip_error
-from nflows_mixer.evaluation.pictures import save_curve, save_grids
+The Frechet Inception distance wants the extra ``fid``.
+"""
+
+from nflows_mixer.evaluation.dataset import evaluate, round_trip_error, summary
+from nflows_mixer.evaluation.embeddings import embeddings, top_level_layers
+from nflows_mixer.evaluation.fid import fid
+from nflows_mixer.evaluation.interpolation import interpolation, reconstruction
+from nflows_mixer.evaluation.neighbours import nearest_images
+from nflows_mixer.evaluation.ood import auroc, ood_report, ood_scores, png_bits_per_dim
+from nflows_mixer.evaluation.pictures import save_curve, save_grids, save_rows
+from nflows_mixer.evaluation.probe import ProbeResult, linear_probe, probe_depths
+from nflows_mixer.evaluation.sampling import draw_samples, temperature_grid
 from nflows_mixer.evaluation.yardsticks import (
     gaussian_bits_per_dim,
     histogram_bits_per_dim,
@@ -10,12 +20,29 @@ from nflows_mixer.evaluation.yardsticks import (
 )
 
 __all__ = [
+    "ProbeResult",
+    "auroc",
+    "draw_samples",
+    "embeddings",
     "evaluate",
+    "fid",
     "gaussian_bits_per_dim",
     "histogram_bits_per_dim",
+    "interpolation",
+    "linear_probe",
+    "nearest_images",
+    "ood_report",
+    "ood_scores",
+    "png_bits_per_dim",
+    "probe_depths",
+    "reconstruction",
     "round_trip_error",
     "save_curve",
     "save_grids",
+    "save_rows",
+    "summary",
+    "temperature_grid",
+    "top_level_layers",
     "uniform_bits_per_dim",
     "yardsticks",
 ]

@@ -7,14 +7,18 @@ from collections.abc import Sequence
 
 import torch
 from nflows.distributions.base import Distribution
+from nflows.flows import Flow
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer._modes import in_mode
+from nflows_mixer.bridges import CompositeTransform
+from nflows_mixer.flows.architecture import MixerFlowArchitecture
 from nflows_mixer.flows.dequantized_flow import CheckedFlow, DequantizedFlow
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.dequantize import UniformDequantization
+from nflows_mixer.transforms.pixels import PixelScaling
 
 
 class ImageFlow(CheckedFlow):
@@ -65,6 +69,34 @@ class ImageFlow(CheckedFlow):
     ) -> None:
         super().__init__(transform, image_shape, distribution, context_features, embedding_net)
         self.dequantization = UniformDequantization(levels)
+        self.architecture: MixerFlowArchitecture | None = None
+
+    @classmethod
+    def from_flow(cls, flow: Flow, image_shape: Sequence[int], levels: int = 256) -> ImageFlow:
+        """Put the scaling and dequantisation of pixels before any nflows flow on real images.
+
+        Args:
+            flow: an nflows flow on [B, C, H, W], which sees pixels in [-1/2, 1/2) and is shared,
+                not copied.
+            image_shape: (C, H, W).
+            levels: number of pixel values.
+
+        Returns:
+            A flow on uint8 images, which takes context where ``flow`` does.
+
+        Example:
+            >>> from nflows.distributions import StandardNormal
+            >>> from nflows_mixer.transforms import FlowLayer, PatchMixerTransform
+            >>> layer = PatchMixerTransform((1, 8, 8), 2, FlowLayer, FlowLayer)
+            >>> plain = Flow(layer, StandardNormal((1, 8, 8)))
+            >>> flow = ImageFlow.from_flow(plain, (1, 8, 8), levels=17)
+            >>> flow.log_prob(torch.randint(17, (5, 1, 8, 8), dtype=torch.uint8)).shape
+            torch.Size([5])
+        """
+        transform = CompositeTransform([PixelScaling(levels), flow._transform])
+        return cls(
+            transform, image_shape, flow._distribution, levels, embedding_net=flow._embedding_net
+        )
 
     @property
     def deterministic(self) -> DequantizedFlow:
@@ -140,12 +172,17 @@ class ImageFlow(CheckedFlow):
         )
 
     @torch.no_grad()
-    def initialize(self, images: Tensor, context: Tensor | None = None) -> ImageFlow:
+    def initialize(
+        self, images: Tensor, context: Tensor | None = None, noise: Tensor | None = None
+    ) -> ImageFlow:
         """Initialise every ActNorm that is not yet, from one batch, as training's first step does.
+
+        In a distributed run every process has to call it, with its part of the batch.
 
         Args:
             images: uint8 [B, C, H, W].
             context: [B, F], or what the embedding net takes.
+            noise: dequantisation noise in [0, 1] of the shape of ``images``; drawn if not given.
 
         Returns:
             The flow itself.
@@ -153,7 +190,7 @@ class ImageFlow(CheckedFlow):
         norms = [m for m in self.modules() if isinstance(m, ActNorm)]
         if not all(m.initialized for m in norms):
             with in_mode(self, training=True):
-                self.log_prob(images, context)
+                self.log_prob(images, context, noise)
         return self
 
     def _dequantize(

@@ -136,6 +136,7 @@ def _build(spec: MixerFlowArchitecture) -> ImageFlow:
         spec.embedded_features,
         None if classes is None else ClassEmbedding(classes, spec.embedded_features or 0),
     )
+    flow.architecture = spec
     layers_of_flow = [part for part in flow.modules() if isinstance(part, FlowLayer)]
     unread = sum(not takes_context(layer) for layer in layers_of_flow)
     if spec.embedded_features is not None and unread:

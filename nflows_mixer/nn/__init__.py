@@ -1,5 +1,6 @@
 """Conditioner networks: they know nothing of flows."""
 
+from nflows_mixer.nn.batch_norm import BatchNorm1d, BatchNorm2d, all_reduce_batch_norm
 from nflows_mixer.nn.labels import ClassEmbedding
 from nflows_mixer.nn.lipschitz import LipschitzMLP
 from nflows_mixer.nn.mlp import MLP
@@ -7,10 +8,13 @@ from nflows_mixer.nn.positions import learned_positions, sinusoidal_positions
 from nflows_mixer.nn.residual import ResidualMLP
 
 __all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
     "ClassEmbedding",
     "LipschitzMLP",
     "MLP",
     "ResidualMLP",
+    "all_reduce_batch_norm",
     "learned_positions",
     "sinusoidal_positions",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from nflows_mixer._checks import check_positive
+from nflows_mixer.nn.batch_norm import BatchNorm1d
 from nflows_mixer.nn.residual import append_context, zero_linear
 
 
@@ -55,7 +56,7 @@ class MLP(nn.Module):
         layers: list[nn.Module] = []
         for width_in, width_out in zip(widths[:-1], widths[1:]):
             layers.append(nn.Linear(width_in, width_out))
-            layers.append(nn.BatchNorm1d(width_out) if batch_norm else nn.Identity())
+            layers.append(BatchNorm1d(width_out) if batch_norm else nn.Identity())
             layers.append(nn.GELU())
         self.layers = nn.Sequential(*layers, zero_linear(hidden_features, out_features))
 

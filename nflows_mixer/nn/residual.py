@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nflows_mixer._checks import check_positive, mismatch
+from nflows_mixer.nn.batch_norm import BatchNorm1d
 
 
 class ResidualBlock(nn.Module):
@@ -28,10 +29,10 @@ class ResidualBlock(nn.Module):
     def __init__(self, features: int, batch_norm: bool = True) -> None:
         super().__init__()
         self.branch = nn.Sequential(
-            nn.BatchNorm1d(features) if batch_norm else nn.Identity(),
+            BatchNorm1d(features) if batch_norm else nn.Identity(),
             nn.GELU(),
             nn.Linear(features, features),
-            nn.BatchNorm1d(features) if batch_norm else nn.Identity(),
+            BatchNorm1d(features) if batch_norm else nn.Identity(),
             nn.GELU(),
             nn.Linear(features, features),
         )

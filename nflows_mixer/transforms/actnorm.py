@@ -10,6 +10,7 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 
 from nflows_mixer._checks import mismatch
+from nflows_mixer._distributed import all_reduce_sum
 
 
 class ActNorm(Transform):
@@ -23,7 +24,8 @@ class ActNorm(Transform):
     images [B, 3, H, W], and ``ActNorm((3, 32, 32))`` per activation.
 
     The first forward in training mode initialises (the statistics of that batch, batch 1
-    included; a feature that does not vary keeps its scale), or ``initialize(batch)`` does.
+    included; a feature that does not vary keeps its scale), or ``initialize(batch)`` does. In a
+    distributed run the batch is that of all processes, each of which has to bring its part.
     The state is part of the state_dict.
 
     Args:
@@ -77,12 +79,14 @@ class ActNorm(Transform):
         Statistics and parameters keep the parameters' own dtype (at least float32 within).
         """
         self._check_shape(batch)
-        if batch.numel() == 0:
-            raise mismatch("ActNorm", "a batch to initialise from", "none", "pass some inputs")
         axes = [0, *range(1 + len(self.shape), batch.dim())]
+        aligned = (*self.shape, *(1,) * (batch.dim() - 1 - len(self.shape)))
         batch = batch.to(torch.promote_types(self.shift.dtype, torch.float32))
-        mean = batch.mean(axes)
-        std = batch.var(axes, unbiased=False).sqrt()
+        count = all_reduce_sum(batch.new_tensor(batch.numel() / math.prod(self.shape)))
+        if count == 0:
+            raise mismatch("ActNorm", "a batch to initialise from", "none", "pass some inputs")
+        mean = all_reduce_sum(batch.sum(axes)) / count
+        std = (all_reduce_sum((batch - mean.reshape(aligned)).square().sum(axes)) / count).sqrt()
         if not torch.isfinite(mean + std).all():
             broken = (~torch.isfinite(batch)).sum().item()
             raise mismatch(

@@ -1,0 +1,33 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write ``content`` beside ``path``, force it to the disk, and rename it into place.
+
+    Whoever reads ``path`` finds the old file or the new one; on any error the old one stays, and
+    the part that was written is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # On the same file system, as only there a rename is one step.
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        # The new name is an entry of the folder, which has to reach the disk as well.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,84 @@
+"""The parts of an image data set, and what a result says about them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from nflows_mixer.data.dataset import ImageDataset
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images to train on, to choose by and to report.
+
+    Args:
+        name: what they are, for the report.
+        train: the images to train on.
+        validation: those that choose a model; not for the result.
+        test: those of the result; None where the data set has no such part, and results are then
+            those of the validation part.
+        levels: number of pixel values.
+        version: which of several data sets of this name it is; "" where there is one only.
+        shuffle: mode, patch size and seed of the fixed shuffle of the pixels, or None.
+        split_hash: says which rows went to which part: the first 16 hexadecimal digits of the
+            SHA-256 of the row numbers of train, validation and, where it comes from the same
+            images, test. Computed from the parts where it is not given.
+
+    Example:
+        >>> import torch
+        >>> images = ImageDataset(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
+        >>> data = ImageData("blank", images.subset([0, 2, 3]), images.subset([1]), None, levels=17)
+        >>> data.image_shape, data.describe()["validation_images"]
+        ((1, 8, 8), 1)
+    """
+
+    name: str
+    train: ImageDataset
+    validation: ImageDataset
+    test: ImageDataset | None
+    levels: int = 256
+    version: str = ""
+    shuffle: dict[str, Any] | None = None
+    split_hash: str = ""
+
+    def __post_init__(self) -> None:
+        # Stored, so that a part that is cut down later keeps the hash of the split it came from.
+        if not self.split_hash:
+            object.__setattr__(self, "split_hash", self._hash())
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.train.image_shape
+
+    @property
+    def num_classes(self) -> int | None:
+        """The highest label to train on plus 1; None where there are no labels."""
+        return int(self.train.labels().max()) + 1 if self.train.labelled else None
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a result has to say about its data, ready for JSON."""
+        described: dict[str, Any] = {
+            "data": self.name,
+            "version": self.version,
+            "levels": self.levels,
+            "image_shape": list(self.image_shape),
+            "train_images": len(self.train),
+            "validation_images": len(self.validation),
+            "test_images": 0 if self.test is None else len(self.test),
+            "split_hash": self.split_hash,
+        }
+        if self.shuffle is not None:
+            described["shuffle"] = dict(self.shuffle)
+        return described
+
+    def _hash(self) -> str:
+        parts = [self.train, self.validation]
+        if self.test is not None and self.test.shares_images(self.train):
+            parts.append(self.test)
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part.rows.numpy().astype("<i8").tobytes())
+        return digest.hexdigest()[:16]

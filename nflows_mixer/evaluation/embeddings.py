@@ -1,0 +1,91 @@
+"""What an image has become after each layer of a flow."""
+
+from __future__ import annotations
+
+import torch
+from nflows.transforms import CompositeTransform as NflowsComposite
+from nflows.transforms import Transform
+from torch import Tensor
+
+from nflows_mixer._checks import mismatch
+from nflows_mixer._modes import in_mode
+from nflows_mixer.bridges import CompositeTransform
+from nflows_mixer.evaluation.batches import Images, batches
+from nflows_mixer.flows.image_flow import ImageFlow
+from nflows_mixer.likelihood import device_of
+
+
+def top_level_layers(flow: ImageFlow) -> list[Transform]:
+    """Return the layers of a flow between image and latent, from the image on.
+
+    Args:
+        flow: any flow on images; one whose transform is no composite has one layer.
+
+    Example:
+        >>> from nflows_mixer.flows import mixerflow
+        >>> flow = mixerflow(image_shape=(1, 8, 8), patch_size=2, num_layers=2, conv1x1=False)
+        >>> [type(layer).__name__ for layer in top_level_layers(flow)]
+        ['PixelScaling', 'ShiftTransform', 'PatchMixerTransform']
+    """
+    whole = flow._transform
+    return list(whole._transforms) if isinstance(whole, NflowsComposite) else [whole]
+
+
+@torch.no_grad()
+def embeddings(
+    flow: ImageFlow,
+    images: Images,
+    depth: int = -1,
+    context: Tensor | None = None,
+    batch_size: int = 500,
+) -> Tensor:
+    r"""Embeddings of images: the output of one layer of the flow.
+
+    .. math:: e_d(x) = (f_d \circ \dots \circ f_0)(x + \tfrac12)
+
+    A function of each image: pixels are taken at their mid-point, in evaluation mode.
+
+    Args:
+        flow: any flow on images.
+        images: uint8 [N, C, H, W], or a data set, of which a batch at a time is read.
+        depth: which of ``top_level_layers``, 0 the first; negative ones count from the latents.
+        context: [N, F], for a flow that takes one.
+        batch_size: images at a time.
+
+    Returns:
+        float32 [N, D] on the CPU.
+
+    Raises:
+        ValueError: if there is no such layer, or the context has not one row per image.
+
+    References:
+        MixerFlow, Section 5.5.
+
+    Example:
+        >>> from nflows_mixer.transforms import PixelScaling
+        >>> flow = ImageFlow(PixelScaling(2, 0.0, 2.0), (1, 1, 2), levels=2)
+        >>> embeddings(flow, torch.tensor([[[[0, 1]]]], dtype=torch.uint8))
+        tensor([[0.5000, 1.5000]])
+    """
+    layers = top_level_layers(flow)
+    if not -len(layers) <= depth < len(layers):
+        expected = f"a depth from {-len(layers)} to {len(layers) - 1}"
+        raise mismatch("embeddings", expected, depth, "0 is the first layer, -1 the last")
+    if context is not None and len(context) != len(images):
+        expected = f"context with one row for each of {len(images)} images"
+        raise mismatch("embeddings", expected, list(context.shape), "pass one row per image")
+    # A composite of our own hands the context only to those layers that take one.
+    prefix = CompositeTransform(layers[: depth % len(layers) + 1])
+    device = device_of(flow)
+    outputs: Tensor | None = None
+    with in_mode(flow, training=False):
+        for places, batch in batches(images, batch_size):
+            batch = batch.to(device)
+            given = None if context is None else context[places.to(context.device)].to(device)
+            middle = torch.full(batch.shape, 0.5, device=device)
+            values, _ = flow._dequantize(batch, given, middle)
+            rows = prefix(values, flow._embedding_net(given))[0].flatten(1).float().cpu()
+            if outputs is None:
+                outputs = rows.new_empty(len(images), rows.shape[1])
+            outputs[places] = rows
+    return torch.empty(0, 0) if outputs is None else outputs

@@ -1,0 +1,242 @@
+"""Linear probes: what a linear classifier reads from frozen embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nflows_mixer._checks import check_positive, mismatch
+from nflows_mixer.data.dataset import ImageDataset
+from nflows_mixer.evaluation.embeddings import embeddings, top_level_layers
+from nflows_mixer.flows.image_flow import ImageFlow
+from nflows_mixer.likelihood import device_of
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+"""What a linear probe chooses its L2 penalty from."""
+
+_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """How well a linear classifier tells the classes apart.
+
+    Args:
+        loss: cross-entropy of the test part, in nats.
+        accuracy: fraction of the test part that is classified rightly.
+        train_loss: cross-entropy of the training part, in nats.
+        train_accuracy: fraction of the training part that is classified rightly.
+        penalty: the L2 penalty that was chosen.
+
+    Example:
+        >>> asdict(ProbeResult(0.5, 0.8, 0.4, 0.9, 0.01))["accuracy"]
+        0.8
+    """
+
+    loss: float
+    accuracy: float
+    train_loss: float
+    train_accuracy: float
+    penalty: float
+
+
+def linear_probe(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    seed: int = 0,
+    steps: int = 2000,
+    device: torch.device | str = "cpu",
+) -> ProbeResult:
+    r"""Multinomial logistic regression on standardised features.
+
+    .. math:: \min_{W, b}\ \frac1N \sum_n -\log \mathrm{softmax}(W e_n + b)_{y_n} +
+              \frac{\lambda}{2} \|W\|^2
+
+    The penalty is the one of ``PENALTIES`` with the smallest loss on a tenth of the training
+    part, which is then fitted whole. The minimum is sought by Adam on batches of 256, with a
+    learning rate that falls to 0. The test part is looked at once, at the end.
+
+    Args:
+        train: features [N, D], N > 1, float32 or float64, such as ``embeddings``.
+        train_labels: integers [N], from 0.
+        test: features [M, D], of the same type.
+        test_labels: integers [M], from 0.
+        seed: of the split and of the batches.
+        steps: of Adam.
+        device: where to fit; a batch at a time is moved there.
+
+    Returns:
+        Losses and accuracies.
+
+    Raises:
+        ValueError: if shapes do not fit, labels are no class indices, or a feature is not finite.
+
+    References:
+        MixerFlow, Section 5.5 and Table 7; Alain and Bengio, Understanding intermediate layers
+        using linear classifier probes, 2017.
+
+    Example:
+        >>> labels = torch.arange(200) % 2
+        >>> features = torch.stack([labels.float(), torch.randn(200)], dim=1)
+        >>> linear_probe(features, labels, features, labels, steps=200).accuracy
+        1.0
+    """
+    check_positive("linear_probe", "steps", steps)
+    for name, features, labels in (("train", train, train_labels), ("test", test, test_labels)):
+        _check(name, features, labels, train.shape[-1])
+    if len(train) < 2:
+        raise mismatch("linear_probe", "2 training images or more", len(train), "add some")
+    classes = 1 + int(max(train_labels.max().item(), test_labels.max().item()))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(train), generator=generator)
+    held_out, fitted = order.tensor_split([max(1, len(train) // 10)])
+    everything = torch.arange(len(train))
+    deviation, mean = torch.std_mean(train, dim=0, correction=0)
+    # What is constant but for rounding tells nothing, and must not be blown up.
+    constant = deviation <= 1e-6 * (mean.abs() + deviation.max())
+    scale = torch.where(constant, 0.0, 1 / deviation)
+
+    def fit(rows: Tensor, penalties: Sequence[float]) -> _Classifiers:
+        classifiers = _Classifiers(mean.to(device), scale.to(device), classes, penalties)
+        classifiers.fit(train, train_labels, rows, steps, generator)
+        return classifiers
+
+    losses, _ = fit(fitted, PENALTIES).score(train, train_labels, held_out)
+    penalty = PENALTIES[int(losses.argmin().item())]
+    final = fit(everything, [penalty])
+    test_loss, accuracy = final.score(test, test_labels, torch.arange(len(test)))
+    train_loss, train_accuracy = final.score(train, train_labels, everything)
+    return ProbeResult(
+        loss=test_loss.item(),
+        accuracy=accuracy.item(),
+        train_loss=train_loss.item(),
+        train_accuracy=train_accuracy.item(),
+        penalty=penalty,
+    )
+
+
+def probe_depths(
+    flow: ImageFlow,
+    train: ImageDataset,
+    test: ImageDataset,
+    depths: Sequence[int] | None = None,
+    seed: int = 0,
+    steps: int = 2000,
+    batch_size: int = 500,
+) -> list[dict[str, float | int | str]]:
+    """Linear probes of the embeddings at each depth of a flow, which stays as it is.
+
+    The embeddings of one depth at a time are kept, as float32 on the CPU; the probes are fitted on
+    the flow's device.
+
+    Args:
+        flow: any flow on images that takes no context.
+        train: labelled images to fit.
+        test: labelled images to score.
+        depths: which of ``top_level_layers``, 0 the first; all of them where None.
+        seed: of the probes.
+        steps: of each probe.
+        batch_size: images at a time.
+
+    Returns:
+        For each depth a row of a table: the depth, the name of its layer, and what ``ProbeResult``
+        has.
+
+    Raises:
+        ValueError: if a data set has no labels, or there is no such layer.
+
+    References:
+        MixerFlow, Section 5.5 and Table 7 (the last depth).
+
+    Example:
+        >>> from nflows_mixer.transforms import PixelScaling
+        >>> flow = ImageFlow(PixelScaling(2), (1, 2, 2), levels=2)
+        >>> images = torch.randint(2, (100, 1, 2, 2), dtype=torch.uint8)
+        >>> dataset = ImageDataset(images, labels=images[:, 0, 0, 0].long())
+        >>> [row["layer"] for row in probe_depths(flow, dataset, dataset, steps=10)]
+        ['PixelScaling']
+    """
+    layers = top_level_layers(flow)
+    labels = train.labels(), test.labels()
+    table: list[dict[str, float | int | str]] = []
+    for depth in range(len(layers)) if depths is None else depths:
+        features = [embeddings(flow, part, depth, batch_size=batch_size) for part in (train, test)]
+        result = linear_probe(
+            features[0], labels[0], features[1], labels[1], seed, steps, device_of(flow)
+        )
+        place = depth % len(layers)
+        table.append({"depth": place, "layer": type(layers[place]).__name__, **asdict(result)})
+    return table
+
+
+class _Classifiers:
+    """Linear classifiers with one penalty each, fitted side by side on the same batches."""
+
+    def __init__(
+        self, mean: Tensor, scale: Tensor, classes: int, penalties: Sequence[float]
+    ) -> None:
+        self._mean = mean
+        self._scale = scale
+        self._penalties = torch.tensor(penalties, device=mean.device)
+        # Side by side in one matrix, so that a batch is multiplied once.
+        self._weight = mean.new_zeros(len(mean), len(penalties), classes)
+        self._bias = mean.new_zeros(len(penalties), classes)
+
+    def fit(
+        self, features: Tensor, labels: Tensor, rows: Tensor, steps: int, generator: torch.Generator
+    ) -> None:
+        parameters = [self._weight.requires_grad_(), self._bias.requires_grad_()]
+        optimizer = torch.optim.Adam(parameters, lr=1e-2)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+        batch_size = min(256, len(rows))
+        order = torch.empty(0, dtype=torch.long)
+        with torch.enable_grad():
+            for _ in range(steps):
+                if len(order) < batch_size:
+                    order = rows[torch.randperm(len(rows), generator=generator)]
+                batch, order = order[:batch_size], order[batch_size:]
+                losses = self._losses(features, labels, batch)[0].mean(1)
+                norms = self._weight.square().sum((0, 2))
+                optimizer.zero_grad()
+                # The classifiers share nothing, so that the sum fits each one alone.
+                (losses + 0.5 * self._penalties * norms).sum().backward()
+                optimizer.step()
+                schedule.step()
+
+    @torch.no_grad()
+    def score(self, features: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss and accuracy on these rows, of each classifier."""
+        parts = [self._losses(features, labels, part) for part in rows.split(_ROWS)]
+        losses, right = (torch.cat(part, dim=1).double().mean(1) for part in zip(*parts))
+        return losses, right
+
+    def _losses(self, features: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        device = self._mean.device
+        inputs = (features[rows].to(device) - self._mean) * self._scale
+        targets = labels[rows].to(device).long().expand(len(self._penalties), -1)
+        logits = (inputs @ self._weight.flatten(1)).unflatten(1, self._bias.shape) + self._bias
+        logits = logits.transpose(0, 1)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        return losses.reshape(targets.shape), logits.argmax(-1) == targets
+
+
+def _check(name: str, features: Tensor, labels: Tensor, length: int) -> None:
+    if features.dim() != 2 or features.shape[1] != length or not len(features):
+        expected = f"{name} features [N, {length}], N > 0"
+        raise mismatch("linear_probe", expected, list(features.shape), "flatten the embeddings")
+    if not features.is_floating_point():
+        raise mismatch("linear_probe", f"real {name} features", features.dtype, "use .float()")
+    if labels.shape != features.shape[:1] or labels.is_floating_point() or labels.min() < 0:
+        got = f"{labels.dtype} {list(labels.shape)}"
+        expected = f"{name} labels from 0, one for each of {len(features)} images"
+        raise mismatch("linear_probe", expected, got, "pass class indices")
+    broken = sum(int((~part.isfinite()).sum().item()) for part in features.split(_ROWS))
+    if broken:
+        got = f"{broken} that are NaN or infinite"
+        raise mismatch("linear_probe", f"finite {name} features", got, "look at the flow")

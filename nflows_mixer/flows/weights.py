@@ -1,0 +1,185 @@
+"""Weights of a flow as a file: safetensors, with the architecture in its metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nflows_mixer import __version__
+from nflows_mixer._checks import mismatch
+from nflows_mixer._files import replace_file
+from nflows_mixer.flows.image_flow import ImageFlow
+from nflows_mixer.flows.mixerflow import mixerflow
+
+ADVICE = "pass the flow whose weights these are: load_weights(path, flow)"
+
+
+def save_weights(
+    flow: ImageFlow, path: str | os.PathLike, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write the weights of a flow, and what it is made of, to a safetensors file.
+
+    The file appears whole or not at all: it is written beside its place and renamed. No code is
+    stored in it.
+
+    Args:
+        flow: its parameters and buffers are written, ActNorm's state among them.
+        path: file to write, usually ``*.safetensors``.
+        metadata: more of it, such as the data set and its split.
+
+    Raises:
+        ImportError: if safetensors is not installed (it comes with the extra ``train``).
+
+    Example:
+        >>> import tempfile
+        >>> flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, num_layers=1, shift=None)
+        >>> path = Path(tempfile.mkdtemp()) / "small.safetensors"
+        >>> save_weights(flow, path)
+        >>> load_weights(path).architecture == flow.architecture
+        True
+    """
+    from safetensors.torch import save
+
+    facts = {"nflows_mixer": __version__, **(metadata or {})}
+    architecture = architecture_of(flow)
+    if architecture is not None:
+        facts["mixerflow"] = json.dumps(architecture)
+    # Parts that are shared appear under each of their names.
+    state = {name: value.clone().contiguous() for name, value in flow.state_dict().items()}
+    replace_file(Path(path), save(state, metadata=facts))
+
+
+def load_weights(path: str | os.PathLike, flow: ImageFlow | None = None) -> ImageFlow:
+    """Read the weights of a flow from a safetensors file.
+
+    Args:
+        path: file that ``save_weights`` wrote.
+        flow: takes the weights; built from the file's metadata where None, which can be done for
+            what ``mixerflow`` built from names and numbers alone.
+
+    Returns:
+        The flow, on the CPU where it was built here.
+
+    Raises:
+        ValueError: if the file is no whole safetensors file, does not say what the flow is made
+            of and none is given, or is of another flow.
+        ImportError: if safetensors is not installed (it comes with the extra ``train``).
+
+    Example:
+        >>> import tempfile
+        >>> flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, num_layers=1, shift=None)
+        >>> path = Path(tempfile.mkdtemp()) / "small.safetensors"
+        >>> save_weights(flow, path, {"data": "noise"})
+        >>> read_metadata(path)["data"]
+        'noise'
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    metadata = read_metadata(path)
+    if flow is None:
+        if "mixerflow" not in metadata:
+            raise mismatch(str(path), "the architecture in its metadata", "none", ADVICE)
+        flow = mixerflow(**_tuples(json.loads(metadata["mixerflow"])))
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise _broken(path, error) from None
+    check_state(flow.state_dict(), state, str(path))
+    flow.load_state_dict(state)
+    return flow
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """Return what ``save_weights`` wrote beside the weights, without reading them.
+
+    Args:
+        path: safetensors file.
+
+    Raises:
+        ValueError: if it is no safetensors file.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "small.safetensors"
+        >>> save_weights(mixerflow(image_shape=(1, 4, 4), patch_size=2, shift=None), path)
+        >>> sorted(read_metadata(path))
+        ['mixerflow', 'nflows_mixer']
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise _broken(path, error) from None
+
+
+def architecture_of(flow: ImageFlow) -> dict[str, Any] | None:
+    """Return the arguments that build the flow, as JSON has them; None if they are not only data.
+
+    Args:
+        flow: what ``mixerflow`` built, or any other flow.
+
+    Example:
+        >>> architecture_of(mixerflow("mnist"))["patch_size"]
+        4
+    """
+    if flow.architecture is None:
+        return None
+    arguments = {
+        field.name: getattr(flow.architecture, field.name)
+        for field in dataclasses.fields(flow.architecture)
+    }
+    try:
+        return json.loads(json.dumps(arguments))
+    except TypeError:  # a factory or a distribution
+        return None
+
+
+def check_state(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], owner: str) -> None:
+    """Raise unless ``got`` has the names and shapes of ``expected``.
+
+    Args:
+        expected: state of the flow that is to take it.
+        got: state from a file.
+        owner: name of that file, for the error.
+
+    Example:
+        >>> import torch
+        >>> check_state({"a": torch.zeros(2)}, {"a": torch.ones(2)}, "file")
+    """
+    problems = [f"no {name}" for name in expected if name not in got]
+    problems += [f"an unknown {name}" for name in got if name not in expected]
+    problems += [
+        f"{name} of shape {list(got[name].shape)} and not {list(expected[name].shape)}"
+        for name in expected
+        if name in got and got[name].shape != expected[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise mismatch(
+            owner,
+            "the weights of this flow",
+            "those of another: " + ", ".join(problems[:3]) + more,
+            "build the flow as it was when they were saved",
+        )
+
+
+def _broken(path: str | os.PathLike, error: Exception) -> ValueError:
+    return mismatch(
+        str(path), "a whole safetensors file", f"{error}", "copy it again, or take an older one"
+    )
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where an architecture has tuples; compared, the two differ."""
+    if isinstance(value, list):
+        return tuple(map(_tuples, value))
+    return {key: _tuples(v) for key, v in value.items()} if isinstance(value, dict) else value

@@ -1,0 +1,47 @@
+"""The exponential moving average of a flow."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+
+def moving_average(flow: nn.Module, decay: float) -> AveragedModel:
+    r"""Return a copy of the flow that follows its parameters and buffers.
+
+    .. math:: \bar\theta \leftarrow \mathrm{decay} \cdot \bar\theta
+              + (1 - \mathrm{decay})\, \theta
+
+    The first update copies. Buffers of integers (ActNorm's state, counters) are always copied:
+    rounded averages of them would mean nothing.
+
+    Args:
+        flow: what is trained; call ``update_parameters(flow)`` after each step.
+        decay: 0.999, or nearer to 1 for long runs.
+
+    References:
+        Polyak and Juditsky, Acceleration of stochastic approximation by averaging, 1992.
+
+    Example:
+        >>> net = nn.Linear(1, 1, bias=False)
+        >>> average = moving_average(net, decay=0.75)
+        >>> for value in (0.0, 4.0):
+        ...     _ = nn.init.constant_(net.weight, value)
+        ...     average.update_parameters(net)
+        >>> average.module.weight.item()
+        1.0
+    """
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
+        for average, value in zip(averages, values):
+            if average.is_floating_point():
+                average.lerp_(value, 1 - decay)
+            else:
+                average.copy_(value)
+
+    average = AveragedModel(flow, multi_avg_fn=update, use_buffers=True)
+    # Nothing trains the copy; a distributed run would wait for its gradients.
+    average.requires_grad_(False)
+    return average

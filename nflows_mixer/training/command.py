@@ -1,0 +1,348 @@
+"""The command line of a training run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from pydoc import locate
+from typing import Any, Literal
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from nflows_mixer._checks import mismatch
+from nflows_mixer._files import replace_file
+from nflows_mixer.data import ImageData, load_images
+from nflows_mixer.flows import PRESETS, MixerFlowArchitecture, grow, load_weights, mixerflow
+from nflows_mixer.flows.image_flow import ImageFlow
+from nflows_mixer.training.module import FlowModule
+from nflows_mixer.training.recipe import Recipe
+from nflows_mixer.training.run import fit
+
+SMALL = {"patch_size": 4, "num_layers": 4, "hidden_features": 64}
+SMALL_RECIPE = {"learning_rate": 3e-3, "steps": 1000, "batch_size": 100, "warmup": 0.05}
+OF_THE_DATA = {"image_shape", "levels", "num_classes"}
+FACTORIES = ("channel_flow", "patch_flow", "conditioner", "base")
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
+    """Train a MixerFlow as a command line says, and print what came out.
+
+    Args:
+        argv: the arguments; those of the process where None.
+        prog: how the command is called, for the help.
+
+    Returns:
+        What was written to ``results.json``.
+
+    Raises:
+        SystemExit: with the message of an error, if an argument, a file or the loss is not right.
+
+    Example:
+        >>> import tempfile
+        >>> quick = ["--model.num_layers=1", "--recipe.steps=2", "--progress=false"]
+        >>> results = main([*quick, "--out", tempfile.mkdtemp()])
+        digits: ...
+        >>> results["parameters"]
+        77433
+    """
+    given = [_spelled(word) for word in (sys.argv[1:] if argv is None else argv)]
+    given = _with_values(given)
+    parser = build_parser(prog, *_chosen_before(given))
+    arguments = parser.parse_args(given)
+    rest = {k: v for k, v in vars(arguments).items() if k not in ("config", "model", "recipe")}
+    try:
+        recipe = Recipe(**vars(arguments.recipe))
+        results = train(model=vars(arguments.model), recipe=recipe, **rest)
+    except (ValueError, OSError, FloatingPointError) as error:
+        # These say what to do; where in the code they came from would only hide it.
+        raise SystemExit(f"error: {error}") from error
+    if results:
+        config = parser.dump(arguments, skip_none=False)
+        replace_file(Path(arguments.out) / "config.yaml", config.encode())
+        print(f"\n{table(results)}\nsee {arguments.out}")
+    return results
+
+
+def train(
+    model: Mapping[str, Any],
+    recipe: Recipe,
+    data: str = "digits",
+    test_data: str | None = None,
+    root: str = "data",
+    size: int | None = None,
+    shuffle: Literal["global", "local"] | None = None,
+    preset: str | None = None,
+    conditional: bool = False,
+    start_from: str | None = None,
+    out: str = "runs/mixerflow",
+    seed: int = 0,
+    accelerator: str = "auto",
+    devices: int = 1,
+    num_nodes: int = 1,
+    precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true",
+    accumulate: int = 1,
+    validate_every: int | None = None,
+    checkpoint_every: int = 500,
+    evaluation_images: int | None = None,
+    num_workers: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train a MixerFlow on images, with any number of devices; evaluate it; draw samples.
+
+    Args:
+        model: arguments of ``mixerflow``.
+        recipe: how it is trained.
+        data: digits, cifar10, mnist, celeba64, imagenet32, imagenet64, animefaces, galaxy32, a
+            file .npz or a folder of images.
+        test_data: a second file or folder, held out whole; otherwise a tenth of the first is.
+        root: folder of downloads and of the data sets that are named.
+        size: resize images to size x size.
+        shuffle: shuffle the pixels of all images in the same way; local keeps patches of 4 x 4.
+        preset: architecture and recipe of a column of the paper's Table 8; given arguments change
+            them. Without one a small flow is trained.
+        conditional: train on images given their labels.
+        start_from: weights (.safetensors) to start from, of this architecture or of one with fewer
+            layers, to which layers are added that start as the identity.
+        out: folder for what is written.
+        seed: of the parameters, the order of images and the noise.
+        accelerator: cpu, cuda, mps, or auto.
+        devices: how many on each node.
+        num_nodes: how many machines.
+        precision: of the numbers; bf16 is in the conditioners only.
+        accumulate: parts that a batch is computed in, one after another.
+        validate_every: steps between validations; a tenth of the run if left out.
+        checkpoint_every: steps between checkpoints.
+        evaluation_images: images of each part to evaluate, at most.
+        num_workers: processes that load images; 0 is best where they are in memory.
+        resume: go on with the run in the folder, if there is one.
+        overwrite: delete the run in the folder, if there is one.
+        progress: show a bar.
+
+    Returns:
+        What was written to ``results.json``; {} in all processes but the first.
+
+    Raises:
+        ValueError: if an argument does not fit the data or another argument.
+
+    Example:
+        >>> import tempfile
+        >>> small = {"patch_size": 2, "num_layers": 1}
+        >>> results = train(small, Recipe(steps=0), out=tempfile.mkdtemp(), progress=False)
+        digits: ...
+        >>> results["steps"]
+        0
+    """
+    torch.manual_seed(seed)
+    images = load_images(data, test=test_data, root=root, seed=seed, shuffle=shuffle, size=size)
+    arguments = _complete(model, images, conditional)
+    flow = mixerflow(**{k: _located(k, v) for k, v in arguments.items()})
+    if start_from is not None:
+        flow = _started_from(start_from, flow)
+    if rank_zero_only.rank == 0:
+        print(_announcement(images, arguments))
+    return fit(
+        FlowModule(flow, recipe, conditional, seed),
+        images,
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        validate_every=validate_every,
+        checkpoint_every=checkpoint_every,
+        evaluation_images=evaluation_images,
+        num_workers=num_workers,
+        facts={"model": arguments, "preset": preset, "precision": precision, "from": start_from},
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        precision=precision,
+        accumulate_grad_batches=accumulate,
+        enable_progress_bar=progress,
+    )
+
+
+def build_parser(prog: str | None, preset: str | None, data: str | None) -> ArgumentParser:
+    """Return the parser, whose defaults are those of the preset, or of a small flow.
+
+    Args:
+        prog: how the command is called, for the help.
+        preset: column of Table 8, or None.
+        data: what is trained on, where it is known: digits want smaller patches.
+
+    Example:
+        >>> build_parser(None, "galaxy32", None).get_defaults().model.hidden_features
+        64
+    """
+    parser = ArgumentParser(
+        prog=prog,
+        usage="%(prog)s [--data DATA] [--preset PRESET] [--out OUT] [options]",
+        description=(train.__doc__ or "").split("\n")[0],
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these.")
+    parser.add_function_arguments(train, as_group=False, skip={"model", "recipe"})
+    parser.add_class_arguments(
+        MixerFlowArchitecture, "model", skip=set(OF_THE_DATA), instantiate=False
+    )
+    parser.add_class_arguments(Recipe, "recipe", instantiate=False)
+    model: dict[str, Any] = {**SMALL, **({"patch_size": 2} if data in (None, "digits") else {})}
+    recipe: dict[str, Any] = SMALL_RECIPE
+    if preset is not None:
+        if preset not in PRESETS:
+            raise mismatch("--preset", f"one of {', '.join(PRESETS)}", preset, "name a column")
+        model = vars(PRESETS[preset].architecture)
+        recipe = vars(Recipe.from_preset(preset))
+    parser.set_defaults(
+        {
+            **{f"model.{k}": v for k, v in model.items() if k not in OF_THE_DATA},
+            **{f"recipe.{k}": v for k, v in recipe.items()},
+        }
+    )
+    return parser
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Return results as Markdown, with what they were made of.
+
+    Args:
+        results: what ``fit`` returned.
+
+    Example:
+        >>> import json
+        >>> print("see the README")
+        see the README
+    """
+    part = list(results["bits_per_dim"])[-1]
+    rows = {"MixerFlow": results["bits_per_dim"][part], **results["yardsticks"]}
+    lines = [f"| {name} | {value:.3f} |" for name, value in rows.items()]
+    version = f" ({results['version']})" if results["version"] else ""
+    recipe = results["recipe"]
+    count = results["evaluated_images"][part]
+    return "\n".join(
+        [
+            f"| {results['data']}{version}, {part} images | bits/dim |",
+            "|---|---|",
+            *lines,
+            "",
+            f"{results['parameters']:,} parameters, {results['steps']:,} steps of "
+            f"{recipe['batch_size']} of {results['train_images']:,} training images, seed "
+            f"{results['seed']}, split {results['split_hash']};",
+            f"{results['draws']} dequantisation draw for each of {count:,} {part} images, the "
+            f"worst {results['worst_image'][part]:.3f} bits/dim;",
+            f"training images {results['bits_per_dim']['train']:.3f} bits/dim; "
+            f"{results['train_seconds']:.0f} s on {results['machine']}, torch "
+            f"{results['versions']['torch']}, Python {results['versions']['python']}.",
+            "",
+        ]
+    )
+
+
+def _complete(model: Mapping[str, Any], images: ImageData, conditional: bool) -> dict[str, Any]:
+    """Add to the arguments of ``mixerflow`` what the data say."""
+    arguments = {**model, "image_shape": images.image_shape, "levels": images.levels}
+    if conditional:
+        if images.num_classes is None:
+            raise mismatch(
+                "--conditional", "images with labels", f"{images.name} without", "leave it out"
+            )
+        arguments["num_classes"] = images.num_classes
+    if arguments.get("logit") is None and _dark(images):
+        # Against a background of exact zeros ink is an outlier, which only a logit brings near.
+        arguments["logit"] = 1e-3
+    return arguments
+
+
+def _dark(images: ImageData) -> bool:
+    some = images.train.images(slice(10_000))
+    return bool((some == 0).sum() > some.numel() / 4)
+
+
+def _announcement(images: ImageData, arguments: Mapping[str, Any]) -> str:
+    facts = images.describe()
+    parts = ", ".join(
+        f"{facts[f'{part}_images']:,} {name}"
+        for part, name in (
+            ("train", "to train on"),
+            ("validation", "to validate"),
+            ("test", "to test"),
+        )
+        if facts[f"{part}_images"]
+    )
+    version = f" {images.version}" if images.version else ""
+    logit = arguments.get("logit")
+    return f"{images.name}{version}: {parts}; split {facts['split_hash']}" + (
+        f"; logit of alpha {logit:g}, as a quarter of the pixels or more are 0"
+        if logit is not None and _dark(images)
+        else ""
+    )
+
+
+def _located(name: str, value: Any) -> Any:
+    """Turn the dotted name of a flow, network or distribution into what it names."""
+    if name not in FACTORIES or not isinstance(value, str) or "." not in value:
+        return value
+    found = locate(value)
+    if found is None:
+        raise mismatch(f"--model.{name}", "a name that can be imported", value, "check its path")
+    return found
+
+
+def _started_from(path: str, flow: ImageFlow) -> ImageFlow:
+    """Return ``flow`` with the weights of a file, whose flow may have had fewer layers."""
+    assert flow.architecture is not None
+    trained = load_weights(path) if _says_architecture(path) else load_weights(path, flow)
+    assert trained.architecture is not None
+    if trained.architecture.num_layers < flow.architecture.num_layers:
+        trained = grow(trained, flow.architecture.num_layers)
+    if trained.architecture != flow.architecture:
+        differing = [
+            k for k, v in vars(flow.architecture).items() if v != vars(trained.architecture)[k]
+        ]
+        raise mismatch(
+            "--start_from",
+            "weights of this architecture, or of one with fewer layers",
+            f"one that differs in {', '.join(differing)}",
+            "give the same --model arguments",
+        )
+    return trained
+
+
+def _says_architecture(path: str) -> bool:
+    from nflows_mixer.flows import read_metadata
+
+    return "mixerflow" in read_metadata(path)
+
+
+def _chosen_before(argv: Sequence[str]) -> tuple[str | None, str | None]:
+    """Return preset and data of a command line or its YAML file: other defaults depend on them."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--preset", "--data", "--config"):
+        first.add_argument(name)
+    known, _ = first.parse_known_args(argv)
+    config = {}
+    if known.config is not None:
+        config = yaml.safe_load(Path(known.config).read_text()) or {}
+    return known.preset or config.get("preset"), known.data or config.get("data")
+
+
+def _spelled(word: str) -> str:
+    """Take ``--num-nodes`` for ``--num_nodes``."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _with_values(words: Sequence[str]) -> list[str]:
+    """Take ``--resume`` for ``--resume true``."""
+    flags = {"--resume", "--overwrite", "--conditional", "--progress"}
+    bare = [
+        word in flags and (i + 1 == len(words) or words[i + 1].startswith("--"))
+        for i, word in enumerate(words)
+    ]
+    return [f"{word}=true" if alone else word for word, alone in zip(words, bare)]

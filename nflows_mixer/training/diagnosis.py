@@ -1,0 +1,96 @@
+"""Where a number that is not finite came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nflows_mixer.flows.image_flow import ImageFlow
+
+
+@torch.no_grad()
+def find_non_finite(
+    flow: ImageFlow, images: Tensor, context: Tensor | None, noise: Tensor | None
+) -> str:
+    """Run the flow once more, in its present mode, and name the first part that is not finite.
+
+    Args:
+        flow: the flow whose loss or gradient is NaN or infinite.
+        images: uint8 [B, C, H, W], of that step.
+        context: of that step, or None.
+        noise: of that step, or None.
+
+    Returns:
+        A sentence: the parameters that are broken; or the first part that makes a value that is
+        not finite of ones that are, with its name and class; or the parameters whose gradients
+        are broken; or that nothing was found.
+
+    Example:
+        >>> from nflows_mixer.flows import mixerflow
+        >>> flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, num_layers=1, shift=None)
+        >>> images = torch.randint(256, (9, 1, 4, 4), dtype=torch.uint8)
+        >>> _ = flow.initialize(images)
+        >>> _ = nn.init.constant_(flow._transform._transforms[1].kernel, 1e30)
+        >>> find_non_finite(flow, images, None, None)
+        "'_transform._transforms.2...' (ActNorm) made values that are not finite..."
+    """
+    for name, parameter in flow.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"the parameter {name!r} is not finite already"
+    found: list[str] = []
+
+    def watched(name: str, part: nn.Module) -> Any:
+        forward = part.forward
+
+        def run(*inputs: Any, **keywords: Any) -> Any:
+            outputs = forward(*inputs, **keywords)
+            # The innermost part ends first, and those around it only pass its values on.
+            if not found and not _finite(outputs) and _finite(inputs):
+                sizes = [t.abs().max().item() for t in _tensors(inputs) if t.numel()]
+                found.append(
+                    f"{name!r} ({type(part).__name__}) made values that are not finite of inputs "
+                    f"up to {max(sizes, default=0.0):.3g}"
+                )
+            return outputs
+
+        return run
+
+    parts = [(name, part) for name, part in flow.named_modules() if name]
+    for name, part in parts:
+        # Not a hook: composites call forward itself, which passes hooks by.
+        part.forward = watched(name, part)  # type: ignore[method-assign]
+    try:
+        flow.log_prob(images, context, noise)
+    except ValueError as error:  # a part may notice by itself
+        found.append(str(error))
+    finally:
+        for _, part in parts:
+            del part.forward
+    if found:
+        return found[0]
+    broken = [
+        name
+        for name, parameter in flow.named_parameters()
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+    ]
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        return "the forward pass is finite, and the gradients are not of " + (
+            ", ".join(map(repr, broken[-3:])) + more
+        )
+    return "the forward pass and the gradients of a second run are finite"
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _tensors(value)
+
+
+def _finite(values: Any) -> bool:
+    return all(bool(torch.isfinite(value).all()) for value in _tensors(values))

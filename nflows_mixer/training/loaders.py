@@ -1,0 +1,214 @@
+"""Batches as a function of the step and the process, so that a run can be resumed or split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from nflows_mixer._checks import mismatch
+from nflows_mixer.data import ImageData, ImageDataset
+from nflows_mixer.training.recipe import Recipe
+
+
+class ShuffledBatches(Sampler):
+    r"""Rows of the training batches, shuffled anew in each pass over the data.
+
+    Batch b of the run is batch :math:`b \bmod m` of pass :math:`\lfloor b / m \rfloor`, where m
+    whole batches are in a pass, and a pass is a permutation that is a function of (seed, pass).
+    Nothing else is kept, so that a run goes on at any batch. Process r of W has rows r, r + W, ...
+    of each batch.
+
+    Args:
+        num_images: in the data set.
+        batch_size: over all processes together.
+        num_batches: of the whole run.
+        start: the first batch.
+        seed: of the order.
+        rank: r.
+        world_size: W.
+
+    Raises:
+        ValueError: if a batch is larger than the data set or does not split evenly.
+
+    Example:
+        >>> batches = list(ShuffledBatches(num_images=5, batch_size=2, num_batches=4))
+        >>> later = list(ShuffledBatches(num_images=5, batch_size=2, num_batches=4, start=3))
+        >>> len(batches), torch.equal(later[0], batches[3])
+        (4, True)
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        num_batches: int,
+        start: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not batch_size <= num_images:
+            raise mismatch(
+                "ShuffledBatches",
+                f"a batch of at most {num_images} images, which is all there are",
+                batch_size,
+                "make batch_size smaller",
+            )
+        if batch_size % world_size:
+            raise mismatch(
+                "ShuffledBatches",
+                f"a batch_size that {world_size} processes share evenly",
+                batch_size,
+                f"take a multiple of {world_size}",
+            )
+        self.num_images, self.batch_size, self.num_batches = num_images, batch_size, num_batches
+        self.start, self.seed, self.rank, self.world_size = start, seed, rank, world_size
+
+    # There is no length: Lightning would take the batches before ``start`` off it once more.
+
+    def __iter__(self) -> Iterator[Tensor]:
+        per_pass = self.num_images // self.batch_size
+        order, passes = torch.empty(0, dtype=torch.long), -1
+        for batch in range(self.start, self.num_batches):
+            if batch // per_pass != passes:
+                passes = batch // per_pass
+                # Passes of one seed must not meet those of the next, as in seed + pass.
+                generator = torch.Generator().manual_seed((self.seed << 32) + passes)
+                order = torch.randperm(self.num_images, generator=generator)
+            first = batch % per_pass * self.batch_size
+            yield order[first : first + self.batch_size][self.rank :: self.world_size]
+
+
+class OrderedBatches(Sampler):
+    """Rows of a data set in order, each in exactly one process.
+
+    Process r of W has rows r, r + W, ...; the last batches may be short, or missing.
+
+    Args:
+        num_images: in the data set.
+        batch_size: of this process.
+        rank: r.
+        world_size: W.
+
+    Example:
+        >>> [rows.tolist() for rows in OrderedBatches(5, batch_size=2, rank=1, world_size=2)]
+        [[1, 3]]
+    """
+
+    def __init__(
+        self, num_images: int, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.rows = torch.arange(rank, num_images, world_size)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.rows.split(self.batch_size)) if len(self.rows) else iter(())
+
+
+class ImageDataModule(LightningDataModule):
+    """The parts of a data set, as Lightning's trainer wants them.
+
+    Batches are tuples (images,) or (images, labels), uint8 until they are on the device.
+
+    Args:
+        data: what ``load_images`` gave.
+        recipe: says the batch size and how many batches there are.
+        seed: of the order.
+        evaluation_images: images of each part that are evaluated, the first ones, at most; all
+            where None.
+        evaluation_batch_size: images at a time in evaluation, of each process.
+        num_workers: processes that load; 0 is best for images that are in memory.
+
+    Example:
+        >>> from nflows_mixer.data import load_images
+        >>> module = ImageDataModule(load_images("digits"), Recipe(batch_size=50))
+        >>> module.test_names
+        ['train', 'validation', 'test']
+    """
+
+    validation_names = ["validation"]
+
+    def __init__(
+        self,
+        data: ImageData,
+        recipe: Recipe,
+        seed: int = 0,
+        evaluation_images: int | None = None,
+        evaluation_batch_size: int = 500,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.data, self.recipe, self.seed = data, recipe, seed
+        self.evaluation_batch_size = evaluation_batch_size
+        self.num_workers = num_workers
+        parts = {"train": data.train, "validation": data.validation, "test": data.test}
+        self.parts = {
+            name: part.subset(slice(evaluation_images))
+            for name, part in parts.items()
+            if part is not None
+        }
+
+    @property
+    def test_names(self) -> list[str]:
+        """What is evaluated at the end; the training part to compare the others with."""
+        return list(self.parts)
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches from the one on that follows the trainer's last step."""
+        trainer = self._trainer()
+        micro = trainer.accumulate_grad_batches
+        if self.recipe.batch_size % micro:
+            raise mismatch(
+                "ImageDataModule",
+                f"a batch_size that {micro} accumulated batches share evenly",
+                self.recipe.batch_size,
+                f"take a multiple of {micro}",
+            )
+        batches = ShuffledBatches(
+            len(self.data.train),
+            self.recipe.batch_size // micro,
+            self.recipe.steps * micro,
+            start=trainer.global_step * micro,
+            seed=self.seed,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
+        return self._loader(self.data.train, batches)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """The validation images."""
+        return [self._ordered(self.parts[name]) for name in self.validation_names]
+
+    def test_dataloader(self) -> list[DataLoader]:
+        """Training, validation and test images, in that order."""
+        return [self._ordered(part) for part in self.parts.values()]
+
+    def _ordered(self, part: ImageDataset) -> DataLoader:
+        trainer = self._trainer()
+        size = self.evaluation_batch_size
+        rank, world_size = trainer.global_rank, trainer.world_size
+        return self._loader(part, OrderedBatches(len(part), size, rank, world_size))
+
+    def _loader(self, part: ImageDataset, batches: Sampler) -> DataLoader:
+        return DataLoader(
+            part,
+            batch_size=None,
+            sampler=batches,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _trainer(self):
+        if self.trainer is None:
+            raise RuntimeError(
+                "ImageDataModule: expected to be used by a Trainer, got none; "
+                "pass it to trainer.fit(module, datamodule=...)"
+            )
+        return self.trainer

@@ -1,0 +1,259 @@
+"""Training of a flow on images, for Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Union
+
+import torch
+from lightning.pytorch import LightningModule
+from nflows.transforms import BatchNorm
+from torch import Tensor
+
+from nflows_mixer._checks import mismatch
+from nflows_mixer._distributed import all_reduce_max, all_reduce_sum
+from nflows_mixer.flows.image_flow import ImageFlow
+from nflows_mixer.flows.weights import check_state
+from nflows_mixer.likelihood import bits_per_dim
+from nflows_mixer.nn import all_reduce_batch_norm
+from nflows_mixer.noise import uniform_noise
+from nflows_mixer.training.average import moving_average
+from nflows_mixer.training.diagnosis import find_non_finite
+from nflows_mixer.training.recipe import Recipe
+from nflows_mixer.transforms import ActNorm
+
+Batch = Union[Tensor, Sequence[Tensor]]
+"""Images [B, C, H, W], or (images,), or (images, labels)."""
+
+
+class FlowModule(LightningModule):
+    r"""Maximum likelihood training of any flow on images.
+
+    .. math:: \mathrm{loss} = -\frac{1}{B D \log 2} \sum_n \log p(x_n + u_n), \qquad
+              u_n = u(\mathrm{seed}, \mathrm{step}, n)
+
+    The noise of an image is a function of the seed, the step and its place in the global batch,
+    so that a run that is resumed, or split over other numbers of processes, goes on with the same
+    numbers. The first batch initialises ActNorm, over all processes together, before the moving
+    average starts. A loss or gradient that is not finite stops the run before the parameters
+    change, with the name of the layer it came from.
+
+    Args:
+        flow: what is trained; ``ImageFlow.from_flow`` makes one of any nflows flow.
+        recipe: how.
+        conditional: whether the labels of the batches are the flow's context.
+        seed: of the noise.
+
+    Shapes:
+        batches: images uint8 [B, C, H, W], alone or in a tuple, or (images, labels). Under
+            several processes, rank r of W has the images r, r + W, ... of the global batch.
+
+    Raises:
+        TypeError: if the flow is no ``ImageFlow``.
+        ValueError: if a flow of several processes has a part that cannot be trained so.
+        FloatingPointError: if the loss or a gradient is not finite.
+
+    References:
+        MixerFlow, Section 5 and Table 8.
+
+    Example:
+        >>> from nflows_mixer.flows import mixerflow
+        >>> flow = mixerflow(image_shape=(1, 8, 8), patch_size=2, levels=17, num_layers=2)
+        >>> module = FlowModule(flow, Recipe(ema_decay=0.999))
+        >>> images = torch.randint(17, (20, 1, 8, 8), dtype=torch.uint8)
+        >>> module.evaluated is module.average.module
+        True
+    """
+
+    def __init__(
+        self, flow: ImageFlow, recipe: Recipe, conditional: bool = False, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if not isinstance(flow, ImageFlow):
+            raise TypeError(
+                f"FlowModule: expected an ImageFlow, got {type(flow).__name__}; "
+                "ImageFlow.from_flow(flow, image_shape) makes one of any nflows flow on images"
+            )
+        self.flow = flow
+        self.recipe = recipe
+        self.conditional = conditional
+        self.seed = seed
+        self.average = None if recipe.ema_decay is None else moving_average(flow, recipe.ema_decay)
+        self._norms = [part for part in flow.modules() if isinstance(part, ActNorm)]
+        self._micro_batch = (-1, -1)  # step, and how many batches of it came before
+        self._last: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
+        self._sums: dict[str, Tensor] = {}
+
+    @property
+    def evaluated(self) -> ImageFlow:
+        """The flow that is evaluated, sampled and saved: the moving average, if there is one."""
+        return self.flow if self.average is None else self.average.module
+
+    def setup(self, stage: str) -> None:
+        """Let batch normalisation see the batch of all processes."""
+        if self.trainer.precision == "16-mixed":
+            raise mismatch(
+                "FlowModule", "32-true, 64-true or bf16-mixed", "16-mixed", "bf16 overflows later"
+            )
+        if self.trainer.world_size > 1:
+            if any(isinstance(part, BatchNorm) for part in self.flow.modules()):
+                raise mismatch(
+                    "FlowModule",
+                    "normalisation over all processes",
+                    "nflows' BatchNorm, which would see the images of each process alone",
+                    "build the flow with norm='actnorm', or train on one device",
+                )
+            all_reduce_batch_norm(self.flow)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Adam and its schedule, as the recipe says."""
+        optimizer = torch.optim.Adam(self.parameter_groups(), betas=self.recipe.betas)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.recipe.schedule)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return what is trained, in groups by learning rate."""
+        return self.recipe.parameter_groups(self.flow)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Number the batch, and initialise ActNorm from the first one of all processes."""
+        step, before = self._micro_batch
+        self._micro_batch = (self.global_step, before + 1 if step == self.global_step else 0)
+        if not all(norm.initialized for norm in self._norms):
+            images, context = self._split(batch)
+            self.flow.initialize(images, context, self._training_noise(images))
+            if self.average is not None:
+                self.average.module.load_state_dict(self.flow.state_dict())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of this process's part of the batch."""
+        images, context = self._split(batch)
+        noise = self._training_noise(images)
+        loss, bits = self.loss(images, context, noise, self._labels(batch))
+        self._last = (images, context, noise, loss.detach())
+        self.log("bits/dim", bits.mean().detach(), prog_bar=True, logger=False)
+        self.training_bits = bits.detach()
+        return loss
+
+    def loss(
+        self, images: Tensor, context: Tensor | None, noise: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what is minimised, and the bits per dimension of each image, [B].
+
+        Args:
+            images: uint8 [B, C, H, W].
+            context: [B, F], or None.
+            noise: of the shape of ``images``.
+            labels: integers [B], for objectives that read them.
+        """
+        bits = bits_per_dim(self.flow.log_prob(images, context, noise), self.flow.image_shape)
+        return bits.mean(), bits
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient as the recipe says, and stop where it is not finite."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.gradient_clip)
+        assert self._last is not None
+        images, context, noise, loss = self._last
+        if not torch.isfinite(norm + loss):
+            where = find_non_finite(self.flow, images, context, noise)
+            raise FloatingPointError(
+                f"step {self.global_step}: expected a finite loss and gradient, got a loss of "
+                f"{loss.item():g} and a gradient of norm {norm.item():g}: {where}; lower the "
+                f"learning rate {self.recipe.learning_rate:g}, warm up for longer, or start again "
+                "from the last checkpoint, which is intact"
+            )
+
+    def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
+        """Make the step, and let the moving average follow, before any checkpoint is written."""
+        super().optimizer_step(*arguments, **keywords)
+        if self.average is not None:
+            self.average.update_parameters(self.flow)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count the bits per dimension of this process's images, each once."""
+        self._count(f"validation/{dataloader_idx}", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count the bits per dimension of this process's images, each once."""
+        self._count(f"test/{dataloader_idx}", batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start to count."""
+        self._sums = {}
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean over all images of all processes, and the worst image."""
+        for loader, name in enumerate(self._loader_names("validation")):
+            for figure, value in self._reduced(f"validation/{loader}").items():
+                self.log(f"{name}/{figure}", value, sync_dist=True)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the mean over all images of all processes, and the worst image."""
+        for loader, name in enumerate(self._loader_names("test")):
+            for figure, value in self._reduced(f"test/{loader}").items():
+                self.log(f"{name}/{figure}", value, sync_dist=True)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another model, by name."""
+        check_state(self.state_dict(), checkpoint["state_dict"], "checkpoint")
+
+    def _loader_names(self, stage: str) -> list[str]:
+        names = getattr(self.trainer.datamodule, f"{stage}_names", None)  # type: ignore[attr-defined]
+        if names is not None:
+            return names
+        return [stage] if len(self._sums) == 1 else sorted(self._sums)
+
+    @torch.no_grad()
+    def _count(self, key: str, batch: Batch) -> None:
+        images, context = self._split(batch)
+        before = int(self._sums[key][1]) if key in self._sums else 0
+        noise = self._noise(images, 0, before)
+        log_prob = self.evaluated.log_prob(images, context, noise)
+        bits = bits_per_dim(log_prob, self.flow.image_shape).cpu().double()
+        figures = torch.stack([bits.sum(), bits.new_tensor(len(bits)), bits.max()])
+        if key in self._sums:
+            old = self._sums[key]
+            figures = torch.stack([*(figures + old)[:2], torch.maximum(figures[2], old[2])])
+        self._sums[key] = figures
+
+    def _reduced(self, key: str) -> dict[str, Tensor]:
+        own = self._sums.get(key, torch.tensor([0, 0, -torch.inf], dtype=torch.float64))
+        if self.trainer.world_size > 1:
+            own = own.to(self.device)
+        total, count = all_reduce_sum(own[:2])
+        return {"bits_per_dim": total / count, "worst_image": all_reduce_max(own[2])}
+
+    def _split(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        return images, self._labels(batch) if self.conditional else None
+
+    def _labels(self, batch: Batch) -> Tensor | None:
+        labels = None if isinstance(batch, Tensor) or len(batch) < 2 else batch[1]
+        if self.conditional and labels is None:
+            raise mismatch(
+                "FlowModule", "batches of (images, labels)", "images alone", "conditional=False"
+            )
+        return labels
+
+    def _training_noise(self, images: Tensor) -> Tensor:
+        step, micro_batch = self._micro_batch
+        batches = self.trainer.accumulate_grad_batches
+        return self._noise(images, 1 + step * batches + micro_batch, 0)
+
+    def _noise(self, images: Tensor, step: int, before: int) -> Tensor:
+        """Step 0 is that of evaluation; ``before`` images of this process came before."""
+        place = before + torch.arange(len(images), device=images.device)
+        index = place * self.trainer.world_size + self.global_rank
+        dtype = next(self.flow.parameters()).dtype
+        return uniform_noise(self.seed, step, index, images.shape[1:], dtype)

@@ -1,0 +1,302 @@
+"""A whole training run: train, evaluate, and write down what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import logging
+import os
+import platform
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.nn.parallel import DistributedDataParallel
+
+from nflows_mixer import __version__
+from nflows_mixer._checks import mismatch
+from nflows_mixer._files import replace_file
+from nflows_mixer.data import ImageData
+from nflows_mixer.evaluation import draw_samples, round_trip_error, save_grids, yardsticks
+from nflows_mixer.evaluation.curves import save_curves
+from nflows_mixer.flows.image_flow import ImageFlow
+from nflows_mixer.flows.weights import architecture_of, save_weights
+from nflows_mixer.training.checkpoints import AtomicCheckpointIO
+from nflows_mixer.training.loaders import ImageDataModule
+from nflows_mixer.training.module import FlowModule
+from nflows_mixer.training.progress import ProgressBar
+from nflows_mixer.training.recipe import Recipe
+from nflows_mixer.training.records import Record, peak_memory_mb
+
+CHECKPOINT = "last.ckpt"
+
+
+def fit(
+    module: FlowModule,
+    data: ImageData,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    validate_every: int | None = None,
+    checkpoint_every: int = 500,
+    record_every: int = 10,
+    evaluation_images: int | None = None,
+    num_workers: int = 0,
+    facts: Mapping[str, Any] | None = None,
+    callbacks: tuple[Callback, ...] = (),
+    **trainer: Any,
+) -> dict[str, Any]:
+    """Train a flow on images, evaluate it, and write weights, figures and pictures to a folder.
+
+    Written to ``out``: ``last.ckpt`` (to resume), ``weights.safetensors`` (to use: see
+    ``load_weights``), ``results.json``, ``history.json``, ``curve.png``, ``samples.png``,
+    ``samples/step-*.png`` and TensorBoard's events. Any number of devices and nodes gives the same
+    batches and noise.
+
+    Args:
+        module: the flow with its recipe.
+        data: what to train and evaluate on.
+        out: folder.
+        resume: whether to go on from the checkpoint in ``out``, if there is one.
+        overwrite: whether a run that is in ``out`` is deleted.
+        validate_every: steps between validations; a tenth of the run where None.
+        checkpoint_every: steps between checkpoints.
+        record_every: steps between entries of the curve.
+        evaluation_images: images of each part that are evaluated, at most.
+        num_workers: processes that load images.
+        facts: more for ``results.json``.
+        callbacks: more for the trainer.
+        **trainer: arguments of Lightning's ``Trainer``: ``devices``, ``num_nodes``, ``precision``,
+            ``accelerator``, ``accumulate_grad_batches``, ...
+
+    Returns:
+        What is in ``results.json``. Under several processes, only in the first; {} in the others.
+
+    Raises:
+        ValueError: if there is another run in ``out``, or the checkpoint is of another.
+        FloatingPointError: if the loss or a gradient is not finite.
+
+    Example:
+        >>> import tempfile
+        >>> from nflows_mixer.data import load_images
+        >>> from nflows_mixer.flows import mixerflow
+        >>> flow = mixerflow(image_shape=(1, 8, 8), patch_size=2, levels=17, num_layers=1)
+        >>> module = FlowModule(flow, Recipe(steps=2, batch_size=20))
+        >>> quiet = dict(enable_progress_bar=False, accelerator="cpu")
+        >>> results = fit(module, load_images("digits"), tempfile.mkdtemp(), **quiet)
+        >>> sorted(results["bits_per_dim"])
+        ['test', 'train', 'validation']
+    """
+    out, recipe = Path(out), module.recipe
+    run = _describe(module, data, facts or {})
+    checkpoint = _prepare(out, run, resume, overwrite)
+    record = Record(out, every=record_every, seed=module.seed)
+    with _quiet():
+        pl_trainer = Trainer(
+            **{
+                "max_steps": recipe.steps,
+                "max_epochs": -1,
+                "val_check_interval": validate_every or max(recipe.steps // 10, 1),
+                "check_val_every_n_epoch": None,
+                "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,
+                "enable_model_summary": False,
+                "log_every_n_steps": record_every,
+                "logger": TensorBoardLogger(out, name="", version="tensorboard"),
+                "plugins": [AtomicCheckpointIO()],
+                "strategy": _strategy(trainer),
+                "callbacks": [
+                    record,
+                    ModelCheckpoint(
+                        out,
+                        Path(CHECKPOINT).stem,
+                        every_n_train_steps=checkpoint_every,
+                        enable_version_counter=False,
+                    ),
+                    *([ProgressBar()] if trainer.get("enable_progress_bar", True) else []),
+                    *callbacks,
+                ],
+                **trainer,
+            }
+        )
+        images = ImageDataModule(
+            data, recipe, module.seed, evaluation_images, num_workers=num_workers
+        )
+        if recipe.steps:
+            pl_trainer.fit(module, datamodule=images, ckpt_path=checkpoint)
+            pl_trainer.save_checkpoint(out / CHECKPOINT)
+        else:
+            first = data.train.subset(slice(recipe.batch_size))[:]
+            module.flow.initialize(*first[: 2 if module.conditional else 1])
+        pl_trainer.test(module, datamodule=images, verbose=False)
+    if not pl_trainer.is_global_zero:
+        return {}
+    results = {**run, **_results(module, images, record, pl_trainer)}
+    replace_file(out / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+    _write_pictures(module, images, results, record, out)
+    facts_of_file = {"data": json.dumps(data.describe()), "step": str(pl_trainer.global_step)}
+    save_weights(module.evaluated, out / "weights.safetensors", facts_of_file)
+    return results
+
+
+# Of Lightning's hints, those about things that are meant as they are.
+_MEANT_SO = (
+    ".*does not have many workers.*",
+    ".*GPU available but not used.*",
+    ".*LeafSpec.* is deprecated.*",  # its own use of torch
+    ".*Checkpoint directory .* exists and is not empty.*",
+)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what Lightning says of itself; its warnings come through, but for those above."""
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in _MEANT_SO:
+            warnings.filterwarnings("ignore", message)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
+
+
+def _strategy(trainer: Mapping[str, Any]) -> Any:
+    """Return what distributes the run: nothing of ours is left for DDP to search or broadcast."""
+    if trainer.get("devices", 1) in (1, "1", [0]) and trainer.get("num_nodes", 1) == 1:
+        return "auto"
+    # Newer versions of torch have a new name for the same.
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DDPStrategy(gradient_as_bucket_view=True, static_graph=True, **{buffers: False})
+
+
+def _describe(module: FlowModule, data: ImageData, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two runs the same run, as JSON has it."""
+    described = {
+        **data.describe(),
+        **facts,
+        "architecture": architecture_of(module.flow),
+        "parameters": sum(p.numel() for p in module.flow.parameters()),
+        "recipe": dataclasses.asdict(module.recipe),
+        "objective": type(module).__name__,
+        "conditional": module.conditional,
+        "seed": module.seed,
+    }
+    return json.loads(json.dumps(described))
+
+
+def _prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) -> Path | None:
+    """Return the checkpoint to go on from, if there is one; make the folder ready otherwise."""
+    checkpoint, description = out / CHECKPOINT, out / "run.json"
+    if rank_zero_only.rank != 0:  # the first process has done it, before it started this one
+        return checkpoint if resume and checkpoint.exists() else None
+    if description.exists() and overwrite and not resume:
+        shutil.rmtree(out)
+    if description.exists() and not resume:
+        raise mismatch(
+            "fit",
+            "a folder without a run",
+            f"one with a run in {str(out)!r}",
+            "resume it (--resume), overwrite it (--overwrite), or name another (--out)",
+        )
+    if description.exists():
+        before = json.loads(description.read_text())
+        if changed := sorted(k for k in {*run, *before} if run.get(k) != before.get(k)):
+            raise mismatch(
+                "fit",
+                f"the run that is in {str(out)!r}",
+                "one that differs in "
+                + "; ".join(f"{k}: {before.get(k)} there, {run.get(k)} now" for k in changed),
+                "give what it was started with, or name another folder",
+            )
+    replace_file(description, (json.dumps(run, indent=2) + "\n").encode())
+    if resume and checkpoint.exists():
+        return checkpoint
+    return None
+
+
+def _results(
+    module: FlowModule, images: ImageDataModule, record: Record, trainer: Trainer
+) -> dict[str, Any]:
+    figures = {k: v.item() for k, v in trainer.callback_metrics.items()}
+    names = images.test_names
+    held_out = images.parts[names[-1]]
+    speeds = sorted(e["images_per_second"] for e in record.history if "images_per_second" in e)
+    return {
+        "bits_per_dim": {name: figures[f"{name}/bits_per_dim"] for name in names},
+        "worst_image": {name: figures[f"{name}/worst_image"] for name in names},
+        "evaluated_images": {name: len(part) for name, part in images.parts.items()},
+        "draws": 1,
+        "yardsticks": _yardsticks(images),
+        "round_trip_error": round_trip_error(
+            module.evaluated,
+            held_out.images(slice(200)).to(module.device),
+            held_out.labels(slice(200)).to(module.device) if module.conditional else None,
+        ),
+        "steps": trainer.global_step,
+        "train_seconds": round(record.seconds, 1),
+        "images_per_second": round(speeds[len(speeds) // 2], 1) if speeds else None,
+        "peak_memory_mb": round(peak_memory_mb(module.device)),
+        "machine": _machine(module.device, trainer),
+        "versions": {
+            "nflows_mixer": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _yardsticks(images: ImageDataModule) -> dict[str, float]:
+    """Simple models of the same images; of large sets fitted to a part that memory can hold."""
+    train, held_out = images.data.train, images.parts[images.test_names[-1]]
+    pixels = torch.Size(train.image_shape).numel()
+    if pixels > 4096:
+        return {}
+    return yardsticks(
+        train.images(slice(50_000)), held_out.images(slice(10_000)), images.data.levels
+    )
+
+
+def _machine(device: torch.device, trainer: Trainer) -> str:
+    name = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"
+
+
+def _write_pictures(
+    module: FlowModule,
+    images: ImageDataModule,
+    results: Mapping[str, Any],
+    record: Record,
+    out: Path,
+) -> None:
+    held_out = images.parts[images.test_names[-1]]
+    levels = images.data.levels
+    context = None
+    if module.conditional:
+        classes = module.flow._embedding_net.num_embeddings
+        context = torch.arange(64, device=module.device) % classes
+    samples = draw_samples(
+        module.evaluated, 64 if context is None else 1, seed=module.seed, context=context
+    ).reshape(-1, *images.data.image_shape)
+    panels = {"held-out images": held_out.images(slice(64)), "samples": samples.cpu()}
+    save_grids(out / "samples.png", panels, levels)
+    if record.history:
+        record.write()

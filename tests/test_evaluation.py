@@ -1,0 +1,217 @@
+"""Figures over a data set, importance weights, and neighbours, with known answers."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import distributions
+
+from nflows_mixer.data.dataset import ImageDataset
+from nflows_mixer.evaluation import evaluate, nearest_images, summary
+from nflows_mixer.flows import ImageFlow, mixerflow
+from nflows_mixer.likelihood import (
+    bits_per_dim,
+    importance_weighted_log_prob,
+    log_mean_exp,
+    log_prob_draws,
+)
+from nflows_mixer.noise import uniform_noise
+from nflows_mixer.transforms import PixelScaling
+
+
+def pixels(count, shape=(1, 6, 6), levels=17):
+    return torch.randint(levels, (count, *shape), dtype=torch.uint8)
+
+
+def small_flow(**options):
+    arguments = {"image_shape": (1, 6, 6), "patch_size": 2, "levels": 17, "num_layers": 2}
+    flow = mixerflow(**{**arguments, "hidden_features": 16, **options}).double()
+    context = options.get("num_classes") and torch.randint(options["num_classes"], (60,))
+    flow.initialize(pixels(60), context)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return flow
+
+
+def normal_flow(shape=(1, 1, 2), levels=4):
+    """Pixels scaled to [0, 1], and a normal of standard deviation 0.3 around 0.4."""
+    flow = ImageFlow(PixelScaling(levels, 0.0, 1.0), shape, levels=levels).double()
+    with torch.no_grad():
+        flow._distribution.location.fill_(0.4)
+        flow._distribution.log_scale.fill_(math.log(0.3))
+    return flow
+
+
+def normal_flow_log_prob(images, levels=4):
+    """The exact log-probability of images under ``normal_flow``."""
+    normal = distributions.Normal(torch.tensor(0.4, dtype=torch.float64), 0.3)
+    cells = normal.cdf((images + 1.0).double() / levels) - normal.cdf(images.double() / levels)
+    return cells.log().flatten(1).sum(1)
+
+
+def test_draws_are_those_of_the_counter_whatever_the_batch():
+    flow, images = small_flow(), pixels(7)
+    index = torch.tensor([5, 3, 100, 0, 1, 2, 7])
+    draws = log_prob_draws(flow, images, 3, seed=11, index=index, batch_size=1000)
+    assert draws.shape == (3, 7)
+    noise = uniform_noise(11, 2, index, (1, 6, 6))
+    torch.testing.assert_close(draws[2], flow.eval().log_prob(images, noise=noise))
+    for batch_size in (1, 2, 3, 4, 10):
+        again = log_prob_draws(flow, images, 3, seed=11, index=index, batch_size=batch_size)
+        torch.testing.assert_close(again, draws)
+    more = log_prob_draws(flow, images, 5, seed=11, index=index, batch_size=8)
+    torch.testing.assert_close(more[:3], draws)
+
+
+def test_importance_weights_reach_the_exact_likelihood():
+    flow = normal_flow()
+    images = torch.cartesian_prod(torch.arange(4), torch.arange(4)).to(torch.uint8)
+    images = images.reshape(16, 1, 1, 2)
+    exact = normal_flow_log_prob(images)
+    bound = importance_weighted_log_prob(flow, images, 4000, seed=1)
+    torch.testing.assert_close(bound, exact, atol=0.02, rtol=0)
+    # One pixel, one draw: the bound is the density at the noise, times the size of a cell.
+    one = importance_weighted_log_prob(flow, images, 1, seed=1)
+    noise = uniform_noise(1, 0, torch.arange(16), (1, 1, 2)).double()
+    normal = distributions.Normal(torch.tensor(0.4, dtype=torch.float64), 0.3)
+    by_hand = normal.log_prob((images + noise) / 4).flatten(1).sum(1) - 2 * math.log(4)
+    torch.testing.assert_close(one, by_hand)
+    assert (one.mean() < bound.mean()).item()
+
+
+def test_bound_tightens_with_the_number_of_draws():
+    """Averaged over the subsets of the same draws, it grows, whatever the draws are."""
+    draws = log_prob_draws(normal_flow(), pixels(9, (1, 1, 2), 4), 8, seed=2)
+    means = []
+    for k in range(1, 9):
+        subsets = torch.combinations(torch.arange(8), k)
+        means.append(torch.stack([log_mean_exp(draws[rows]) for rows in subsets]).mean(0))
+    for looser, tighter in zip(means, means[1:]):
+        assert (looser < tighter).all()
+
+
+def test_log_mean_exp_of_large_and_missing_values():
+    values = torch.tensor([[-10_000.0, 1.0], [-10_000.0, math.nan]])
+    result = log_mean_exp(values)
+    assert result[0].item() == -10_000 and result[1].isnan() and result.dtype == torch.float32
+
+
+@pytest.mark.parametrize("bound", ["average", "importance"])
+def test_evaluate_over_several_draws(bound):
+    flow, images = small_flow(), pixels(6)
+    draws = log_prob_draws(flow, images, 4, seed=5)
+    expected = draws.mean(0) if bound == "average" else draws.exp().mean(0).log()
+    bits = evaluate(flow, images, seed=5, draws=4, bound=bound, batch_size=4)
+    torch.testing.assert_close(bits, bits_per_dim(expected, (1, 6, 6)))
+
+
+def test_evaluate_splits_over_processes_and_reads_data_sets():
+    flow, images = small_flow(), pixels(20)
+    whole = evaluate(flow, images, seed=3, draws=2)
+    for rank in range(3):
+        rows = range(rank, 20, 3)
+        part = evaluate(flow, images, seed=3, draws=2, rows=rows, batch_size=4)
+        torch.testing.assert_close(part, whole[rank::3])
+    dataset = ImageDataset(images.flip(0), rows=torch.arange(19, -1, -1))
+    torch.testing.assert_close(evaluate(flow, dataset, seed=3, draws=2), whole)
+    assert evaluate(flow, images, rows=[]).shape == (0,)
+    assert evaluate(flow, images[:0]).shape == (0,)
+
+
+def test_data_set_is_read_a_batch_at_a_time():
+    sizes = []
+
+    class Counting(ImageDataset):
+        def images(self, index=slice(None)):
+            batch = super().images(index)
+            sizes.append(len(batch))
+            assert batch.dtype == torch.uint8
+            return batch
+
+    evaluate(small_flow(), Counting(pixels(11)), batch_size=4)
+    assert sizes == [4, 4, 3]
+
+
+def test_evaluate_hands_each_image_its_own_label():
+    flow, images = small_flow(num_classes=3), pixels(12)
+    dataset = ImageDataset(images, torch.arange(12) % 3)
+    bits = evaluate(flow, dataset, dataset.labels(), seed=1, batch_size=5, draws=2)
+    rows = torch.tensor([7, 2])
+    part = evaluate(flow, dataset, dataset.labels(), seed=1, draws=2, rows=rows)
+    torch.testing.assert_close(part, bits[rows])
+    swapped = evaluate(flow, dataset, (dataset.labels() + 1) % 3, seed=1, draws=2)
+    assert (swapped != bits).all()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"rows": [0, 5]}, "rows from 0 to 4, got 0 to 5"),
+        ({"rows": [-1]}, "rows from 0 to 4"),
+        ({"bound": "best"}, "bound to be one of 'average', 'importance'"),
+        ({"draws": 0}, "num_samples to be a positive integer"),
+        ({"batch_size": 0}, "batch_size to be a positive integer"),
+        ({"context": torch.zeros(3, 2)}, "one row for each of 5 images"),
+    ],
+)
+def test_evaluate_says_what_is_wrong(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(normal_flow(), pixels(5, (1, 1, 2), 4), **arguments)
+
+
+def test_draws_want_one_index_for_each_image():
+    with pytest.raises(ValueError, match="index with one row for each of 5 images"):
+        log_prob_draws(normal_flow(), pixels(5, (1, 1, 2), 4), 2, index=torch.arange(4))
+
+
+def test_summary_by_hand():
+    report = summary(torch.tensor([1.0, 2.0, 6.0]))
+    # Variance (4 + 1 + 9) / 2 = 7.
+    assert report == {
+        "images": 3,
+        "mean": 3.0,
+        "standard_error": pytest.approx(math.sqrt(7 / 3)),
+        "best": 1.0,
+        "worst": 6.0,
+        "non_finite": 0,
+    }
+    assert json.loads(json.dumps(report)) == report
+    broken = summary(torch.tensor([1.0, math.nan, math.inf]))
+    assert math.isnan(broken["mean"]) and math.isnan(broken["worst"]) and broken["non_finite"] == 2
+    assert math.isnan(summary(torch.tensor([1.0]))["standard_error"])
+    with pytest.raises(ValueError, match="one value or more"):
+        summary(torch.empty(0))
+
+
+def test_neighbours_by_hand():
+    dataset = torch.tensor([[0, 0], [3, 4], [255, 255], [0, 0]], dtype=torch.uint8)
+    dataset = dataset.reshape(4, 1, 1, 2)
+    samples = torch.tensor([[0, 0], [254, 255]], dtype=torch.uint8).reshape(2, 1, 1, 2)
+    for batch_size in (1, 2, 100):
+        indices, distances = nearest_images(samples, dataset, k=3, batch_size=batch_size)
+        assert indices.tolist() == [[0, 3, 1], [2, 1, 0]]
+        assert distances[0].tolist() == [0.0, 0.0, 12.5]
+        assert distances[1, :2].tolist() == [0.5, (251**2 + 251**2) / 2]
+
+
+def test_neighbours_are_exact_for_large_images():
+    """Sums beyond float32: images that differ in one pixel by one."""
+    base = torch.randint(200, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    other = base.clone()
+    other[0, 2, 63, 63] -= 1
+    dataset = ImageDataset(torch.cat([other, base, base]))
+    indices, distances = nearest_images(base, dataset, k=2, batch_size=2)
+    assert indices.tolist() == [[1, 2]] and distances.tolist() == [[0.0, 0.0]]
+    assert nearest_images(base, dataset, k=3)[1][0, 2].item() == 1 / (3 * 64 * 64)
+
+
+def test_neighbours_say_what_is_wrong():
+    images = pixels(3)
+    with pytest.raises(ValueError, match="4 images or more, got 3"):
+        nearest_images(images, images, k=4)
+    with pytest.raises(ValueError, match="uint8 samples"):
+        nearest_images(images.float(), images)
+    with pytest.raises(ValueError, match="uint8 images of shape"):
+        nearest_images(images, pixels(3, (1, 4, 9)))

@@ -1,0 +1,217 @@
+"""Runs that are killed, disks that are full, files cut short: nothing is lost or hidden."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from nflows_mixer import _files
+from nflows_mixer.data import ImageData, ImageDataset
+from nflows_mixer.flows import mixerflow
+from nflows_mixer.training import AtomicCheckpointIO, FlowModule, Recipe, fit
+from nflows_mixer.training.command import main
+from nflows_mixer.transforms import AffineCoupling
+
+ARGUMENTS = [
+    "--model.num_layers=1",
+    "--model.hidden_features=16",
+    "--recipe.steps=14",
+    "--recipe.batch_size=200",  # six batches are a pass over the data, so that runs see three
+    "--recipe.ema_decay=0.8",
+    "--checkpoint_every=3",
+    "--validate_every=5",
+    "--accelerator=cpu",
+    "--progress=false",
+]
+
+# Each attempt is a process of its own, forked from one that has imported everything and computed
+# nothing; it kills itself at the given point.
+DRIVER = textwrap.dedent(
+    """
+    import os, signal, sys
+    from lightning.pytorch import Callback
+    from nflows_mixer import _files
+    from nflows_mixer.training import command, run
+    import sklearn.datasets, torchvision, matplotlib.figure, tensorboard.compat
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    class DieAfter(Callback):
+        def __init__(self, step):
+            self.step = step
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == self.step:
+                die()
+
+    def attempt(out, arguments, death):
+        kind, _, number = death.partition(":")
+        if kind == "step":
+            fit = run.fit
+            command.fit = lambda *a, **k: fit(*a, callbacks=(DieAfter(int(number)),), **k)
+        if kind == "write":  # while the number-th checkpoint of this attempt is half on the disk
+            save, count = run.AtomicCheckpointIO.save_checkpoint, [0]
+            def counted(self, checkpoint, path, storage_options=None):
+                count[0] += 1
+                if count[0] == int(number):
+                    _files.os.fsync = lambda handle: die()
+                save(self, checkpoint, path, storage_options)
+            run.AtomicCheckpointIO.save_checkpoint = counted
+        command.main([*arguments, "--out", out, "--resume"])
+
+    out, deaths, arguments = sys.argv[1], sys.argv[2].split(","), sys.argv[3:]
+    for death in deaths:
+        child = os.fork()
+        if not child:
+            attempt(out, arguments, death)
+            sys.stdout.flush()
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        died = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        assert died == (death != "never"), (death, status)
+    """
+)
+
+
+def attempts(out, deaths):
+    command = [sys.executable, "-c", DRIVER, str(out), ",".join(deaths), *ARGUMENTS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    checkpoint = torch.load(out / "last.ckpt", weights_only=True)
+    return checkpoint, json.loads((out / "results.json").read_text())
+
+
+def flat(value, name=""):
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flat(inner, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from flat(inner, f"{name}.{index}")
+    else:
+        yield name, value
+
+
+def test_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
+    whole, figures = attempts(tmp_path / "whole", ["never"])
+    deaths = ["step:1", "step:5", "write:2", "step:10", "write:1", "step:13", "never"]
+    resumed, figures_resumed = attempts(tmp_path / "killed", deaths)
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        expected, got = dict(flat(whole[part])), dict(flat(resumed[part]))
+        assert expected.keys() == got.keys()
+        for name, value in expected.items():
+            same = torch.equal(value, got[name]) if torch.is_tensor(value) else value == got[name]
+            assert same, name
+    assert whole["global_step"] == 14
+    assert any(name.startswith("average.") for name in whole["state_dict"])
+    for name in ("bits_per_dim", "worst_image", "round_trip_error"):
+        assert figures[name] == figures_resumed[name]
+    curves = [
+        [
+            (e["step"], e.get("train/bits_per_dim"), e.get("validation/bits_per_dim"))
+            for e in history
+        ]
+        for history in (
+            json.loads((tmp_path / run / "history.json").read_text()) for run in ("whole", "killed")
+        )
+    ]
+    assert curves[0] == curves[1] and len(curves[0]) == 4
+
+
+@pytest.fixture
+def small_run(tmp_path):
+    """A function that runs a few steps into a folder."""
+    images = torch.randint(17, (60, 1, 4, 4), dtype=torch.uint8)
+    parts = [ImageDataset(part) for part in images.split(20)]
+    data = ImageData("noise", *parts, levels=17)
+
+    def run(seed=0, steps=4, num_layers=1, learning_rate=1e-3, shape=(1, 4, 4), **arguments):
+        torch.manual_seed(seed)
+        flow = mixerflow(
+            image_shape=shape, patch_size=2, levels=17, num_layers=num_layers, shift=None
+        )
+        recipe = Recipe(learning_rate, steps=steps, batch_size=10)
+        settings = {"checkpoint_every": 2, "accelerator": "cpu", "enable_progress_bar": False}
+        module = FlowModule(flow, recipe, seed=seed)
+        return fit(module, data, tmp_path / "run", **settings | arguments)
+
+    return run
+
+
+def test_full_disk_is_an_error_and_the_checkpoint_before_stays(tmp_path, small_run, monkeypatch):
+    small_run()
+    before = (tmp_path / "run/last.ckpt").read_bytes()
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_files.os, "fsync", full)
+    with pytest.raises(OSError, match="expected room for a checkpoint of .* MiB, got 'No space"):
+        AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "run/last.ckpt")
+    assert (tmp_path / "run/last.ckpt").read_bytes() == before
+    assert not [path for path in (tmp_path / "run").iterdir() if path.suffix == ".part"]
+
+
+@pytest.mark.parametrize("kept", [0, 100, 5000])
+def test_truncated_checkpoint_is_named(tmp_path, small_run, kept):
+    small_run()
+    checkpoint = tmp_path / "run/last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:kept])
+    with pytest.raises(
+        ValueError, match=f"last.ckpt: expected a whole checkpoint, .* {kept:,} bytes"
+    ):
+        small_run(resume=True)
+
+
+def test_checkpoint_with_code_is_refused(tmp_path):
+    class Code:
+        def __reduce__(self):
+            return os.system, ("exit 1",)
+
+    torch.save({"state_dict": Code()}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match="expected tensors and plain values, got .*system"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path, small_run):
+    small_run(num_layers=1)
+    with pytest.raises(ValueError, match="one that differs in architecture: .*parameters: "):
+        small_run(num_layers=2, resume=True)
+    (tmp_path / "run/run.json").unlink()  # as if copied from elsewhere
+    with pytest.raises(
+        ValueError, match="checkpoint: expected the weights of this flow, .*: no flow"
+    ):
+        small_run(num_layers=2, resume=True)
+
+
+def test_run_in_the_folder_is_not_overwritten_unless_asked(tmp_path, small_run):
+    first = small_run()
+    with pytest.raises(ValueError, match="expected a folder without a run.*--resume.*--overwrite"):
+        small_run()
+    assert small_run(overwrite=True)["bits_per_dim"] == first["bits_per_dim"]
+    assert small_run(resume=True)["bits_per_dim"] == first["bits_per_dim"]
+
+
+def test_loss_that_is_not_finite_names_the_layer_and_leaves_the_checkpoint(tmp_path, small_run):
+    class Overflow(Callback):
+        def on_train_batch_start(self, trainer, module, *_):
+            if trainer.global_step == 3:
+                coupling = next(m for m in module.flow.modules() if isinstance(m, AffineCoupling))
+                torch.nn.init.constant_(coupling.conditioner.final.bias, 1e4)
+
+    with pytest.raises(FloatingPointError, match="step 3: .*AffineCoupling.* made values"):
+        small_run(callbacks=(Overflow(),))
+    checkpoint = AtomicCheckpointIO().load_checkpoint(tmp_path / "run/last.ckpt")
+    assert checkpoint["global_step"] == 2
+    assert all(torch.isfinite(v.float()).all() for v in checkpoint["state_dict"].values())
+
+
+def test_command_says_what_is_wrong_without_a_traceback(tmp_path):
+    with pytest.raises(SystemExit, match="error: step .*: expected a finite loss .*learning rate"):
+        main([*ARGUMENTS, "--recipe.learning_rate=1e6", "--out", str(tmp_path / "run")])
