@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -13,6 +14,15 @@ def world_size() -> int:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size()
     return 1
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes files, also before the others have joined it."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank() == 0
+    # What launchers set in the processes that they start, torchrun's and Lightning's among them.
+    named = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in named)
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:

@@ -119,6 +119,17 @@ class ImageDataset(Dataset):
         """Return the same rows, shared, with this transform in place of the present one."""
         return self._with(transform=transform)
 
+    def with_labels(self, labels: Tensor) -> ImageDataset:
+        """Return the same rows, shared, with these labels, [n]: one for each row."""
+        if labels.shape != (len(self),) or labels.is_floating_point():
+            got = f"{labels.dtype} {list(labels.shape)}"
+            expected = f"one integer label for each of {len(self)} images"
+            raise mismatch("ImageDataset", expected, got, "pass class indices")
+        other = self._with()
+        other._labels = torch.full((len(self._images),), -1)
+        other._labels[self.rows] = labels.long()
+        return other
+
     def _with(self, **changes: Any) -> ImageDataset:
         other = ImageDataset.__new__(ImageDataset)
         other.__dict__.update(self.__dict__)

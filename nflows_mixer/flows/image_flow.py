@@ -124,8 +124,25 @@ class ImageFlow(CheckedFlow):
             context: [B, F], or what the embedding net takes.
             noise: dequantisation noise in [0, 1] of the shape of ``inputs``; drawn if not given.
         """
-        values, logabsdet = self._dequantize(inputs, context, noise)
-        return logabsdet + super()._log_prob(values, context)
+        return self.transform_and_log_prob(inputs, context, noise)[1]
+
+    def transform_and_log_prob(
+        self, inputs: Tensor, context: Tensor | None = None, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Latents of dequantised images, and what ``log_prob`` gives, in one pass.
+
+        For objectives that read both, in the mode that the flow is in.
+
+        Args:
+            inputs: uint8 [B, C, H, W].
+            context: [B, F], or what the embedding net takes.
+            noise: dequantisation noise in [0, 1] of the shape of ``inputs``; drawn if not given.
+        """
+        values, of_noise = self._dequantize(inputs, context, noise)
+        embedded = self._embedding_net(context)
+        latents, logabsdet = self._transform(values, embedded)
+        log_prob = self._distribution.log_prob(latents, embedded)
+        return latents, of_noise + logabsdet + log_prob
 
     def transform_to_noise(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Latents of images, of the base's shape, in evaluation mode; a function of each image.

@@ -3,6 +3,7 @@
 from nflows_mixer.training.average import moving_average
 from nflows_mixer.training.checkpoints import AtomicCheckpointIO
 from nflows_mixer.training.diagnosis import find_non_finite
+from nflows_mixer.training.hybrid import HybridModule, hide_labels
 from nflows_mixer.training.loaders import ImageDataModule, OrderedBatches, ShuffledBatches
 from nflows_mixer.training.module import FlowModule
 from nflows_mixer.training.recipe import Recipe
@@ -12,6 +13,7 @@ from nflows_mixer.training.run import fit
 __all__ = [
     "AtomicCheckpointIO",
     "FlowModule",
+    "HybridModule",
     "ImageDataModule",
     "OrderedBatches",
     "Recipe",
@@ -19,5 +21,6 @@ __all__ = [
     "ShuffledBatches",
     "find_non_finite",
     "fit",
+    "hide_labels",
     "moving_average",
 ]

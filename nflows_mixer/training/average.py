@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -34,7 +37,7 @@ def moving_average(flow: nn.Module, decay: float) -> AveragedModel:
     """
 
     @torch.no_grad()
-    def update(averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
+    def update(averages: Sequence[Tensor], values: Sequence[Tensor], count: Any) -> None:
         for average, value in zip(averages, values):
             if average.is_floating_point():
                 average.lerp_(value, 1 - decay)

@@ -59,7 +59,9 @@ class AtomicCheckpointIO(CheckpointIO):
         try:
             return torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+            refused = re.search(
+                r"unsupported global:? (?:GLOBAL )?(\S+)", str(error), re.IGNORECASE
+            )
             reason = f"code, {refused[1]}" if refused else str(error).split("\n")[0]
             advice = "take a checkpoint of this package; none of its own holds code"
             raise mismatch(str(path), "tensors and plain values", reason, advice) from None

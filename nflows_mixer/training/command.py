@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 import yaml
 from jsonargparse import ArgumentParser
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from nflows_mixer._checks import mismatch
+from nflows_mixer._distributed import is_first_process
 from nflows_mixer._files import replace_file
 from nflows_mixer.data import ImageData, load_images
 from nflows_mixer.flows import PRESETS, MixerFlowArchitecture, grow, load_weights, mixerflow
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         >>> results = main([*quick, "--out", tempfile.mkdtemp()])
         digits: ...
         >>> results["parameters"]
-        77433
+        74731
     """
     given = [_spelled(word) for word in (sys.argv[1:] if argv is None else argv)]
     given = _with_values(given)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         # These say what to do; where in the code they came from would only hide it.
         raise SystemExit(f"error: {error}") from error
     if results:
-        config = parser.dump(arguments, skip_none=False)
+        config = parser.dump(arguments)
         replace_file(Path(arguments.out) / "config.yaml", config.encode())
         print(f"\n{table(results)}\nsee {arguments.out}")
     return results
@@ -145,7 +145,7 @@ def train(
     flow = mixerflow(**{k: _located(k, v) for k, v in arguments.items()})
     if start_from is not None:
         flow = _started_from(start_from, flow)
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         print(_announcement(images, arguments))
     return fit(
         FlowModule(flow, recipe, conditional, seed),
@@ -324,7 +324,7 @@ def _chosen_before(argv: Sequence[str]) -> tuple[str | None, str | None]:
     for name in ("--preset", "--data", "--config"):
         first.add_argument(name)
     known, _ = first.parse_known_args(argv)
-    config = {}
+    config: dict[str, Any] = {}
     if known.config is not None:
         config = yaml.safe_load(Path(known.config).read_text()) or {}
     return known.preset or config.get("preset"), known.data or config.get("data")

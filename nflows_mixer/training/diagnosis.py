@@ -33,9 +33,9 @@ def find_non_finite(
         >>> flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, num_layers=1, shift=None)
         >>> images = torch.randint(256, (9, 1, 4, 4), dtype=torch.uint8)
         >>> _ = flow.initialize(images)
-        >>> _ = nn.init.constant_(flow._transform._transforms[1].kernel, 1e30)
+        >>> _ = nn.init.constant_(flow._transform._transforms[1].linear.packed, 1e30)
         >>> find_non_finite(flow, images, None, None)
-        "'_transform._transforms.2...' (ActNorm) made values that are not finite..."
+        "'_transform._transforms.1.linear' (LULinear) made values that are not finite of ..."
     """
     for name, parameter in flow.named_parameters():
         if not torch.isfinite(parameter).all():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Union
+from typing import Any, Union, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from nflows.transforms import BatchNorm
 from torch import Tensor
 
@@ -82,12 +83,14 @@ class FlowModule(LightningModule):
         self._norms = [part for part in flow.modules() if isinstance(part, ActNorm)]
         self._micro_batch = (-1, -1)  # step, and how many batches of it came before
         self._last: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
+        # By loader: of each figure the sum, then the number of images, then the largest bits/dim.
         self._sums: dict[str, Tensor] = {}
+        self._names: tuple[str, ...] = ()
 
     @property
     def evaluated(self) -> ImageFlow:
         """The flow that is evaluated, sampled and saved: the moving average, if there is one."""
-        return self.flow if self.average is None else self.average.module
+        return self.flow if self.average is None else cast(ImageFlow, self.average.module)
 
     def setup(self, stage: str) -> None:
         """Let batch normalisation see the batch of all processes."""
@@ -105,7 +108,7 @@ class FlowModule(LightningModule):
                 )
             all_reduce_batch_norm(self.flow)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam and its schedule, as the recipe says."""
         optimizer = torch.optim.Adam(self.parameter_groups(), betas=self.recipe.betas)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.recipe.schedule)
@@ -151,6 +154,20 @@ class FlowModule(LightningModule):
         """
         bits = bits_per_dim(self.flow.log_prob(images, context, noise), self.flow.image_shape)
         return bits.mean(), bits
+
+    def figures(
+        self, images: Tensor, context: Tensor | None, noise: Tensor, labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Return what is reported of held-out images, each figure [B]; bits_per_dim is first.
+
+        Args:
+            images: uint8 [B, C, H, W].
+            context: [B, F], or None.
+            noise: of the shape of ``images``.
+            labels: integers [B], for objectives that read them.
+        """
+        log_prob = self.evaluated.log_prob(images, context, noise)
+        return {"bits_per_dim": bits_per_dim(log_prob, self.flow.image_shape)}
 
     def configure_gradient_clipping(
         self,
@@ -217,22 +234,26 @@ class FlowModule(LightningModule):
     @torch.no_grad()
     def _count(self, key: str, batch: Batch) -> None:
         images, context = self._split(batch)
-        before = int(self._sums[key][1]) if key in self._sums else 0
-        noise = self._noise(images, 0, before)
-        log_prob = self.evaluated.log_prob(images, context, noise)
-        bits = bits_per_dim(log_prob, self.flow.image_shape).cpu().double()
-        figures = torch.stack([bits.sum(), bits.new_tensor(len(bits)), bits.max()])
+        before = int(self._sums[key][-2]) if key in self._sums else 0
+        figures = self.figures(images, context, self._noise(images, 0, before), self._labels(batch))
+        self._names = tuple(figures)
+        values = torch.stack(list(figures.values())).cpu().double()
+        new = torch.cat([values.sum(1), values.new_tensor([len(images)]), values[:1].amax(1)])
         if key in self._sums:
             old = self._sums[key]
-            figures = torch.stack([*(figures + old)[:2], torch.maximum(figures[2], old[2])])
-        self._sums[key] = figures
+            new = torch.cat([(new + old)[:-1], torch.maximum(new, old)[-1:]])
+        self._sums[key] = new
 
     def _reduced(self, key: str) -> dict[str, Tensor]:
-        own = self._sums.get(key, torch.tensor([0, 0, -torch.inf], dtype=torch.float64))
+        own = self._sums.get(key)
+        if own is None:  # a process without images of this part
+            own = torch.zeros(len(self._names) + 2, dtype=torch.float64)
+            own[-1] = -torch.inf
         if self.trainer.world_size > 1:
             own = own.to(self.device)
-        total, count = all_reduce_sum(own[:2])
-        return {"bits_per_dim": total / count, "worst_image": all_reduce_max(own[2])}
+        *totals, count = all_reduce_sum(own[:-1])
+        means = {name: total / count for name, total in zip(self._names, totals)}
+        return {**means, "worst_image": all_reduce_max(own[-1])}
 
     def _split(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         images = batch if isinstance(batch, Tensor) else batch[0]

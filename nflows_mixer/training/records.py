@@ -6,11 +6,13 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -139,11 +141,11 @@ class Record(Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_grids(path, {f"samples at step {step:,}": samples}, levels)
         for logger in trainer.loggers:
-            if hasattr(logger.experiment, "add_images"):
+            if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_images("samples", samples / (levels - 1), step)
 
-    def write(self) -> None:
-        """Write the history and its curve."""
+    def write(self, references: Mapping[str, float] | None = None) -> None:
+        """Write the history and its curve, with horizontal lines to compare it with."""
         content = json.dumps(self.history, indent=1) + "\n"
         replace_file(self.out / "history.json", content.encode())
         curves = {
@@ -153,7 +155,7 @@ class Record(Callback):
                 ("validation images", "validation/bits_per_dim"),
             )
         }
-        save_curves(self.out / "curve.png", curves, "bits/dim")
+        save_curves(self.out / "curve.png", curves, "bits/dim", references)
 
     def _add(self, trainer: Trainer, entry: dict[str, float]) -> None:
         self.history.append(entry)

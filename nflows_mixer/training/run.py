@@ -20,22 +20,19 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.nn.parallel import DistributedDataParallel
 
 from nflows_mixer import __version__
 from nflows_mixer._checks import mismatch
+from nflows_mixer._distributed import is_first_process
 from nflows_mixer._files import replace_file
 from nflows_mixer.data import ImageData
 from nflows_mixer.evaluation import draw_samples, round_trip_error, save_grids, yardsticks
-from nflows_mixer.evaluation.curves import save_curves
-from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.weights import architecture_of, save_weights
 from nflows_mixer.training.checkpoints import AtomicCheckpointIO
 from nflows_mixer.training.loaders import ImageDataModule
 from nflows_mixer.training.module import FlowModule
 from nflows_mixer.training.progress import ProgressBar
-from nflows_mixer.training.recipe import Recipe
 from nflows_mixer.training.records import Record, peak_memory_mb
 
 CHECKPOINT = "last.ckpt"
@@ -183,7 +180,8 @@ def _strategy(trainer: Mapping[str, Any]) -> Any:
     # Newer versions of torch have a new name for the same.
     known = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DDPStrategy(gradient_as_bucket_view=True, static_graph=True, **{buffers: False})
+    options: dict[str, Any] = {buffers: False}
+    return DDPStrategy(gradient_as_bucket_view=True, static_graph=True, **options)
 
 
 def _describe(module: FlowModule, data: ImageData, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,7 +202,7 @@ def _describe(module: FlowModule, data: ImageData, facts: Mapping[str, Any]) -> 
 def _prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) -> Path | None:
     """Return the checkpoint to go on from, if there is one; make the folder ready otherwise."""
     checkpoint, description = out / CHECKPOINT, out / "run.json"
-    if rank_zero_only.rank != 0:  # the first process has done it, before it started this one
+    if not is_first_process():  # the first process has done it, before it started this one
         return checkpoint if resume and checkpoint.exists() else None
     if description.exists() and overwrite and not resume:
         shutil.rmtree(out)
@@ -238,9 +236,11 @@ def _results(
     names = images.test_names
     held_out = images.parts[names[-1]]
     speeds = sorted(e["images_per_second"] for e in record.history if "images_per_second" in e)
+    reported = dict.fromkeys(
+        key.partition("/")[2] for key in figures if key.startswith(f"{names[-1]}/")
+    )
     return {
-        "bits_per_dim": {name: figures[f"{name}/bits_per_dim"] for name in names},
-        "worst_image": {name: figures[f"{name}/worst_image"] for name in names},
+        **{name: {part: figures[f"{part}/{name}"] for part in names} for name in reported},
         "evaluated_images": {name: len(part) for name, part in images.parts.items()},
         "draws": 1,
         "yardsticks": _yardsticks(images),
@@ -299,4 +299,4 @@ def _write_pictures(
     panels = {"held-out images": held_out.images(slice(64)), "samples": samples.cpu()}
     save_grids(out / "samples.png", panels, levels)
     if record.history:
-        record.write()
+        record.write(results["yardsticks"])

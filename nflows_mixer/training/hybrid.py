@@ -1,0 +1,153 @@
+"""Hybrid training: a density and a classifier on one set of embeddings."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nflows_mixer._checks import check_positive, mismatch
+from nflows_mixer.data import ImageDataset
+from nflows_mixer.flows.image_flow import ImageFlow
+from nflows_mixer.likelihood import bits_per_dim
+from nflows_mixer.training.module import FlowModule
+from nflows_mixer.training.recipe import Recipe
+
+UNLABELLED = -1
+
+
+class HybridModule(FlowModule):
+    r"""Joint training of a flow and a linear classifier of its latents, z = f(x).
+
+    .. math:: \mathrm{loss} = \frac{1}{|L|} \sum_{n \in L} -\log p(y_n \mid z_n)
+              + \frac{\mathrm{weight}}{B} \sum_n -\frac{\log p(x_n)}{D \log 2}, \qquad
+              p(y \mid z) = \mathrm{softmax}(W z + b)_y
+
+    L are the labelled images of the batch; those with label -1 count in the second term alone,
+    which is semi-supervised training (``hide_labels`` makes such data). A weight below 1 favours
+    the classifier.
+
+    Args:
+        flow: the flow, without a context.
+        recipe: how it is trained.
+        num_classes: of the labels.
+        weight: of bits per dimension beside the cross-entropy in nats.
+        seed: of the noise.
+
+    Shapes:
+        batches: (images uint8 [B, C, H, W], labels [B] from 0 to num_classes - 1, or -1).
+
+    Raises:
+        ValueError: if labels are missing or out of range, or the flow is conditional.
+
+    References:
+        Nalisnick et al., Hybrid models with deep and invertible features, 2019, Sections 3.1 and
+        3.2; MixerFlow, Section 5.5.
+
+    Example:
+        >>> from nflows_mixer.flows import mixerflow
+        >>> flow = mixerflow(image_shape=(1, 8, 8), patch_size=2, levels=17, num_layers=1)
+        >>> HybridModule(flow, Recipe(), num_classes=10, weight=0.1).head
+        Linear(in_features=64, out_features=10, bias=True)
+    """
+
+    def __init__(
+        self,
+        flow: ImageFlow,
+        recipe: Recipe,
+        num_classes: int,
+        weight: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(flow, recipe, conditional=False, seed=seed)
+        check_positive("HybridModule", "num_classes", num_classes)
+        if not 0 <= weight < math.inf:
+            expected = "a weight of 0 or more"
+            raise mismatch("HybridModule", expected, weight, "1 weighs bits/dim as one nat")
+        if flow.context_features is not None or isinstance(flow._embedding_net, nn.Embedding):
+            raise mismatch(
+                "HybridModule",
+                "a flow without context",
+                "a conditional one",
+                "a classifier that is given the labels would learn nothing",
+            )
+        self.weight = weight
+        self.head = nn.Linear(math.prod(flow.image_shape), num_classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the flow's groups, and the classifier's at the full learning rate."""
+        head = {"params": list(self.head.parameters()), "lr": self.recipe.learning_rate}
+        return [*super().parameter_groups(), head]
+
+    def loss(
+        self, images: Tensor, context: Tensor | None, noise: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the joint objective, and the bits per dimension of each image, [B]."""
+        latents, log_prob = self.flow.transform_and_log_prob(images, context, noise)
+        bits = bits_per_dim(log_prob, self.flow.image_shape)
+        labels = self._checked(labels)
+        logits = self.head(latents.flatten(1))
+        total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
+        # No batch of unlabelled images is divided by zero.
+        cross_entropy = total / (labels != UNLABELLED).sum().clamp_min(1)
+        return cross_entropy + self.weight * bits.mean(), bits
+
+    def figures(
+        self, images: Tensor, context: Tensor | None, noise: Tensor, labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Return bits per dimension, cross-entropy in nats and accuracy, each [B].
+
+        Images without a label are NaN in the latter two, so that no mean passes them over.
+        """
+        latents, log_prob = self.evaluated.transform_and_log_prob(images, context, noise)
+        labels = self._checked(labels)
+        logits = self.head(latents.flatten(1))
+        unknown = labels == UNLABELLED
+        cross_entropy = F.cross_entropy(logits, labels.clamp_min(0), reduction="none")
+        correct = (logits.argmax(1) == labels).to(logits.dtype)
+        return {
+            "bits_per_dim": bits_per_dim(log_prob, self.flow.image_shape),
+            "cross_entropy": cross_entropy.masked_fill(unknown, torch.nan),
+            "accuracy": correct.masked_fill(unknown, torch.nan),
+        }
+
+    def _checked(self, labels: Tensor | None) -> Tensor:
+        expected = f"labels from 0 to {self.head.out_features - 1}, or -1"
+        if labels is None:
+            raise mismatch("HybridModule", expected, "images alone", "use data with labels")
+        low, high = (value.item() for value in torch.aminmax(labels))
+        if low < UNLABELLED or high >= self.head.out_features:
+            got = f"labels from {low} to {high}"
+            raise mismatch("HybridModule", expected, got, "count classes from 0")
+        return labels.long()
+
+
+def hide_labels(images: ImageDataset, kept: int, seed: int = 0) -> ImageDataset:
+    """Return the same images with the labels of all but ``kept`` of them set to -1.
+
+    Args:
+        images: with labels.
+        kept: images that keep theirs, drawn at random.
+        seed: of the draw.
+
+    Raises:
+        ValueError: if there are no labels, or fewer images than ``kept``.
+
+    Example:
+        >>> from nflows_mixer.data import load_images
+        >>> digits = hide_labels(load_images("digits").train, kept=100)
+        >>> int((digits.labels() >= 0).sum()), len(digits)
+        (100, 1344)
+    """
+    labels = images.labels().clone()
+    if not 0 <= kept <= len(images):
+        expected = f"0 to {len(images)} labels to keep"
+        raise mismatch("hide_labels", expected, kept, "there is one for each image")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    labels[order[kept:]] = UNLABELLED
+    return images.with_labels(labels)
