@@ -4,6 +4,7 @@
 ``examples/results``, pictures from the same folders, presets from the package; nothing is typed.
 """
 
+import ast
 import dataclasses
 import json
 import re
@@ -76,17 +77,20 @@ def copy_pictures(run, folder):
 
 
 def command(run):
-    """The command line that made a run."""
-    figures, script = run["figures"], run["script"]
+    """The command line that made a run; arguments at their defaults are left out."""
+    figures, folder, script = run["figures"], run["file"].parent, run["script"]
+    start = f"python examples/{script}.py"
     if script == COMMAND:
-        config = run["file"].parent / "config.yaml"
-        if config.exists():
-            return f"python -m nflows_mixer.training --config {config.relative_to(ROOT)}"
-        shuffle = figures.get("shuffle") or {}
+        start = "python -m nflows_mixer.training"
+    if (folder / "config.yaml").exists():
+        return f"{start} --config {(folder / 'config.yaml').relative_to(ROOT)}"
+    if "arguments" in figures:
+        flags = {k.replace("_", "-"): v for k, v in figures["arguments"].items() if k != "device"}
+    elif script in (COMMAND, "train_mixerflow"):
         flags = {
             "data": figures["data"],
             "preset": figures.get("preset"),
-            "shuffle": shuffle.get("mode"),
+            "shuffle": (figures.get("shuffle") or {}).get("mode"),
             **{f"model.{k}": v for k, v in (figures.get("model") or {}).items()},
             **{f"recipe.{k}": v for k, v in figures["recipe"].items()},
             "seed": figures["seed"],
@@ -94,14 +98,27 @@ def command(run):
         for name in ("image_shape", "levels", "num_classes"):
             flags.pop(f"model.{name}", None)
     else:
-        source = (EXAMPLES / f"{script}.py").read_text()
-        given = {**figures, **figures.get("arguments", {})}
-        known = re.findall(r'add(?:_argument)?\(\s*"--([a-z-]+)"', source)
-        flags = {name: given.get(name.replace("-", "_")) for name in known}
-        flags = {k: v for k, v in flags.items() if k not in ("out", "device")}
+        given = {**figures.get("recipe", {}), **figures}
+        known = defaults(EXAMPLES / f"{script}.py")
+        flags = {k: given[k] for k, v in known.items() if k in given and given[k] != v}
+        if "data" in flags:
+            flags["data"] += ".npz"
     words = [f"--{k} {_word(v)}" for k, v in flags.items() if v is not None and v != {}]
-    start = "python -m nflows_mixer.training" if script == COMMAND else f"python examples/{script}.py"
     return " ".join([start, *words])
+
+
+def defaults(script):
+    """The arguments of a script's ``main``, or those that its parser adds, with their defaults."""
+    tree = ast.parse(script.read_text())
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == "main" and node.args.args:
+            values = [ast.literal_eval(value) for value in node.args.defaults]
+            found = dict(zip([argument.arg for argument in node.args.args], values))
+    if not found:
+        names = re.findall(r'add(?:_argument)?\(\s*"--([a-z-]+)"', script.read_text())
+        found = {name.replace("-", "_"): None for name in names}
+    return {name: value for name, value in found.items() if name not in ("out", "overwrite")}
 
 
 def _word(value):
@@ -134,7 +151,7 @@ def table_of(run):
     """Figures of a run that kept no results.md."""
     figures = run["figures"]
     if run["script"] == COMMAND:
-        from nflows_mixer.training.command import table
+        from nflows_mixer.training import table
 
         return table(figures).strip()
     rows = {"MixerFlow": bits_of(figures)[0], **figures["yardsticks"]}

@@ -41,7 +41,7 @@ class BaseDistribution(Distribution):
         batch_size: int | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Draw samples: [num_samples, *shape], or [context_size, num_samples, *shape].
+        """Draw samples: ``[num_samples, *shape]``, or ``[context_size, num_samples, *shape]``.
 
         Args:
             num_samples: how many, for each row of the context if there is one.

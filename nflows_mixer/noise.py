@@ -41,7 +41,7 @@ def uniform_noise(
         dtype: of the noise, float32 or float64; both have the same values.
 
     Returns:
-        [B, *event_shape], on the device of ``index``.
+        ``[B, *event_shape]``, on the device of ``index``.
 
     Raises:
         ValueError: if the seed or the step is negative or too large, or ``index`` is no row of

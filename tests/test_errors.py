@@ -504,7 +504,7 @@ def test_npz_with_something_else(tmp_path, array):
 
 def test_one_image_alone(tmp_path):
     np.savez(tmp_path / "x.npz", images=np.zeros((1, 4, 4), np.uint8))
-    with expect(ValueError, "two images or more, got 1"):
+    with expect(ValueError, "three images or more, got 1"):
         load_images(tmp_path / "x.npz")
 
 

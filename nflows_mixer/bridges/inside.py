@@ -37,7 +37,8 @@ def to_zuko(
         noise_shape: shape of one output, where that is another and no base says it.
 
     Shapes:
-        inputs [..., *event_shape], c [..., context_features], log-dets [...]; batches broadcast.
+        inputs ``[..., *event_shape]``, c [..., context_features], log-dets [...]; batches
+        broadcast.
 
     Raises:
         TypeError: if ``flow`` is no transform and no flow of nflows.

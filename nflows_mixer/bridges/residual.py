@@ -33,9 +33,9 @@ class ResidualTransform(Transform):
     layers of width H.
 
     The inverse iterates without gradients and in evaluation mode, until no element of a row
-    changes by more than ``tolerance`` times the largest of 1, the row's |x| and its |y|; the error
-    left is at most L / (1 - L) times the last change, with L the Lipschitz constant. Gradients
-    come from the implicit function theorem, right to first order.
+    changes by more than ``tolerance`` times the largest of 1 and the magnitudes in the row's x and
+    y; the error left is at most L / (1 - L) times the last change, with L the Lipschitz constant.
+    Gradients come from the implicit function theorem, right to first order.
 
     Args:
         features: D.

@@ -75,7 +75,7 @@ class ImageDataset(Dataset):
 
     @property
     def labelled(self) -> bool:
-        """Whether there are labels: samples are then (image, label), else (image,)."""
+        """Whether there are labels; samples are then (image, label), else (image,)."""
         return self._labels is not None
 
     @property

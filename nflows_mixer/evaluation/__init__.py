@@ -3,13 +3,14 @@
 The Frechet Inception distance wants the extra ``fid``.
 """
 
+from nflows_mixer.evaluation.curves import save_curves
 from nflows_mixer.evaluation.dataset import evaluate, round_trip_error, summary
 from nflows_mixer.evaluation.embeddings import embeddings, top_level_layers
 from nflows_mixer.evaluation.fid import fid
 from nflows_mixer.evaluation.interpolation import interpolation, reconstruction
 from nflows_mixer.evaluation.neighbours import nearest_images
 from nflows_mixer.evaluation.ood import auroc, ood_report, ood_scores, png_bits_per_dim
-from nflows_mixer.evaluation.pictures import save_curve, save_grids, save_rows
+from nflows_mixer.evaluation.pictures import save_grids, save_rows
 from nflows_mixer.evaluation.probe import ProbeResult, linear_probe, probe_depths
 from nflows_mixer.evaluation.sampling import draw_samples, temperature_grid
 from nflows_mixer.evaluation.yardsticks import (
@@ -37,7 +38,7 @@ __all__ = [
     "probe_depths",
     "reconstruction",
     "round_trip_error",
-    "save_curve",
+    "save_curves",
     "save_grids",
     "save_rows",
     "summary",

@@ -93,9 +93,9 @@ def summary(bits: Tensor) -> dict[str, float | int]:
         bits: bits per dimension [N], as ``evaluate`` returns them.
 
     Returns:
-        images: N; mean; standard_error, of the mean over images; best, the smallest; worst, the
-        largest; non_finite, how many are NaN or infinite. Where one is NaN, so are the mean, the
-        standard error, the best and the worst: nothing is dropped.
+        A dictionary of images, N; mean; standard_error, of the mean over images; best, the
+        smallest; worst, the largest; non_finite, how many are NaN or infinite. Where one is NaN, so
+        are the mean, the standard error, the best and the worst, as nothing is dropped.
 
     Raises:
         ValueError: if there are no values.

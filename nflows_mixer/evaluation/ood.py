@@ -168,9 +168,9 @@ def ood_report(
         batch_size: images at a time.
 
     Returns:
-        What JSON can hold: "bits_per_dim", a ``summary`` for "train", "inside" and each name;
-        "png_bits_per_dim", the mean for "inside" and each name; "auroc", for each name the area
-        under the ROC curve by each of ``SCORES``.
+        A dictionary that JSON can hold, of "bits_per_dim", a ``summary`` for "train", "inside" and
+        each name; "png_bits_per_dim", the mean for "inside" and each name; "auroc", for each name
+        the area under the ROC curve by each of ``SCORES``.
 
     Raises:
         ValueError: if a name is "train" or "inside", images are not what the flow is for, or a

@@ -108,38 +108,6 @@ def save_rows(
     _save(figure, path, None)
 
 
-def save_curve(
-    path: str | Path, curve: Sequence[float], references: Mapping[str, float], ylabel: str
-) -> None:
-    """Write a training curve with horizontal lines to compare it with.
-
-    Args:
-        path: file to write; its ending says the format.
-        curve: one value per step.
-        references: label -> value of a horizontal line.
-        ylabel: what the values are.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "loss.png"
-        >>> save_curve(path, [4.0, 3.0, 2.5], {"uniform": 4.09}, "bits/dim")
-        >>> path.exists()
-        True
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4))
-    axis = figure.subplots()
-    axis.plot(range(1, len(curve) + 1), curve, linewidth=0.8, label="training batch")
-    for index, (label, value) in enumerate(references.items()):
-        axis.axhline(value, color="gray", linestyle=("-", "--", ":", "-.")[index % 4], label=label)
-    # The first steps are often far off; they would flatten everything that follows.
-    axis.set_ylim(top=1.1 * max([*references.values(), *curve[len(curve) // 20 :]]))
-    axis.set(xlabel="step", ylabel=ylabel)
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
-    figure.savefig(path, dpi=_DPI, bbox_inches="tight")
-
-
 def _grid(images: Tensor, levels: int, columns: int) -> Tensor:
     return _tiled(_scaled(images, levels), columns)
 

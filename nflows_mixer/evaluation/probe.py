@@ -145,8 +145,8 @@ def probe_depths(
         batch_size: images at a time.
 
     Returns:
-        For each depth a row of a table: the depth, the name of its layer, and what ``ProbeResult``
-        has.
+        For each depth a row of a table, of the depth, the name of its layer, and what
+        ``ProbeResult`` has.
 
     Raises:
         ValueError: if a data set has no labels, or there is no such layer.

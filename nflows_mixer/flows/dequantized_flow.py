@@ -122,7 +122,7 @@ class CheckedFlow(Flow):
             temperature: multiplies the scales of the base.
 
         Returns:
-            [num_samples, C, H, W], or [M, num_samples, C, H, W] with a context: real pixels here
+            [num_samples, C, H, W], or [M, num_samples, C, H, W] with a context; real pixels here
             and of a ``DequantizedFlow``, uint8 ones of an ``ImageFlow``.
 
         Raises:

@@ -100,7 +100,7 @@ class ImageFlow(CheckedFlow):
 
     @property
     def deterministic(self) -> DequantizedFlow:
-        """The flow below the dequantiser: a plain nflows flow that shares these modules."""
+        """The flow below the dequantiser, a plain nflows flow that shares these modules."""
         flow = DequantizedFlow(
             self._transform,
             self.image_shape,
@@ -165,7 +165,7 @@ class ImageFlow(CheckedFlow):
         batch_size: int | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Draw uint8 images; the arguments, shapes and errors are those of ``CheckedFlow.sample``.
+        """Draw uint8 images; arguments, shapes and errors are those of ``DequantizedFlow.sample``.
 
         A ``RuntimeWarning`` says how many samples overflowed, if any did.
         """

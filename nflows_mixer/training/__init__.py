@@ -8,6 +8,7 @@ from nflows_mixer.training.loaders import ImageDataModule, OrderedBatches, Shuff
 from nflows_mixer.training.module import FlowModule
 from nflows_mixer.training.recipe import Recipe
 from nflows_mixer.training.records import Record
+from nflows_mixer.training.report import table, write_results
 from nflows_mixer.training.run import fit
 
 __all__ = [
@@ -23,4 +24,6 @@ __all__ = [
     "fit",
     "hide_labels",
     "moving_average",
+    "table",
+    "write_results",
 ]

@@ -21,6 +21,7 @@ from nflows_mixer.flows import PRESETS, MixerFlowArchitecture, grow, load_weight
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.training.module import FlowModule
 from nflows_mixer.training.recipe import Recipe
+from nflows_mixer.training.report import table
 from nflows_mixer.training.run import fit
 
 SMALL = {"patch_size": 4, "num_layers": 4, "hidden_features": 64}
@@ -204,42 +205,6 @@ def build_parser(prog: str | None, preset: str | None, data: str | None) -> Argu
         }
     )
     return parser
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """Return results as Markdown, with what they were made of.
-
-    Args:
-        results: what ``fit`` returned.
-
-    Example:
-        >>> import json
-        >>> print("see the README")
-        see the README
-    """
-    part = list(results["bits_per_dim"])[-1]
-    rows = {"MixerFlow": results["bits_per_dim"][part], **results["yardsticks"]}
-    lines = [f"| {name} | {value:.3f} |" for name, value in rows.items()]
-    version = f" ({results['version']})" if results["version"] else ""
-    recipe = results["recipe"]
-    count = results["evaluated_images"][part]
-    return "\n".join(
-        [
-            f"| {results['data']}{version}, {part} images | bits/dim |",
-            "|---|---|",
-            *lines,
-            "",
-            f"{results['parameters']:,} parameters, {results['steps']:,} steps of "
-            f"{recipe['batch_size']} of {results['train_images']:,} training images, seed "
-            f"{results['seed']}, split {results['split_hash']};",
-            f"{results['draws']} dequantisation draw for each of {count:,} {part} images, the "
-            f"worst {results['worst_image'][part]:.3f} bits/dim;",
-            f"training images {results['bits_per_dim']['train']:.3f} bits/dim; "
-            f"{results['train_seconds']:.0f} s on {results['machine']}, torch "
-            f"{results['versions']['torch']}, Python {results['versions']['python']}.",
-            "",
-        ]
-    )
 
 
 def _complete(model: Mapping[str, Any], images: ImageData, conditional: bool) -> dict[str, Any]:

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from nflows_mixer._distributed import all_reduce_max, all_reduce_sum
 from nflows_mixer._files import replace_file
-from nflows_mixer.evaluation import draw_samples, save_grids
-from nflows_mixer.evaluation.curves import save_curves
+from nflows_mixer.evaluation import draw_samples, save_curves, save_grids
 from nflows_mixer.training.module import FlowModule
 
 

@@ -34,6 +34,7 @@ from nflows_mixer.training.loaders import ImageDataModule
 from nflows_mixer.training.module import FlowModule
 from nflows_mixer.training.progress import ProgressBar
 from nflows_mixer.training.records import Record, peak_memory_mb
+from nflows_mixer.training.report import write_results
 
 CHECKPOINT = "last.ckpt"
 
@@ -57,9 +58,9 @@ def fit(
     """Train a flow on images, evaluate it, and write weights, figures and pictures to a folder.
 
     Written to ``out``: ``last.ckpt`` (to resume), ``weights.safetensors`` (to use: see
-    ``load_weights``), ``results.json``, ``history.json``, ``curve.png``, ``samples.png``,
-    ``samples/step-*.png`` and TensorBoard's events. Any number of devices and nodes gives the same
-    batches and noise.
+    ``load_weights``), ``results.json`` and ``results.md``, ``history.json`` and ``curve.png``,
+    ``samples.png``, ``samples/step-*.png`` and TensorBoard's events. Any number of devices and
+    nodes gives the same batches and noise.
 
     Args:
         module: the flow with its recipe.
@@ -140,7 +141,7 @@ def fit(
     if not pl_trainer.is_global_zero:
         return {}
     results = {**run, **_results(module, images, record, pl_trainer)}
-    replace_file(out / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+    write_results(results, out)
     _write_pictures(module, images, results, record, out)
     facts_of_file = {"data": json.dumps(data.describe()), "step": str(pl_trainer.global_step)}
     save_weights(module.evaluated, out / "weights.safetensors", facts_of_file)
@@ -242,7 +243,6 @@ def _results(
     return {
         **{name: {part: figures[f"{part}/{name}"] for part in names} for name in reported},
         "evaluated_images": {name: len(part) for name, part in images.parts.items()},
-        "draws": 1,
         "yardsticks": _yardsticks(images),
         "round_trip_error": round_trip_error(
             module.evaluated,

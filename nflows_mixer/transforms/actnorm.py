@@ -61,20 +61,20 @@ class ActNorm(Transform):
         return self.shape[0] if len(self.shape) == 1 else None
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Normalise [B, *shape, ...]."""
+        """Normalise ``[B, *shape, ...]``."""
         if self.training and not self.initialized:
             self.initialize(inputs)
         log_scale, shift = self._aligned(inputs)
         return inputs * log_scale.exp() + shift, self._logabsdet(inputs)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Undo the normalisation of [B, *shape, ...]."""
+        """Undo the normalisation of ``[B, *shape, ...]``."""
         log_scale, shift = self._aligned(inputs)
         return (inputs - shift) * (-log_scale).exp(), -self._logabsdet(inputs)
 
     @torch.no_grad()
     def initialize(self, batch: Tensor) -> None:
-        """Set scale and shift so that ``batch`` [B, *shape, ...] comes out with mean 0, variance 1.
+        """Set scale and shift so that a batch ``[B, *shape, ...]`` gets mean 0 and variance 1.
 
         Statistics and parameters keep the parameters' own dtype (at least float32 within).
         """

@@ -1,0 +1,1 @@
+"""Whether loading images keeps training waiting."""

@@ -1,0 +1,32 @@
+"""Singular values by depth, as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def save_singular_values(path: Path, results: dict[str, Any]) -> None:
+    """Draw the largest (solid) and the smallest (dashed) singular value after each layer.
+
+    Args:
+        path: of the PNG file.
+        results: what the JSON file holds.
+    """
+    from matplotlib.figure import Figure
+
+    models = [model for model in results["models"] if "inputs" in model["jacobian"]]
+    figure = Figure(figsize=(4.2 * len(models), 4))
+    axes = figure.subplots(1, len(models), squeeze=False)[0]
+    for axis, model in zip(axes, models):
+        for index, (kind, entry) in enumerate(model["jacobian"]["inputs"].items()):
+            depths = range(1, len(entry["depths"]) + 1)
+            for key, line in (("largest", "-"), ("smallest", "--")):
+                values = [float("nan") if d[key] is None else d[key] for d in entry["depths"]]
+                label = kind if key == "largest" else None
+                axis.plot(depths, values, f"C{index}{line}", marker=".", label=label)
+        axis.set(yscale="log", xlabel="layers", title=model["name"])
+        axis.title.set_size("medium")
+    axes[0].set_ylabel("singular values: largest solid, smallest dashed")
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=120, bbox_inches="tight", metadata={"Software": None})

@@ -1,0 +1,149 @@
+"""The documentation says what is so: its code runs, its API is whole, and it builds."""
+
+import importlib
+import re
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = ["index", "quickstart", "training", "data", "evaluation", "extending"]
+ROOMS = ["bridges", "data", "evaluation", "flows", "nn", "training", "transforms"]
+MODULES = ["distributions", "likelihood", "noise"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_runs(page, tmp_path, monkeypatch):
+    text = (DOCS / f"{page}.md").read_text()
+    blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.S | re.M))
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": page}
+    for block in blocks:
+        before = text.count("\n", 0, block.start(1))  # so that an error names the line of the page
+        exec(compile("\n" * before + block[1], str(DOCS / f"{page}.md"), "exec"), names)
+
+
+def documented():
+    """What the API pages describe: the name it is given, and the object."""
+    for page in sorted((DOCS / "api").glob("*.md")):
+        pattern = r"^\.\. auto(?:class|function|data):: (\S+)$"
+        for name in re.findall(pattern, page.read_text(), re.M):
+            module, attribute = name.rsplit(".", 1)
+            yield name, getattr(importlib.import_module(module), attribute)
+
+
+def public():
+    """Every public class and function of every room, with a name of it."""
+    for room in ROOMS:
+        module = importlib.import_module(f"nflows_mixer.{room}")
+        for name in module.__all__:
+            yield f"{room}.{name}", getattr(module, name)
+    for name in MODULES:
+        module = importlib.import_module(f"nflows_mixer.{name}")
+        for attribute, value in vars(module).items():
+            ours = getattr(value, "__module__", None) == module.__name__
+            if ours and not attribute.startswith("_") and callable(value):
+                yield f"{name}.{attribute}", value
+
+
+def test_api_pages_have_every_public_name_once():
+    found = list(documented())
+    for name, value in public():
+        assert sum(value is other for _, other in found) == 1, name
+    of_public = [value for _, value in public()]
+    for name, value in found:
+        assert any(value is other for other in of_public), name
+
+
+def test_every_package_is_a_room():
+    packages = {path.parent.name for path in (ROOT / "nflows_mixer").glob("*/__init__.py")}
+    modules = {path.stem for path in (ROOT / "nflows_mixer").glob("[!_]*.py")}
+    assert packages == set(ROOMS) and modules == set(MODULES)
+    index = (DOCS / "api" / "index.md").read_text()
+    for name in (*ROOMS, *MODULES):
+        assert f"({name}.md)" in index
+
+
+def test_every_example_has_a_tutorial():
+    scripts = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    pages = "".join(path.read_text() for path in (DOCS / "tutorials").glob("*.md"))
+    included = re.findall(r"literalinclude} \.\./\.\./examples/(\w+)\.py", pages)
+    assert sorted(included) == sorted(scripts)
+
+
+def test_command_line_of_the_pages_is_understood():
+    """Flags that the pages name are flags of the command."""
+    pytest.importorskip("jsonargparse")
+    from nflows_mixer.training.command import build_parser
+
+    known = set(re.findall(r"--([\w.]+)", build_parser(None, None, None).format_help()))
+    for page in PAGES:
+        text = (DOCS / f"{page}.md").read_text().replace("\\\n", "")
+        for line in re.findall(r"^\$ python -m nflows_mixer\.training(.*)$", text, re.M):
+            flags = re.findall(r"--([\w.-]+)", line.split("#")[0])
+            assert {flag.replace("-", "_") for flag in flags} <= known, line
+
+
+def test_it_builds_without_warnings(tmp_path):
+    for name in ("sphinx", "furo", "myst_parser"):
+        pytest.importorskip(name, reason="pip install 'nflows-mixer[docs]'")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    done = subprocess.run(
+        [*command, str(DOCS), str(tmp_path / "html")], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    packed = (tmp_path / "html" / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    names = {line.split(" ")[0] for line in zlib.decompress(packed).decode().splitlines()}
+    assert {name for name, _ in documented()} <= names
+    pages = [path.read_text() for path in (tmp_path / "html").glob("**/*.html")]
+    assert len(pages) > 20
+    for page in pages:
+        assert not re.search(r"<p>(\|.*\||.*``.*|.*\]\(.*)</p>", page)  # Markdown left as it was
+
+
+@pytest.fixture
+def pages(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    return importlib.import_module("pages")
+
+
+def test_every_kept_run_is_in_the_results(pages):
+    runs = pages.find_runs()
+    kept = {path.parent.name for path in (ROOT / "examples/results").glob("*/*.json")}
+    assert {run["name"].split("/")[0] for run in runs} == kept
+    text = pages.overview([{**run, "pictures": []} for run in runs])
+    for run in runs:
+        figures, line = run["figures"], f"[{run['name']}](#{pages.anchor(run)})"
+        (row,) = [row for row in text.splitlines() if row.startswith(f"| {line} |")]
+        value = figures.get("log_density", pages.bits_of(figures)[0])
+        assert f" {value:.3f} " in row and f" {figures['parameters']:,} " in row
+        assert pages.command(run) in text
+
+
+def test_runs_that_differ_in_the_shuffle_alone_stand_side_by_side(pages, tmp_path, monkeypatch):
+    from nflows_mixer.training.command import main
+
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    monkeypatch.setattr(pages, "RESULTS", tmp_path)
+    monkeypatch.setattr(pages, "RUNS", {})
+    quick = ["--model.num_layers=1", "--recipe.steps=0", "--evaluation_images=20"]
+    for name, flags in {"a": [], "b": ["--shuffle=global"], "c": ["--seed=1"]}.items():
+        main([*quick, *flags, "--accelerator=cpu", "--progress=false", f"--out={tmp_path / name}"])
+    runs = pages.find_runs()
+    for run in runs:
+        run["pictures"] = pages.copy_pictures(run, tmp_path)
+        assert run["pictures"] == [f"{run['name']}-samples.png"]
+    text = pages.shuffles(runs)
+    bits = [run["figures"]["bits_per_dim"]["test"] for run in runs]
+    assert re.findall(r"\| (none|global) \| ([\d.]+) \|", text) == [
+        ("none", f"{bits[0]:.3f}"),
+        ("global", f"{bits[1]:.3f}"),
+    ]
+    assert [line for line in text.splitlines() if line.startswith("$")] == [
+        f"$ python -m nflows_mixer.training --config {name}/config.yaml" for name in "ab"
+    ]
