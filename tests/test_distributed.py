@@ -75,7 +75,9 @@ LAYERS = textwrap.dedent(
         norm = ActNorm(2).double()
         norm(part.detach())
         results[name] = {
-            "outputs": outputs.detach(), "gradient": part.grad, "weight_gradient": layer.weight.grad,
+            "outputs": outputs.detach(),
+            "gradient": part.grad,
+            "weight_gradient": layer.weight.grad,
             **{k: v for k, v in layer.state_dict().items()},
             **{f"norm.{k}": v for k, v in norm.state_dict().items()},
         }

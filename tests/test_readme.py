@@ -42,7 +42,9 @@ def test_code_inside_sentences_runs(tmp_path, monkeypatch):
         eval(call, names)
 
 
-@pytest.mark.parametrize("name, stands_in_readme", [("digits", True), ("cifar10-unshuffled", False)])
+@pytest.mark.parametrize(
+    "name, stands_in_readme", [("digits", True), ("cifar10-unshuffled", False)]
+)
 def test_table_of_results_is_what_the_script_wrote(name, stands_in_readme):
     written = table(results(name))
     assert (ROOT / "examples" / "results" / name / "results.md").read_text() == written

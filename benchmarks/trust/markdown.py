@@ -105,7 +105,7 @@ def round_trip_cells(model: dict[str, Any]) -> list[list[str]]:
             for key in ("largest", "mean"):
                 part = None if error[key] is None else error[key] / levels
                 cells.append(number(part, why))
-            logabsdet = figures.get("logabsdet", {"largest": None, "why": "no Jacobian"})
+            logabsdet = figures.get("logabsdet", {"largest": None, "why": "not computed"})
             cells.append(number(logabsdet["largest"], logabsdet.get("why", "")))
             rows.append([name, f"{figures['images']} {kind}", *cells, share(figures["non_finite"])])
     if "why" in model["jacobian"]:
@@ -162,18 +162,16 @@ def two_pixels(found: dict[str, Any]) -> list[str]:
     """Densities that can be integrated."""
     low, high = found["square"]
     header = ["flow", "integral", "with half the points", "mass of the range", "sum over images"]
+    header += [f"not finite out to {found['far']:g}"]
     rows = []
     for row in found["rows"]:
         bits = f", {row['bits_per_dim']:.3f} bits/dim" if "bits_per_dim" in row else ""
-        rows.append(
-            [
-                row["flow"] + bits,
-                f"{row['integral']:.6f}",
-                f"{row['integral, half the points']:.6f}",
-                f"{row['mass of the range']:.5f}",
-                f"{row['sum over all images']:.5f} ± {row['standard error']:.5f}",
-            ]
-        )
+        integrals = [
+            each["why"] if each["value"] is None else f"{each['value']:.8f}"
+            for each in (row["integral"], row["half the points"], row["mass of the range"])
+        ]
+        images = f"{row['sum over all images']:.4f} ± {row['standard error']:.4f}"
+        rows.append([row["flow"] + bits, *integrals, images, share(row["not finite far away"])])
     count = found["levels"] ** 2
     return [
         "",
@@ -185,7 +183,9 @@ def two_pixels(found: dict[str, Any]) -> list[str]:
         f"images of P(x), here with {found['draws']:,} importance-weighted draws each (plus or",
         "minus the standard error): at most 1. Flows are moved off their start by",
         f"{found['moved']:g}, or trained for {found['steps']} steps on toy images, whose entropy",
-        f"is {found['entropy_bits_per_dim']:.3f} bits/dim; seed {found['seed']}.",
+        f"is {found['entropy_bits_per_dim']:.3f} bits/dim; seed {found['seed']}. The last column is",
+        f"the share of an even grid of the square from {-found['far']:g} to {found['far']:g} where",
+        "the log-density is NaN or infinite: an exponential scale overflows far from the data.",
         "",
         *table(header, rows),
     ]

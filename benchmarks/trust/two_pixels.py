@@ -10,7 +10,7 @@ import torch
 from nflows.transforms import Transform
 from torch import Tensor
 
-from benchmarks.trust.measure import square_integral
+from benchmarks.trust.measure import share_non_finite, square_integral
 from benchmarks.trust.models import initialized, moved, trained
 from nflows_mixer.data import ImageData, ImageDataset
 from nflows_mixer.flows import ImageFlow
@@ -27,9 +27,9 @@ from nflows_mixer.transforms import (
     RationalQuadraticCoupling,
 )
 
-SHAPE, LEVELS, SEED, MOVED = (1, 1, 2), 4, 0, 0.2
+SHAPE, LEVELS, SEED, MOVED = (1, 1, 2), 4, 0, 0.1
 RECIPE = Recipe(steps=300, batch_size=200, learning_rate=3e-3, warmup=0.05)
-SQUARE, POINTS, DRAWS = (-998.0, 1002.0), 1200, 4096
+SQUARE, POINTS, DRAWS, FAR = (-30.0, 34.0), 1200, 4096, 128.0
 COUPLINGS = {"affine": AffineCoupling, "spline": RationalQuadraticCoupling}
 
 
@@ -68,7 +68,8 @@ def density_figures(flow: ImageFlow) -> dict[str, Any]:
     Returns:
         The integral over a large square, that with half the points along a side, the mass of
         the pixels' range by quadrature, and the same as the sum over all images of the
-        importance-weighted estimate of P(x), with the standard error of that sum.
+        importance-weighted estimate of P(x), with the standard error of that sum; and the share
+        of points far away where the log-density is not finite.
     """
     flow = flow.double().eval().requires_grad_(False)
 
@@ -79,15 +80,24 @@ def density_figures(flow: ImageFlow) -> dict[str, Any]:
     images = torch.cartesian_prod(torch.arange(levels), torch.arange(levels))
     images = images.to(torch.uint8).reshape(-1, *SHAPE)
     draws = log_prob_draws(flow, images, DRAWS, batch_size=50_000).exp()
+    axis = torch.linspace(-FAR, FAR, 257, dtype=torch.float64)
+    far = log_density(torch.cartesian_prod(axis, axis))
     return {
-        "integral": square_integral(log_density, *SQUARE, POINTS, stretched=True),
-        "integral, half the points": square_integral(
-            log_density, *SQUARE, POINTS // 2, stretched=True
-        ),
-        "mass of the range": square_integral(log_density, 0.0, levels, 400),
+        "integral": integral(log_density, *SQUARE, POINTS, stretched=True),
+        "half the points": integral(log_density, *SQUARE, POINTS // 2, stretched=True),
+        "mass of the range": integral(log_density, 0.0, levels, 400),
+        "not finite far away": share_non_finite(far),
         "sum over all images": draws.mean(0).sum().item(),
         "standard error": (draws.var(0) / DRAWS).sum().sqrt().item(),
     }
+
+
+def integral(*arguments: Any, **options: Any) -> dict[str, Any]:
+    """Return the integral over a square, or why there is none; see ``square_integral``."""
+    value = square_integral(*arguments, **options)
+    if math.isfinite(value):
+        return {"value": value}
+    return {"value": None, "why": "the density is not finite everywhere"}
 
 
 def measure_two_pixels() -> dict[str, Any]:
@@ -105,6 +115,7 @@ def measure_two_pixels() -> dict[str, Any]:
         "square": list(SQUARE),
         "points": POINTS,
         "draws": DRAWS,
+        "far": FAR,
         "levels": LEVELS,
         "steps": RECIPE.steps,
         "moved": MOVED,

@@ -1,4 +1,4 @@
-"""Grids of images and curves, as PNG files."""
+"""Grids of images, as PNG files."""
 
 from __future__ import annotations
 

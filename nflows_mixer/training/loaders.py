@@ -122,7 +122,7 @@ class ImageDataModule(LightningDataModule):
         recipe: says the batch size and how many batches there are.
         seed: of the order.
         evaluation_images: images of each part that are evaluated, the first ones, at most; all
-            where None.
+            where None, but of the training part not more than are held out.
         evaluation_batch_size: images at a time in evaluation, of each process.
         num_workers: processes that load; 0 is best for images that are in memory.
 
@@ -148,12 +148,12 @@ class ImageDataModule(LightningDataModule):
         self.data, self.recipe, self.seed = data, recipe, seed
         self.evaluation_batch_size = evaluation_batch_size
         self.num_workers = num_workers
-        parts = {"train": data.train, "validation": data.validation, "test": data.test}
-        self.parts = {
-            name: part.subset(slice(evaluation_images))
-            for name, part in parts.items()
-            if part is not None
-        }
+        held_out = {"validation": data.validation, "test": data.test}
+        parts = {name: part for name, part in held_out.items() if part is not None}
+        # As many to train on as are held out: enough to compare, and no further pass over millions.
+        count = max(map(len, parts.values()))
+        parts = {"train": data.train.subset(slice(count)), **parts}
+        self.parts = {name: part.subset(slice(evaluation_images)) for name, part in parts.items()}
 
     @property
     def test_names(self) -> list[str]:

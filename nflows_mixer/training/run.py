@@ -71,7 +71,8 @@ def fit(
         validate_every: steps between validations; a tenth of the run where None.
         checkpoint_every: steps between checkpoints.
         record_every: steps between entries of the curve.
-        evaluation_images: images of each part that are evaluated, at most.
+        evaluation_images: images of each part that are evaluated, at most; of the training part
+            never more than are held out.
         num_workers: processes that load images.
         facts: more for ``results.json``.
         callbacks: more for the trainer.
@@ -103,6 +104,7 @@ def fit(
     with _quiet():
         pl_trainer = Trainer(
             **{
+                "devices": 1,
                 "max_steps": recipe.steps,
                 "max_epochs": -1,
                 "val_check_interval": validate_every or max(recipe.steps // 10, 1),
