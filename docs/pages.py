@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 RESULTS = EXAMPLES / "results"
 
-# The runs that are kept of each example script; those of the command line say so themselves.
+# Of which script a kept run is; all others are of the command line.
 RUNS = {
     "train_mixerflow": ["digits", "cifar10-6-layers", "cifar10-fresh"],
     "maf_mnist": ["maf-mnist", "maf-mnist-zuko", "maf-mnist-6-layers"],
@@ -34,11 +34,10 @@ def write(folder):
     runs = find_runs()
     for run in runs:
         run["pictures"] = copy_pictures(run, folder / "pictures")
-    names = {*RUNS, COMMAND}
-    for name in names:
+    for name in RUNS:
         kept = [run for run in runs if run["script"] == name]
         text = "\n\n".join(map(section, kept)) if kept else "No run of it is kept yet."
-        (folder / f"{name.replace(' ', '_')}.md").write_text(text + "\n")
+        (folder / f"{name}.md").write_text(text + "\n")
     (folder / "results.md").write_text(overview(runs))
     (folder / "shuffles.md").write_text(shuffles(runs))
     (folder / "presets.md").write_text(presets())
@@ -57,10 +56,6 @@ def find_runs():
         if script is None:
             raise ValueError(f"{file}: expected a run that docs/pages.py knows; name it in RUNS")
         runs.append({"name": name, "file": file, "figures": figures, "script": script})
-    missing = {run for run in scripts if run not in {found["name"] for found in runs}}
-    missing = {run for run in missing if (EXAMPLES / f"{scripts[run]}.py").exists()}
-    if missing:
-        raise ValueError(f"docs/pages.py: expected the runs {sorted(missing)} in {RESULTS}")
     return runs
 
 
@@ -87,16 +82,7 @@ def command(run):
     if "arguments" in figures:
         flags = {k.replace("_", "-"): v for k, v in figures["arguments"].items() if k != "device"}
     elif script in (COMMAND, "train_mixerflow"):
-        flags = {
-            "data": figures["data"],
-            "preset": figures.get("preset"),
-            "shuffle": (figures.get("shuffle") or {}).get("mode"),
-            **{f"model.{k}": v for k, v in (figures.get("model") or {}).items()},
-            **{f"recipe.{k}": v for k, v in figures["recipe"].items()},
-            "seed": figures["seed"],
-        }
-        for name in ("image_shape", "levels", "num_classes"):
-            flags.pop(f"model.{name}", None)
+        flags = command_flags(figures)
     else:
         given = {**figures.get("recipe", {}), **figures}
         known = defaults(EXAMPLES / f"{script}.py")
@@ -105,6 +91,28 @@ def command(run):
             flags["data"] += ".npz"
     words = [f"--{k} {_word(v)}" for k, v in flags.items() if v is not None and v != {}]
     return " ".join([start, *words])
+
+
+def command_flags(figures):
+    """The arguments of the training command that are not at their defaults."""
+    from nflows_mixer.data.images import NAMES
+    from nflows_mixer.training.command import OF_THE_DATA, build_parser
+
+    data, preset = figures["data"], figures.get("preset")
+    data = data if data in NAMES else f"{data}.npz"
+    usual = build_parser(None, preset, data).get_defaults()
+    flags = {
+        "data": data,
+        "preset": preset,
+        "shuffle": (figures.get("shuffle") or {}).get("mode"),
+        "seed": figures["seed"] or None,
+    }
+    for group in ("model", "recipe"):
+        at_start = json.loads(json.dumps(vars(usual[group])))
+        for name, value in (figures.get(group) or {}).items():
+            if name not in OF_THE_DATA and value != at_start.get(name):
+                flags[f"{group}.{name}"] = value
+    return flags
 
 
 def defaults(script):

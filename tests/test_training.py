@@ -195,12 +195,12 @@ def test_training_is_the_loop_written_by_hand(dtype):
     flow = tiny().to(dtype)
     twin = copy.deepcopy(flow)
     start = copy.deepcopy(flow)
-    recipe = Recipe(3e-2, (0.8, 0.95), 0.4, steps=7, batch_size=10, warmup=0.3)
+    recipe = Recipe(3e-2, (0.8, 0.95), 0.75, steps=7, batch_size=10, warmup=0.3)
     norms = train_by_hand(twin, data, recipe, seed=5)
     train(FlowModule(flow, recipe, seed=5), data)
     assert_same(twin, flow)
     # The bound on the gradient acted, and did so at some steps only.
-    assert min(norms) < 0.4 < max(norms)
+    assert min(norms) < 0.75 < max(norms)
     moved = [not torch.equal(a, b) for a, b in zip(start.parameters(), flow.parameters())]
     assert sum(moved) > len(moved) / 2 and all(norm.initialized for norm in norms_of(flow))
 
@@ -215,8 +215,9 @@ def test_first_batch_initialises_with_its_noise():
     expected = copy.deepcopy(flow).initialize(data.train.images(rows), noise=noise)
     train(FlowModule(flow, recipe, seed=3), data)
     for ours, theirs in zip(norms_of(flow), norms_of(expected)):
-        assert torch.equal(ours.log_scale, theirs.log_scale) and ours.log_scale.any()
-        assert torch.equal(ours.shift, theirs.shift)
+        torch.testing.assert_close(ours.log_scale, theirs.log_scale, rtol=0, atol=1e-200)
+        torch.testing.assert_close(ours.shift, theirs.shift, rtol=0, atol=1e-200)
+        assert ours.log_scale.abs().max() > 1e-2
 
 
 @plain
@@ -497,8 +498,8 @@ def test_many_loaders_keep_their_figures_apart():
     trainer.test(module, [DataLoader(images, batch_size=2) for images in sets], verbose=False)
     figures = trainer.callback_metrics
     for number, images in enumerate(sets):
-        expected = evaluate(module.flow, images).mean()
-        torch.testing.assert_close(figures[f"test/{number}/bits_per_dim"], expected)
+        expected = evaluate(module.flow, images).mean().item()
+        assert figures[f"test/{number}/bits_per_dim"].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_data_of_other_levels_than_the_flow_are_refused(tmp_path):
@@ -582,7 +583,7 @@ def test_batches_that_cannot_be_made_are_refused():
         ShuffledBatches(5, 3, 1, world_size=2)
 
 
-@pytest.mark.parametrize("num_images, world_size", [(10, 1), (11, 3), (2, 3), (0, 2)])
+@pytest.mark.parametrize("num_images, world_size", [(10, 1), (11, 3), (2, 3), (1, 3)])
 def test_ordered_batches_have_each_image_once(num_images, world_size):
     seen = []
     for rank in range(world_size):
@@ -622,8 +623,9 @@ def test_own_loaders_and_a_plain_trainer(form):
     trainer.fit(module, DataLoader(dataset, batch_size=10), DataLoader(dataset, batch_size=7))
     assert_same(flow, twin)
     bits = evaluate(flow, images, seed=6)
-    torch.testing.assert_close(trainer.callback_metrics["validation/bits_per_dim"], bits.mean())
-    torch.testing.assert_close(trainer.callback_metrics["validation/worst_image"], bits.max())
+    figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    assert figures["validation/bits_per_dim"] == pytest.approx(bits.mean().item(), abs=1e-6)
+    assert figures["validation/worst_image"] == pytest.approx(bits.max().item(), abs=1e-6)
 
 
 # Context.
@@ -643,8 +645,8 @@ def test_labels_are_the_context():
     assert any(not torch.equal(a, b) for a, b in zip(flow.parameters(), blind.parameters()))
     trainer = plain_trainer()
     trainer.test(module, datamodule=ImageDataModule(data, recipe, seed=1), verbose=False)
-    bits = evaluate(flow, data.test, data.test.labels(), seed=1).mean()
-    torch.testing.assert_close(trainer.callback_metrics["test/bits_per_dim"], bits)
+    bits = evaluate(flow, data.test, data.test.labels(), seed=1).mean().item()
+    assert trainer.callback_metrics["test/bits_per_dim"].item() == pytest.approx(bits, abs=1e-6)
 
 
 @plain
@@ -850,7 +852,7 @@ def test_recorded_rate_is_the_recipes_where_the_first_layer_is_frozen(tmp_path):
 
 @plain
 def test_bfloat16_is_in_the_conditioners_only():
-    flow = tiny()
+    flow = initialized(tiny())
     seen = set()
     coupling = next(m for m in flow.modules() if isinstance(m, AffineCoupling))
     conditioner = coupling.conditioner.forward

@@ -183,9 +183,9 @@ def two_pixels(found: dict[str, Any]) -> list[str]:
         f"images of P(x), here with {found['draws']:,} importance-weighted draws each (plus or",
         "minus the standard error): at most 1. Flows are moved off their start by",
         f"{found['moved']:g}, or trained for {found['steps']} steps on toy images, whose entropy",
-        f"is {found['entropy_bits_per_dim']:.3f} bits/dim; seed {found['seed']}. The last column is",
-        f"the share of an even grid of the square from {-found['far']:g} to {found['far']:g} where",
-        "the log-density is NaN or infinite: an exponential scale overflows far from the data.",
+        f"is {found['entropy_bits_per_dim']:.3f} bits/dim; seed {found['seed']}. The last column",
+        f"is the share of an even grid from {-found['far']:g} to {found['far']:g} where the",
+        "log-density is NaN or infinite: far from the data an exponential scale overflows.",
         "",
         *table(header, rows),
     ]

@@ -34,7 +34,7 @@ def evaluate_weights(
     images: int | None = None,
     temperatures: tuple[float, ...] = (0.6, 0.8, 1.0),
     outside: str | None = None,
-    probe: bool = False,
+    probe_steps: int = 0,
     fid_weights: str | None = None,
     fid_samples: int = 10_000,
     seed: int = 0,
@@ -57,7 +57,8 @@ def evaluate_weights(
         images: held-out images to evaluate, at most.
         temperatures: of the samples.
         outside: other images, named as data is, to tell from those the flow was trained on.
-        probe: whether a linear classifier is fitted to the embeddings of every depth.
+        probe_steps: steps by which a linear classifier is fitted to the embeddings of every
+            depth; 0 for none, 2000 is usual.
         fid_weights: file with the weights of the Inception network, for the distance to the
             training images.
         fid_samples: samples for it, at most as many as there are training images.
@@ -108,10 +109,14 @@ def evaluate_weights(
         "importance_weighted_bits_per_dim": summary(bound),
         "round_trip_error": round_trip_error(flow, held_out.images(slice(200)).to(device), first),
     }
-    if probe:
+    if probe_steps:
         if not (source.train.labelled and held_out.labelled):
-            raise mismatch("evaluate_weights", "labels to probe for", "images alone", "probe=False")
-        report["linear_probe"] = probe_depths(flow, source.train, held_out, seed=seed)
+            raise mismatch(
+                "evaluate_weights", "labels to probe for", "images alone", "leave probe_steps out"
+            )
+        report["linear_probe"] = probe_depths(
+            flow, source.train, held_out, seed=seed, steps=probe_steps
+        )
     if outside is not None:
         report["out_of_distribution"] = _outside(flow, source, held_out, outside, root, seed)
     if fid_weights is not None:
