@@ -14,7 +14,7 @@ from nflows_mixer.evaluation import (
     auroc,
     embeddings,
     evaluate,
-    fid,
+    frechet_inception_distance,
     linear_probe,
     ood_report,
     ood_scores,
@@ -246,7 +246,9 @@ def test_fid_is_the_distance_of_the_features(inception, channels):
             scaled = (images.double() * 255 / 16).round().to(torch.uint8)
             colour = scaled.repeat(1, 3 // channels, 1, 1)
             features.append(net(colour)[0].double().numpy())
-    found = fid(generated, ImageDataset(real), weights, levels=17, features=64, batch_size=4)
+    found = frechet_inception_distance(
+        generated, ImageDataset(real), weights, levels=17, features=64, batch_size=4
+    )
     assert found == pytest.approx(frechet(*features), rel=1e-3)
 
 
@@ -254,11 +256,11 @@ def test_fid_says_what_is_missing(inception, monkeypatch, tmp_path):
     _, weights = inception
     images = pixels(3, (3, 8, 8), 256)
     with pytest.raises(ValueError, match="weights-inception-2015"):
-        fid(images, images, tmp_path / "none.pth")
+        frechet_inception_distance(images, images, tmp_path / "none.pth")
     with pytest.raises(ValueError, match="2 generated images or more, got 1"):
-        fid(images[:1], images, weights, features=64)
+        frechet_inception_distance(images[:1], images, weights, features=64)
     with pytest.raises(ValueError, match="pixels from 0 to 16"):
-        fid(images, images, weights, levels=17, features=64)
+        frechet_inception_distance(images, images, weights, levels=17, features=64)
     original = builtins.__import__
 
     def without(name, *arguments, **options):
@@ -268,4 +270,4 @@ def test_fid_says_what_is_missing(inception, monkeypatch, tmp_path):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"torch_fidelity; pip install 'nflows-mixer\[fid\]'"):
-        fid(images, images, weights)
+        frechet_inception_distance(images, images, weights)

@@ -1,13 +1,8 @@
 """Measure the trust figures, and write docs/trust.json, docs/trust.md and the picture.
 
-    python -m benchmarks.trust.table                         # about 6 minutes on two cores
-    python -m benchmarks.trust.table --weights FILE --out DIR  # and those of a flow of your own
-
-*Round trip* is |x - inverse(forward(x))| of dequantised images x, in pixel levels and as a part of
-their range. *Log-det* is its largest difference, in nats, from that of autograd's Jacobian in
-float64. *Not finite* is the share of latents, log-dets and pixels that are NaN or infinite; errors
-are of the images of which nothing is. All are of flows in evaluation mode. Autocast reaches the
-conditioners only: "bf16 autocast" has it in both directions, the row below it in forward alone.
+python -m benchmarks.trust.table                           # under 6 minutes on two cores
+python -m benchmarks.trust.table --weights FILE --out DIR  # and those of a flow of your own
+python -m benchmarks.trust.table --redraw                  # page and picture from the JSON
 """
 
 from __future__ import annotations
@@ -109,7 +104,21 @@ def main() -> None:
     parser.add_argument("--images", help=".npz file of real images of 3 x 32 x 32 for the preset")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=DOCS, help="folder to write to")
+    parser.add_argument("--redraw", action="store_true", help="write the JSON's page and picture")
     given = parser.parse_args()
+    file = given.out / "trust.json"
+    if not given.redraw:
+        results = measure_all(given)
+        given.out.mkdir(exist_ok=True, parents=True)
+        # No NaN gets into the file: what is not finite is None, with the reason beside it.
+        file.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    results = json.loads(file.read_text())
+    file.with_suffix(".md").write_text(markdown(results))
+    save_singular_values(given.out / "trust-singular-values.png", results)
+
+
+def measure_all(given: argparse.Namespace) -> dict[str, Any]:
+    """What the JSON file holds."""
     warnings.simplefilter("ignore")
     start, device = time.perf_counter(), torch.device(given.device)
     models = [*digits_models(), *preset_models(given.images)]
@@ -121,12 +130,7 @@ def main() -> None:
         results["models"].append(measure(model, device))
     results["two_pixels"] = measure_two_pixels()
     results |= machine(device)
-    results["seconds"] = round(time.perf_counter() - start)
-    given.out.mkdir(exist_ok=True, parents=True)
-    # No NaN gets into the file: what is not finite is None, with the reason beside it.
-    (given.out / "trust.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
-    (given.out / "trust.md").write_text(markdown(results, __doc__))
-    save_singular_values(given.out / "trust-singular-values.png", results)
+    return {**results, "seconds": round(time.perf_counter() - start)}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ The Frechet Inception distance wants the extra ``fid``.
 from nflows_mixer.evaluation.curves import save_curves
 from nflows_mixer.evaluation.dataset import evaluate, round_trip_error, summary
 from nflows_mixer.evaluation.embeddings import embeddings, top_level_layers
-from nflows_mixer.evaluation.fid import fid
+from nflows_mixer.evaluation.fid import frechet_inception_distance
 from nflows_mixer.evaluation.interpolation import interpolation, reconstruction
 from nflows_mixer.evaluation.neighbours import nearest_images
 from nflows_mixer.evaluation.ood import auroc, ood_report, ood_scores, png_bits_per_dim
@@ -26,7 +26,7 @@ __all__ = [
     "draw_samples",
     "embeddings",
     "evaluate",
-    "fid",
+    "frechet_inception_distance",
     "gaussian_bits_per_dim",
     "histogram_bits_per_dim",
     "interpolation",

@@ -14,7 +14,7 @@ from nflows_mixer._checks import mismatch
 from nflows_mixer._files import replace_file
 from nflows_mixer.data import ImageData, ImageDataset, load_images
 from nflows_mixer.evaluation.dataset import evaluate, round_trip_error, summary
-from nflows_mixer.evaluation.fid import fid
+from nflows_mixer.evaluation.fid import frechet_inception_distance
 from nflows_mixer.evaluation.interpolation import interpolation, reconstruction
 from nflows_mixer.evaluation.neighbours import nearest_images
 from nflows_mixer.evaluation.ood import ood_report
@@ -125,7 +125,9 @@ def evaluate_weights(
         samples = draw_samples(flow, count if context is None else 1, seed=seed, context=context)
         report["fid"] = {
             "samples": count,
-            "distance": fid(samples, source.train, fid_weights, levels=source.levels),
+            "distance": frechet_inception_distance(
+                samples, source.train, fid_weights, levels=source.levels
+            ),
         }
     _draw(flow, source, held_out, temperatures, seed, Path(out))
     content = json.dumps(report, indent=2) + "\n"

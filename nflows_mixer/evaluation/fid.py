@@ -20,7 +20,7 @@ WEIGHTS = (
 
 
 @torch.no_grad()
-def fid(
+def frechet_inception_distance(
     generated: Images,
     real: Images,
     weights: str | Path,
@@ -62,15 +62,18 @@ def fid(
 
     Example:
         >>> from nflows_mixer.evaluation import draw_samples
-        >>> fid(draw_samples(flow, 50_000), train, "inception.pth")  # doctest: +SKIP
+        >>> samples = draw_samples(flow, 50_000)  # doctest: +SKIP
+        >>> frechet_inception_distance(samples, train, "inception.pth")  # doctest: +SKIP
         31.4
     """
-    check_levels("fid", levels)
+    check_levels("frechet_inception_distance", levels)
     metric = _metric(Path(weights), features).to(device)
     for images, is_real in ((real, True), (generated, False)):
         if len(images) < 2:
             name = "real" if is_real else "generated"
-            raise mismatch("fid", f"2 {name} images or more", len(images), "add some")
+            raise mismatch(
+                "frechet_inception_distance", f"2 {name} images or more", len(images), "add some"
+            )
         for _, batch in batches(images, batch_size):
             metric.update(_as_colour(batch, levels).to(device), real=is_real)
     return float(metric.compute().item())
@@ -107,10 +110,17 @@ def _as_colour(images: Tensor, levels: int) -> Tensor:
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
         got = f"{images.dtype} {list(images.shape)}"
         expected = "uint8 images [N, C, H, W] with C = 1 or 3"
-        raise mismatch("fid", expected, got, "pass grey or colour images, raw pixels")
+        raise mismatch(
+            "frechet_inception_distance", expected, got, "pass grey or colour images, raw pixels"
+        )
     if levels < 256:
         if (largest := int(images.max().item())) >= levels:
             got = f"one of {largest}"
-            raise mismatch("fid", f"pixels from 0 to {levels - 1}", got, "give the data's levels")
+            raise mismatch(
+                "frechet_inception_distance",
+                f"pixels from 0 to {levels - 1}",
+                got,
+                "give the data's levels",
+            )
         images = (images.float() * (255 / (levels - 1))).round().to(torch.uint8)
     return images.expand(-1, 3, -1, -1)

@@ -27,6 +27,7 @@ from nflows_mixer.training.run import fit
 SMALL = {"patch_size": 4, "num_layers": 4, "hidden_features": 64}
 SMALL_RECIPE = {"learning_rate": 3e-3, "steps": 1000, "batch_size": 100, "warmup": 0.05}
 OF_THE_DATA = {"image_shape", "levels", "num_classes"}
+OF_THE_START = ("config", "out", "resume", "overwrite", "progress")
 FACTORIES = ("channel_flow", "patch_flow", "conditioner", "base")
 
 
@@ -63,8 +64,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         # These say what to do; where in the code they came from would only hide it.
         raise SystemExit(f"error: {error}") from error
     if results:
-        config = parser.dump(arguments)
-        replace_file(Path(arguments.out) / "config.yaml", config.encode())
+        # Not where and how this run was started: with these, another would replace it.
+        kept = {k: v for k, v in arguments.as_dict().items() if k not in OF_THE_START}
+        content = yaml.safe_dump(kept, sort_keys=False)
+        replace_file(Path(arguments.out) / "config.yaml", content.encode())
         print(f"\n{table(results)}\nsee {arguments.out}")
     return results
 

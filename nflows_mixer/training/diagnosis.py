@@ -24,9 +24,9 @@ def find_non_finite(
         noise: of that step, or None.
 
     Returns:
-        A sentence: the parameters that are broken; or the first part that makes a value that is
-        not finite of ones that are, with its name and class; or the parameters whose gradients
-        are broken; or that nothing was found.
+        A sentence that names the parameters that are broken; or the first part that makes a value
+        that is not finite of ones that are, with its class; or the parameters whose gradients are
+        broken; or says that nothing was found.
 
     Example:
         >>> from nflows_mixer.flows import mixerflow

@@ -89,7 +89,7 @@ class FlowModule(LightningModule):
 
     @property
     def evaluated(self) -> ImageFlow:
-        """The flow that is evaluated, sampled and saved: the moving average, if there is one."""
+        """The moving average, if there is one: it is evaluated, sampled and saved."""
         return self.flow if self.average is None else cast(ImageFlow, self.average.module)
 
     def setup(self, stage: str) -> None:
@@ -120,6 +120,10 @@ class FlowModule(LightningModule):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return what is trained, in groups by learning rate."""
         return self.recipe.parameter_groups(self.flow)
+
+    def on_fit_start(self) -> None:
+        """Train in training mode, also a flow that was evaluated before: Lightning keeps modes."""
+        self.train()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Number the batch, and initialise ActNorm from the first one of all processes."""
@@ -235,7 +239,10 @@ class FlowModule(LightningModule):
     def _count(self, key: str, batch: Batch) -> None:
         images, context = self._split(batch)
         before = int(self._sums[key][-2]) if key in self._sums else 0
-        figures = self.figures(images, context, self._noise(images, 0, before), self._labels(batch))
+        noise = self._noise(images, 0, before)
+        # What is reported is computed in the parameters' precision, whatever training used.
+        with torch.autocast(self.device.type, enabled=False):
+            figures = self.figures(images, context, noise, self._labels(batch))
         self._names = tuple(figures)
         values = torch.stack(list(figures.values())).cpu().double()
         new = torch.cat([values.sum(1), values.new_tensor([len(images)]), values[:1].amax(1)])

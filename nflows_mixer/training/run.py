@@ -90,6 +90,7 @@ def fit(
         >>> import tempfile
         >>> from nflows_mixer.data import load_images
         >>> from nflows_mixer.flows import mixerflow
+        >>> from nflows_mixer.training import Recipe
         >>> flow = mixerflow(image_shape=(1, 8, 8), patch_size=2, levels=17, num_layers=1)
         >>> module = FlowModule(flow, Recipe(steps=2, batch_size=20))
         >>> quiet = dict(enable_progress_bar=False, accelerator="cpu")

@@ -1,0 +1,347 @@
+"""Weights as files, and deeper flows from trained ones."""
+
+import json
+
+import pytest
+import torch
+from nflows.transforms import AffineCouplingTransform, IdentityTransform
+from torch import nn
+
+from nflows_mixer import __version__, _files
+from nflows_mixer.flows import ImageFlow, grow, load_weights, mixerflow, read_metadata, save_weights
+from nflows_mixer.training import FlowModule, Recipe
+from nflows_mixer.transforms import ActNorm, PixelScaling
+from tests.test_training import noise_data, plain, train
+
+SHAPE = (1, 4, 4)
+
+
+def pixels(count, shape=SHAPE):
+    return torch.randint(17, (count, *shape), dtype=torch.uint8)
+
+
+def build(**options):
+    arguments = {"image_shape": SHAPE, "patch_size": 2, "levels": 17, "num_layers": 1}
+    arguments |= {"num_flow_layers": 2, "hidden_features": 8, "shift": None}
+    return mixerflow(**arguments | options)
+
+
+def context_for(options, count):
+    if classes := options.get("num_classes"):
+        return torch.randint(classes, (count,))
+    if features := options.get("context_features"):
+        return torch.randn(count, features)
+    return None
+
+
+def trained(**options):
+    """A flow with weights that are nowhere special."""
+    flow = build(**options)
+    shape = options.get("image_shape", SHAPE)
+    flow.initialize(pixels(40, shape), context_for(options, 40))
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return flow.eval()
+
+
+KINDS = [
+    {},
+    {"num_classes": 3},
+    {"context_features": 2},
+    {"squeeze": 2, "patch_size": 1},
+    {"channel_flow": "maf"},
+    {"patch_flow": "spline", "positions": "learned"},
+    {"channel_flow": "residual"},
+    {"linear": "rlu"},
+    {"image_shape": (1, 8, 8), "shift": 1, "shift_period": 2},
+    {"base": "mixture", "logit": 1e-3},
+]
+NAMES = [",".join(kind) or "plain" for kind in KINDS]
+
+
+# Files.
+
+
+@pytest.mark.parametrize("options", KINDS, ids=NAMES)
+def test_file_gives_back_the_flow_to_the_last_bit(tmp_path, options):
+    flow = trained(**options)
+    save_weights(flow, tmp_path / "flow.safetensors", {"data": "noise"})
+    again = load_weights(tmp_path / "flow.safetensors")
+    assert again.architecture == flow.architecture
+    state = again.state_dict()
+    for name, value in flow.state_dict().items():
+        assert torch.equal(state[name], value) and state[name].dtype == value.dtype, name
+    images = pixels(5, flow.image_shape)
+    context, noise = context_for(options, 5), torch.rand(images.shape)
+    assert torch.equal(
+        again.eval().log_prob(images, context, noise), flow.log_prob(images, context, noise)
+    )
+
+
+def test_double_precision_comes_back_to_the_last_bit(tmp_path):
+    flow = trained().double()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter += 1e-3 * torch.rand_like(parameter)
+    save_weights(flow, tmp_path / "flow.safetensors")
+    state = load_weights(tmp_path / "flow.safetensors").state_dict()
+    for name, value in flow.state_dict().items():
+        assert torch.equal(state[name], value), name
+
+
+def test_metadata_say_what_the_flow_is(tmp_path):
+    path = tmp_path / "flow.safetensors"
+    save_weights(trained(num_layers=2), path, {"data": "noise", "step": "7"})
+    facts = read_metadata(path)
+    assert (facts["data"], facts["step"], facts["nflows_mixer"]) == ("noise", "7", __version__)
+    assert json.loads(facts["mixerflow"])["num_layers"] == 2
+    assert json.loads(facts["mixerflow"])["levels"] == 17
+
+
+def test_lists_for_each_layer_survive_as_what_they_were(tmp_path):
+    flow = trained(num_layers=2, layout=("band", "patch"), patch_size=((2, 2), (1, 2)))
+    save_weights(flow, tmp_path / "flow.safetensors")
+    assert load_weights(tmp_path / "flow.safetensors").architecture == flow.architecture
+
+
+def test_flow_with_a_factory_is_read_into_that_flow_alone(tmp_path):
+    options = {"conditioner": lambda i, o: nn.Sequential(nn.Linear(i, 4), nn.Linear(4, o))}
+    flow, path = trained(**options), tmp_path / "flow.safetensors"
+    save_weights(flow, path)
+    assert "mixerflow" not in read_metadata(path)
+    with pytest.raises(ValueError, match="expected the architecture in its metadata, got none; pa"):
+        load_weights(path)
+    other = build(**options)
+    assert load_weights(path, other) is other
+    images, noise = pixels(3), torch.rand(3, *SHAPE)
+    assert torch.equal(
+        other.eval().log_prob(images, None, noise), flow.log_prob(images, None, noise)
+    )
+
+
+def test_weights_of_another_flow_change_nothing(tmp_path):
+    path = tmp_path / "flow.safetensors"
+    save_weights(trained(), path)
+    for options, problem in [
+        ({"num_layers": 2}, "those of another: no _transform._transforms.4"),
+        ({"conv1x1": False}, "an unknown .* and .* more; build the flow as it was"),
+        ({"hidden_features": 9}, r"of shape \[8\] and not \[9\]"),
+    ]:
+        flow = build(**options)
+        before = {k: v.clone() for k, v in flow.state_dict().items()}
+        with pytest.raises(ValueError, match=f"flow.safetensors: expected .*{problem}"):
+            load_weights(path, flow)
+        assert all(torch.equal(v, before[k]) for k, v in flow.state_dict().items())
+    deeper = tmp_path / "deeper.safetensors"
+    save_weights(trained(num_layers=2), deeper)
+    with pytest.raises(ValueError, match="those of another: an unknown _transform._transforms.4"):
+        load_weights(deeper, build())
+
+
+@pytest.mark.parametrize(
+    "options", [{"levels": 32}, {"scale": "sigmoid"}, {"base": "student_t"}, {"logit": 0.01}]
+)
+def test_weights_of_another_map_of_the_same_shapes_are_refused(tmp_path, options):
+    """The file says of what flow it is; the same numbers in another map are not its weights."""
+    path = tmp_path / "flow.safetensors"
+    save_weights(trained(), path)
+    with pytest.raises(ValueError, match="flow.safetensors: expected"):
+        load_weights(path, build(**options))
+
+
+@pytest.mark.parametrize("kept", [0, 5, 300, -8])
+def test_file_that_was_cut_short_is_named(tmp_path, kept):
+    path = tmp_path / "flow.safetensors"
+    save_weights(trained(), path)
+    path.write_bytes(path.read_bytes()[:kept])
+    for read in (load_weights, read_metadata):
+        with pytest.raises(ValueError, match="flow.safetensors: expected a whole safetensors file"):
+            read(path)
+
+
+def test_file_of_another_kind_and_no_file(tmp_path):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "flow.pt")
+    with pytest.raises(ValueError, match="flow.pt: expected a whole safetensors file, got .*copy"):
+        load_weights(tmp_path / "flow.pt")
+    with pytest.raises(FileNotFoundError, match="none.safetensors"):
+        load_weights(tmp_path / "none.safetensors")
+
+
+def test_file_of_before_stays_when_writing_fails(tmp_path, monkeypatch):
+    path = tmp_path / "flow.safetensors"
+    save_weights(trained(), path, {"run": "before"})
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    for call in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(_files.os, call, full)
+            with pytest.raises(OSError, match="No space left"):
+                save_weights(trained(), path, {"run": "after"})
+        assert path.read_bytes() == before
+        assert [p.name for p in tmp_path.iterdir()] == ["flow.safetensors"]
+    save_weights(trained(), path, {"run": "after"})
+    assert read_metadata(path)["run"] == "after"
+
+
+# Growing.
+
+
+@pytest.mark.parametrize("options", KINDS, ids=NAMES)
+def test_grown_flow_is_the_same_map(options):
+    if "shift_period" in options:
+        options = {**options, "num_layers": 2}
+    flow = trained(**options)
+    deeper = grow(flow, flow.architecture.num_layers + 2)
+    assert deeper.architecture.num_layers == flow.architecture.num_layers + 2
+    images = pixels(6, flow.image_shape)
+    context, noise = context_for(options, 6), torch.rand(images.shape)
+    with torch.no_grad():
+        expected = flow.transform_and_log_prob(images, context, noise)
+        got = deeper.transform_and_log_prob(images, context, noise)
+    torch.testing.assert_close(got[0], expected[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(got[1], expected[1], rtol=1e-6, atol=1e-5)
+    state = deeper.state_dict()
+    for name, value in flow.state_dict().items():
+        assert torch.equal(state[name], value), name
+    own = {p.data_ptr() for p in flow.parameters()}
+    assert not own & {p.data_ptr() for p in deeper.parameters()}
+    assert len(state) > len(flow.state_dict())
+    assert all(m.initialized for m in deeper.modules() if isinstance(m, ActNorm))
+
+
+def test_grown_flow_is_exact_in_double_precision_and_keeps_dtype_and_mode():
+    for training in (True, False):
+        flow = trained().double().train(training)
+        deeper = grow(flow, 4)
+        assert deeper.training == training
+        assert {p.dtype for p in deeper.parameters()} == {torch.float64}
+        images = pixels(6)
+        noise = torch.rand(6, *SHAPE, dtype=torch.float64)
+        torch.testing.assert_close(
+            deeper.eval().log_prob(images, None, noise),
+            flow.eval().log_prob(images, None, noise),
+            rtol=0,
+            atol=1e-10,
+        )
+
+
+def test_flow_that_was_not_trained_yet_grows_and_initialises_the_old_layers():
+    flow = build()
+    deeper = grow(flow, 2)
+    count = sum(isinstance(m, ActNorm) for m in flow.modules())
+    flags = [m.initialized for m in deeper.modules() if isinstance(m, ActNorm)]
+    assert flags == [False] * count + [True] * (len(flags) - count) and len(flags) > count
+
+
+@plain
+def test_grown_flow_trains_in_its_new_layers_too():
+    flow = trained()
+    deeper = grow(flow, 2).train()
+    start = {name: p.clone() for name, p in deeper.named_parameters()}
+    old = {name for name, _ in flow.named_parameters()}
+    train(FlowModule(deeper, Recipe(1e-2, steps=3, batch_size=10)), noise_data())
+    moved = {name for name, p in deeper.named_parameters() if not torch.equal(p, start[name])}
+    assert moved & old and len(moved - old) > 10
+    assert all(torch.isfinite(p).all() for p in deeper.parameters())
+
+
+def test_batch_norm_variant_grows_to_the_same_map_or_says_that_it_cannot():
+    flow = trained(norm="batchnorm")
+    images, noise = pixels(30), torch.rand(30, *SHAPE)
+    try:
+        deeper = grow(flow, 3)
+    except ValueError as error:
+        assert "expected new layers that are the identity" in str(error)
+        return
+    for training in (False, True):
+        with torch.no_grad():
+            got, expected = (
+                f.train(training).log_prob(images, None, noise) for f in (deeper, flow)
+            )
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-2)
+
+
+def test_lists_for_each_layer_are_given_in_their_new_length():
+    flow = trained(num_layers=2, layout=["patch", "band"])
+    with pytest.raises(ValueError, match="one layout for each of 3 layers, got 2"):
+        grow(flow, 3)
+    deeper = grow(flow, 3, layout=["patch", "band", "patch"])
+    images, noise = pixels(5), torch.rand(5, *SHAPE)
+    torch.testing.assert_close(
+        deeper.log_prob(images, None, noise), flow.log_prob(images, None, noise)
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"levels": 32},
+        {"base": "cauchy"},
+        {"scale": "sigmoid"},
+        {"logit": 1e-3},
+        {"linear": None},
+        {"layout": ["band", "patch"]},
+        {"hidden_features": 9},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_change_of_the_layers_that_were_there_is_refused(changes):
+    """Only then is the promise kept that the deeper flow starts as the same map."""
+    with pytest.raises(ValueError, match="grow: expected"):
+        grow(trained(), 2, **changes)
+
+
+class Doubled(nn.Module):
+    """A conditioner that starts away from zero."""
+
+    def __init__(self, in_features, out_features):
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features)
+
+    def forward(self, inputs, context=None):
+        return self.linear(inputs)
+
+
+def not_identity(features):
+    mask = [i % 2 for i in range(features)]
+    return AffineCouplingTransform(mask, Doubled)
+
+
+def test_flow_that_does_not_start_at_the_identity_is_refused():
+    factories = {"channel_flow": not_identity, "patch_flow": lambda features: IdentityTransform()}
+    flow = mixerflow(
+        image_shape=SHAPE, patch_size=2, levels=17, num_layers=1, shift=None, **factories
+    )
+    flow.initialize(pixels(40))
+    with pytest.raises(ValueError, match="expected new layers that are the identity, got some tha"):
+        grow(flow, 2)
+
+
+@pytest.mark.parametrize("linear, grows", [("rlu", True), ("lu", True)])
+def test_odd_number_of_reversals_grows_by_pairs(linear, grows):
+    """Each layer turns its rows and columns; the identity, if there is one, is checked."""
+    flow = trained(linear=linear, num_flow_layers=1)
+    images, noise = pixels(5), torch.rand(5, *SHAPE)
+    try:
+        deeper = grow(flow, 2)
+    except ValueError as error:
+        assert linear == "rlu" and "an even number of reversals" in str(error)
+        return
+    torch.testing.assert_close(
+        deeper.log_prob(images, None, noise), flow.log_prob(images, None, noise)
+    )
+
+
+@pytest.mark.parametrize("number", [1, 0, -1])
+def test_flow_grows_by_a_layer_or_more(number):
+    with pytest.raises(ValueError, match=f"grow: expected more than 1 layers, got {number}"):
+        grow(trained(), number)
+
+
+def test_flow_that_mixerflow_did_not_build_is_refused():
+    with pytest.raises(ValueError, match="a flow that mixerflow built, got another; add layers by"):
+        grow(ImageFlow(PixelScaling(17), SHAPE, levels=17), 2)
