@@ -112,6 +112,11 @@ def train_by_hand(flow, data, recipe, seed, micro=1):
     return norms
 
 
+def run(module, data, out, **options):
+    """``fit`` on the CPU, without a bar, and without validation unless it is asked for."""
+    return fit(module, data, out, **{"validate_every": 1000, **QUIET, **options})
+
+
 def assert_same(first, second):
     expected, got = first.state_dict(), second.state_dict()
     assert expected.keys() == got.keys()
@@ -288,13 +293,13 @@ def test_moving_average_is_what_is_evaluated_and_saved_also_after_resuming(tmp_p
     data = noise_data()
     recipe = Recipe(3e-2, steps=4, batch_size=10, ema_decay=0.5)
     module = FlowModule(tiny(), recipe)
-    results = fit(module, data, tmp_path, validate_every=3, **QUIET)
+    results = run(module, data, tmp_path, validate_every=3)
     bits = evaluate(module.average.module, data.test)
     assert results["bits_per_dim"]["test"] == pytest.approx(bits.mean().item(), abs=1e-6)
     assert abs(evaluate(module.flow, data.test).mean() - bits.mean()) > 1e-4
     assert_same(load_weights(tmp_path / "weights.safetensors"), module.average.module)
     resumed = FlowModule(tiny(), recipe)
-    again = fit(resumed, data, tmp_path, resume=True, **QUIET)
+    again = run(resumed, data, tmp_path, resume=True)
     assert_same(resumed, module)
     assert all(norm.initialized for norm in norms_of(resumed.average))
     assert again["bits_per_dim"] == results["bits_per_dim"]
@@ -304,7 +309,7 @@ def test_moving_average_of_a_flow_that_is_initialised_after_the_module_is_made(t
     data, flow = noise_data(), tiny()
     module = FlowModule(flow, Recipe(steps=2, batch_size=10, ema_decay=0.9))
     flow.initialize(data.train.images())
-    results = fit(module, data, tmp_path, **QUIET)
+    results = run(module, data, tmp_path)
     bits = evaluate(module.average.module, data.test).mean().item()
     assert results["bits_per_dim"]["test"] == pytest.approx(bits, abs=1e-6)
 
@@ -316,7 +321,7 @@ def test_no_steps_measure_the_moving_average_as_the_flow(tmp_path):
         torch.manual_seed(0)
         module = FlowModule(tiny(), Recipe(steps=0, batch_size=10, ema_decay=decay))
         torch.manual_seed(1)
-        results.append(fit(module, data, tmp_path / str(decay), **QUIET)["bits_per_dim"])
+        results.append(run(module, data, tmp_path / str(decay))["bits_per_dim"])
     assert results[0] == results[1]
 
 
@@ -326,7 +331,7 @@ def test_no_steps_give_the_same_figures_whatever_was_drawn_before(tmp_path):
     for state in (1, 2):
         torch.manual_seed(state)
         module = FlowModule(copy.deepcopy(flow), Recipe(steps=0, batch_size=10))
-        figures.append(fit(module, data, tmp_path / str(state), **QUIET)["bits_per_dim"])
+        figures.append(run(module, data, tmp_path / str(state))["bits_per_dim"])
     assert figures[0] == figures[1]
 
 
@@ -379,7 +384,7 @@ def test_accumulated_batches_leave_the_history_at_the_same_steps(tmp_path):
     for micro in (1, 2):
         module = FlowModule(tiny(), Recipe(steps=4, batch_size=10))
         options = {"accumulate_grad_batches": micro, "validate_every": 2, "record_every": 2}
-        fit(module, noise_data(), tmp_path / str(micro), **options, **QUIET)
+        run(module, noise_data(), tmp_path / str(micro), **options)
         history = json.loads((tmp_path / str(micro) / "history.json").read_text())
         histories.append([(e["step"], "train/bits_per_dim" in e) for e in history])
     assert histories[0] == [(2, True), (2, False), (4, True), (4, False)]
@@ -411,15 +416,15 @@ class StopAt(Callback):
 def test_run_that_is_stopped_goes_on_with_the_same_numbers(tmp_path, module_is):
     data, start = noise_data(), tiny().double()
     recipe = Recipe(1e-2, steps=6, batch_size=10)
-    options = {"checkpoint_every": 3, "record_every": 4, "validate_every": 6, **QUIET}
+    options = {"checkpoint_every": 3, "record_every": 4, "validate_every": 6}
     whole = FlowModule(copy.deepcopy(start), recipe)
-    fit(whole, data, tmp_path / "whole", **options)
+    run(whole, data, tmp_path / "whole", **options)
     module = FlowModule(copy.deepcopy(start), recipe)
     with pytest.raises(InterruptedError):
-        fit(module, data, tmp_path / "stopped", callbacks=(StopAt(3),), **options)
+        run(module, data, tmp_path / "stopped", callbacks=(StopAt(3),), **options)
     if module_is == "new":
         module = FlowModule(copy.deepcopy(start), recipe)
-    fit(module, data, tmp_path / "stopped", resume=True, **options)
+    run(module, data, tmp_path / "stopped", resume=True, **options)
     assert_same(whole, module)
     bits = [
         [
@@ -447,7 +452,7 @@ def test_module_that_is_trained_again_draws_the_noise_of_the_first_time():
 def test_figures_are_those_of_evaluate(tmp_path, decay):
     data = noise_data((620, 12, 503))  # the batches of evaluation have 500
     module = FlowModule(tiny(), Recipe(1e-2, steps=3, batch_size=10, ema_decay=decay), seed=9)
-    results = fit(module, data, tmp_path, validate_every=3, **QUIET)
+    results = run(module, data, tmp_path, validate_every=3)
     # Of the images trained on, as many as are held out.
     parts = {"train": data.train.subset(slice(503)), "validation": data.validation}
     parts["test"] = data.test
@@ -487,7 +492,7 @@ def test_one_broken_image_breaks_the_mean_and_the_worst(value):
 def test_data_without_a_test_part_report_the_validation_part(tmp_path):
     data = noise_data()
     data = ImageData("noise", data.train, data.validation, None, levels=17)
-    results = fit(FlowModule(tiny(), Recipe(steps=1, batch_size=10)), data, tmp_path, **QUIET)
+    results = run(FlowModule(tiny(), Recipe(steps=1, batch_size=10)), data, tmp_path)
     assert list(results["bits_per_dim"]) == list(results["worst_image"]) == ["train", "validation"]
     assert (tmp_path / "results.md").read_text().startswith("| noise, 12 validation images |")
 
@@ -509,14 +514,14 @@ def test_data_of_other_levels_than_the_flow_are_refused(tmp_path):
     """Bits per dimension of 256 levels beside yardsticks of 17 would compare nothing."""
     module = FlowModule(tiny(levels=256), Recipe(steps=1, batch_size=10))
     with pytest.raises(ValueError, match="levels"):
-        fit(module, noise_data(), tmp_path, **QUIET)
+        run(module, noise_data(), tmp_path)
 
 
 def test_images_that_are_said_to_be_evaluated_are(tmp_path):
     data = noise_data((20, 12, 510))
     module = FlowModule(tiny(), Recipe(steps=1, batch_size=10))
     try:
-        results = fit(module, data, tmp_path, limit_test_batches=1, **QUIET)
+        results = run(module, data, tmp_path, limit_test_batches=1)
     except ValueError:
         return  # refused is as good
     bits = evaluate(module.flow, data.test)[: results["evaluated_images"]["test"]]
@@ -536,7 +541,7 @@ def test_images_that_are_said_to_be_evaluated_are(tmp_path):
 def test_numbers_out_of_range_are_refused(tmp_path, arguments):
     module = FlowModule(tiny(), Recipe(steps=2, batch_size=10))
     with pytest.raises(ValueError, match="expected .*got"):
-        fit(module, noise_data(), tmp_path, **arguments, **QUIET)
+        run(module, noise_data(), tmp_path, **arguments)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
@@ -544,10 +549,10 @@ def test_seed_is_good_for_all_or_refused(tmp_path, seed):
     module = FlowModule(tiny(), Recipe(steps=1, batch_size=10), seed=seed)
     if seed < 0:
         with pytest.raises(ValueError, match="expected a seed from 0"):
-            fit(module, noise_data(), tmp_path, **QUIET)
+            run(module, noise_data(), tmp_path)
         return
     try:
-        assert fit(module, noise_data(), tmp_path, **QUIET)["seed"] == seed
+        assert run(module, noise_data(), tmp_path)["seed"] == seed
     except ValueError as error:
         assert "expected a seed" in str(error)
 
@@ -670,7 +675,7 @@ def test_conditional_flow_of_nflows_with_an_embedding_of_its_own(tmp_path):
     flow = ImageFlow.from_flow(plain, SHAPE, levels=17)
     data = noise_data(classes=3)
     module = FlowModule(flow, Recipe(steps=2, batch_size=10), conditional=True)
-    results = fit(module, data, tmp_path, validate_every=2, **QUIET)
+    results = run(module, data, tmp_path, validate_every=2)
     bits = evaluate(flow, data.test, data.test.labels()).mean().item()
     assert results["bits_per_dim"]["test"] == pytest.approx(bits, abs=1e-6)
 
@@ -685,7 +690,7 @@ def test_any_nflows_flow_trains(tmp_path):
     plain = Flow(layer, tiny()._distribution)
     flow = ImageFlow.from_flow(plain, SHAPE, levels=17)
     start = [parameter.clone() for parameter in plain.parameters()]
-    fit(FlowModule(flow, Recipe(1e-2, steps=3, batch_size=10)), noise_data(), tmp_path, **QUIET)
+    run(FlowModule(flow, Recipe(1e-2, steps=3, batch_size=10)), noise_data(), tmp_path)
     moved = [not torch.equal(a, b) for a, b in zip(start, plain.parameters())]
     assert sum(moved) > len(moved) / 2
     # Nothing but the scaling of pixels lies between the two.
@@ -774,8 +779,8 @@ def test_history_files_and_events(tmp_path):
     figures = Figures()
     recipe = Recipe(1e-2, steps=5, batch_size=10, ema_decay=0.5)
     module = FlowModule(tiny(), recipe, seed=2)
-    options = {"validate_every": 3, "record_every": 2, "callbacks": (figures,), **QUIET}
-    results = fit(module, noise_data(), tmp_path, **options)
+    options = {"validate_every": 3, "record_every": 2, "callbacks": (figures,)}
+    results = run(module, noise_data(), tmp_path, **options)
     history = json.loads((tmp_path / "history.json").read_text())
     entries = [e for e in history if "train/bits_per_dim" in e]
     assert [e["step"] for e in history] == [2, 3, 4, 5]
@@ -806,7 +811,7 @@ def test_curves_of_tensorboard_have_the_steps_of_the_history_and_no_others(tmp_p
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     module = FlowModule(tiny(), Recipe(steps=4, batch_size=10))
-    fit(module, noise_data(), tmp_path, validate_every=2, record_every=2, **QUIET)
+    run(module, noise_data(), tmp_path, validate_every=2, record_every=2)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [e.step for e in events.Scalars("learning_rate")] == [2, 4]
@@ -823,7 +828,7 @@ def test_drawn_samples_are_those_of_the_moving_average(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     module = FlowModule(tiny(), Recipe(0.1, steps=4, batch_size=10, ema_decay=0.9), seed=2)
-    fit(module, noise_data(), tmp_path, validate_every=4, **QUIET)
+    run(module, noise_data(), tmp_path, validate_every=4)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     (image,) = events.Images("samples")
@@ -848,7 +853,7 @@ def test_validation_and_samples_leave_the_random_state_of_training(tmp_path):
         torch.manual_seed(len(flows) // 2)
         flow = copy.deepcopy(start)
         module = FlowModule(flow, Recipe(1e-2, steps=3, batch_size=10))
-        fit(module, data, tmp_path / str(len(flows)), validate_every=validate_every, **QUIET)
+        run(module, data, tmp_path / str(len(flows)), validate_every=validate_every)
         flows.append(flow)
     assert_same(flows[0], flows[1])
     with pytest.raises(AssertionError):  # or the masks had no part in it
@@ -859,7 +864,7 @@ def test_recorded_rate_is_the_recipes_where_the_first_layer_is_frozen(tmp_path):
     flow = tiny()
     first = next(name for name, _ in flow.named_parameters())
     recipe = Recipe(1e-2, steps=4, batch_size=10, layer_rates={first: 0})
-    fit(FlowModule(flow, recipe), noise_data(), tmp_path, record_every=2, **QUIET)
+    run(FlowModule(flow, recipe), noise_data(), tmp_path, record_every=2)
     history = json.loads((tmp_path / "history.json").read_text())
     rates = [e["learning_rate"] for e in history if "learning_rate" in e]
     assert rates == pytest.approx([1e-2 * recipe.schedule(step) for step in (2, 4)])
@@ -897,7 +902,7 @@ def test_bfloat16_is_in_the_conditioners_only():
 def test_half_precision_is_refused(tmp_path, precision):
     module = FlowModule(tiny(), Recipe(steps=1, batch_size=10))
     with pytest.raises(ValueError, match="expected 32-true, 64-true or bf16-mixed, got"):
-        fit(module, noise_data(), tmp_path, precision=precision, **QUIET)
+        run(module, noise_data(), tmp_path, precision=precision)
 
 
 def test_sixteen_bits_mixed_are_refused_where_there_is_a_device_for_them():
