@@ -197,12 +197,12 @@ def test_help_lists_options_with_their_descriptions(capsys, monkeypatch):
         (["--model.patch_flow=afine"], ["patch_flow", "'affine'", "'afine'"]),
         (["--model.patch_flow=zuko.flows.NSFF"], ["--model.patch_flow", "zuko.flows.NSFF", "path"]),
         (["--model.patch_flow=no_such_module.Flow"], ["no_such_module.Flow", "imported"]),
-        (["--model.patch_flow=math.sqrt"], ["math.sqrt", "factory"]),
+        (["--model.patch_flow=math.sqrt"], ["factory", "got float"]),
         (["--model.patch_size=3"], ["patches of 3"]),
         (["--recipe.layer_rates={'*.none': 0.5}"], ["layer_rates", "*.none"]),
         (["--recipe.betas=[0.9, 1.5]"], ["betas", "expected", "1.5"]),
         (["--seed=-1"], ["seed from 0", "-1"]),
-        (["--accumulate=3"], ["3 accumulated batches", "20"]),
+        (["--accumulate=3"], ["evenly in 3 parts", "20"]),
         (["--accumulate=0"], ["accumulate", "expected"]),
         (["--devices=0"], ["devices"]),
         (["--evaluation_images=-1"], ["evaluation_images"]),
@@ -364,5 +364,5 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
 def test_module_ends_with_the_message(monkeypatch):
     """A text as SystemExit's code is printed, and the exit status is 1."""
     monkeypatch.setattr(sys, "argv", ["training", "--recipe.steps=-1"])
-    with pytest.raises(SystemExit, match="^error: Recipe: expected 0 steps or more, got -1; 0 mea"):
+    with pytest.raises(SystemExit, match="^error: Recipe: expected 0 steps or more, got -1; give"):
         runpy.run_module("nflows_mixer.training", run_name="__main__")

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from nflows_mixer.data import ImageData, ImageDataset, load_images
@@ -53,7 +54,8 @@ def test_loss_by_hand(weight, labels):
     bits, cross_entropy = parts_by_hand(module, *batch)
     loss, reported = module.loss(images, None, noise, given)
     torch.testing.assert_close(reported, bits)
-    torch.testing.assert_close(loss, cross_entropy.mean() + weight * bits.mean())
+    expected = cross_entropy.sum() / len(labels) + weight * bits.mean()
+    torch.testing.assert_close(loss, expected)
 
 
 def test_images_without_labels_count_in_the_density_alone():
@@ -62,7 +64,8 @@ def test_images_without_labels_count_in_the_density_alone():
     with_them, bits = module.loss(images, None, noise, labels)
     rows = torch.tensor([0, 2])
     without, fewer = module.loss(images[rows], None, noise[rows], labels[rows])
-    torch.testing.assert_close(with_them - 0.5 * bits.mean(), without - 0.5 * fewer.mean())
+    # Means over twice as many images.
+    torch.testing.assert_close(2 * (with_them - 0.5 * bits.mean()), without - 0.5 * fewer.mean())
     assert len(bits) == 4 and len(fewer) == 2
     # What the classifier learns is the same as well.
     gradients = []
@@ -70,7 +73,7 @@ def test_images_without_labels_count_in_the_density_alone():
         module.zero_grad()
         module.loss(images[part], None, noise[part], labels[part])[0].backward()
         gradients.append(module.head.weight.grad.clone())
-    torch.testing.assert_close(gradients[0], gradients[1])
+    torch.testing.assert_close(2 * gradients[0], gradients[1])
     assert gradients[0].abs().max() > 0.01
 
 
@@ -159,7 +162,10 @@ def test_digits_are_classified_after_a_short_run_with_a_moving_average(tmp_path)
     noise = uniform_noise(0, 0, torch.arange(len(images)), (1, 8, 8))
     with torch.no_grad():
         latents, _ = average.transform_and_log_prob(images, None, noise)
-        logits = module.head(latents.flatten(1))
+        logits = module.evaluated_head(latents.flatten(1))
+    assert not torch.equal(module.head.weight, module.evaluated_head.weight)
+    head = load_file(tmp_path / "head.safetensors")
+    assert torch.equal(head["weight"], module.evaluated_head.weight)
     right = (logits.argmax(1) == labels).double().mean().item()
     assert results["accuracy"]["test"] == pytest.approx(right, abs=1e-6)
     cross_entropy = F.cross_entropy(logits, labels).item()

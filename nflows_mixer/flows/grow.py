@@ -52,11 +52,26 @@ def grow(flow: ImageFlow, num_layers: int, **changes) -> ImageFlow:
         raise mismatch(
             "grow", f"more than {flow.architecture.num_layers} layers", num_layers, "add some"
         )
+    if flow.architecture.norm != "actnorm":
+        got = f"norm={flow.architecture.norm!r}"
+        raise mismatch("grow", "norm='actnorm'", got, "nflows' BatchNorm is no identity to start")
+    if unknown := sorted(set(changes) - {"patch_size", "layout"}):
+        expected = "patch_size or layout, one for each layer, as the only changes"
+        raise mismatch("grow", expected, ", ".join(unknown), "build another flow for these")
+    # What is at its default is left out: some may only be given where something reads them.
     arguments = {
         field.name: getattr(flow.architecture, field.name)
         for field in dataclasses.fields(flow.architecture)
+        if getattr(flow.architecture, field.name) is not field.default
+        and getattr(flow.architecture, field.name) != field.default
     }
-    deeper = mixerflow(**{**arguments, **changes, "num_layers": num_layers})
+    with torch.random.fork_rng(devices=[]):
+        deeper = mixerflow(**{**arguments, **changes, "num_layers": num_layers})
+    assert deeper.architecture is not None
+    for name in ("patch_size", "layout"):
+        old, new = flow.architecture.per_layer(name), deeper.architecture.per_layer(name)
+        if old != new[: len(old)]:
+            raise mismatch("grow", f"{name} of the old layers first, {old}", new, "add to it")
     example = next(flow.parameters())
     deeper.to(device=example.device, dtype=example.dtype)
     result = deeper.load_state_dict(flow.state_dict(), strict=False)
@@ -75,7 +90,7 @@ def _check_identity(flow: ImageFlow, deeper: ImageFlow, spec: MixerFlowArchitect
     latents = torch.randn(16, *shape, device=example.device, dtype=example.dtype)
     context = None
     if spec.embedded_features is not None:
-        context = latents.new_zeros(16, spec.embedded_features)
+        context = torch.randn(16, spec.embedded_features).to(latents)
     with in_mode(deeper, training=False):
         outputs, total = CompositeTransform(layers)(latents, context)
     error = (outputs - latents).abs().max() + total.abs().max()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nflows_mixer import __version__
 from nflows_mixer._checks import mismatch
@@ -44,15 +44,35 @@ def save_weights(
         >>> load_weights(path).architecture == flow.architecture
         True
     """
-    from safetensors.torch import save
-
     facts = {"nflows_mixer": __version__, **(metadata or {})}
     architecture = architecture_of(flow)
     if architecture is not None:
         facts["mixerflow"] = json.dumps(architecture)
+    save_state(flow, path, facts)
+
+
+def save_state(
+    module: nn.Module, path: str | os.PathLike, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write parameters and buffers of any network to a safetensors file, whole or not at all.
+
+    Args:
+        module: what has the state.
+        path: file to write.
+        metadata: strings that are kept in it.
+
+    Raises:
+        ImportError: if safetensors is not installed (it comes with the extra ``train``).
+
+    Example:
+        >>> import tempfile
+        >>> save_state(nn.Linear(2, 3), Path(tempfile.mkdtemp()) / "head.safetensors")
+    """
+    from safetensors.torch import save
+
     # Parts that are shared appear under each of their names.
-    state = {name: value.clone().contiguous() for name, value in flow.state_dict().items()}
-    replace_file(Path(path), save(state, metadata=facts))
+    state = {name: value.clone().contiguous() for name, value in module.state_dict().items()}
+    replace_file(Path(path), save(state, metadata=dict(metadata or {})))
 
 
 def load_weights(path: str | os.PathLike, flow: ImageFlow | None = None) -> ImageFlow:
@@ -83,15 +103,30 @@ def load_weights(path: str | os.PathLike, flow: ImageFlow | None = None) -> Imag
     from safetensors.torch import load_file
 
     metadata = read_metadata(path)
-    if flow is None:
-        if "mixerflow" not in metadata:
-            raise mismatch(str(path), "the architecture in its metadata", "none", ADVICE)
-        flow = mixerflow(**_tuples(json.loads(metadata["mixerflow"])))
+    saved = json.loads(metadata["mixerflow"]) if "mixerflow" in metadata else None
     try:
         state = load_file(path)
     except SafetensorError as error:
         raise _broken(path, error) from None
+    if flow is None:
+        if saved is None:
+            raise mismatch(str(path), "the architecture in its metadata", "none", ADVICE)
+        flow = mixerflow(**_tuples(saved))
+        flow.to(next(value.dtype for value in state.values() if value.is_floating_point()))
     check_state(flow.state_dict(), state, str(path))
+    own = architecture_of(flow)
+    if own is not None and saved is not None and own != saved:
+        differing = ", ".join(
+            f"{name}: {saved.get(name)} there, {own[name]} here"
+            for name in own
+            if own[name] != saved.get(name)
+        )
+        raise mismatch(
+            str(path),
+            "the weights of this flow",
+            f"those of another that has as many: {differing}",
+            "build the flow as it was when they were saved",
+        )
     flow.load_state_dict(state)
     return flow
 
@@ -114,6 +149,8 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """
     from safetensors import SafetensorError, safe_open
 
+    if not Path(path).is_file():
+        raise mismatch(str(path), "a safetensors file", "none of that name", "check the path")
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}

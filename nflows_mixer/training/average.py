@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from nflows_mixer._checks import mismatch
+
 
 def moving_average(flow: nn.Module, decay: float) -> AveragedModel:
     r"""Return a copy of the flow that follows its parameters and buffers.
@@ -23,6 +25,9 @@ def moving_average(flow: nn.Module, decay: float) -> AveragedModel:
         flow: what is trained; call ``update_parameters(flow)`` after each step.
         decay: 0.999, or nearer to 1 for long runs.
 
+    Raises:
+        ValueError: if the decay is not between 0 and 1.
+
     References:
         Polyak and Juditsky, Acceleration of stochastic approximation by averaging, 1992.
 
@@ -35,6 +40,9 @@ def moving_average(flow: nn.Module, decay: float) -> AveragedModel:
         >>> average.module.weight.item()
         1.0
     """
+
+    if not 0 < decay < 1:
+        raise mismatch("moving_average", "0 < decay < 1", decay, "0.999 is usual")
 
     @torch.no_grad()
     def update(averages: Sequence[Tensor], values: Sequence[Tensor], count: Any) -> None:

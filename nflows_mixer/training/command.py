@@ -12,13 +12,22 @@ from typing import Any, Literal
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer._distributed import is_first_process
 from nflows_mixer._files import replace_file
 from nflows_mixer.data import ImageData, load_images
-from nflows_mixer.flows import PRESETS, MixerFlowArchitecture, grow, load_weights, mixerflow
+from nflows_mixer.flows import (
+    PRESETS,
+    MixerFlowArchitecture,
+    grow,
+    load_weights,
+    mixerflow,
+    read_metadata,
+)
 from nflows_mixer.flows.image_flow import ImageFlow
+from nflows_mixer.flows.weights import architecture_of
 from nflows_mixer.training.module import FlowModule
 from nflows_mixer.training.recipe import Recipe
 from nflows_mixer.training.report import table
@@ -54,13 +63,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     """
     given = [_spelled(word) for word in (sys.argv[1:] if argv is None else argv)]
     given = _with_values(given)
-    parser = build_parser(prog, *_chosen_before(given))
-    arguments = parser.parse_args(given)
-    rest = {k: v for k, v in vars(arguments).items() if k not in ("config", "model", "recipe")}
     try:
-        recipe = Recipe(**vars(arguments.recipe))
-        results = train(model=vars(arguments.model), recipe=recipe, **rest)
-    except (ValueError, OSError, FloatingPointError) as error:
+        parser = build_parser(prog, *_chosen_before(given))
+        arguments = parser.parse_args(given)
+        rest = {k: v for k, v in vars(arguments).items() if k not in ("config", "model", "recipe")}
+        model = _read(vars(arguments.model), vars(parser.get_defaults().model))
+        results = train(model=model, recipe=Recipe(**vars(arguments.recipe)), **rest)
+    except (ValueError, TypeError, OSError, FloatingPointError, MisconfigurationException) as error:
         # These say what to do; where in the code they came from would only hide it.
         raise SystemExit(f"error: {error}") from error
     if results:
@@ -210,6 +219,13 @@ def build_parser(prog: str | None, preset: str | None, data: str | None) -> Argu
     return parser
 
 
+def _read(model: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out defaults of networks that nothing would read, where both flows are imported."""
+    imported = all("." in str(model[name]) for name in ("channel_flow", "patch_flow"))
+    unread = {"hidden_features", "num_blocks"} if imported else set()
+    return {k: v for k, v in model.items() if k not in unread or v != defaults[k]}
+
+
 def _complete(model: Mapping[str, Any], images: ImageData, conditional: bool) -> dict[str, Any]:
     """Add to the arguments of ``mixerflow`` what the data say."""
     arguments = {**model, "image_shape": images.image_shape, "levels": images.levels}
@@ -255,22 +271,30 @@ def _located(name: str, value: Any) -> Any:
     if name not in FACTORIES or not isinstance(value, str) or "." not in value:
         return value
     found = locate(value)
-    if found is None:
-        raise mismatch(f"--model.{name}", "a name that can be imported", value, "check its path")
+    if not callable(found):
+        expected = "the name of a class or function that can be imported"
+        raise mismatch(f"--model.{name}", expected, value, "check its path")
     return found
 
 
 def _started_from(path: str, flow: ImageFlow) -> ImageFlow:
     """Return ``flow`` with the weights of a file, whose flow may have had fewer layers."""
     assert flow.architecture is not None
-    trained = load_weights(path) if _says_architecture(path) else load_weights(path, flow)
+    if "mixerflow" not in read_metadata(path):
+        return load_weights(path, flow)
+    trained = load_weights(path)
     assert trained.architecture is not None
-    if trained.architecture.num_layers < flow.architecture.num_layers:
-        trained = grow(trained, flow.architecture.num_layers)
-    if trained.architecture != flow.architecture:
-        differing = [
-            k for k, v in vars(flow.architecture).items() if v != vars(trained.architecture)[k]
-        ]
+    wanted = flow.architecture
+    if trained.architecture.num_layers < wanted.num_layers:
+        changes = {
+            name: getattr(wanted, name)
+            for name in ("patch_size", "layout")
+            if getattr(trained.architecture, name) != getattr(wanted, name)
+        }
+        trained = grow(trained, wanted.num_layers, **changes)
+    own, there = architecture_of(flow) or {}, architecture_of(trained) or {}
+    differing = [name for name in own if own[name] != there.get(name)]
+    if differing:
         raise mismatch(
             "--start_from",
             "weights of this architecture, or of one with fewer layers",
@@ -278,12 +302,6 @@ def _started_from(path: str, flow: ImageFlow) -> ImageFlow:
             "give the same --model arguments",
         )
     return trained
-
-
-def _says_architecture(path: str) -> bool:
-    from nflows_mixer.flows import read_metadata
-
-    return "mixerflow" in read_metadata(path)
 
 
 def _chosen_before(argv: Sequence[str]) -> tuple[str | None, str | None]:
@@ -294,7 +312,13 @@ def _chosen_before(argv: Sequence[str]) -> tuple[str | None, str | None]:
     known, _ = first.parse_known_args(argv)
     config: dict[str, Any] = {}
     if known.config is not None:
-        config = yaml.safe_load(Path(known.config).read_text()) or {}
+        try:
+            config = yaml.safe_load(Path(known.config).read_text()) or {}
+        except yaml.YAMLError as error:
+            raise mismatch(known.config, "YAML", f"{error}", "look at that line") from None
+        if not isinstance(config, dict):
+            got = type(config).__name__
+            raise mismatch(known.config, "YAML of names with values", got, "write name: value")
     return known.preset or config.get("preset"), known.data or config.get("data")
 
 

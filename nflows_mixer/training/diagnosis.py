@@ -42,8 +42,8 @@ def find_non_finite(
             return f"the parameter {name!r} is not finite already"
     found: list[str] = []
 
-    def watched(name: str, part: nn.Module) -> Any:
-        forward = part.forward
+    def watched(name: str, part: nn.Module, method: str) -> Any:
+        forward = getattr(part, method)
 
         def run(*inputs: Any, **keywords: Any) -> Any:
             outputs = forward(*inputs, **keywords)
@@ -58,17 +58,21 @@ def find_non_finite(
 
         return run
 
-    parts = [(name, part) for name, part in flow.named_modules() if name]
-    for name, part in parts:
+    parts = [(name, part, "forward") for name, part in flow.named_modules() if name]
+    parts.append(("_distribution", flow._distribution, "log_prob"))
+    before = [(part, method, part.__dict__.get(method)) for _, part, method in parts]
+    for name, part, method in parts:
         # Not a hook: composites call forward itself, which passes hooks by.
-        part.forward = watched(name, part)  # type: ignore[method-assign]
+        part.__dict__[method] = watched(name, part, method)
     try:
         flow.log_prob(images, context, noise)
     except ValueError as error:  # a part may notice by itself
         found.append(str(error))
     finally:
-        for _, part in parts:
-            del part.forward
+        for part, method, own in before:
+            del part.__dict__[method]
+            if own is not None:
+                part.__dict__[method] = own
     if found:
         return found[0]
     broken = [

@@ -13,6 +13,7 @@ from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer.data import ImageDataset
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.likelihood import bits_per_dim
+from nflows_mixer.training.average import moving_average
 from nflows_mixer.training.module import FlowModule
 from nflows_mixer.training.recipe import Recipe
 
@@ -22,13 +23,13 @@ UNLABELLED = -1
 class HybridModule(FlowModule):
     r"""Joint training of a flow and a linear classifier of its latents, z = f(x).
 
-    .. math:: \mathrm{loss} = \frac{1}{|L|} \sum_{n \in L} -\log p(y_n \mid z_n)
-              + \frac{\mathrm{weight}}{B} \sum_n -\frac{\log p(x_n)}{D \log 2}, \qquad
+    .. math:: \mathrm{loss} = \frac1B \Big(\sum_{n \in L} -\log p(y_n \mid z_n)
+              + \mathrm{weight} \sum_n -\frac{\log p(x_n)}{D \log 2}\Big), \qquad
               p(y \mid z) = \mathrm{softmax}(W z + b)_y
 
-    L are the labelled images of the batch; those with label -1 count in the second term alone,
+    L are the labelled images of the batch of B; those with label -1 count in the second term alone,
     which is semi-supervised training (``hide_labels`` makes such data). A weight below 1 favours
-    the classifier.
+    the classifier. A sum over images, the loss is the same in however many parts or processes.
 
     Args:
         flow: the flow, without a context.
@@ -78,6 +79,20 @@ class HybridModule(FlowModule):
         self.head = nn.Linear(math.prod(flow.image_shape), num_classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.head_average = (
+            None if recipe.ema_decay is None else moving_average(self.head, recipe.ema_decay)
+        )
+
+    @property
+    def evaluated_head(self) -> nn.Module:
+        """The classifier that belongs to ``evaluated``."""
+        return self.head if self.head_average is None else self.head_average.module
+
+    def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
+        """Make the step, and let both moving averages follow."""
+        super().optimizer_step(*arguments, **keywords)
+        if self.head_average is not None:
+            self.head_average.update_parameters(self.head)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the flow's groups, and the classifier's at the full learning rate."""
@@ -93,9 +108,7 @@ class HybridModule(FlowModule):
         labels = self._checked(labels)
         logits = self.head(latents.flatten(1))
         total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
-        # No batch of unlabelled images is divided by zero.
-        cross_entropy = total / (labels != UNLABELLED).sum().clamp_min(1)
-        return cross_entropy + self.weight * bits.mean(), bits
+        return total / len(labels) + self.weight * bits.mean(), bits
 
     def figures(
         self, images: Tensor, context: Tensor | None, noise: Tensor, labels: Tensor | None
@@ -106,7 +119,7 @@ class HybridModule(FlowModule):
         """
         latents, log_prob = self.evaluated.transform_and_log_prob(images, context, noise)
         labels = self._checked(labels)
-        logits = self.head(latents.flatten(1))
+        logits = self.evaluated_head(latents.flatten(1))
         unknown = labels == UNLABELLED
         cross_entropy = F.cross_entropy(logits, labels.clamp_min(0), reduction="none")
         correct = (logits.argmax(1) == labels).to(logits.dtype)
@@ -120,6 +133,8 @@ class HybridModule(FlowModule):
         expected = f"labels from 0 to {self.head.out_features - 1}, or -1"
         if labels is None:
             raise mismatch("HybridModule", expected, "images alone", "use data with labels")
+        if labels.is_floating_point():
+            raise mismatch("HybridModule", expected, labels.dtype, "pass class indices")
         low, high = (value.item() for value in torch.aminmax(labels))
         if low < UNLABELLED or high >= self.head.out_features:
             got = f"labels from {low} to {high}"
@@ -131,12 +146,12 @@ def hide_labels(images: ImageDataset, kept: int, seed: int = 0) -> ImageDataset:
     """Return the same images with the labels of all but ``kept`` of them set to -1.
 
     Args:
-        images: with labels.
+        images: with labels, of which some may be hidden already.
         kept: images that keep theirs, drawn at random.
         seed: of the draw.
 
     Raises:
-        ValueError: if there are no labels, or fewer images than ``kept``.
+        ValueError: if there are no labels, or fewer than ``kept``.
 
     Example:
         >>> from nflows_mixer.data import load_images
@@ -145,9 +160,10 @@ def hide_labels(images: ImageDataset, kept: int, seed: int = 0) -> ImageDataset:
         (100, 1344)
     """
     labels = images.labels().clone()
-    if not 0 <= kept <= len(images):
-        expected = f"0 to {len(images)} labels to keep"
-        raise mismatch("hide_labels", expected, kept, "there is one for each image")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    labels[order[kept:]] = UNLABELLED
+    known = (labels != UNLABELLED).nonzero().flatten()
+    if not 0 <= kept <= len(known):
+        expected = f"0 to {len(known)} labels to keep"
+        raise mismatch("hide_labels", expected, kept, "that is how many there are")
+    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
+    labels[known[order[kept:]]] = UNLABELLED
     return images.with_labels(labels)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from nflows_mixer._checks import mismatch
+from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer.data import ImageData, ImageDataset
 from nflows_mixer.training.recipe import Recipe
 
@@ -19,8 +19,8 @@ class ShuffledBatches(Sampler):
 
     Batch b of the run is batch :math:`b \bmod m` of pass :math:`\lfloor b / m \rfloor`, where m
     whole batches are in a pass, and a pass is a permutation that is a function of (seed, pass).
-    Nothing else is kept, so that a run goes on at any batch. Process r of W has rows r, r + W, ...
-    of each batch.
+    Nothing else is kept, so that a run goes on at any batch. A batch comes in ``parts``, one after
+    another, of each of which process r of W has rows r, r + W, ...
 
     Args:
         num_images: in the data set.
@@ -30,6 +30,7 @@ class ShuffledBatches(Sampler):
         seed: of the order.
         rank: r.
         world_size: W.
+        parts: that a batch is computed in, where gradients are accumulated.
 
     Raises:
         ValueError: if a batch is larger than the data set or does not split evenly.
@@ -50,6 +51,7 @@ class ShuffledBatches(Sampler):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        parts: int = 1,
     ) -> None:
         if not batch_size <= num_images:
             raise mismatch(
@@ -58,15 +60,16 @@ class ShuffledBatches(Sampler):
                 batch_size,
                 "make batch_size smaller",
             )
-        if batch_size % world_size:
+        if batch_size % (world_size * parts):
             raise mismatch(
                 "ShuffledBatches",
-                f"a batch_size that {world_size} processes share evenly",
+                f"a batch_size that {world_size} processes share evenly in {parts} parts",
                 batch_size,
-                f"take a multiple of {world_size}",
+                f"take a multiple of {world_size * parts}",
             )
         self.num_images, self.batch_size, self.num_batches = num_images, batch_size, num_batches
         self.start, self.seed, self.rank, self.world_size = start, seed, rank, world_size
+        self.parts = parts
 
     # There is no length: Lightning would take the batches before ``start`` off it once more.
 
@@ -76,11 +79,15 @@ class ShuffledBatches(Sampler):
         for batch in range(self.start, self.num_batches):
             if batch // per_pass != passes:
                 passes = batch // per_pass
-                # Passes of one seed must not meet those of the next, as in seed + pass.
-                generator = torch.Generator().manual_seed((self.seed << 32) + passes)
+                # Of a seed torch reads 32 bits. Multiples of the golden ratio lie apart, so that
+                # the passes of one seed do not meet those of another.
+                word = (self.seed ^ self.seed >> 32) * 0x9E3779B1 + passes
+                generator = torch.Generator().manual_seed(word % 2**32)
                 order = torch.randperm(self.num_images, generator=generator)
             first = batch % per_pass * self.batch_size
-            yield order[first : first + self.batch_size][self.rank :: self.world_size]
+            rows = order[first : first + self.batch_size]
+            for part in rows.chunk(self.parts):
+                yield part[self.rank :: self.world_size]
 
 
 class OrderedBatches(Sampler):
@@ -102,7 +109,7 @@ class OrderedBatches(Sampler):
     def __init__(
         self, num_images: int, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        self.rows = torch.arange(rank, num_images, world_size)
+        self.rows = torch.arange(num_images)[rank::world_size]
         self.batch_size = batch_size
 
     def __len__(self) -> int:
@@ -145,6 +152,8 @@ class ImageDataModule(LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
+        if evaluation_images is not None:
+            check_positive("ImageDataModule", "evaluation_images", evaluation_images)
         self.data, self.recipe, self.seed = data, recipe, seed
         self.evaluation_batch_size = evaluation_batch_size
         self.num_workers = num_workers
@@ -163,24 +172,20 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Batches from the one on that follows the trainer's last step."""
         trainer = self._trainer()
-        micro = trainer.accumulate_grad_batches
-        if self.recipe.batch_size % micro:
-            raise mismatch(
-                "ImageDataModule",
-                f"a batch_size that {micro} accumulated batches share evenly",
-                self.recipe.batch_size,
-                f"take a multiple of {micro}",
-            )
-        batches = ShuffledBatches(
+        return self._loader(self.data.train, self.batches(trainer, start=trainer.global_step))
+
+    def batches(self, trainer: Trainer, start: int = 0) -> ShuffledBatches:
+        """Return the rows of this process's training batches, from batch ``start`` on."""
+        return ShuffledBatches(
             len(self.data.train),
-            self.recipe.batch_size // micro,
-            self.recipe.steps * micro,
-            start=trainer.global_step * micro,
-            seed=self.seed,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
+            self.recipe.batch_size,
+            self.recipe.steps,
+            start,
+            self.seed,
+            trainer.global_rank,
+            trainer.world_size,
+            trainer.accumulate_grad_batches,
         )
-        return self._loader(self.data.train, batches)
 
     def val_dataloader(self) -> list[DataLoader]:
         """The validation images."""
@@ -203,6 +208,8 @@ class ImageDataModule(LightningDataModule):
             sampler=batches,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
+            # An iterator draws a seed for its workers: not from the state that training uses.
+            generator=torch.Generator(),
         )
 
     def _trainer(self):

@@ -23,6 +23,7 @@ from nflows_mixer.training.diagnosis import find_non_finite
 from nflows_mixer.training.recipe import Recipe
 from nflows_mixer.transforms import ActNorm
 
+PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 Batch = Union[Tensor, Sequence[Tensor]]
 """Images [B, C, H, W], or (images,), or (images, labels)."""
 
@@ -81,7 +82,7 @@ class FlowModule(LightningModule):
         self.seed = seed
         self.average = None if recipe.ema_decay is None else moving_average(flow, recipe.ema_decay)
         self._norms = [part for part in flow.modules() if isinstance(part, ActNorm)]
-        self._micro_batch = (-1, -1)  # step, and how many batches of it came before
+        self._micro_batch = (0, 0)  # step, and how many images of it came before
         self._last: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
         # By loader: of each figure the sum, then the number of images, then the largest bits/dim.
         self._sums: dict[str, Tensor] = {}
@@ -94,9 +95,12 @@ class FlowModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Let batch normalisation see the batch of all processes."""
-        if self.trainer.precision == "16-mixed":
+        if self.trainer.precision not in PRECISIONS:
             raise mismatch(
-                "FlowModule", "32-true, 64-true or bf16-mixed", "16-mixed", "bf16 overflows later"
+                "FlowModule",
+                f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}",
+                self.trainer.precision,
+                "log-determinants need float32, and steps that overflow would be left out",
             )
         if self.trainer.world_size > 1:
             if any(isinstance(part, BatchNorm) for part in self.flow.modules()):
@@ -122,18 +126,33 @@ class FlowModule(LightningModule):
         return self.recipe.parameter_groups(self.flow)
 
     def on_fit_start(self) -> None:
-        """Train in training mode, also a flow that was evaluated before: Lightning keeps modes."""
+        """Begin in training mode, which Lightning leaves to the module, and with a fresh count."""
         self.train()
+        self._micro_batch = (-1, 0)
+        self._follow()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Number the batch, and initialise ActNorm from the first one of all processes."""
+        if self._micro_batch[0] != self.global_step:
+            self._micro_batch = (self.global_step, 0)
+        self.initialize(batch)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Count the images of the step, of which more may come."""
         step, before = self._micro_batch
-        self._micro_batch = (self.global_step, before + 1 if step == self.global_step else 0)
+        self._micro_batch = (step, before + len(self._split(batch)[0]))
+
+    def initialize(self, batch: Batch) -> None:
+        """Initialise every ActNorm that is not yet, with the noise of the present step.
+
+        Args:
+            batch: this process's part of the first batch; its first part, where gradients are
+                accumulated.
+        """
         if not all(norm.initialized for norm in self._norms):
             images, context = self._split(batch)
             self.flow.initialize(images, context, self._training_noise(images))
-            if self.average is not None:
-                self.average.module.load_state_dict(self.flow.state_dict())
+            self._follow()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of this process's part of the batch."""
@@ -180,6 +199,9 @@ class FlowModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the gradient as the recipe says, and stop where it is not finite."""
+        if gradient_clip_val is not None:
+            expected = "no gradient_clip_val, as the recipe has a gradient_clip"
+            raise mismatch("FlowModule", expected, gradient_clip_val, "set it in the recipe")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.gradient_clip)
         assert self._last is not None
@@ -215,15 +237,21 @@ class FlowModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over all images of all processes, and the worst image."""
+        figures = {}
         for loader, name in enumerate(self._loader_names("validation")):
             for figure, value in self._reduced(f"validation/{loader}").items():
-                self.log(f"{name}/{figure}", value, sync_dist=True)
+                self.log(f"{name}/{figure}", value, sync_dist=True, logger=False)
+                figures[f"{name}/{figure}"] = value.item()
+        # At the number of steps made, as for the curves of training; Lightning's is one less.
+        for logger in self.trainer.loggers:
+            logger.log_metrics(figures, self.global_step)
 
     def on_test_epoch_end(self) -> None:
         """Log the mean over all images of all processes, and the worst image."""
         for loader, name in enumerate(self._loader_names("test")):
             for figure, value in self._reduced(f"test/{loader}").items():
-                self.log(f"{name}/{figure}", value, sync_dist=True)
+                # To no logger, where "train" would join the curve of the training batches.
+                self.log(f"{name}/{figure}", value, sync_dist=True, logger=False)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model, by name."""
@@ -233,7 +261,7 @@ class FlowModule(LightningModule):
         names = getattr(self.trainer.datamodule, f"{stage}_names", None)  # type: ignore[attr-defined]
         if names is not None:
             return names
-        return [stage] if len(self._sums) == 1 else sorted(self._sums)
+        return [stage] if len(self._sums) == 1 else [f"{stage}/{i}" for i in range(len(self._sums))]
 
     @torch.no_grad()
     def _count(self, key: str, batch: Batch) -> None:
@@ -260,7 +288,7 @@ class FlowModule(LightningModule):
             own = own.to(self.device)
         *totals, count = all_reduce_sum(own[:-1])
         means = {name: total / count for name, total in zip(self._names, totals)}
-        return {**means, "worst_image": all_reduce_max(own[-1])}
+        return {**means, "worst_image": all_reduce_max(own[-1]), "evaluated_images": count}
 
     def _split(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         images = batch if isinstance(batch, Tensor) else batch[0]
@@ -274,10 +302,19 @@ class FlowModule(LightningModule):
             )
         return labels
 
+    @property
+    def last_context(self) -> Tensor | None:
+        """Context of this process's last training batch, if there was one."""
+        return None if self._last is None else self._last[1]
+
     def _training_noise(self, images: Tensor) -> Tensor:
-        step, micro_batch = self._micro_batch
-        batches = self.trainer.accumulate_grad_batches
-        return self._noise(images, 1 + step * batches + micro_batch, 0)
+        step, before = self._micro_batch
+        return self._noise(images, 1 + step, before)
+
+    def _follow(self) -> None:
+        """Let a moving average that has seen no step start where the flow is, flags included."""
+        if self.average is not None and not int(self.average.n_averaged):
+            self.average.module.load_state_dict(self.flow.state_dict())
 
     def _noise(self, images: Tensor, step: int, before: int) -> Tensor:
         """Step 0 is that of evaluation; ``before`` images of this process came before."""

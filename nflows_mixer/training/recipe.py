@@ -55,8 +55,11 @@ class Recipe:
     layer_rates: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or self.steps < 0:
-            raise mismatch("Recipe", "0 steps or more", self.steps, "0 measures the flow as it is")
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 0:
+            raise mismatch("Recipe", "0 steps or more", self.steps, "give an integer")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            expected = "two betas, each 0 or more and below 1"
+            raise mismatch("Recipe", expected, self.betas, "(0.9, 0.999) is usual")
         check_positive("Recipe", "batch_size", self.batch_size)
         for name in ("learning_rate", "gradient_clip"):
             if not 0 < getattr(self, name) < math.inf:

@@ -16,9 +16,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from nflows_mixer._checks import check_positive
 from nflows_mixer._distributed import all_reduce_max, all_reduce_sum
 from nflows_mixer._files import replace_file
 from nflows_mixer.evaluation import draw_samples, save_curves, save_grids
+from nflows_mixer.nn import ClassEmbedding
 from nflows_mixer.training.module import FlowModule
 
 
@@ -43,6 +45,7 @@ class Record(Callback):
     def __init__(
         self, out: str | Path, every: int = 10, num_samples: int = 64, seed: int = 0
     ) -> None:
+        check_positive("Record", "every", every)
         self.out = Path(out)
         self.every = every
         self.num_samples = num_samples
@@ -52,6 +55,7 @@ class Record(Callback):
         self._window: list[Tensor] = []
         self._elapsed = self._started = 0.0
         self._timed = 0  # batches of the window since the clock was started
+        self._step = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history and the time spent, for the checkpoint."""
@@ -61,11 +65,13 @@ class Record(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the history of a checkpoint."""
         self.history, self.seconds = list(state_dict["history"]), state_dict["seconds"]
-        self._window = [torch.tensor(figures) for figures in state_dict["window"]]
+        self._window = [torch.tensor(f, dtype=torch.float64) for f in state_dict["window"]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._window = [figures.to(pl_module.device) for figures in self._window]
+        example = next(pl_module.parameters())
+        self._window = [figures.to(example) for figures in self._window]
+        self._step = trainer.global_step
         self._elapsed, self._started = 0.0, time.perf_counter()
 
     def on_train_batch_end(
@@ -82,9 +88,10 @@ class Record(Callback):
         self._timed += 1
         self._window.append(torch.stack([bits.sum(), bits.new_tensor(len(bits)), bits.max()]))
         step = trainer.global_step
-        if step % self.every and step != trainer.max_steps:
+        if step == self._step:  # one part of a batch of several
             return
-        if self.history and self.history[-1]["step"] == step:  # more batches of the same step
+        self._step = step
+        if step % self.every and step != trainer.max_steps:
             return
         window = torch.stack(self._window)
         total, count, images = all_reduce_sum(
@@ -96,7 +103,7 @@ class Record(Callback):
             "step": step,
             "train/bits_per_dim": total / count,
             "train/worst_image": worst,
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": max(group["lr"] for group in trainer.optimizers[0].param_groups),
             "images_per_second": images / elapsed,
             "peak_memory_mb": peak_memory_mb(pl_module.device),
         }
@@ -116,7 +123,8 @@ class Record(Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         figures = {k: v.item() for k, v in trainer.callback_metrics.items() if "validation" in k}
-        self._add(trainer, {"step": trainer.global_step, **figures})
+        figures.pop("validation/evaluated_images", None)
+        self.history.append({"step": trainer.global_step, **figures})  # the module logs them
         if trainer.is_global_zero:
             self.write()
             self.draw(trainer, pl_module)
@@ -126,15 +134,9 @@ class Record(Callback):
         """Write a grid of samples; the trainer's random state is not touched."""
         context = None
         if module.conditional:
-            classes = module.flow._embedding_net.num_embeddings
-            context = torch.arange(self.num_samples, device=module.device) % classes
-        samples = draw_samples(
-            module.evaluated,
-            1 if context is not None else self.num_samples,
-            seed=self.seed,
-            context=context,
-        )
-        samples = samples.reshape(-1, *module.flow.image_shape).cpu()
+            assert module.last_context is not None
+            context = sampling_context(module, self.num_samples, module.last_context)
+        samples = sample_grid(module, self.num_samples, context, self.seed)
         step, levels = trainer.global_step, module.flow.dequantization.levels
         path = self.out / "samples" / f"step-{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,6 +163,50 @@ class Record(Callback):
         figures = {name: value for name, value in entry.items() if name != "step"}
         for logger in trainer.loggers:
             logger.log_metrics(figures, int(entry["step"]))
+
+
+def sampling_context(module: FlowModule, num_samples: int, given: Tensor) -> Tensor:
+    """Return a context for each sample of a grid: classes in turn, or else that of images.
+
+    Args:
+        module: of a conditional flow.
+        num_samples: how many, at most.
+        given: context of some images.
+
+    Example:
+        >>> from nflows_mixer.flows import mixerflow
+        >>> from nflows_mixer.training import Recipe
+        >>> flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, shift=None, num_classes=3)
+        >>> module = FlowModule(flow, Recipe(), conditional=True)
+        >>> sampling_context(module, 4, torch.zeros(9)).tolist()
+        [0, 1, 2, 0]
+    """
+    if isinstance(module.flow._embedding_net, ClassEmbedding):
+        given = torch.arange(num_samples) % module.flow._embedding_net.num_embeddings
+    return given[:num_samples].to(module.device)
+
+
+def sample_grid(
+    module: FlowModule, num_samples: int, context: Tensor | None = None, seed: int = 0
+) -> Tensor:
+    """Return samples of the evaluated flow on the CPU, one for each row of the context if any.
+
+    Args:
+        module: what is trained.
+        num_samples: how many where there is no context.
+        context: rows of context, or None.
+        seed: of the latents.
+
+    Example:
+        >>> from nflows_mixer.flows import mixerflow
+        >>> from nflows_mixer.training import Recipe
+        >>> flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, shift=None, norm="batchnorm")
+        >>> sample_grid(FlowModule(flow, Recipe()), num_samples=2).shape
+        torch.Size([2, 1, 4, 4])
+    """
+    each = num_samples if context is None else 1
+    samples = draw_samples(module.evaluated, each, seed=seed, context=context)
+    return samples.reshape(-1, *module.flow.image_shape).cpu()
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -6,8 +6,6 @@ import dataclasses
 import inspect
 import json
 import logging
-import os
-import platform
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,18 +20,21 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-from nflows_mixer import __version__
-from nflows_mixer._checks import mismatch
+from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer._distributed import is_first_process
 from nflows_mixer._files import replace_file
 from nflows_mixer.data import ImageData
-from nflows_mixer.evaluation import draw_samples, round_trip_error, save_grids, yardsticks
-from nflows_mixer.flows.weights import architecture_of, save_weights
+from nflows_mixer.flows.weights import architecture_of, save_state, save_weights
+from nflows_mixer.noise import uniform_noise
 from nflows_mixer.training.checkpoints import AtomicCheckpointIO
+from nflows_mixer.training.hybrid import HybridModule
 from nflows_mixer.training.loaders import ImageDataModule
-from nflows_mixer.training.module import FlowModule
+from nflows_mixer.training.module import PRECISIONS, FlowModule
+from nflows_mixer.training.outcome import collect, draw
 from nflows_mixer.training.progress import ProgressBar
-from nflows_mixer.training.records import Record, peak_memory_mb
+from nflows_mixer.training.records import (
+    Record,
+)
 from nflows_mixer.training.report import write_results
 
 CHECKPOINT = "last.ckpt"
@@ -58,7 +59,8 @@ def fit(
     """Train a flow on images, evaluate it, and write weights, figures and pictures to a folder.
 
     Written to ``out``: ``last.ckpt`` (to resume), ``weights.safetensors`` (to use: see
-    ``load_weights``), ``results.json`` and ``results.md``, ``history.json`` and ``curve.png``,
+    ``load_weights``; of a hybrid also
+    ``head.safetensors``), ``results.json`` and ``results.md``, ``history.json`` and ``curve.png``,
     ``samples.png``, ``samples/step-*.png`` and TensorBoard's events. Any number of devices and
     nodes gives the same batches and noise.
 
@@ -99,16 +101,21 @@ def fit(
         ['test', 'train', 'validation']
     """
     out, recipe = Path(out), module.recipe
+    _check(module, data, trainer, validate_every, checkpoint_every)
+    if resume and overwrite:
+        raise mismatch("fit", "resume or overwrite", "both", "leave one out")
     run = _describe(module, data, facts or {})
-    checkpoint = _prepare(out, run, resume, overwrite)
     record = Record(out, every=record_every, seed=module.seed)
+    images = ImageDataModule(data, recipe, module.seed, evaluation_images, num_workers=num_workers)
+    parts = trainer.get("accumulate_grad_batches", 1)
     with _quiet():
         pl_trainer = Trainer(
             **{
                 "devices": 1,
                 "max_steps": recipe.steps,
                 "max_epochs": -1,
-                "val_check_interval": validate_every or max(recipe.steps // 10, 1),
+                # Lightning counts the parts of batches here.
+                "val_check_interval": parts * (validate_every or max(recipe.steps // 10, 1)),
                 "check_val_every_n_epoch": None,
                 "num_sanity_val_steps": 0,
                 "use_distributed_sampler": False,
@@ -131,24 +138,63 @@ def fit(
                 **trainer,
             }
         )
-        images = ImageDataModule(
-            data, recipe, module.seed, evaluation_images, num_workers=num_workers
-        )
-        if recipe.steps:
+        first = next(iter(images.batches(pl_trainer)), None)  # and an error, if it cannot be
+        checkpoint = _prepare(out, run, resume, overwrite)
+        if first is not None:
             pl_trainer.fit(module, datamodule=images, ckpt_path=checkpoint)
             pl_trainer.save_checkpoint(out / CHECKPOINT)
         else:
-            first = data.train.subset(slice(recipe.batch_size))[:]
-            module.flow.initialize(*first[: 2 if module.conditional else 1])
+            _initialize(module, data)
         pl_trainer.test(module, datamodule=images, verbose=False)
     if not pl_trainer.is_global_zero:
         return {}
-    results = {**run, **_results(module, images, record, pl_trainer)}
+    results = {**run, **collect(module, images, record, pl_trainer)}
     write_results(results, out)
-    _write_pictures(module, images, results, record, out)
+    draw(module, images, results, record, out)
     facts_of_file = {"data": json.dumps(data.describe()), "step": str(pl_trainer.global_step)}
     save_weights(module.evaluated, out / "weights.safetensors", facts_of_file)
+    if isinstance(module, HybridModule):
+        save_state(module.evaluated_head, out / "head.safetensors", {})
     return results
+
+
+def _check(
+    module: FlowModule,
+    data: ImageData,
+    trainer: Mapping[str, Any],
+    validate_every: int | None,
+    checkpoint_every: int,
+) -> None:
+    """Refuse what cannot be, before anything is written."""
+    flow = module.flow
+    if flow.image_shape != data.image_shape or flow.dequantization.levels != data.levels:
+        raise mismatch(
+            "fit",
+            f"images {list(flow.image_shape)} of {flow.dequantization.levels} levels",
+            f"{list(data.image_shape)} of {data.levels}",
+            "build the flow with the image_shape and levels of the data",
+        )
+    precision = str(trainer.get("precision", PRECISIONS[0]))
+    if precision not in (*PRECISIONS, "32", "64", "bf16"):  # on a CPU Lightning would replace it
+        expected = f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
+        raise mismatch("fit", expected, precision, "log-determinants need float32")
+    check_positive("fit", "checkpoint_every", checkpoint_every)
+    check_positive("fit", "accumulate_grad_batches", trainer.get("accumulate_grad_batches", 1))
+    if validate_every is not None:
+        check_positive("fit", "validate_every", validate_every)
+
+
+def _initialize(module: FlowModule, data: ImageData) -> None:
+    """Initialise ActNorm as the first step would, where there is none."""
+    first, *labels = data.train.subset(slice(module.recipe.batch_size))[:]
+    dtype = next(module.flow.parameters()).dtype
+    index = torch.arange(len(first))
+    noise = uniform_noise(module.seed, 1, index, module.flow.image_shape, dtype)
+    device = next(module.flow.parameters()).device
+    context = labels[0].to(device) if module.conditional else None
+    module.flow.initialize(first.to(device), context, noise.to(device))
+    if module.average is not None:
+        module.average.module.load_state_dict(module.flow.state_dict())
 
 
 # Of Lightning's hints, those about things that are meant as they are.
@@ -208,16 +254,17 @@ def _prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) -
     checkpoint, description = out / CHECKPOINT, out / "run.json"
     if not is_first_process():  # the first process has done it, before it started this one
         return checkpoint if resume and checkpoint.exists() else None
-    if description.exists() and overwrite and not resume:
+    there = checkpoint.exists() or (out / "results.json").exists()
+    if there and overwrite:
         shutil.rmtree(out)
-    if description.exists() and not resume:
+    elif there and not resume:
         raise mismatch(
             "fit",
             "a folder without a run",
             f"one with a run in {str(out)!r}",
             "resume it (--resume), overwrite it (--overwrite), or name another (--out)",
         )
-    if description.exists():
+    elif there and description.exists():
         before = json.loads(description.read_text())
         if changed := sorted(k for k in {*run, *before} if run.get(k) != before.get(k)):
             raise mismatch(
@@ -231,75 +278,3 @@ def _prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) -
     if resume and checkpoint.exists():
         return checkpoint
     return None
-
-
-def _results(
-    module: FlowModule, images: ImageDataModule, record: Record, trainer: Trainer
-) -> dict[str, Any]:
-    figures = {k: v.item() for k, v in trainer.callback_metrics.items()}
-    names = images.test_names
-    held_out = images.parts[names[-1]]
-    speeds = sorted(e["images_per_second"] for e in record.history if "images_per_second" in e)
-    reported = dict.fromkeys(
-        key.partition("/")[2] for key in figures if key.startswith(f"{names[-1]}/")
-    )
-    return {
-        **{name: {part: figures[f"{part}/{name}"] for part in names} for name in reported},
-        "evaluated_images": {name: len(part) for name, part in images.parts.items()},
-        "yardsticks": _yardsticks(images),
-        "round_trip_error": round_trip_error(
-            module.evaluated,
-            held_out.images(slice(200)).to(module.device),
-            held_out.labels(slice(200)).to(module.device) if module.conditional else None,
-        ),
-        "steps": trainer.global_step,
-        "train_seconds": round(record.seconds, 1),
-        "images_per_second": round(speeds[len(speeds) // 2], 1) if speeds else None,
-        "peak_memory_mb": round(peak_memory_mb(module.device)),
-        "machine": _machine(module.device, trainer),
-        "versions": {
-            "nflows_mixer": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
-
-
-def _yardsticks(images: ImageDataModule) -> dict[str, float]:
-    """Simple models of the same images; of large sets fitted to a part that memory can hold."""
-    train, held_out = images.data.train, images.parts[images.test_names[-1]]
-    pixels = torch.Size(train.image_shape).numel()
-    if pixels > 4096:
-        return {}
-    return yardsticks(
-        train.images(slice(50_000)), held_out.images(slice(10_000)), images.data.levels
-    )
-
-
-def _machine(device: torch.device, trainer: Trainer) -> str:
-    name = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"
-
-
-def _write_pictures(
-    module: FlowModule,
-    images: ImageDataModule,
-    results: Mapping[str, Any],
-    record: Record,
-    out: Path,
-) -> None:
-    held_out = images.parts[images.test_names[-1]]
-    levels = images.data.levels
-    context = None
-    if module.conditional:
-        classes = module.flow._embedding_net.num_embeddings
-        context = torch.arange(64, device=module.device) % classes
-    samples = draw_samples(
-        module.evaluated, 64 if context is None else 1, seed=module.seed, context=context
-    ).reshape(-1, *images.data.image_shape)
-    panels = {"held-out images": held_out.images(slice(64)), "samples": samples.cpu()}
-    save_grids(out / "samples.png", panels, levels)
-    if record.history:
-        record.write(results["yardsticks"])
