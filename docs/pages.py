@@ -17,10 +17,11 @@ RESULTS = EXAMPLES / "results"
 
 # Of which script a kept run is; all others are of the command line.
 RUNS = {
-    "train_mixerflow": ["digits", "cifar10-6-layers", "cifar10-fresh"],
+    "train_mixerflow": ["digits", "cifar10-unshuffled", "cifar10-shuffled", "cifar10-fresh"],
     "maf_mnist": ["maf-mnist", "maf-mnist-zuko", "maf-mnist-6-layers"],
     "zuko_spline": ["zuko-spline"],
     "class_conditional": ["class-conditional"],
+    "hybrid_digits": ["hybrid-digits"],
     "moons_nflows": ["moons/nflows"],
     "moons_mixer": ["moons/mixer"],
 }

@@ -53,6 +53,7 @@ def other_images(images, levels, seed):
 def main(
     steps: int = 500,
     kept: int = 50,
+    probe_steps: int = 2000,
     seed: int = 0,
     out: str = "runs/hybrid_digits",
     overwrite: bool = False,
@@ -62,23 +63,26 @@ def main(
     Args:
         steps: optimiser steps of each flow, of 100 images.
         kept: labels that are left for semi-supervised training.
+        probe_steps: steps by which each linear probe is fitted.
         seed: of the split, the start, the batches and the noise.
         out: folder for what is written.
         overwrite: whether runs that are there are deleted.
     """
     data = load_images("digits", seed=seed)
-    recipe = Recipe(3e-3, steps=steps, batch_size=100, warmup=0.05)
+    recipe = Recipe(1e-3, steps=steps, batch_size=100, warmup=0.05)
     few = replace(data, train=hide_labels(data.train, kept, seed))
     flow = small_flow(data, seed)
     module = FlowModule(flow, recipe, seed=seed)
     results = fit(module, data, out, overwrite=overwrite, facts={"kept_labels": kept})
 
-    results["linear_probe"] = probe_depths(flow, data.train, data.test, seed=seed)
+    results["linear_probe"] = probe_depths(
+        flow, data.train, data.test, seed=seed, steps=probe_steps
+    )
     others = other_images(data.test.images(), data.levels, seed)
     outside = {name: ImageDataset(images) for name, images in others.items()}
     results["out_of_distribution"] = ood_report(flow, data.train, data.test, outside, seed=seed)
     results["hybrid"] = {}
-    for weight, images in ((1.0, data), (0.01, data), (1.0, few), (0.01, few), (0.0, few)):
+    for weight, images in ((1.0, data), (0.1, data), (1.0, few), (0.1, few)):
         labels = kept if images is few else len(data.train)
         name = f"weight {weight:g}, {labels:,} labels"
         hybrid = HybridModule(small_flow(data, seed), recipe, data.num_classes, weight, seed)

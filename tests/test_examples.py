@@ -24,6 +24,7 @@ KEYS = {
     "train_mixerflow": IMAGES | {"model"},
     "maf_mnist": IMAGES | {"passes", "row_lengths", "maf"},
     "zuko_spline": IMAGES | {"logabsdet_error"},
+    "hybrid_digits": IMAGES | {"linear_probe", "hybrid", "out_of_distribution"},
     "class_conditional": IMAGES | {"marginal_bits_per_dim", "accuracy", "draws"},
     "moons_nflows": MOONS,
     "moons_mixer": MOONS,
@@ -39,6 +40,7 @@ KEPT = [
     ("maf_mnist", "maf-mnist-zuko/results"),
     ("zuko_spline", "zuko-spline/results"),
     ("class_conditional", "class-conditional/results"),
+    ("hybrid_digits", "hybrid-digits/results"),
     ("moons_nflows", "moons/nflows"),
     ("moons_mixer", "moons/mixer"),
 ]
@@ -103,6 +105,16 @@ def test_class_conditional_flow_classifies(tmp_path, monkeypatch, capsys):
     excess = 64 * (results["marginal_bits_per_dim"] - results["conditional_bits_per_dim"])
     assert excess < np.log2(10) + 0.1
     assert is_png(tmp_path / "out" / "samples.png") and is_png(tmp_path / "out" / "classes.png")
+
+
+def test_hybrid_trains_with_all_labels_and_with_few(tmp_path, monkeypatch, capsys):
+    flags = ["--steps", 12, "--probe_steps", 30]
+    results = run(monkeypatch, capsys, "hybrid_digits", tmp_path / "out", *flags)
+    assert len(results["hybrid"]) == 4
+    assert all(0.1 < figures["accuracy"] <= 1 for figures in results["hybrid"].values())
+    assert all(probe["accuracy"] > 0.5 for probe in results["linear_probe"])
+    aurocs = results["out_of_distribution"]["auroc"]
+    assert all(0 <= value <= 1 for scores in aurocs.values() for value in scores.values())
 
 
 @pytest.mark.parametrize("name", ["moons_nflows", "moons_mixer"])

@@ -200,7 +200,8 @@ def sample_grid(
     Example:
         >>> from nflows_mixer.flows import mixerflow
         >>> from nflows_mixer.training import Recipe
-        >>> flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, shift=None, norm="batchnorm")
+        >>> flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, shift=None, num_layers=1)
+        >>> flow = flow.initialize(torch.randint(256, (20, 1, 4, 4), dtype=torch.uint8))
         >>> sample_grid(FlowModule(flow, Recipe()), num_samples=2).shape
         torch.Size([2, 1, 4, 4])
     """
