@@ -13,8 +13,9 @@ def replace_file(path: Path, content: bytes) -> None:
     the part that was written is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # On the same file system, as only there a rename is one step.
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # On the same file system, as only there a rename is one step; of one name, so that what a
+    # process that was killed left behind is written over.
+    part = path.with_name(f".{path.name}.part")
     try:
         with open(part, "wb") as file:
             file.write(content)

@@ -19,7 +19,7 @@ ARGUMENTS = [
     "--model.hidden_features=16",
     "--model.channel_flow=maf",  # nflows' networks with torch's BatchNorm, beside our own
     "--recipe.steps=8",
-    "--recipe.batch_size=30",
+    "--recipe.batch_size=40",
     "--recipe.ema_decay=0.8",
     "--precision=64-true",
     "--evaluation_images=61",  # uneven over two processes
@@ -28,9 +28,11 @@ ARGUMENTS = [
 ]
 
 
-def test_two_processes_end_as_one(tmp_path):
-    one = main([*ARGUMENTS, "--out", str(tmp_path / "one")])
-    command = [sys.executable, "-m", "nflows_mixer.training", *ARGUMENTS]
+@pytest.mark.parametrize("parts", [1, 2])
+def test_two_processes_end_as_one(tmp_path, parts):
+    arguments = [*ARGUMENTS, f"--accumulate={parts}", *(["--recipe.steps=3"] if parts > 1 else [])]
+    one = main([*arguments, "--out", str(tmp_path / "one")])
+    command = [sys.executable, "-m", "nflows_mixer.training", *arguments]
     out = ["--devices", "2", "--num-nodes", "1", "--out", str(tmp_path / "two")]
     done = subprocess.run([*command, *out], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

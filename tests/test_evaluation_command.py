@@ -10,6 +10,7 @@ from nflows_mixer.data import load_images
 from nflows_mixer.evaluation import evaluate
 from nflows_mixer.evaluation.command import evaluate_weights, main
 from nflows_mixer.flows import load_weights, mixerflow, save_weights
+from nflows_mixer.training.command import main as train
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +85,46 @@ def test_errors(weights, tmp_path):
     with pytest.raises(SystemExit, match="a weights file|expected|no such file|No such file"):
         main([*plain, "--fid_weights", str(tmp_path / "none.pth"), "--images", "5"])
     assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of the training command on shuffled digits, by another seed than 0."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    flags = ["--model.num_layers=1", "--recipe.steps=3", "--progress=false", "--seed=3"]
+    flow = ["--model.patch_flow=zuko.flows.NICE", "--shuffle=local", "--accelerator=cpu"]
+    return out / "weights.safetensors", train([*flags, *flow, "--out", str(out)])
+
+
+def test_split_shuffle_and_flow_are_those_of_the_training_run(trained, tmp_path):
+    path, results = trained
+    flags = ["--weights", str(path), "--draws", "1", "--out", str(tmp_path), "--seed", "0"]
+    with pytest.raises(SystemExit, match="expected leave to import .* got zuko.flows.NICE; .*true"):
+        main(flags)
+    report = main([*flags, "--imports", "true"])
+    assert report["split_hash"] == results["split_hash"]
+    assert report["shuffle"] == results["shuffle"]
+    # The same images, with other noise.
+    expected = results["bits_per_dim"]["test"]
+    assert report["bits_per_dim"]["mean"] == pytest.approx(expected, abs=0.02)
+
+
+def test_other_images_than_those_of_the_run_are_refused(trained, tmp_path):
+    path, _ = trained
+    images = np.random.default_rng(0).integers(17, size=(90, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "other.npz", images=images)
+    flags = ["--weights", str(path), "--imports", "true", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="expected the images of the training run, split_hash"):
+        main([*flags, "--data", str(tmp_path / "other.npz")])
+
+
+def test_conditional_flows_few_images_and_devices_that_are_not_there(weights, tmp_path):
+    path = str(weights / "conditional.safetensors")
+    flags = ["--weights", path, "--draws", "1", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="expected a flow without context, for probe_steps or out"):
+        main([*flags, "--probe_steps", "5"])
+    with pytest.raises(SystemExit, match="expected a device 'cuda:77'.*--device cpu"):
+        main([*flags, "--device", "cuda:77"])
+    report = main([*flags, "--images", "5"])
+    assert report["bits_per_dim"]["images"] == 5
+    assert (tmp_path / "interpolations.png").exists()

@@ -90,7 +90,7 @@ def test_figures_by_hand():
     module, images, noise, labels = module_and_batch(1.0, [0, -1, 2, 1])
     module.eval()
     figures = module.figures(images, None, noise, labels)
-    assert list(figures) == ["bits_per_dim", "cross_entropy", "accuracy"]
+    assert list(figures) == ["bits_per_dim", "cross_entropy", "accuracy", "labelled"]
     bits, cross_entropy = parts_by_hand(module, images, noise, labels)
     torch.testing.assert_close(figures["bits_per_dim"], bits)
     known = torch.tensor([True, False, True, True])
@@ -98,11 +98,16 @@ def test_figures_by_hand():
     latents, _ = module.flow.transform_and_log_prob(images, None, noise)
     right = module.head(latents.flatten(1)).argmax(1) == labels
     assert figures["accuracy"][known].tolist() == right[known].double().tolist()
-    assert figures["cross_entropy"][1].isnan() and figures["accuracy"][1].isnan()
+    assert figures["labelled"].tolist() == known.double().tolist()
+    means = {name: values.mean() for name, values in figures.items()}
+    summary = module.summarise(means)
+    torch.testing.assert_close(summary["cross_entropy"], cross_entropy.mean())
+    torch.testing.assert_close(summary["accuracy"], right[known].double().mean())
+    assert summary["labelled"] == 0.75 and summary["bits_per_dim"] == bits.mean()
 
 
 @plain
-def test_missing_label_of_a_held_out_image_is_not_dropped_from_the_mean():
+def test_figures_of_held_out_images_say_how_many_have_a_label():
     data = noise_data(classes=3)
     labels = data.test.labels().clone()
     labels[2] = -1
@@ -111,9 +116,11 @@ def test_missing_label_of_a_held_out_image_is_not_dropped_from_the_mean():
     module, trainer = HybridModule(initialized(tiny()), recipe, 3), plain_trainer()
     trainer.test(module, datamodule=ImageDataModule(data, recipe), verbose=False)
     figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    assert math.isnan(figures["test/accuracy"]) and math.isnan(figures["test/cross_entropy"])
-    assert math.isfinite(figures["test/bits_per_dim"])
-    assert math.isfinite(figures["train/accuracy"])
+    count = len(data.test)
+    assert figures["test/labelled"] == pytest.approx((count - 1) / count)
+    # Means over labelled images are whole numbers of images again.
+    right = figures["test/accuracy"] * (count - 1)
+    assert right == pytest.approx(round(right)) and figures["train/labelled"] == 1
 
 
 @plain

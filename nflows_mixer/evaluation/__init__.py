@@ -4,7 +4,7 @@ The Frechet Inception distance wants the extra ``fid``.
 """
 
 from nflows_mixer.evaluation.curves import save_curves
-from nflows_mixer.evaluation.dataset import evaluate, round_trip_error, summary
+from nflows_mixer.evaluation.dataset import evaluate, evaluate_bounds, round_trip_error, summary
 from nflows_mixer.evaluation.embeddings import embeddings, top_level_layers
 from nflows_mixer.evaluation.fid import frechet_inception_distance
 from nflows_mixer.evaluation.interpolation import interpolation, reconstruction
@@ -26,6 +26,7 @@ __all__ = [
     "draw_samples",
     "embeddings",
     "evaluate",
+    "evaluate_bounds",
     "frechet_inception_distance",
     "gaussian_bits_per_dim",
     "histogram_bits_per_dim",

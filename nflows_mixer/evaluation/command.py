@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from nflows_mixer._checks import mismatch
 from nflows_mixer._files import replace_file
 from nflows_mixer.data import ImageData, ImageDataset, load_images
-from nflows_mixer.evaluation.dataset import evaluate, round_trip_error, summary
+from nflows_mixer.evaluation.dataset import evaluate_bounds, round_trip_error, summary
 from nflows_mixer.evaluation.fid import frechet_inception_distance
 from nflows_mixer.evaluation.interpolation import interpolation, reconstruction
 from nflows_mixer.evaluation.neighbours import nearest_images
@@ -21,7 +22,11 @@ from nflows_mixer.evaluation.ood import ood_report
 from nflows_mixer.evaluation.pictures import save_grids, save_rows
 from nflows_mixer.evaluation.probe import probe_depths
 from nflows_mixer.evaluation.sampling import draw_samples, temperature_grid
-from nflows_mixer.flows import ImageFlow, load_weights, read_metadata
+from nflows_mixer.flows import ImageFlow, load_weights, mixerflow, read_metadata
+from nflows_mixer.flows.imported import FACTORIES, imported
+from nflows_mixer.nn import ClassEmbedding
+
+OWNER = "evaluate_weights"
 
 
 def evaluate_weights(
@@ -37,15 +42,17 @@ def evaluate_weights(
     probe_steps: int = 0,
     fid_weights: str | None = None,
     fid_samples: int = 10_000,
+    imports: bool = False,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
     out: str = "runs/evaluation",
 ) -> dict[str, Any]:
     """Evaluate trained weights on held-out images, and draw what they have learned.
 
-    Written to ``out``: ``evaluation.json``, ``temperatures.png``, ``interpolations.png``,
-    ``reconstructions.png`` and ``neighbours.png`` (samples with the training images nearest to
-    them).
+    The split of the images, and the shuffle of their pixels if there is one, are those of the
+    training run, which the weights' file names. Written to ``out``: ``evaluation.json``,
+    ``temperatures.png``, ``interpolations.png``, ``reconstructions.png`` and ``neighbours.png``
+    (samples with the training images nearest to them).
 
     Args:
         weights: file .safetensors of a training run.
@@ -62,16 +69,17 @@ def evaluate_weights(
         fid_weights: file with the weights of the Inception network, for the distance to the
             training images.
         fid_samples: samples for it, at most as many as there are training images.
-        seed: of the split, the noise and the samples.
-        device: cpu, cuda, ...
+        imports: whether flows that the file names, such as zuko.flows.NSF, may be imported.
+        seed: of the noise and the samples.
+        device: cpu, cuda, ..., or auto.
         out: folder for what is written.
 
     Returns:
         What is in ``evaluation.json``.
 
     Raises:
-        ValueError: if the weights are of images of another shape, or what was asked for wants
-            labels that are not there.
+        ValueError: if the images are not those that the weights were trained and validated on, or
+            what was asked for cannot be had of this flow or these images.
 
     Example:
         >>> import tempfile
@@ -85,53 +93,57 @@ def evaluate_weights(
         >>> report["bits_per_dim"]["images"], len(list(out.glob("*.png")))
         (20, 4)
     """
-    source = load_images(data, test=test_data, root=root, seed=seed, size=size)
-    flow = load_weights(weights).to(device).eval()
+    place = _device(device)
+    facts = {name: _parsed(text) for name, text in read_metadata(weights).items()}
+    source = _images(facts, data, test_data, root, size)
+    flow = _flow(weights, facts, imports).to(place).eval()
     held_out = (source.test or source.validation).subset(slice(images))
-    if flow.image_shape != source.image_shape or flow.dequantization.levels != source.levels:
-        raise mismatch(
-            "evaluate_weights",
-            f"images {list(flow.image_shape)} of {flow.dequantization.levels} levels",
-            f"{list(source.image_shape)} of {source.levels}",
-            "name the data that the flow was trained on",
-        )
-    conditional = flow.architecture is not None and flow.architecture.num_classes is not None
+    _check_images("images", flow, source, "name the data that the flow was trained on")
+    conditional = flow.context_features is not None or isinstance(
+        flow._embedding_net, ClassEmbedding
+    )
+    if conditional and (probe_steps or outside is not None):
+        expected = "a flow without context, for probe_steps or outside images"
+        raise mismatch(OWNER, expected, "a conditional one", "leave them out")
+    if probe_steps and not (source.train.labelled and held_out.labelled):
+        raise mismatch(OWNER, "labels to probe for", "images alone", "leave probe_steps out")
     labels = held_out.labels() if conditional else None
-    average = evaluate(flow, held_out, labels, seed=seed, draws=draws)
-    bound = evaluate(flow, held_out, labels, seed=seed, draws=draws, bound="importance")
-    first = None if labels is None else labels[:200].to(device)
+    bounds = evaluate_bounds(flow, held_out, labels, seed=seed, draws=draws)
+    first = None if labels is None else labels[:200].to(place)
     report: dict[str, Any] = {
         **source.describe(),
-        "weights": read_metadata(weights),
+        "weights": facts,
         "draws": draws,
         "seed": seed,
-        "bits_per_dim": summary(average),
-        "importance_weighted_bits_per_dim": summary(bound),
-        "round_trip_error": round_trip_error(flow, held_out.images(slice(200)).to(device), first),
+        "bits_per_dim": summary(bounds["average"]),
+        "importance_weighted_bits_per_dim": summary(bounds["importance"]),
+        "round_trip_error": round_trip_error(flow, held_out.images(slice(200)).to(place), first),
     }
     if probe_steps:
-        if not (source.train.labelled and held_out.labelled):
-            raise mismatch(
-                "evaluate_weights", "labels to probe for", "images alone", "leave probe_steps out"
-            )
-        report["linear_probe"] = probe_depths(
-            flow, source.train, held_out, seed=seed, steps=probe_steps
-        )
+        probes = probe_depths(flow, source.train, held_out, seed=seed, steps=probe_steps)
+        report["linear_probe"] = probes
     if outside is not None:
-        report["out_of_distribution"] = _outside(flow, source, held_out, outside, root, seed)
+        others = load_images(outside, root=root, size=_size_of(outside, flow))
+        part = (others.test or others.validation).subset(slice(len(held_out)))
+        levels = flow.dequantization.levels
+        if others.levels > levels and int(part.images().max()) < levels:
+            others = replace(others, levels=levels)  # files do not say that they have fewer
+        _check_images("outside images", flow, others, "name images of that size and levels")
+        known = source.train.subset(slice(len(held_out)))
+        report["out_of_distribution"] = ood_report(
+            flow, known, held_out, {others.name: part}, seed=seed
+        )
     if fid_weights is not None:
         count = min(fid_samples, len(source.train))
         context = _classes(flow, count)
         samples = draw_samples(flow, count if context is None else 1, seed=seed, context=context)
-        report["fid"] = {
-            "samples": count,
-            "distance": frechet_inception_distance(
-                samples, source.train, fid_weights, levels=source.levels
-            ),
-        }
-    _draw(flow, source, held_out, temperatures, seed, Path(out))
+        distance = frechet_inception_distance(
+            samples, source.train, fid_weights, levels=source.levels, device=place
+        )
+        report["frechet_inception_distance"] = {"samples": count, "distance": distance}
     content = json.dumps(report, indent=2) + "\n"
     replace_file(Path(out) / "evaluation.json", content.encode())
+    _draw(flow, source, held_out, temperatures, seed, Path(out))
     return report
 
 
@@ -171,22 +183,82 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
     return report
 
 
-def _outside(
-    flow: ImageFlow, source: ImageData, held_out: ImageDataset, name: str, root: str, seed: int
-) -> dict[str, Any]:
-    other = load_images(name, root=root, seed=seed)
-    if other.image_shape != source.image_shape:
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:  # a plain string
+        return text
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
         raise mismatch(
-            "evaluate_weights",
-            f"outside images of {list(source.image_shape)}",
-            list(other.image_shape),
-            "name images of that size",
-        )
-    count = len(held_out)
-    outside = (other.test or other.validation).subset(slice(count))
-    return ood_report(
-        flow, source.train.subset(slice(count)), held_out, {other.name: outside}, seed=seed
+            OWNER, f"a device {name!r}", reason, "--device cpu works everywhere"
+        ) from None
+
+
+def _images(
+    facts: dict[str, Any], data: str, test_data: str | None, root: str, size: int | None
+) -> ImageData:
+    """Load the images with the split and the shuffle of the training run."""
+    trained = facts["data"] if isinstance(facts.get("data"), dict) else {}
+    shuffle = trained.get("shuffle") or {}
+    source = load_images(
+        data,
+        test=test_data,
+        root=root,
+        seed=facts.get("seed", 0),
+        size=size,
+        shuffle=shuffle.get("mode"),
+        shuffle_patch=shuffle.get("patch_size"),
     )
+    described = json.loads(json.dumps(source.describe()))
+    for name in ("split_hash", "version"):
+        if name in trained and trained[name] != described[name]:
+            raise mismatch(
+                OWNER,
+                f"the images of the training run, {name} {trained[name]!r}",
+                f"{described[name]!r}, where training images may be held out",
+                "name the same data, test_data and root",
+            )
+    return source
+
+
+def _flow(weights: str, facts: dict[str, Any], imports: bool) -> ImageFlow:
+    """Build the flow of the weights, importing what it is made of only if that is allowed."""
+    if "mixerflow" in facts or "model" not in facts:
+        return load_weights(weights)
+    names = sorted(
+        str(facts["model"].get(k)) for k in FACTORIES if "." in str(facts["model"].get(k))
+    )
+    if not imports:
+        raise mismatch(
+            OWNER,
+            "leave to import what the flow is made of",
+            ", ".join(names),
+            "if you trust these names, pass imports=True (--imports true)",
+        )
+    return load_weights(weights, mixerflow(**imported(facts["model"])))
+
+
+def _check_images(what: str, flow: ImageFlow, source: ImageData, advice: str) -> None:
+    if flow.image_shape != source.image_shape or flow.dequantization.levels != source.levels:
+        raise mismatch(
+            OWNER,
+            f"{what} {list(flow.image_shape)} of {flow.dequantization.levels} levels",
+            f"{list(source.image_shape)} of {source.levels}",
+            advice,
+        )
+
+
+def _size_of(name: str, flow: ImageFlow) -> int | None:
+    """Folders are resized to what the flow takes; other sources have a size of their own."""
+    return flow.image_shape[-1] if Path(name).is_dir() else None
 
 
 def _classes(flow: ImageFlow, count: int) -> Tensor | None:
@@ -212,16 +284,15 @@ def _draw(
     grids = temperature_grid(flow, temperatures, number, seed, classes)
     save_rows(out / "temperatures.png", {k: v.flatten(0, -4) for k, v in grids.items()}, levels)
 
-    some = held_out.images(slice(16)).to(device)
-    context = None
-    if classes is not None:
-        context = held_out.labels(slice(8)).to(device)
-    between = interpolation(flow, some[:8], some[8:16], 8, context).cpu()
+    half = min(8, len(held_out) // 2)
+    some = held_out.images(slice(2 * half)).to(device)
+    context = None if classes is None else held_out.labels(slice(half)).to(device)
+    between = interpolation(flow, some[:half], some[half:], 8, context).cpu()
     rows = {str(i): row for i, row in enumerate(between)}
     title = "held-out images at both ends, and interpolated latents"
     save_rows(out / "interpolations.png", rows, levels, title)
 
-    pairs, error = reconstruction(flow, some[:8], context)
+    pairs, error = reconstruction(flow, some[:half], context)
     rows = {"images": pairs[:, 0].cpu(), "reconstructed": pairs[:, 1].cpu()}
     title = f"largest error {error:.1e} of {levels} levels"
     save_rows(out / "reconstructions.png", rows, levels, title)

@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pydoc import locate
 from typing import Any, Literal
 
 import torch
@@ -27,6 +26,7 @@ from nflows_mixer.flows import (
     read_metadata,
 )
 from nflows_mixer.flows.image_flow import ImageFlow
+from nflows_mixer.flows.imported import imported
 from nflows_mixer.flows.weights import architecture_of
 from nflows_mixer.training.module import FlowModule
 from nflows_mixer.training.recipe import Recipe
@@ -37,7 +37,6 @@ SMALL = {"patch_size": 4, "num_layers": 4, "hidden_features": 64}
 SMALL_RECIPE = {"learning_rate": 3e-3, "steps": 1000, "batch_size": 100, "warmup": 0.05}
 OF_THE_DATA = {"image_shape", "levels", "num_classes"}
 OF_THE_START = ("config", "out", "resume", "overwrite", "progress")
-FACTORIES = ("channel_flow", "patch_flow", "conditioner", "base")
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
@@ -155,7 +154,7 @@ def train(
     torch.manual_seed(seed)
     images = load_images(data, test=test_data, root=root, seed=seed, shuffle=shuffle, size=size)
     arguments = _complete(model, images, conditional)
-    flow = mixerflow(**{k: _located(k, v) for k, v in arguments.items()})
+    flow = mixerflow(**imported(arguments))
     if start_from is not None:
         flow = _started_from(start_from, flow)
     if is_first_process():
@@ -264,17 +263,6 @@ def _announcement(images: ImageData, arguments: Mapping[str, Any]) -> str:
         if logit is not None and _dark(images)
         else ""
     )
-
-
-def _located(name: str, value: Any) -> Any:
-    """Turn the dotted name of a flow, network or distribution into what it names."""
-    if name not in FACTORIES or not isinstance(value, str) or "." not in value:
-        return value
-    found = locate(value)
-    if not callable(found):
-        expected = "the name of a class or function that can be imported"
-        raise mismatch(f"--model.{name}", expected, value, "check its path")
-    return found
 
 
 def _started_from(path: str, flow: ImageFlow) -> ImageFlow:

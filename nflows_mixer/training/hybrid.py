@@ -113,21 +113,25 @@ class HybridModule(FlowModule):
     def figures(
         self, images: Tensor, context: Tensor | None, noise: Tensor, labels: Tensor | None
     ) -> dict[str, Tensor]:
-        """Return bits per dimension, cross-entropy in nats and accuracy, each [B].
-
-        Images without a label are NaN in the latter two, so that no mean passes them over.
-        """
+        """Return bits per dimension, and of labelled images cross-entropy in nats and accuracy."""
         latents, log_prob = self.evaluated.transform_and_log_prob(images, context, noise)
         labels = self._checked(labels)
         logits = self.evaluated_head(latents.flatten(1))
-        unknown = labels == UNLABELLED
+        known = (labels != UNLABELLED).to(logits.dtype)
         cross_entropy = F.cross_entropy(logits, labels.clamp_min(0), reduction="none")
         correct = (logits.argmax(1) == labels).to(logits.dtype)
         return {
             "bits_per_dim": bits_per_dim(log_prob, self.flow.image_shape),
-            "cross_entropy": cross_entropy.masked_fill(unknown, torch.nan),
-            "accuracy": correct.masked_fill(unknown, torch.nan),
+            "cross_entropy": cross_entropy * known,
+            "accuracy": correct * known,
+            "labelled": known,
         }
+
+    def summarise(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Take the classifier's figures over labelled images; NaN for a part without any."""
+        labelled = means["labelled"]
+        classified = {name: means[name] / labelled for name in ("cross_entropy", "accuracy")}
+        return {**means, **classified}
 
     def _checked(self, labels: Tensor | None) -> Tensor:
         expected = f"labels from 0 to {self.head.out_features - 1}, or -1"

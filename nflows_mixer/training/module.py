@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Union, cast
 
@@ -129,6 +130,13 @@ class FlowModule(LightningModule):
         """Begin in training mode, which Lightning leaves to the module, and with a fresh count."""
         self.train()
         self._micro_batch = (-1, 0)
+        planned = self.trainer.estimated_stepping_batches
+        if planned > self.recipe.steps:
+            warnings.warn(
+                f"FlowModule: expected at most the recipe's {self.recipe.steps} steps, got a "
+                f"trainer that makes {planned}; the learning rate of those beyond is 0",
+                stacklevel=2,
+            )
         self._follow()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -192,6 +200,10 @@ class FlowModule(LightningModule):
         log_prob = self.evaluated.log_prob(images, context, noise)
         return {"bits_per_dim": bits_per_dim(log_prob, self.flow.image_shape)}
 
+    def summarise(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what is reported of the means of all figures over the images of a part."""
+        return means
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
@@ -211,8 +223,8 @@ class FlowModule(LightningModule):
             raise FloatingPointError(
                 f"step {self.global_step}: expected a finite loss and gradient, got a loss of "
                 f"{loss.item():g} and a gradient of norm {norm.item():g}: {where}; lower the "
-                f"learning rate {self.recipe.learning_rate:g}, warm up for longer, or start again "
-                "from the last checkpoint, which is intact"
+                f"learning rate {self.recipe.learning_rate:g}, or warm up for longer; the "
+                "checkpoint before, if there is one, is intact"
             )
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
@@ -223,6 +235,8 @@ class FlowModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count the bits per dimension of this process's images, each once."""
+        if self.trainer.sanity_checking:  # before the first batch, which initialises ActNorm
+            return
         self._count(f"validation/{dataloader_idx}", batch)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -237,6 +251,8 @@ class FlowModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over all images of all processes, and the worst image."""
+        if self.trainer.sanity_checking:
+            return
         figures = {}
         for loader, name in enumerate(self._loader_names("validation")):
             for figure, value in self._reduced(f"validation/{loader}").items():
@@ -280,15 +296,16 @@ class FlowModule(LightningModule):
         self._sums[key] = new
 
     def _reduced(self, key: str) -> dict[str, Tensor]:
-        own = self._sums.get(key)
-        if own is None:  # a process without images of this part
-            own = torch.zeros(len(self._names) + 2, dtype=torch.float64)
-            own[-1] = -torch.inf
+        own = self._sums[key]
         if self.trainer.world_size > 1:
             own = own.to(self.device)
         *totals, count = all_reduce_sum(own[:-1])
         means = {name: total / count for name, total in zip(self._names, totals)}
-        return {**means, "worst_image": all_reduce_max(own[-1]), "evaluated_images": count}
+        return {
+            **self.summarise(means),
+            "worst_image": all_reduce_max(own[-1]),
+            "evaluated_images": count,
+        }
 
     def _split(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         images = batch if isinstance(batch, Tensor) else batch[0]

@@ -31,6 +31,9 @@ def collect(
     )
     found = {name: {part: figures[f"{part}/{name}"] for part in names} for name in reported}
     counts = found.pop("evaluated_images")
+    # Of training: the simple models below take memory of their own.
+    entries = [entry.get("peak_memory_mb", 0.0) for entry in record.history]
+    peak = max(entries, default=0.0) or peak_memory_mb(module.device)
     return {
         **found,
         "evaluated_images": {part: int(count) for part, count in counts.items()},
@@ -43,7 +46,7 @@ def collect(
         "steps": trainer.global_step,
         "train_seconds": round(record.seconds, 1),
         "images_per_second": round(speeds[len(speeds) // 2], 1) if speeds else None,
-        "peak_memory_mb": round(peak_memory_mb(module.device)),
+        "peak_memory_mb": round(peak),
         "machine": _machine(module.device, trainer),
         "versions": {
             "nflows_mixer": __version__,

@@ -139,6 +139,10 @@ def fit(
             }
         )
         first = next(iter(images.batches(pl_trainer)), None)  # and an error, if it cannot be
+        fewest = min(map(len, images.parts.values()))
+        if fewest < pl_trainer.world_size:
+            expected = f"at least {pl_trainer.world_size} images in each part, one a process"
+            raise mismatch("fit", expected, fewest, "use fewer devices, or evaluate more images")
         checkpoint = _prepare(out, run, resume, overwrite)
         if first is not None:
             pl_trainer.fit(module, datamodule=images, ckpt_path=checkpoint)
@@ -151,8 +155,11 @@ def fit(
     results = {**run, **collect(module, images, record, pl_trainer)}
     write_results(results, out)
     draw(module, images, results, record, out)
-    facts_of_file = {"data": json.dumps(data.describe()), "step": str(pl_trainer.global_step)}
-    save_weights(module.evaluated, out / "weights.safetensors", facts_of_file)
+    facts_of_file = {"data": data.describe(), "step": pl_trainer.global_step, "seed": module.seed}
+    if "model" in run:
+        facts_of_file["model"] = run["model"]
+    texts = {name: json.dumps(value) for name, value in facts_of_file.items()}
+    save_weights(module.evaluated, out / "weights.safetensors", texts)
     if isinstance(module, HybridModule):
         save_state(module.evaluated_head, out / "head.safetensors", {})
     return results
@@ -231,7 +238,9 @@ def _strategy(trainer: Mapping[str, Any]) -> Any:
     known = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {buffers: False}
-    return DDPStrategy(gradient_as_bucket_view=True, static_graph=True, **options)
+    # Lightning leaves out the exchange between the parts of a batch, which no static graph can.
+    options["static_graph"] = trainer.get("accumulate_grad_batches", 1) == 1
+    return DDPStrategy(gradient_as_bucket_view=True, **options)
 
 
 def _describe(module: FlowModule, data: ImageData, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,10 +280,17 @@ def _prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) -
                 "fit",
                 f"the run that is in {str(out)!r}",
                 "one that differs in "
-                + "; ".join(f"{k}: {before.get(k)} there, {run.get(k)} now" for k in changed),
+                + "; ".join(_difference(k, before.get(k), run.get(k)) for k in changed),
                 "give what it was started with, or name another folder",
             )
     replace_file(description, (json.dumps(run, indent=2) + "\n").encode())
     if resume and checkpoint.exists():
         return checkpoint
     return None
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
+        return "; ".join(_difference(f"{name}.{k}", before.get(k), now.get(k)) for k in keys)
+    return f"{name}: {before} there, {now} now"
