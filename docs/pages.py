@@ -42,7 +42,30 @@ def write(folder):
     (folder / "results.md").write_text(overview(runs))
     (folder / "shuffles.md").write_text(shuffles(runs))
     (folder / "presets.md").write_text(presets())
+    (folder / "evaluation.md").write_text(evaluation(folder / "pictures"))
     draw_layer(folder / "pictures" / "layer.png")
+
+
+def evaluation(folder):
+    """Figures and pictures of the kept evaluation of weights."""
+    kept = RESULTS / "digits-evaluation"
+    report = json.loads((kept / "evaluation.json").read_text())
+    rows = {
+        f"mean of {report['draws']} draws": report["bits_per_dim"],
+        f"importance-weighted, {report['draws']} draws": report["importance_weighted_bits_per_dim"],
+    }
+    lines = ["| bits/dim | mean | standard error | worst image |", "|---|---|---|---|"]
+    for name, bits in rows.items():
+        figures = (f"{bits[key]:.4f}" for key in ("mean", "standard_error", "worst"))
+        lines.append(f"| {name} | {' | '.join(figures)} |")
+    lines += ["", "| linear probe after | cross-entropy | accuracy |", "|---|---|---|"]
+    for probe in report["linear_probe"]:
+        name = f"{probe['depth']}: {probe['layer']}"
+        lines.append(f"| {name} | {probe['loss']:.3f} | {probe['accuracy']:.1%} |")
+    for picture in sorted(kept.glob("*.png")):
+        shutil.copyfile(picture, folder / f"digits-evaluation-{picture.name}")
+        lines += ["", f"![{picture.stem}](/_generated/pictures/digits-evaluation-{picture.name})"]
+    return "\n".join(lines) + "\n"
 
 
 def find_runs():

@@ -108,7 +108,7 @@ def test_class_conditional_flow_classifies(tmp_path, monkeypatch, capsys):
 
 
 def test_hybrid_trains_with_all_labels_and_with_few(tmp_path, monkeypatch, capsys):
-    flags = ["--steps", 12, "--probe_steps", 30]
+    flags = ["--steps", 6, "--probe_steps", 20]
     results = run(monkeypatch, capsys, "hybrid_digits", tmp_path / "out", *flags)
     assert len(results["hybrid"]) == 4
     assert all(0.1 < figures["accuracy"] <= 1 for figures in results["hybrid"].values())

@@ -19,9 +19,7 @@ from nflows_mixer.training import (
     fit,
     hide_labels,
 )
-from tests.test_training import QUIET, initialized, noise_data, plain, plain_trainer, tiny, train
-
-SHAPE = (1, 4, 4)
+from tests.training import QUIET, SHAPE, initialized, noise_data, plain, plain_trainer, tiny, train
 
 
 def module_and_batch(weight, labels, **options):

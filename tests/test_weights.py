@@ -11,9 +11,7 @@ from nflows_mixer import __version__, _files
 from nflows_mixer.flows import ImageFlow, grow, load_weights, mixerflow, read_metadata, save_weights
 from nflows_mixer.training import FlowModule, Recipe
 from nflows_mixer.transforms import ActNorm, AffineCoupling, PixelScaling
-from tests.test_training import noise_data, plain, train
-
-SHAPE = (1, 4, 4)
+from tests.training import SHAPE, noise_data, plain, train
 
 
 def pixels(count, shape=SHAPE):

@@ -1,0 +1,192 @@
+"""The recipe: its schedule, the rates of its layers, and the moving average of the weights."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import nn
+
+from nflows_mixer.evaluation import evaluate
+from nflows_mixer.flows import load_weights
+from nflows_mixer.training import FlowModule, Recipe, moving_average
+from tests.training import assert_same, initialized, noise_data, norms_of, plain, run, tiny, train
+
+# The recipe.
+
+
+def test_schedule_by_hand():
+    recipe = Recipe(steps=10, warmup=0.2)
+    quarter = 0.5 * (1 + math.sqrt(0.5))
+    expected = {0: 0.5, 1: 1.0, 2: 1.0, 4: quarter, 6: 0.5, 8: 1 - quarter, 10: 0.0, 11: 0.0}
+    assert {step: recipe.schedule(step) for step in expected} == pytest.approx(expected, abs=1e-15)
+    paper = Recipe(steps=4)
+    values = [paper.schedule(step) for step in range(5)]
+    assert values == pytest.approx([1.0, quarter, 0.5, 1 - quarter, 0.0], abs=1e-15)
+    assert Recipe(steps=0).schedule(0) == 1
+
+
+def test_last_pattern_that_fits_gives_the_rate():
+    net = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1))
+    recipe = Recipe(2e-3, layer_rates={"*": 0.5, "1.*": 0, "1.bias": 3.0, "2.[w]*": 0.5})
+    groups = recipe.parameter_groups(net)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    named = {name: rates[id(p)] for name, p in net.named_parameters()}
+    others = dict.fromkeys(["0.weight", "0.bias", "2.weight", "2.bias"], 1e-3)
+    assert named == pytest.approx({**others, "1.weight": 0.0, "1.bias": 6e-3})
+    assert sum(len(group["params"]) for group in groups) == 6
+
+
+def test_pattern_that_fits_nothing_is_named():
+    recipe = Recipe(layer_rates={"0.*": 1.0, "first.*": 0.1, "*.bia": 0.1})
+    with pytest.raises(ValueError, match=r"'weight'.*\['\*.bia', '0.\*', 'first.\*'\]; print"):
+        recipe.parameter_groups(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"learning_rate": 0}, "learning_rate above 0, got 0"),
+        ({"learning_rate": math.nan}, "learning_rate above 0, got nan"),
+        ({"gradient_clip": math.inf}, "gradient_clip above 0, got inf"),
+        ({"steps": -1}, "0 steps or more, got -1"),
+        ({"steps": True}, "0 steps or more, got True"),
+        ({"batch_size": 0}, "batch_size to be a positive integer, got 0"),
+        ({"batch_size": 2.5}, "batch_size to be a positive integer, got 2.5"),
+        ({"warmup": 1.0}, "0 <= warmup < 1, got 1.0"),
+        ({"warmup": math.nan}, "0 <= warmup < 1, got nan"),
+        ({"ema_decay": 1.0}, "0 < ema_decay < 1, got 1.0"),
+        ({"layer_rates": {"*": -1}}, "layer_rates of 0 or more, got {'\\*': -1}"),
+        ({"layer_rates": {"*": math.nan}}, "layer_rates of 0 or more"),
+        ({"steps": 1.5}, "steps.*got 1.5"),
+        ({"betas": (0.9, 1.5)}, "betas.*got"),
+        ({"betas": (0.9,)}, "betas.*got"),
+    ],
+)
+def test_recipe_says_what_is_wrong(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**arguments)
+
+
+# Rates by layer.
+
+
+@plain
+def test_rates_by_layer_freeze_and_scale():
+    data, start = noise_data(), initialized(tiny(num_layers=2)).double()
+    finals = "*.conditioner.final.*"
+    flows = {}
+    for name, rates in {"all": {}, "some": {finals: 0, "*log_scale": 0.25}}.items():
+        flows[name] = copy.deepcopy(start)
+        recipe = Recipe(1e-3, gradient_clip=1e9, steps=1, batch_size=10, layer_rates=rates)
+        train(FlowModule(flows[name], recipe), data)
+    seen = {"frozen": 0, "scaled": 0, "free": 0}
+    for (name, before), full, some in zip(
+        start.named_parameters(), *(flow.parameters() for flow in flows.values())
+    ):
+        if ".conditioner.final." in name:
+            kind, factor = "frozen", 0.0
+            assert torch.equal(some, before)
+        elif name.endswith("log_scale"):
+            kind, factor = "scaled", 0.25
+        else:
+            kind, factor = "free", 1.0
+        torch.testing.assert_close(some - before, factor * (full - before), rtol=1e-6, atol=1e-15)
+        seen[kind] += bool((full != before).any())
+    assert all(count > 2 for count in seen.values())
+    # Frozen for a whole run, not for a step.
+    flow = copy.deepcopy(start)
+    recipe = Recipe(1e-2, steps=3, batch_size=10, layer_rates={finals: 0})
+    train(FlowModule(flow, recipe), data)
+    for (name, before), after in zip(start.named_parameters(), flow.parameters()):
+        assert torch.equal(before, after) == (".conditioner.final." in name) or not after.grad.any()
+
+
+def test_recorded_rate_is_the_recipes_where_the_first_layer_is_frozen(tmp_path):
+    flow = tiny()
+    first = next(name for name, _ in flow.named_parameters())
+    recipe = Recipe(1e-2, steps=4, batch_size=10, layer_rates={first: 0})
+    run(FlowModule(flow, recipe), noise_data(), tmp_path, record_every=2)
+    history = json.loads((tmp_path / "history.json").read_text())
+    rates = [e["learning_rate"] for e in history if "learning_rate" in e]
+    assert rates == pytest.approx([1e-2 * recipe.schedule(step) for step in (2, 4)])
+
+
+# The moving average.
+
+
+@pytest.mark.parametrize("decay", [-0.5, 1.5, math.nan])
+def test_moving_average_that_would_not_be_one_is_refused(decay):
+    with pytest.raises(ValueError, match="decay"):
+        moving_average(nn.Linear(1, 1), decay)
+
+
+class Snapshots(Callback):
+    def __init__(self):
+        self.states = []
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.states.append({k: v.clone() for k, v in module.flow.state_dict().items()})
+
+
+@plain
+def test_moving_average_by_hand():
+    snapshots = Snapshots()
+    module = FlowModule(tiny().double(), Recipe(1e-2, steps=5, batch_size=10, ema_decay=0.7))
+    train(module, noise_data(), callbacks=[snapshots])
+    average = dict(snapshots.states[0])
+    for state in snapshots.states[1:]:
+        for name, value in state.items():
+            if value.is_floating_point():
+                average[name] = 0.7 * average[name] + 0.3 * value
+            else:
+                average[name] = value
+    got = module.average.module.state_dict()
+    assert got.keys() == average.keys()
+    for name, value in average.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-12, atol=1e-14, msg=name)
+        if not value.is_floating_point():
+            assert torch.equal(got[name], module.flow.state_dict()[name])
+        elif name.endswith("running_var"):
+            assert not torch.equal(got[name], module.flow.state_dict()[name])
+    assert any(name.endswith("num_batches_tracked") for name in got)
+    assert all(norm.initialized for norm in norms_of(module.average))
+    assert not any(p.requires_grad for p in module.average.parameters())
+
+
+def test_moving_average_is_what_is_evaluated_and_saved_also_after_resuming(tmp_path):
+    data = noise_data()
+    recipe = Recipe(3e-2, steps=4, batch_size=10, ema_decay=0.5)
+    module = FlowModule(tiny(), recipe)
+    results = run(module, data, tmp_path, validate_every=3)
+    bits = evaluate(module.average.module, data.test)
+    assert results["bits_per_dim"]["test"] == pytest.approx(bits.mean().item(), abs=1e-6)
+    assert abs(evaluate(module.flow, data.test).mean() - bits.mean()) > 1e-4
+    assert_same(load_weights(tmp_path / "weights.safetensors"), module.average.module)
+    resumed = FlowModule(tiny(), recipe)
+    again = run(resumed, data, tmp_path, resume=True)
+    assert_same(resumed, module)
+    assert all(norm.initialized for norm in norms_of(resumed.average))
+    assert again["bits_per_dim"] == results["bits_per_dim"]
+
+
+def test_moving_average_of_a_flow_that_is_initialised_after_the_module_is_made(tmp_path):
+    data, flow = noise_data(), tiny()
+    module = FlowModule(flow, Recipe(steps=2, batch_size=10, ema_decay=0.9))
+    flow.initialize(data.train.images())
+    results = run(module, data, tmp_path)
+    bits = evaluate(module.average.module, data.test).mean().item()
+    assert results["bits_per_dim"]["test"] == pytest.approx(bits, abs=1e-6)
+
+
+def test_no_steps_measure_the_moving_average_as_the_flow(tmp_path):
+    data = noise_data()
+    results = []
+    for decay in (None, 0.9):
+        torch.manual_seed(0)
+        module = FlowModule(tiny(), Recipe(steps=0, batch_size=10, ema_decay=decay))
+        torch.manual_seed(1)
+        results.append(run(module, data, tmp_path / str(decay))["bits_per_dim"])
+    assert results[0] == results[1]
