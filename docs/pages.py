@@ -42,6 +42,7 @@ def write(folder):
     (folder / "results.md").write_text(overview(runs))
     (folder / "shuffles.md").write_text(shuffles(runs))
     (folder / "presets.md").write_text(presets())
+    shutil.copyfile(ROOT / "benchmarks" / "loading" / "results.md", folder / "loading.md")
     (folder / "evaluation.md").write_text(evaluation(folder / "pictures"))
     draw_layer(folder / "pictures" / "layer.png")
 

@@ -156,8 +156,7 @@ def fit(
     write_results(results, out)
     draw(module, images, results, record, out)
     facts_of_file = {"data": data.describe(), "step": pl_trainer.global_step, "seed": module.seed}
-    if "model" in run:
-        facts_of_file["model"] = run["model"]
+    facts_of_file |= {name: run[name] for name in ("preset", "model") if name in run}
     texts = {name: json.dumps(value) for name, value in facts_of_file.items()}
     save_weights(module.evaluated, out / "weights.safetensors", texts)
     if isinstance(module, HybridModule):
