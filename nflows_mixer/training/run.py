@@ -59,10 +59,10 @@ def fit(
     """Train a flow on images, evaluate it, and write weights, figures and pictures to a folder.
 
     Written to ``out``: ``last.ckpt`` (to resume), ``weights.safetensors`` (to use: see
-    ``load_weights``; of a hybrid also
-    ``head.safetensors``), ``results.json`` and ``results.md``, ``history.json`` and ``curve.png``,
-    ``samples.png``, ``samples/step-*.png`` and TensorBoard's events. Any number of devices and
-    nodes gives the same batches and noise.
+    ``load_weights``; the classifier of a ``HybridModule`` is in ``head.safetensors``),
+    ``results.json`` and ``results.md``, ``history.json`` and ``curve.png``, ``samples.png``,
+    ``samples/step-*.png`` and TensorBoard's events. Any number of devices and nodes gives the same
+    batches and noise.
 
     Args:
         module: the flow with its recipe.
