@@ -89,11 +89,11 @@ def _metric(weights: Path, features: int) -> Any:
             f"fid: expected torchmetrics and torch-fidelity, got no {error.name}; {advice}"
         ) from error
     known = inspect.signature(FrechetInceptionDistance.__init__).parameters
-    if "feature_extractor_weights_path" not in known:
+    if "antialias" not in known:
         import torchmetrics
 
         raise ImportError(
-            "fid: expected torchmetrics>=1.7, whose FrechetInceptionDistance takes a file of "
+            "fid: expected torchmetrics>=1.8, whose FrechetInceptionDistance takes a file of "
             f"weights, got {torchmetrics.__version__}; {advice} --upgrade"
         )
     if not weights.is_file():
