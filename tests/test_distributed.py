@@ -125,6 +125,45 @@ def test_normalisation_sees_the_batch_of_all_processes(tmp_path):
             torch.testing.assert_close(second[name][key], value)
 
 
+# The loss of one process alone is infinite, with gradients that are finite.
+BROKEN = textwrap.dedent(
+    """
+    import sys, torch
+    from torch import distributed
+    from nflows_mixer.flows import mixerflow
+    from nflows_mixer.training import FlowModule, Recipe
+    rank, folder = int(sys.argv[1]), sys.argv[2]
+    distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, num_layers=1, shift=None)
+    images = torch.randint(256, (8, 1, 4, 4), dtype=torch.uint8)
+    flow.initialize(images).train()
+    module = FlowModule(flow, Recipe())
+    optimizer = module.configure_optimizers()["optimizer"]
+    noise = torch.rand(images.shape)
+    flow.log_prob(images, noise=noise).mean().backward()
+    module._last = (images, None, noise, torch.tensor(torch.inf if rank else 1.0))
+    try:
+        module.configure_gradient_clipping(optimizer)
+    except FloatingPointError as error:
+        sys.exit(0 if "step 0: expected a finite loss" in str(error) else 2)
+    sys.exit(1)
+    """
+)
+
+
+def test_loss_that_breaks_in_one_process_stops_all(tmp_path):
+    runs = [
+        subprocess.Popen([sys.executable, "-c", BROKEN, str(rank), str(tmp_path)])
+        for rank in range(2)
+    ]
+    try:
+        assert [run.wait(timeout=120) for run in runs] == [0, 0]
+    finally:
+        for run in runs:
+            run.kill()
+
+
 def test_alone_the_layers_are_those_of_torch():
     for ours, theirs, shape in (
         (BatchNorm1d, nn.BatchNorm1d, (9, 4)),

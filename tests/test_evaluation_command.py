@@ -80,9 +80,9 @@ def test_errors(weights, tmp_path):
     small = str(tmp_path / "small.npz")
     with pytest.raises(SystemExit, match="expected images .1, 8, 8. of 17 levels, got .1, 4, 4."):
         main([*plain, "--data", small])
-    with pytest.raises(SystemExit, match="expected outside images of .1, 8, 8.*resize|name images"):
+    with pytest.raises(SystemExit, match="expected outside images .1, 8, 8. of 17 lev.*got .1, 4"):
         main([*plain, "--outside", small, "--images", "5", "--draws", "1"])
-    with pytest.raises(SystemExit, match="a weights file|expected|no such file|No such file"):
+    with pytest.raises(SystemExit, match="expected a file with Inception's w.* got .*none.pth"):
         main([*plain, "--fid_weights", str(tmp_path / "none.pth"), "--images", "5"])
     assert not (tmp_path / "out" / "evaluation.json").exists()
 

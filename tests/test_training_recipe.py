@@ -12,7 +12,17 @@ from torch import nn
 from nflows_mixer.evaluation import evaluate
 from nflows_mixer.flows import load_weights
 from nflows_mixer.training import FlowModule, Recipe, moving_average
-from tests.training import assert_same, initialized, noise_data, norms_of, plain, run, tiny, train
+from tests.training import (
+    assert_same,
+    initialized,
+    noise_data,
+    norms_of,
+    pixels,
+    plain,
+    run,
+    tiny,
+    train,
+)
 
 # The recipe.
 
@@ -190,3 +200,20 @@ def test_no_steps_measure_the_moving_average_as_the_flow(tmp_path):
         torch.manual_seed(1)
         results.append(run(module, data, tmp_path / str(decay))["bits_per_dim"])
     assert results[0] == results[1]
+
+
+def test_gradients_of_frozen_parameters_do_not_shrink_those_of_the_others():
+    flow = initialized(tiny())
+    first = next(name for name, _ in flow.named_parameters())
+    module = FlowModule(flow, Recipe(gradient_clip=1.0, layer_rates={first: 0}))
+    optimizer = module.configure_optimizers()["optimizer"]
+    frozen, *others = flow.parameters()
+    frozen.grad = torch.full_like(frozen, 1e6)
+    for parameter in others:
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    assert sum(p.numel() for p in others) * 1e-6 < 1
+    images = pixels(3)
+    module._last = (images, None, torch.rand(images.shape), torch.tensor(1.0))
+    module.configure_gradient_clipping(optimizer)
+    for parameter in others:
+        assert torch.equal(parameter.grad, torch.full_like(parameter, 1e-3))

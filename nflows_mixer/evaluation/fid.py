@@ -86,19 +86,23 @@ def _metric(weights: Path, features: int) -> Any:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ImportError as error:
         raise ImportError(
-            f"fid: expected torchmetrics and torch-fidelity, got no {error.name}; {advice}"
+            "frechet_inception_distance: expected torchmetrics and torch-fidelity, got no "
+            f"{error.name}; {advice}"
         ) from error
     known = inspect.signature(FrechetInceptionDistance.__init__).parameters
     if "antialias" not in known:
         import torchmetrics
 
         raise ImportError(
-            "fid: expected torchmetrics>=1.8, whose FrechetInceptionDistance takes a file of "
+            "frechet_inception_distance: expected torchmetrics>=1.8, which takes a file of "
             f"weights, got {torchmetrics.__version__}; {advice} --upgrade"
         )
     if not weights.is_file():
         raise mismatch(
-            "fid", "a file with Inception's weights", str(weights), f"download it from {WEIGHTS}"
+            "frechet_inception_distance",
+            "a file with Inception's weights",
+            str(weights),
+            f"download it from {WEIGHTS}",
         )
     return FrechetInceptionDistance(
         feature=features, feature_extractor_weights_path=str(weights), antialias=False

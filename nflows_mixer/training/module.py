@@ -214,11 +214,14 @@ class FlowModule(LightningModule):
         if gradient_clip_val is not None:
             expected = "no gradient_clip_val, as the recipe has a gradient_clip"
             raise mismatch("FlowModule", expected, gradient_clip_val, "set it in the recipe")
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        # What is frozen has gradients, too, which are no part of the step.
+        moving = [group for group in optimizer.param_groups if group["initial_lr"] > 0]
+        parameters = [p for group in moving for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.gradient_clip)
         assert self._last is not None
         images, context, noise, loss = self._last
-        if not torch.isfinite(norm + loss):
+        # All processes stop, or none: the search below exchanges statistics between them.
+        if all_reduce_sum((~torch.isfinite(norm + loss)).float()):
             where = find_non_finite(self.flow, images, context, noise)
             raise FloatingPointError(
                 f"step {self.global_step}: expected a finite loss and gradient, got a loss of "
