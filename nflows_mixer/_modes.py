@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -30,3 +31,26 @@ def running_statistics(module: nn.Module) -> AbstractContextManager[None]:
     """
     training = any([part.training for part in module.modules()])
     return in_mode(module, training=False) if training else nullcontext()
+
+
+def autocast_dtype(inputs: Tensor) -> torch.dtype | None:
+    """The half precision of autocast on the device of ``inputs``, or None where it is off."""
+    kind = inputs.device.type
+    if hasattr(torch, "get_autocast_dtype"):  # from torch 2.4 on
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    if kind == "cuda":
+        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+
+
+def without_autocast(inputs: Tensor) -> AbstractContextManager[None]:
+    """Switch autocast off on the device of ``inputs``, where it is on."""
+    if autocast_dtype(inputs) is None:
+        return nullcontext()
+    return torch.autocast(inputs.device.type, enabled=False)
+
+
+def is_compiling() -> bool:
+    """Whether ``torch.compile`` is tracing."""
+    ask = getattr(torch.compiler, "is_compiling", None) or torch._dynamo.is_compiling
+    return ask()

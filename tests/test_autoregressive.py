@@ -1,4 +1,8 @@
-"""Masked flows in the mixer: inverses that stop early, identity start, statistics, gradients."""
+"""Masked flows in the mixer: inverses that stop early, identity start, statistics, gradients.
+
+A hook on the network of a masked affine flow, to count its passes, makes it one of those that stop
+early; test_incremental.py has the inverse of those without.
+"""
 
 import copy
 
@@ -115,9 +119,12 @@ def test_batch_statistics_stay_in_training_mode(direction):
     assert all(torch.equal(before[name], value) for name, value in flow.state_dict().items())
 
 
+@pytest.mark.parametrize("hooks", [False, True], ids=["incremental", "early stop"])
 @pytest.mark.parametrize("context", [None, 3])
-def test_gradients_through_the_inverse_are_those_of_all_passes(context):
+def test_gradients_through_the_inverse_are_those_of_all_passes(context, hooks):
     flow = moved(MAF(6, 16, context_features=context)).double().eval()
+    if hooks:
+        count_passes(flow.autoregressive_net)
     latents = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
     given = context and torch.randn(5, context, dtype=torch.float64, requires_grad=True)
     wanted = [latents, *flow.parameters(), *([given] if context else [])]
@@ -131,8 +138,9 @@ def test_gradients_through_the_inverse_are_those_of_all_passes(context):
         torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-8)
 
 
-def test_a_second_derivative_through_the_inverse_is_an_error():
+def test_a_second_derivative_through_an_inverse_that_iterates_is_an_error():
     flow = moved(MAF(4, 8)).double().eval()
+    count_passes(flow.autoregressive_net)
     latents = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
     outputs, _ = inverse_of(flow)(latents, None)
     (slope,) = torch.autograd.grad(outputs.square().sum(), latents, create_graph=True)

@@ -78,6 +78,10 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
         return outputs, total
 
 
+# Whoever folds neighbours may look inside what has these methods, and does not override them.
+CompositeTransform.forward.is_chain = True  # type: ignore[attr-defined]
+
+
 class InverseTransform(nflows_transforms.InverseTransform):
     r"""A transform run the other way, in place of nflows' own ``InverseTransform``.
 

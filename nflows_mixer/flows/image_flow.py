@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer._modes import in_mode
-from nflows_mixer.bridges import CompositeTransform
 from nflows_mixer.flows.architecture import MixerFlowArchitecture
 from nflows_mixer.flows.dequantized_flow import CheckedFlow, DequantizedFlow
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.dequantize import UniformDequantization
+from nflows_mixer.transforms.folded import FoldedCompositeTransform
 from nflows_mixer.transforms.pixels import PixelScaling
 
 
@@ -93,7 +93,7 @@ class ImageFlow(CheckedFlow):
             >>> flow.log_prob(torch.randint(17, (5, 1, 8, 8), dtype=torch.uint8)).shape
             torch.Size([5])
         """
-        transform = CompositeTransform([PixelScaling(levels), flow._transform])
+        transform = FoldedCompositeTransform([PixelScaling(levels), flow._transform])
         return cls(
             transform, image_shape, flow._distribution, levels, embedding_net=flow._embedding_net
         )

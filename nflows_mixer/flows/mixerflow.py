@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -29,24 +30,34 @@ from nflows_mixer.transforms import (
     AdditiveCoupling,
     AffineCoupling,
     FlowLayer,
+    FoldedCompositeTransform,
     InvertibleConv1x1,
     LogitTransform,
     PatchMixerTransform,
     PixelScaling,
     RationalQuadraticCoupling,
     ResidualTransform,
+    ReversibleCompositeTransform,
     RLULinear,
     ShiftTransform,
     SqueezeTransform,
 )
+from nflows_mixer.transforms.reversible import MEMORY
 
 
-def mixerflow(preset: str | None = None, **arguments) -> ImageFlow:
+def mixerflow(
+    preset: str | None = None, *, compile: bool = False, memory: str = "full", **arguments: Any
+) -> ImageFlow:
     """Build a MixerFlow from a preset, from arguments, or from a preset with some of them changed.
 
     Args:
         preset: "cifar10", "imagenet32", "galaxy32", "imagenet64", "animefaces" or "mnist": the
             columns of the paper's Table 8 (see ``PRESETS``).
+        compile: whether ``torch.compile`` compiles the flow layers, at the first use: a function
+            for each row length, shared by all layers.
+        memory: "full" keeps activations for the backward pass; "constant" rebuilds them through
+            inverses, so that memory does not grow with depth; "checkpoint" computes those of a
+            layer again from its inputs. See ``ReversibleCompositeTransform``.
         **arguments: those of ``MixerFlowArchitecture``; ``image_shape`` and ``patch_size`` are
             needed where there is no preset.
 
@@ -92,10 +103,16 @@ def mixerflow(preset: str | None = None, **arguments) -> ImageFlow:
             f"mixerflow: expected a preset, or image_shape and patch_size, got no "
             f"{', '.join(missing)}; name one of {', '.join(PRESETS)}, or give what is missing"
         )
-    return _build(MixerFlowArchitecture(**arguments))
+    check_choice("mixerflow", "memory", memory, ("full", *MEMORY))
+    composite = partial(FoldedCompositeTransform, compile=compile)
+    if memory != "full":
+        composite = partial(ReversibleCompositeTransform, memory=memory, compile=compile)
+    return _build(MixerFlowArchitecture(**arguments), composite)
 
 
-def _build(spec: MixerFlowArchitecture) -> ImageFlow:
+def _build(
+    spec: MixerFlowArchitecture, composite: Callable[[list[Transform]], Transform]
+) -> ImageFlow:
     if spec.logit is None:
         transforms: list[Transform] = [PixelScaling(spec.levels)]
     else:
@@ -129,7 +146,7 @@ def _build(spec: MixerFlowArchitecture) -> ImageFlow:
         base = base(shape)
     classes = spec.num_classes
     flow = ImageFlow(
-        CompositeTransform(transforms),
+        composite(transforms),
         spec.image_shape,
         base,
         spec.levels,

@@ -3,6 +3,7 @@
 from nflows_mixer.nn.batch_norm import BatchNorm1d, BatchNorm2d, all_reduce_batch_norm
 from nflows_mixer.nn.labels import ClassEmbedding
 from nflows_mixer.nn.lipschitz import LipschitzMLP
+from nflows_mixer.nn.masked import MaskedMLP, MaskedResidualMLP
 from nflows_mixer.nn.mlp import MLP
 from nflows_mixer.nn.positions import learned_positions, sinusoidal_positions
 from nflows_mixer.nn.residual import ResidualMLP
@@ -13,6 +14,8 @@ __all__ = [
     "ClassEmbedding",
     "LipschitzMLP",
     "MLP",
+    "MaskedMLP",
+    "MaskedResidualMLP",
     "ResidualMLP",
     "all_reduce_batch_norm",
     "learned_positions",

@@ -7,8 +7,10 @@ back; ``logabsdet`` is [B], the log-determinant of the Jacobian of the direction
 from nflows_mixer.bridges.composite import CompositeTransform, InverseTransform
 from nflows_mixer.bridges.residual import ResidualTransform
 from nflows_mixer.transforms.actnorm import ActNorm
+from nflows_mixer.transforms.autoregressive import AffineAutoregressive
 from nflows_mixer.transforms.coupling import AdditiveCoupling, AffineCoupling
 from nflows_mixer.transforms.dequantize import UniformDequantization
+from nflows_mixer.transforms.folded import FoldedCompositeTransform
 from nflows_mixer.transforms.layer import FlowLayer
 from nflows_mixer.transforms.linear import InvertibleConv1x1, LULinear, RLULinear
 from nflows_mixer.transforms.mixer import PatchMixerTransform
@@ -16,6 +18,7 @@ from nflows_mixer.transforms.mixing import ChannelMixingTransform, PatchMixingTr
 from nflows_mixer.transforms.patches import PatchTransform
 from nflows_mixer.transforms.permute import PermutePixels
 from nflows_mixer.transforms.pixels import LogitTransform, PixelScaling
+from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
 from nflows_mixer.transforms.shift import ShiftTransform
 from nflows_mixer.transforms.spline import RationalQuadraticCoupling
 from nflows_mixer.transforms.squeeze import SqueezeTransform
@@ -23,10 +26,12 @@ from nflows_mixer.transforms.squeeze import SqueezeTransform
 __all__ = [
     "ActNorm",
     "AdditiveCoupling",
+    "AffineAutoregressive",
     "AffineCoupling",
     "ChannelMixingTransform",
     "CompositeTransform",
     "FlowLayer",
+    "FoldedCompositeTransform",
     "InverseTransform",
     "InvertibleConv1x1",
     "LULinear",
@@ -39,6 +44,7 @@ __all__ = [
     "RLULinear",
     "RationalQuadraticCoupling",
     "ResidualTransform",
+    "ReversibleCompositeTransform",
     "ShiftTransform",
     "SqueezeTransform",
     "UniformDequantization",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer._distributed import all_reduce_sum
+from nflows_mixer.transforms.affine import AffineMaps
 
 
 class ActNorm(Transform):
@@ -59,6 +60,18 @@ class ActNorm(Transform):
     def features(self) -> int | None:
         """Row length, for an ActNorm of rows."""
         return self.shape[0] if len(self.shape) == 1 else None
+
+    @property
+    def folds(self) -> bool:
+        """Whether it is an affine map of features that can join its neighbours."""
+        return self.initialized and len(self.shape) == 1
+
+    @classmethod
+    def affine_maps(cls, parts: Sequence[ActNorm]) -> AffineMaps:
+        """Scales and shifts of G of them, as diagonal maps."""
+        log_scales = torch.stack([part.log_scale for part in parts])
+        shifts = torch.stack([part.shift for part in parts])
+        return AffineMaps(log_scales.exp(), shifts, log_scales.sum(1))
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Normalise ``[B, *shape, ...]``."""

@@ -42,6 +42,11 @@ LOG_SCALES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+Map = Callable[..., tuple[Tensor, Tensor]]
+Elementwise = tuple[Map, Map, tuple]
+"""A map (moved, parameters, *constants) -> (moved, logabsdet), its inverse, and the constants."""
+
+
 class _Coupling(Transform):
     """One part of the features conditions an elementwise map of the other."""
 
@@ -112,6 +117,19 @@ class _Coupling(Transform):
         moved, logabsdet = function(moved, parameters)
         return self._join(fixed, moved), logabsdet
 
+    @property
+    def elementwise(self) -> Elementwise:
+        """The map of the moved part, its inverse, and the constants that both take."""
+        raise NotImplementedError
+
+    def _elementwise(self, moved: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        forward, _, constants = self.elementwise
+        return forward(moved, parameters, *constants)
+
+    def _elementwise_inverse(self, moved: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        _, inverse, constants = self.elementwise
+        return inverse(moved, parameters, *constants)
+
     def _split(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         if self.conditioning == "first":
             fixed, moved = inputs.tensor_split([self.conditioning_features], dim=1)
@@ -179,17 +197,22 @@ class AffineCoupling(_Coupling):
         check_choice("AffineCoupling", "scale", scale, tuple(LOG_SCALES))
         self.scale = scale
 
-    def _elementwise(self, moved: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self._log_scale_and_shift(parameters)
-        return moved * log_scale.exp() + shift, log_scale.flatten(1).sum(1)
+    @property
+    def elementwise(self) -> Elementwise:
+        """The affine map, its inverse, and the name of the scale."""
+        return _affine, _affine_inverse, (self.scale,)
 
-    def _elementwise_inverse(self, moved: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self._log_scale_and_shift(parameters)
-        return (moved - shift) * (-log_scale).exp(), -log_scale.flatten(1).sum(1)
 
-    def _log_scale_and_shift(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        unconstrained, shift = parameters.chunk(2, dim=1)
-        return LOG_SCALES[self.scale](unconstrained), shift
+def _affine(moved: Tensor, parameters: Tensor, scale: str) -> tuple[Tensor, Tensor]:
+    unconstrained, shift = parameters.chunk(2, dim=1)
+    log_scale = LOG_SCALES[scale](unconstrained)
+    return moved * log_scale.exp() + shift, log_scale.flatten(1).sum(1)
+
+
+def _affine_inverse(moved: Tensor, parameters: Tensor, scale: str) -> tuple[Tensor, Tensor]:
+    unconstrained, shift = parameters.chunk(2, dim=1)
+    log_scale = LOG_SCALES[scale](unconstrained)
+    return (moved - shift) * (-log_scale).exp(), -log_scale.flatten(1).sum(1)
 
 
 class AdditiveCoupling(_Coupling):
@@ -215,8 +238,15 @@ class AdditiveCoupling(_Coupling):
 
     parameters_per_feature = 1
 
-    def _elementwise(self, moved: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return moved + parameters, moved.new_zeros(moved.shape[0])
+    @property
+    def elementwise(self) -> Elementwise:
+        """The addition, and the subtraction."""
+        return _add, _subtract, ()
 
-    def _elementwise_inverse(self, moved: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return moved - parameters, moved.new_zeros(moved.shape[0])
+
+def _add(moved: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    return moved + parameters, moved.new_zeros(moved.shape[0])
+
+
+def _subtract(moved: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    return moved - parameters, moved.new_zeros(moved.shape[0])

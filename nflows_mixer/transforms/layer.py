@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from nflows_mixer._checks import ROWS_ADVICE, check_event
-from nflows_mixer.bridges import CompositeTransform, FlowLike, as_transform
+from nflows_mixer.bridges import FlowLike, as_transform
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.coupling import AffineCoupling
+from nflows_mixer.transforms.folded import FoldedCompositeTransform
 from nflows_mixer.transforms.linear import LULinear
 
 
-class FlowLayer(CompositeTransform):
+class FlowLayer(FoldedCompositeTransform):
     r"""Linear block, row flow, ActNorm: one flow layer of rows.
 
     .. math:: \mathrm{norm} \circ \mathrm{flow} \circ \mathrm{linear}
@@ -63,6 +64,9 @@ class FlowLayer(CompositeTransform):
         """Map rows [N, D]."""
         check_event(inputs, (self.features,), "FlowLayer", ROWS_ADVICE)
         return super().forward(inputs, context)
+
+    # What checks rows folds a whole layer, and whoever folds more has checked them.
+    forward.is_chain = True  # type: ignore[attr-defined]
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D] back."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from nflows.transforms import Transform
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nflows_mixer._checks import ROWS_ADVICE, check_event, check_positive, mismatch
+from nflows_mixer.transforms.affine import AffineMaps
 
 
 class LULinear(Transform):
@@ -77,6 +80,17 @@ class LULinear(Transform):
         )
         return lower, self.packed.triu(1) + diagonal.exp().diag()
 
+    @classmethod
+    def affine_maps(cls, parts: Sequence[LULinear]) -> AffineMaps:
+        """Products L U of G of them, in one batch."""
+        packed = torch.stack([part.packed for part in parts])
+        diagonal = packed.diagonal(dim1=1, dim2=2)
+        unit = torch.eye(packed.shape[1], dtype=packed.dtype, device=packed.device)
+        weight = torch.bmm(packed.tril(-1) + unit, packed.triu(1) + diagonal.exp().diag_embed())
+        biases = [part.bias for part in parts if part.bias is not None]
+        bias = torch.stack(biases) if biases else packed.new_zeros(packed.shape[:2])
+        return AffineMaps(weight, bias, diagonal.sum(1))
+
     def _logabsdet(self, inputs: Tensor) -> Tensor:
         return self.packed.diagonal().sum() * inputs.new_ones(inputs.shape[0])
 
@@ -102,6 +116,12 @@ class RLULinear(LULinear):
         >>> RLULinear(3)(torch.tensor([[1.0, 2.0, 3.0]]))[0].tolist()
         [[3.0, 2.0, 1.0]]
     """
+
+    @classmethod
+    def affine_maps(cls, parts: Sequence[LULinear]) -> AffineMaps:
+        """Products R L U of G of them, in one batch."""
+        maps = super().affine_maps(parts)
+        return AffineMaps(maps.weight.flip(1), maps.bias.flip(1), maps.logabsdet)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D], then reverse them."""
@@ -141,6 +161,11 @@ class InvertibleConv1x1(Transform):
         super().__init__()
         self.channels = channels
         self.linear = LULinear(channels, bias=False)
+
+    @classmethod
+    def affine_maps(cls, parts: Sequence[InvertibleConv1x1]) -> AffineMaps:
+        """Products L U of G of them, as maps of the channels of a pixel."""
+        return type(parts[0].linear).affine_maps([part.linear for part in parts])
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the channels of every pixel."""

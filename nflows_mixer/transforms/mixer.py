@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from nflows.transforms import InverseTransform
 from torch import Tensor
 
-from nflows_mixer.bridges import CompositeTransform, FlowLike, as_transform
+from nflows_mixer.bridges import FlowLike, as_transform
+from nflows_mixer.transforms.folded import FoldedCompositeTransform
 from nflows_mixer.transforms.mixing import ChannelMixingTransform, PatchMixingTransform
 from nflows_mixer.transforms.patches import PatchTransform
 
 
-class PatchMixerTransform(CompositeTransform):
+class PatchMixerTransform(FoldedCompositeTransform):
     r"""A mixer layer: cut into patches, channel flow on rows, patch flow on columns, reassemble.
 
     .. math:: \mathrm{patches}^{-1} \circ \mathrm{columns}(f_\mathrm{patch}) \circ

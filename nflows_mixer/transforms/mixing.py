@@ -53,9 +53,8 @@ class _MixingTransform(Transform):
                 list(inputs.shape),
                 "put PatchTransform before it",
             )
-        sizes = dict(zip("bpc", inputs.shape))
         batch, count = inputs.shape[0], inputs.shape[self._row_axis]
-        rows = rearrange(inputs, f"b p c -> {self._rows}")
+        rows = self._to_rows(inputs)
         for length in self._lengths:
             check_event(rows, (length,), type(self).__name__, "build its flow for these rows")
         outputs, logabsdet = function(rows, self._row_context(context, batch, count))
@@ -67,10 +66,16 @@ class _MixingTransform(Transform):
                 "a channel or patch flow maps rows to rows of the same length",
             )
         # Under autocast a transform of another library may answer in half precision.
-        matrix = rearrange(outputs.to(inputs.dtype), f"{self._rows} -> b p c", **sizes)
+        matrix = self._to_matrix(outputs.to(inputs.dtype), inputs)
         # A log-det of half precision would lose the sum over a whole image.
         logabsdet = logabsdet.to(torch.promote_types(logabsdet.dtype, torch.float32))
         return matrix, reduce(logabsdet, "(b rows) -> b", "sum", b=batch, rows=count)
+
+    def _to_rows(self, matrix: Tensor) -> Tensor:
+        return rearrange(matrix, f"b p c -> {self._rows}")
+
+    def _to_matrix(self, rows: Tensor, like: Tensor) -> Tensor:
+        return rearrange(rows, f"{self._rows} -> b p c", **dict(zip("bpc", like.shape)))
 
     def _row_context(self, context: Tensor | None, batch: int, rows: int) -> Tensor | None:
         if not self._passes_context:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Union
 
+import torch
 from nflows.transforms import Transform
 from torch import Tensor
 
 from nflows_mixer._checks import as_pair, check_event, check_image_shape, mismatch
-from nflows_mixer.bridges import built, takes_context
+from nflows_mixer.bridges import InverseTransform, built, takes_context
+from nflows_mixer.transforms.patches import PatchTransform
 
 ImageTransformLike = Union[Transform, Callable[[tuple[int, int, int]], Transform]]
 """A transform of images, or a factory: image shape -> transform."""
@@ -89,6 +92,8 @@ class ShiftTransform(Transform):
                 "pass a factory, `lambda inner_shape: ...`, so that it is built for its place",
             )
         self._passes_context = takes_context(self.transform)
+        self._outer = PatchTransform(self.image_shape, patch_size)
+        self.register_buffer("_places", self._inner_places(), persistent=False)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Transform the inner part."""
@@ -98,10 +103,28 @@ class ShiftTransform(Transform):
         """Transform the inner part back."""
         return self._map_inner(self.transform.inverse, inputs, context)
 
+    def _inner_places(self) -> Tensor | None:
+        """Where the inner patches' values are in the matrix of the outer patches.
+
+        None unless the inner transform is a chain from a cut into patches to its inverse.
+        """
+        parts = list(getattr(self.transform, "_transforms", []))
+        if len(parts) < 2 or type(parts[0]) is not PatchTransform:
+            return None
+        if type(parts[-1]) is not InverseTransform or parts[-1]._transform is not parts[0]:
+            return None
+        image = torch.arange(math.prod(self.image_shape))
+        image, _ = self._outer.inverse(image.reshape(1, self._outer.n_patches, self._outer.channels))
+        return parts[0](image[self._inner])[0].flatten()
+
+    @property
+    def _inner(self) -> tuple:
+        (top, left), (_, height, width) = self.shift, self.inner_shape
+        return (..., slice(top, top + height), slice(left, left + width))
+
     def _map_inner(self, function, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         check_event(inputs, self.image_shape, "ShiftTransform", "pass images of that shape")
-        (top, left), (_, height, width) = self.shift, self.inner_shape
-        inner = (..., slice(top, top + height), slice(left, left + width))
+        inner = self._inner
         mapped, logabsdet = function(inputs[inner], context if self._passes_context else None)
         check_event(
             mapped, self.inner_shape, "ShiftTransform.transform", "keep the shape of images"

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer.nn import ResidualMLP
-from nflows_mixer.transforms.coupling import ConditionerLike, _Coupling
+from nflows_mixer.transforms.coupling import ConditionerLike, Elementwise, _Coupling
 
 # The one knob of conditioning. 4 gives f' in (1/160, 64]: a round trip in float32 at tail bound 5
 # is then within 6e-5 for any parameters, of which 4e-5 is the rounding of y itself, over f'.
@@ -231,17 +231,24 @@ class RationalQuadraticCoupling(_Coupling):
         self.parameters_per_feature = 3 * num_bins - 1
         super().__init__(features, conditioner, conditioning)
 
-    def _elementwise(self, moved: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return self._spline(moved, parameters, inverse=False)
+    @property
+    def elementwise(self) -> Elementwise:
+        """The spline, its inverse, the number of bins and the bound."""
+        return _spline, _spline_inverse, (self.num_bins, self.tail_bound)
 
-    def _elementwise_inverse(self, moved: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return self._spline(moved, parameters, inverse=True)
 
-    def _spline(self, moved: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        of_each = rearrange(parameters, "b (k m) ... -> b m ... k", m=self.transformed_features)
-        bins = self.num_bins
-        widths, heights, derivatives = of_each.split([bins, bins, bins - 1], dim=-1)
-        outputs, logabsdet = rational_quadratic_spline(
-            moved, widths, heights, derivatives, self.tail_bound, inverse
-        )
-        return outputs, logabsdet.flatten(1).sum(1)
+def _spline(
+    moved: Tensor, parameters: Tensor, bins: int, tail_bound: float, inverse: bool = False
+) -> tuple[Tensor, Tensor]:
+    of_each = rearrange(parameters, "b (k m) ... -> b m ... k", m=moved.shape[1])
+    widths, heights, derivatives = of_each.split([bins, bins, bins - 1], dim=-1)
+    outputs, logabsdet = rational_quadratic_spline(
+        moved, widths, heights, derivatives, tail_bound, inverse
+    )
+    return outputs, logabsdet.flatten(1).sum(1)
+
+
+def _spline_inverse(
+    moved: Tensor, parameters: Tensor, bins: int, tail_bound: float
+) -> tuple[Tensor, Tensor]:
+    return _spline(moved, parameters, bins, tail_bound, inverse=True)

@@ -1,0 +1,233 @@
+"""How the cost of a training step grows with the pixels of an image.
+
+    python -m benchmarks.scaling.measure        # writes results.json, results.md, scaling.png here
+    python -m benchmarks.scaling.measure --sizes '[16, 32]' --rounds 1 --out /tmp/scaling
+
+MixerFlows of two layers with full LU, butterfly and Kronecker blocks, at a fixed number of patches
+and at a fixed patch size, beside a Glow with as many couplings. Each batch has the same number of
+pixels, so that what a step costs whatever the size does not make small images look dear and
+growth look slow. Rounds of all are interleaved; medians of CPU time are given, and multiply-adds
+counted in the same step.
+"""
+
+import json
+import math
+import os
+import platform
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.scaling.models import NAMES, glow, mixer, parameters
+
+HERE = Path(__file__).parent
+PATCHES = 64
+PATCH_SIZE = 4
+LAYERS, FLOW_LAYERS = 2, 4
+GLOW_CHANNELS = 64
+WAYS = {
+    "patches": f"{PATCHES} patches",
+    "patch size": f"patches of {PATCH_SIZE} x {PATCH_SIZE}",
+    "any": "no patches",
+}
+
+
+def configurations(sizes, linears):
+    """Name, way, size and patch size of all that is to be compared."""
+    for size in sizes:
+        for linear in linears:
+            yield linear, "patches", size, size // math.isqrt(PATCHES)
+            yield linear, "patch size", size, PATCH_SIZE
+        yield "glow", "any", size, None
+
+
+def build(name, size, patch_size):
+    if name == "glow":
+        return glow(size, 2 * LAYERS * FLOW_LAYERS, GLOW_CHANNELS)
+    return mixer(name, size, patch_size, num_layers=LAYERS, num_flow_layers=FLOW_LAYERS)
+
+
+def training_step(flow, optimizer, images):
+    optimizer.zero_grad()
+    loss = -flow.log_prob(images).mean()
+    loss.backward()
+    optimizer.step()
+
+
+def measured(names, pixels_per_batch, rounds, seed):
+    """CPU seconds of each round and multiply-adds, of one image in a step of training."""
+    torch.manual_seed(seed)
+    steps, figures = {}, {}
+    for name, size, patch_size in names:
+        flow = build(name, size, patch_size)
+        # So small a rate that random images, which no flow fits, do no harm in a few steps.
+        optimizer = torch.optim.Adam(flow.parameters(), lr=1e-6)
+        batch = max(1, pixels_per_batch // size**2)
+        images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8)
+        training_step(flow, optimizer, images)  # which initialises ActNorm
+        with FlopCounterMode(display=False) as counter:
+            training_step(flow, optimizer, images)
+        key = (name, size, patch_size)
+        steps[key] = (flow, optimizer, images)
+        figures[key] = {
+            "parameters": parameters(flow),
+            "batch_size": batch,
+            "multiply_adds": counter.get_total_flops() / 2 / batch,
+            "rounds": [],
+        }
+    for _ in range(rounds):
+        for key, step in steps.items():
+            start = time.process_time()
+            training_step(*step)
+            seconds = time.process_time() - start
+            figures[key]["rounds"].append(seconds / figures[key]["batch_size"])
+    return figures
+
+
+def exponents(rows):
+    """Slopes of log cost on log pixels: over all sizes, and over the last step between two."""
+    lines = {}
+    for row in rows:
+        lines.setdefault((row["model"], row["way"]), []).append(row)
+    found = []
+    for (model, way), line in lines.items():
+        line.sort(key=lambda row: row["size"])
+        pixels = np.log([row["size"] ** 2 for row in line])
+        entry = {"model": model, "way": way}
+        for key in ("cpu_seconds", "multiply_adds"):
+            costs = np.log([row[key] for row in line])
+            entry[key] = float(np.polyfit(pixels, costs, 1)[0])
+            entry[f"last_{key}"] = float(np.diff(costs)[-1] / np.diff(pixels)[-1])
+        found.append(entry)
+    return found
+
+
+def main(
+    sizes: list[int] = [16, 32, 64, 128],  # noqa: B006 (read only)
+    linears: list[str] = ["lu", "butterfly", "kronecker"],  # noqa: B006
+    pixels_per_batch: int = 8 * 128**2,
+    rounds: int = 5,
+    seed: int = 0,
+    out: str = str(HERE),
+):
+    """How the cost of a training step grows with the pixels of an image.
+
+    Args:
+        sizes: heights, and widths, of the images; two or more, each a multiple of 8.
+        linears: linear blocks: lu, butterfly, kronecker, none.
+        pixels_per_batch: of which a batch has as many images as they make, or one.
+        rounds: of which medians are taken.
+        seed: of the parameters and of the random images.
+        out: folder for results.json, results.md and scaling.png.
+    """
+    start = time.process_time()
+    torch.set_num_threads(1)
+    wanted = list(configurations(sizes, linears))
+    # The two ways meet in one size, which is measured once.
+    unique = dict.fromkeys((name, size, patch) for name, _, size, patch in wanted)
+    figures = measured(unique, pixels_per_batch, rounds, seed)
+    rows = [
+        {
+            "model": name,
+            "way": way,
+            "size": size,
+            "patch_size": patch,
+            **figures[name, size, patch],
+            "cpu_seconds": median(figures[name, size, patch]["rounds"]),
+        }
+        for name, way, size, patch in wanted
+    ]
+    results = {
+        "layers": LAYERS,
+        "flow_layers": FLOW_LAYERS,
+        "glow_steps": 2 * LAYERS * FLOW_LAYERS,
+        "glow_channels": GLOW_CHANNELS,
+        "pixels_per_batch": pixels_per_batch,
+        "rounds": rounds,
+        "seed": seed,
+        "data": "uniform random pixels, 3 channels",
+        "rows": rows,
+        "exponents": exponents(rows),
+        "seconds": round(time.process_time() - start),
+        "machine": f"CPU, {torch.get_num_threads()} thread",
+        "cores": os.cpu_count(),
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+    Path(out).mkdir(parents=True, exist_ok=True)
+    Path(out, "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    Path(out, "results.md").write_text(table(results))
+    save_picture(Path(out, "scaling.png"), results)
+    print(table(results))
+
+
+def table(results):
+    """Results as Markdown."""
+    rows = {(row["model"], row["way"], row["size"]): row for row in results["rows"]}
+    sizes = sorted({row["size"] for row in results["rows"]})
+    heads = [f"{size} x {size}" for size in sizes]
+    lines = []
+    for key, title, unit in [
+        ("cpu_seconds", "CPU time of one training step for one image, in ms", 1e3),
+        ("multiply_adds", "Multiply-adds of the same, in millions", 1e-6),
+    ]:
+        lines += [f"{title}:", "", f"| flow | at | {' | '.join(heads)} | exponent | of the last |"]
+        lines += ["|" + "---|" * (len(sizes) + 4)]
+        for entry in results["exponents"]:
+            model, way = entry["model"], entry["way"]
+            costs = [f"{unit * rows[model, way, size][key]:,.1f}" for size in sizes]
+            slopes = [f"{entry[name]:.2f}" for name in (key, f"last_{key}")]
+            lines.append(f"| {NAMES[model]} | {WAYS[way]} | {' | '.join([*costs, *slopes])} |")
+        lines.append("")
+    batches = {row["batch_size"] for row in results["rows"]}
+    counts = ", ".join(
+        f"{NAMES[entry['model']]} at {WAYS[entry['way']]} "
+        f"{rows[entry['model'], entry['way'], sizes[-1]]['parameters']:,}"
+        for entry in results["exponents"]
+    )
+    return "\n".join(
+        [
+            *lines,
+            "The exponent is the slope of the logarithm of the cost on that of the number of "
+            "pixels, fitted to all sizes; the last is that between the two largest.",
+            f"MixerFlows of {results['layers']} layers with {results['flow_layers']} flow layers "
+            f"in each flow, a Glow of {results['glow_steps']} steps with "
+            f"{results['glow_channels']} hidden channels; {results['pixels_per_batch']:,} pixels "
+            f"in a batch; {results['data']}; medians of {results['rounds']} interleaved rounds, "
+            f"seed {results['seed']}, {results['machine']}, torch {results['versions']['torch']}.",
+            "What is done once a step, such as the products L U, is divided among the images of "
+            f"the batch, from {max(batches):,} of the smallest size to {min(batches):,} of the "
+            "largest.",
+            f"Parameters at {heads[-1]}: {counts}.",
+            "",
+        ]
+    )
+
+
+def save_picture(path, results):
+    """Draw cost over pixels, both axes logarithmic."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4))
+    axes = figure.subplots(1, 2, sharey=True)
+    models = list(dict.fromkeys(row["model"] for row in results["rows"]))
+    for axis, way in zip(axes, ("patches", "patch size")):
+        for index, model in enumerate(models):
+            line = [r for r in results["rows"] if r["model"] == model and r["way"] in (way, "any")]
+            pixels = [row["size"] ** 2 for row in line]
+            costs = [1e3 * row["cpu_seconds"] for row in line]
+            slope = exponents(line)[0]["last_cpu_seconds"]
+            label = f"{NAMES[model]}: pixels^{slope:.2f} at last"
+            axis.plot(pixels, costs, f"C{index}o-", linewidth=1, markersize=3, label=label)
+        axis.set(xscale="log", yscale="log", xlabel="pixels", title=WAYS[way])
+        axis.legend(fontsize="small")
+    axes[0].set_ylabel("CPU ms of a training step, for one image")
+    figure.savefig(path, dpi=100, bbox_inches="tight", metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,1 @@
+"""Speed and memory of MixerFlow, beside its own arithmetic and beside other libraries."""

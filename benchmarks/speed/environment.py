@@ -1,0 +1,21 @@
+"""On what it was measured, in words."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+
+import torch
+
+
+def machine(device: str, threads: int) -> str:
+    """The GPU's name, or "CPU" and the number of torch's threads."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that take part."""
+    libraries = {name: version(name) for name in ("nflows-mixer", "nflows", "zuko")}
+    return {"python": platform.python_version(), "torch": torch.__version__, **libraries}

@@ -1,0 +1,148 @@
+"""Markdown tables of the kept figures.
+
+python -m benchmarks.speed.table              # every results/*.md anew from its JSON
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.picture import save_memory, save_ratios
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def speed_table(results: dict[str, Any]) -> str:
+    """Milliseconds, images a second and ratios to both floors, of each measure."""
+    kinds = dict.fromkeys(k for entry in results["variants"].values() for k in entry["measures"])
+    parts = [_settings(results)]
+    for kind in kinds:
+        rows = []
+        for name, entry in results["variants"].items():
+            timed = entry["measures"].get(kind)
+            if timed is None:
+                continue
+            parameters = entry.get("parameters")
+            cells = [
+                name,
+                "" if parameters is None else f"{parameters / 1e6:.2f} M",
+                f"{timed['milliseconds']:,.1f}",
+                f"{timed['images_per_second']:,.0f}",
+                _ratio(timed.get("to_floor")),
+                _ratio(timed.get("to_collapsed_floor")),
+            ]
+            if results["peak_tflops"] is not None:
+                of_model = parameters is not None and "to_floor" in timed
+                cells.append(f"{100 * _share(results, timed, kind):.2f}" if of_model else "")
+            rows.append(cells)
+        head = [kind, "parameters", "ms", "images/s", "/ floor", "/ collapsed floor"]
+        if results["peak_tflops"] is not None:
+            head.append("% of bf16 peak")
+        parts.append(_markdown(head, rows))
+    return "\n".join([*parts, *_skipped(results)])
+
+
+def memory_table(results: dict[str, Any]) -> str:
+    """MiB of one image at the peak of a training step, by depth."""
+    depths = results["depths"]
+    rows = [
+        [name, *("" if value is None else f"{value:.2f}" for value in values)]
+        for name, values in results["mib_per_image"].items()
+    ]
+    small, large = results["batch_sizes"]
+    text = (
+        f"MiB for one image more, between batches of {small} and {large}, at the peak of forward "
+        f"and backward; {results['preset']} preset, {results['machine']}, "
+        f"torch {results['versions']['torch']}.\n"
+    )
+    head = ["mixer layers", *map(str, depths)]
+    return "\n".join([text, _markdown(head, rows), *_skipped(results)])
+
+
+def maf_table(results: dict[str, Any]) -> str:
+    """Milliseconds of inverses and of one forward, and their ratio."""
+    rows = []
+    for case in results["cases"]:
+        for name, timed in case["inverses"].items():
+            rows.append(
+                [
+                    f"{case['features']}",
+                    f"{case['rows']}",
+                    name,
+                    f"{timed['forward_milliseconds']:,.1f}",
+                    f"{timed['inverse_milliseconds']:,.1f}",
+                    _ratio(timed["inverse_to_forward"]),
+                ]
+            )
+    text = (
+        f"Masked affine autoregressive flow, {results['hidden_features']} hidden features, one "
+        f"residual block with batch normalisation, {results['dtype']}; medians of "
+        f"{results['rounds']} interleaved rounds on {results['machine']}, torch "
+        f"{results['versions']['torch']}. Ratios are median (smallest).\n"
+    )
+    head = ["D", "rows", "inverse", "forward, ms", "inverse, ms", "inverse / forward"]
+    return "\n".join([text, _markdown(head, rows), *_skipped(results)])
+
+
+def _settings(results: dict[str, Any]) -> str:
+    adds = results["multiply_adds"]
+    return (
+        f"{results['preset']} preset, {results['num_layers']} mixer layers, batches of "
+        f"{results['batch_size']}, {results['dtype']}; medians of {results['rounds']} interleaved "
+        f"rounds on {results['machine']}, torch {results['versions']['torch']}. Ratios are median "
+        f"(smallest). Multiply-adds of an image, forward: {adds['floor'] / 1e9:.3f} G, collapsed "
+        f"{adds['collapsed floor'] / 1e9:.3f} G.\n"
+    )
+
+
+def _share(results: dict[str, Any], timed: dict[str, Any], kind: str) -> float:
+    # Of the products that have to be made: what collapses is no work done.
+    passes = 1 if kind in ("log_prob", "sampling") else 3
+    operations = 2 * passes * results["multiply_adds"]["collapsed floor"]
+    return operations * timed["images_per_second"] / (results["peak_tflops"] * 1e12)
+
+
+def _skipped(results: dict[str, Any]) -> list[str]:
+    return [f"- not measured: {name}: {reason}" for name, reason in results["skipped"].items()]
+
+
+def _ratio(values: dict[str, float] | None) -> str:
+    return "" if values is None else f"{values['median']:.2f} ({values['min']:.2f})"
+
+
+def _markdown(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+TABLES = {"speed": speed_table, "memory": memory_table, "maf": maf_table}
+"""Beginning of a file's name -> its table."""
+PICTURES = {"speed": save_ratios, "memory": save_memory}
+"""Beginning of a file's name -> its picture."""
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """Write the JSON file, its table and, where there is one, its picture.
+
+    Args:
+        path: of the JSON file; its name begins with "speed", "memory" or "maf".
+        results: what to keep.
+    """
+    kind = path.name.split("-")[0].removesuffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    path.with_suffix(".md").write_text(TABLES[kind](results))
+    if kind in PICTURES:
+        PICTURES[kind](path.with_suffix(".png"), results)
+
+
+def main():
+    for path in sorted(RESULTS.glob("*.json")):
+        write(path, json.loads(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The same MixerFlow of nflows' own parts: what a user of nflows alone would write.
+
+nflows' ActNorm, LULinear, AffineCouplingTransform with a mask, ResidualNet with BatchNorm and
+GELU, OneByOneConvolution and CompositeTransform; patches and rows by plain reshapes. The base,
+the scaling and the dequantisation of pixels are the library's, and cost next to nothing.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from nflows.nn.nets import ResidualNet
+from nflows.transforms import (
+    ActNorm,
+    AffineCouplingTransform,
+    CompositeTransform,
+    LULinear,
+    OneByOneConvolution,
+    Transform,
+)
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.speed.variants.base import Setting, Unavailable, Variant
+from nflows_mixer.flows import ImageFlow, MixerFlowArchitecture
+from nflows_mixer.transforms import PixelScaling
+
+
+def stock_nflows(setting: Setting) -> Variant:
+    """The preset's MixerFlow of nflows' parts."""
+    architecture = setting.flow().architecture
+    assert architecture is not None
+    if unlike := _unlike_the_paper(architecture):
+        raise Unavailable(f"is of the paper's affine coupling model, not of {unlike}")
+    flow = stock_mixerflow(architecture)
+    return Variant(flow, setting, flow.image_shape)
+
+
+def stock_mixerflow(architecture: MixerFlowArchitecture) -> ImageFlow:
+    """Build the paper's affine coupling model of nflows' parts."""
+    shape = architecture.image_shape
+    transforms = [PixelScaling(architecture.levels), OneByOneConvolution(shape[0])]
+    for index, patch_size in enumerate(architecture.per_layer("patch_size")):
+        if isinstance(architecture.shift, int) and index % architecture.shift_period == 0:
+            transforms.append(StockShift(architecture, patch_size, architecture.shift))
+        else:
+            transforms.append(StockMixer(architecture, patch_size, shape))
+    return ImageFlow(CompositeTransform(transforms), shape, levels=architecture.levels)
+
+
+class StockMixer(Transform):
+    """A mixer layer of patches of p x p pixels, by reshapes and permutes."""
+
+    def __init__(
+        self, architecture: MixerFlowArchitecture, patch_size: int, shape: tuple[int, int, int]
+    ) -> None:
+        super().__init__()
+        self.shape, self.patch_size = shape, patch_size
+        channels, height, width = shape
+        self.n_patches = (height // patch_size) * (width // patch_size)
+        self.channels = channels * patch_size**2
+        self.channel_flow = _rows_flow(architecture, self.channels)
+        self.patch_flow = _rows_flow(architecture, self.n_patches)
+
+    def forward(self, inputs: Tensor, context: None = None) -> tuple[Tensor, Tensor]:
+        """Map images [B, C, H, W]."""
+        matrix = self._cut(inputs)
+        matrix, of_channels = _mix(self.channel_flow.forward, matrix)
+        columns, of_patches = _mix(self.patch_flow.forward, matrix.transpose(1, 2))
+        return self._join(columns.transpose(1, 2)), of_channels + of_patches
+
+    def inverse(self, inputs: Tensor, context: None = None) -> tuple[Tensor, Tensor]:
+        """Map images [B, C, H, W] back."""
+        columns = self._cut(inputs).transpose(1, 2)
+        columns, of_patches = _mix(self.patch_flow.inverse, columns)
+        matrix, of_channels = _mix(self.channel_flow.inverse, columns.transpose(1, 2))
+        return self._join(matrix), of_channels + of_patches
+
+    def _cut(self, images: Tensor) -> Tensor:
+        (channels, height, width), p = self.shape, self.patch_size
+        blocks = images.reshape(-1, channels, height // p, p, width // p, p)
+        return blocks.permute(0, 2, 4, 3, 5, 1).reshape(-1, self.n_patches, self.channels)
+
+    def _join(self, matrix: Tensor) -> Tensor:
+        (channels, height, width), p = self.shape, self.patch_size
+        blocks = matrix.reshape(-1, height // p, width // p, p, p, channels)
+        return blocks.permute(0, 5, 1, 3, 2, 4).reshape(-1, *self.shape)
+
+
+class StockShift(Transform):
+    """A mixer layer of the inner part of the image, whose rim passes unchanged."""
+
+    def __init__(self, architecture: MixerFlowArchitecture, patch_size: int, shift: int) -> None:
+        super().__init__()
+        channels, height, width = architecture.image_shape
+        self.shift = shift
+        inner = (channels, height - patch_size, width - patch_size)
+        self.mixer = StockMixer(architecture, patch_size, inner)
+
+    def forward(self, inputs: Tensor, context: None = None) -> tuple[Tensor, Tensor]:
+        """Map images [B, C, H, W]."""
+        return self._map_inner(self.mixer.forward, inputs)
+
+    def inverse(self, inputs: Tensor, context: None = None) -> tuple[Tensor, Tensor]:
+        """Map images [B, C, H, W] back."""
+        return self._map_inner(self.mixer.inverse, inputs)
+
+    def _map_inner(self, function, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        _, height, width = self.mixer.shape
+        rows = slice(self.shift, self.shift + height)
+        columns = slice(self.shift, self.shift + width)
+        mapped, logabsdet = function(inputs[:, :, rows, columns])
+        outputs = inputs.clone()
+        outputs[:, :, rows, columns] = mapped
+        return outputs, logabsdet
+
+
+def _mix(function, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    batch, rows, length = matrix.shape
+    outputs, logabsdet = function(matrix.reshape(batch * rows, length))
+    return outputs.reshape(batch, rows, length), logabsdet.reshape(batch, rows).sum(1)
+
+
+def _rows_flow(architecture: MixerFlowArchitecture, features: int) -> CompositeTransform:
+    parts: list[Transform] = [ActNorm(features)]
+    conditioner = partial(
+        ResidualNet,
+        hidden_features=architecture.hidden_features,
+        num_blocks=architecture.num_blocks,
+        activation=F.gelu,
+        use_batch_norm=True,
+    )
+    # nflows transforms where the mask is 1; as in the library, the larger part conditions.
+    mask = torch.arange(features) >= features - features // 2
+    for _ in range(architecture.num_flow_layers):
+        parts.append(LULinear(features))
+        parts.append(AffineCouplingTransform(mask.int(), conditioner))
+        parts.append(ActNorm(features))
+    return CompositeTransform(parts)
+
+
+def _unlike_the_paper(architecture: MixerFlowArchitecture) -> str | None:
+    wanted = {
+        "channel_flow": "affine",
+        "patch_flow": "affine",
+        "linear": "lu",
+        "conditioner": "residual",
+        "norm": "actnorm",
+        "layout": "patch",
+        "squeeze": 1,
+        "conv1x1": True,
+        "logit": None,
+        "base": "normal",
+        "context_features": None,
+        "positions": None,
+    }
+    for name in ("patch_size", "shift"):
+        if not isinstance(getattr(architecture, name), (int, type(None))):
+            return f"{name}={getattr(architecture, name)!r}"
+    for name, value in wanted.items():
+        if getattr(architecture, name) != value:
+            return f"{name}={getattr(architecture, name)!r}"
+    return None

@@ -1,0 +1,325 @@
+"""Inverse of masked autoregressive flows that computes every hidden unit once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+# Features whose steps share one wide product with all units before them. With fewer those units
+# are read too often, with more too much is done in thin products.
+_PANEL = 8
+
+
+class MaskedStage(NamedTuple):
+    r"""Units of a masked network that are computed from its inputs and from earlier stages.
+
+    .. math:: v = g\Big(\sum_s W_s v_s + b\Big)
+
+    Args:
+        weights: pairs (s, W_s), where v_0 are the inputs [D, N] and v_s the units of the s-th
+            stage; W_s is zero wherever the degree of a source is above that of the unit.
+        bias: b, [units, 1], or [units, N] where it depends on a context.
+        degrees: of the units: how many features each may have seen.
+        activation: g, elementwise.
+
+    Example:
+        >>> MaskedStage([(0, torch.ones(2, 1))], torch.zeros(2, 1), (1, 1), torch.relu).degrees
+        (1, 1)
+    """
+
+    weights: Sequence[tuple[int, Tensor]]
+    bias: Tensor
+    degrees: Sequence[int]
+    activation: Callable[[Tensor], Tensor]
+
+
+def stages_of(network: Any, context: Tensor | None = None) -> list[MaskedStage]:
+    r"""Stages of a masked network in evaluation mode, whatever its mode is.
+
+    Batch normalisation is an affine map then, and goes into the weights. The residual stream is
+    linear in the inputs and in the inner units r_j of the blocks,
+
+    .. math:: h_n = W_0 x + \sum_{j \le n} W_{2, j}\, r_j + \text{const},
+
+    so that it is no stage: what reads it reads those.
+
+    Args:
+        network: a ``MaskedResidualMLP`` or ``MaskedMLP``, or a ``MADE`` of nflows.
+        context: [N, F], or None.
+
+    Returns:
+        The hidden stages, and behind them one that gives the parameters.
+
+    Example:
+        >>> from nflows_mixer.nn import MaskedResidualMLP
+        >>> [len(stage.degrees) for stage in stages_of(MaskedResidualMLP(3, hidden_features=5))]
+        [5, 5, 6]
+    """
+    first, final, activation = network.initial_layer, network.final_layer, network.activation
+    degrees = degrees_of(first)
+    bias = _column(first.bias)
+    if context is not None:
+        bias = bias + activation(network.context_layer(context)).mT
+    weights = [(0, _masked(first))]
+    stages: list[MaskedStage] = []
+    if not network.use_residual_blocks:
+        stages.append(MaskedStage(weights, bias, degrees, activation))
+    for block in network.blocks:
+        if not network.use_residual_blocks:
+            scale, shift = _affine(block.batch_norm, len(degrees), bias)
+            weights = [(len(stages), _masked(block.linear) * scale.mT)]
+            bias = _column(block.linear.bias) + _masked(block.linear) @ shift
+            degrees = degrees_of(block.linear)
+            stages.append(MaskedStage(weights, bias, degrees, activation))
+            continue
+        norms = getattr(block, "batch_norm_layers", (None, None))
+        scale, shift = _affine(norms[0], len(degrees), bias)
+        read = [(source, scale * weight) for source, weight in weights]
+        stages.append(MaskedStage(read, scale * bias + shift, degrees, activation))
+        inner, outer = block.linear_layers
+        inner_bias = _column(inner.bias)
+        if context is not None:
+            inner_bias = inner_bias + block.context_layer(context).mT
+        degrees = degrees_of(inner)
+        scale, shift = _affine(norms[1], len(degrees), bias)
+        read = [(len(stages), scale * _masked(inner))]
+        stages.append(MaskedStage(read, scale * inner_bias + shift, degrees, activation))
+        weights = [*weights, (len(stages), _masked(outer))]
+        bias = bias + _column(outer.bias)
+        degrees = degrees_of(outer)
+    last, last_bias = _masked(final), _column(final.bias)
+    if network.use_residual_blocks:
+        weights = [(source, last @ weight) for source, weight in weights]
+        last_bias = last @ bias + last_bias
+    else:
+        weights = [(len(stages), last)]
+    per_feature = final.out_features // first.in_features
+    outputs = tuple(index // per_feature for index in range(final.out_features))
+    return [*stages, MaskedStage(weights, last_bias, outputs, _same)]
+
+
+def degrees_of(layer: Any) -> tuple[int, ...]:
+    """Degrees of the outputs of a hidden masked layer: how many features each may have seen.
+
+    Args:
+        layer: a ``MaskedLinear`` of this package or of nflows.
+
+    Example:
+        >>> from nflows_mixer.nn.masked import MaskedLinear
+        >>> degrees_of(MaskedLinear([1, 2], [1, 2, 1]))
+        (1, 2, 1)
+    """
+    degrees = layer.degrees
+    return tuple(degrees.tolist()) if isinstance(degrees, Tensor) else degrees
+
+
+def invert_incrementally(
+    stages: Sequence[MaskedStage],
+    latents: Tensor,
+    solve: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    r"""Invert a masked autoregressive flow feature by feature, each hidden unit computed once.
+
+    .. math:: x_d = f^{-1}(y_d;\ \theta_d(x_{<d})), \qquad d = 1, \dots, D
+
+    When x_d is there, so is all that units of degree d depend on: they are computed then, and at
+    no other step, so that all steps together do about the arithmetic of one pass of the network.
+    Units are kept transposed and sorted by degree, so that a step is a product of contiguous parts
+    of a weight and of the units. Without grad mode units go into memory that is there beforehand;
+    else they are ordinary autograd, with gradients of any order.
+
+    Args:
+        stages: those of the network; the last gives parameters, k of feature d at degree d - 1.
+        latents: y, [N, D].
+        solve: (latents of a feature [N], its parameters [k, N]) -> the feature [N].
+
+    Returns:
+        x [N, D] and the parameters [D, k, N] at x.
+
+    References:
+        Papamakarios et al., Masked autoregressive flow, 2017; Germain et al., MADE, 2015, Section
+        3 (degrees).
+
+    Example:
+        >>> from nflows_mixer.nn import MaskedResidualMLP
+        >>> shift = MaskedResidualMLP(3, outputs_per_feature=1).eval()
+        >>> _ = torch.nn.init.normal_(shift.final_layer.weight)
+        >>> latents = torch.randn(2, 3)
+        >>> x, _ = invert_incrementally(stages_of(shift), latents, lambda y, t: y - t[0])
+        >>> torch.allclose(x + shift(x), latents, atol=1e-5)
+        True
+    """
+    count, features = latents.shape
+    kind = _Joined if torch.is_grad_enabled() else _Written
+    # The features are units that are zero until they are solved for.
+    nothing = MaskedStage((), latents.new_zeros(features, 1), range(features), _same)
+    stages = [nothing, *_sorted_by_degree(stages)]
+    inputs, *hidden, outputs = units = [kind(stage, features, count) for stage in stages]
+    targets = latents.mT.contiguous().unbind(0)
+    for start in range(0, features, _PANEL):
+        stop = min(start + _PANEL, features)
+        for stage_units in units:
+            stage_units.open(start, stop, units)
+        for d in range(stop - start):
+            for stage, stage_units in zip(stages[1:-1], hidden):
+                if stage_units.counts[d]:
+                    stage_units.put(d, stage.activation(stage_units.sums(d)))
+            parameters = outputs.sums(d)
+            outputs.put(d, parameters)
+            inputs.put(d, solve(targets[start + d], parameters)[None])
+    return inputs.all().mT.contiguous(), outputs.all().unflatten(0, (features, -1))
+
+
+class _Units(ABC):
+    """Units [units, N] of a stage, by degree: a panel of them at a time, and in it step by step."""
+
+    def __init__(self, stage: MaskedStage, features: int, batch: int) -> None:
+        self._weights, self._bias = stage.weights, stage.bias
+        counts = [0] * (features + 1)
+        for degree in stage.degrees:
+            counts[degree] += 1
+        # How many units have a degree below 0, 1, ..., D; those of D are seen by no feature.
+        self._below = [0]
+        for count in counts[:-1]:
+            self._below.append(self._below[-1] + count)
+        self._batch = batch
+
+    def open(self, start: int, stop: int, units: Sequence[_Units]) -> None:
+        """Begin a panel of units of the degrees from start to stop; its sources have begun it."""
+        bounds = self._below[start : stop + 1]
+        self.panel = slice(bounds[0], bounds[-1])
+        self.counts = [high - low for low, high in zip(bounds[:-1], bounds[1:])]
+        wide = [(w[self.panel, : units[s].panel.start], units[s].before) for s, w in self._weights]
+        self._sums = self._begin(wide).split(self.counts)
+        # Of the units of this panel, those that are not there yet have a weight of zero.
+        self._thin = [
+            (units[s], w[self.panel, units[s].panel].split(self.counts)) for s, w in self._weights
+        ]
+
+    def sums(self, d: int) -> Tensor:
+        """What the activation is to be applied to in step d of the panel."""
+        sums = self._sums[d]
+        for source, weights in self._thin:
+            sums = source.add_product(sums, weights[d])
+        return sums
+
+    @property
+    @abstractmethod
+    def before(self) -> Tensor:
+        """Units before the panel."""
+
+    @abstractmethod
+    def _begin(self, wide: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Bias and products with the units before the panel, for all units of the panel."""
+
+    @abstractmethod
+    def add_product(self, sums: Tensor, weight: Tensor) -> Tensor:
+        """Add the product of a weight, as wide as the panel, and the units of the panel."""
+
+    @abstractmethod
+    def put(self, d: int, values: Tensor) -> None:
+        """Take the units of step d."""
+
+    @abstractmethod
+    def all(self) -> Tensor:
+        """All units that are there."""
+
+
+class _Written(_Units):
+    """In memory that is there beforehand, where the sums stand before the units do."""
+
+    def __init__(self, stage: MaskedStage, features: int, batch: int) -> None:
+        super().__init__(stage, features, batch)
+        self._memory = stage.bias.new_empty(self._below[-1], batch)
+
+    @property
+    def before(self) -> Tensor:
+        return self._memory[: self.panel.start]
+
+    def _begin(self, wide: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        self._open = self._memory[self.panel]
+        self._open.copy_(self._bias[self.panel])
+        for weight, before in wide:
+            self._open.addmm_(weight, before)
+        return self._open
+
+    def add_product(self, sums: Tensor, weight: Tensor) -> Tensor:
+        return sums.addmm_(weight, self._open)
+
+    def put(self, d: int, values: Tensor) -> None:
+        self._sums[d].copy_(values)
+
+    def all(self) -> Tensor:
+        return self._memory
+
+
+class _Joined(_Units):
+    """As tensors of their own, for autograd."""
+
+    def __init__(self, stage: MaskedStage, features: int, batch: int) -> None:
+        super().__init__(stage, features, batch)
+        self._before = stage.bias.new_empty(0, batch)
+        self._new: list[Tensor] = []
+
+    @property
+    def before(self) -> Tensor:
+        return self._before
+
+    def _begin(self, wide: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        self._before, self._new = self.all(), []
+        sums = self._bias[self.panel].expand(-1, self._batch)
+        for weight, before in wide:
+            sums = torch.addmm(sums, weight, before)
+        return sums
+
+    def add_product(self, sums: Tensor, weight: Tensor) -> Tensor:
+        if not self._new:
+            return sums
+        units = torch.cat(self._new)
+        return torch.addmm(sums, weight[:, : len(units)], units)
+
+    def put(self, d: int, values: Tensor) -> None:
+        self._new.append(values)
+
+    def all(self) -> Tensor:
+        return torch.cat([self._before, *self._new])
+
+
+def _sorted_by_degree(stages: Sequence[MaskedStage]) -> list[MaskedStage]:
+    """Stages with their units, and the columns of what reads them, in the order of degrees."""
+    orders: dict[int, Tensor] = {}
+    result = []
+    for position, stage in enumerate(stages, 1):
+        weights, bias, degrees = list(stage.weights), stage.bias, stage.degrees
+        order = sorted(range(len(degrees)), key=degrees.__getitem__)
+        weights = [(s, w[:, orders[s]] if s in orders else w) for s, w in weights]
+        if order != list(range(len(degrees))):
+            orders[position] = torch.tensor(order, device=bias.device)
+            weights = [(source, weight[orders[position]]) for source, weight in weights]
+            bias, degrees = bias[orders[position]], [degrees[index] for index in order]
+        result.append(MaskedStage(weights, bias, degrees, stage.activation))
+    return result
+
+
+def _masked(layer: Any) -> Tensor:
+    return layer.weight * layer.mask
+
+
+def _column(values: Tensor) -> Tensor:
+    return values[:, None]
+
+
+def _affine(norm: Any, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a batch normalisation by its running statistics, as columns."""
+    if norm is None or isinstance(norm, nn.Identity):
+        return like.new_ones(size, 1), like.new_zeros(size, 1)
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return _column(scale), _column(norm.bias - norm.running_mean * scale)
+
+
+def _same(values: Tensor) -> Tensor:
+    return values

@@ -1,0 +1,62 @@
+"""Kernels for the CPU, in C++, compiled where they are used."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from subprocess import SubprocessError
+
+import torch
+
+from nflows_mixer._checks import mismatch
+from nflows_mixer.kernels.ops import IS_SUPPORTED, KERNEL_DTYPES
+
+SOURCE = Path(__file__).with_name("batch_norm.cpp")
+# As torch itself is compiled for the processors that it tells apart. Neither flag of the first
+# line changes a number: they say that nobody reads errno and traps.
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math"]
+ADVICE = "install it, or go without: plain torch gives the same function"
+VECTOR_FLAGS = {
+    "AVX2": ["-mavx2", "-mfma"],
+    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
+}
+
+
+def load_cpu_kernels() -> None:
+    """Compile the kernels for the CPU and use them from now on, in this process.
+
+    The first call on a machine takes about 10 seconds; torch keeps what it built. float32,
+    float64 and bfloat16 on the CPU then go through the kernels, without second derivatives; all
+    else stays as it is.
+
+    Raises:
+        ValueError: if there is no C++ compiler or no ninja, the compiler fails, or torch is older
+            than 2.4.
+
+    Example:
+        >>> load_cpu_kernels()  # doctest: +SKIP
+    """
+    if ("gelu_batch_norm", "cpu") in KERNEL_DTYPES:
+        return
+    if not IS_SUPPORTED:
+        raise mismatch("load_cpu_kernels", "torch 2.4 or newer", torch.__version__, ADVICE)
+    from torch.utils.cpp_extension import load
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    threads = ["-fopenmp"] if sys.platform == "linux" else []
+    try:
+        load(
+            f"nflows_mixer_{capability.lower().replace(' ', '_')}",
+            [str(SOURCE)],
+            extra_cflags=FLAGS + VECTOR_FLAGS.get(capability, []) + threads,
+            extra_ldflags=threads,
+            is_python_module=False,
+        )
+    except (OSError, RuntimeError, SubprocessError) as error:
+        raise mismatch(
+            "load_cpu_kernels",
+            "a C++ compiler and ninja",
+            str(error).partition("\n")[0],
+            ADVICE,
+        ) from error
+    KERNEL_DTYPES["gelu_batch_norm", "cpu"] = (torch.float32, torch.float64, torch.bfloat16)

@@ -1,0 +1,71 @@
+"""Flow layers compiled once for all layers of a size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class CompiledCalls:
+    """Calls functions of tensors and constants through ``torch.compile``, whole.
+
+    Layers of one size share the compiled code, as their weights are arguments: a flow of any depth
+    compiles as many functions as it has row lengths. The first batch size is compiled for itself;
+    when another one comes, code for any.
+
+    Args:
+        backend: of ``torch.compile``.
+
+    Example:
+        >>> calls = CompiledCalls(backend="eager")
+        >>> calls(torch.add, torch.ones(2, 3), torch.ones(2, 3)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, backend: str = "inductor") -> None:
+        self.backend = backend
+        self._compiled: dict[tuple, Callable[..., Any]] = {}
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Evaluate ``function``, compiled for rows of this length and these constants."""
+        rows: Tensor = arguments[0]
+        constants = tuple(repr(value) for value in arguments if not _holds_tensors(value))
+        key = (function, rows.shape[1], torch.is_grad_enabled(), constants)
+        if key not in self._compiled:
+            self._compiled[key] = torch.compile(
+                _own_code(function), backend=self.backend, fullgraph=True
+            )
+        return self._compiled[key](*arguments)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles compile anew."""
+        return {"backend": self.backend, "_compiled": {}}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledCalls:
+        """Share the compiled code, which holds no weights."""
+        return self
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(_holds_tensors(part) for part in value)
+    return isinstance(value, Tensor)
+
+
+def _own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Copy a function: torch counts the recompilations of a code object, and then gives up."""
+    if not isinstance(function, FunctionType):
+        return function
+    copied = FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return copied

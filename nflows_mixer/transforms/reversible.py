@@ -1,0 +1,300 @@
+"""A composite whose memory does not grow with its depth."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from nflows_mixer._checks import check_choice, check_positive, mismatch
+from nflows_mixer.transforms.actnorm import ActNorm
+from nflows_mixer.transforms.folded import FoldedCompositeTransform
+from nflows_mixer.transforms.program import invert_maps, leaves
+from nflows_mixer.transforms.rebuild import (
+    Gradients,
+    NotInvertible,
+    detach_weights,
+    invert,
+    rebuild,
+    recompute,
+    tensors_of,
+)
+from nflows_mixer.transforms.recorded import scratch_buffers
+from nflows_mixer.transforms.steps import Part, Step
+
+MEMORY = ("constant", "checkpoint")
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+class ReversibleCompositeTransform(FoldedCompositeTransform):
+    r"""Transforms one after the other, whose activations are rebuilt in the backward pass.
+
+    .. math:: x_{i - 1} = f_i^{-1}(x_i), \qquad
+              \bar x_{i - 1} = J_{f_i}(x_{i - 1})^\top \bar x_i
+
+    The same map and the same gradients as ``FoldedCompositeTransform``. With ``memory="constant"``
+    the forward pass keeps its output and a fixed number of anchors, states between transforms, and
+    the backward pass rebuilds the others through inverses; at anchors, what was rebuilt is compared
+    to what it should be, and replaced by it. The error is kept on the device and read at the
+    first backward pass, and at each ``check_every``-th from there. Where it is too large, or not
+    finite, a warning names the transforms whose inverses are not exact enough. The gradients of
+    that pass are computed once more, and from then on the inputs of those transforms are kept.
+    With ``memory="checkpoint"`` the inputs of all transforms are kept, and no inverse is used.
+
+    Transforms of any library will do, as long as they are deterministic. Random numbers (dropout),
+    autocast, and batch statistics are in the backward pass what they were in the forward pass;
+    running statistics move once.
+
+    Args:
+        transforms: the parts, from data to noise.
+        memory: "constant" or "checkpoint".
+        anchors: how many, evenly spaced; each is as large as an input.
+        check_every: at how many backward passes the error is read, which waits for the device.
+        tolerance: the largest error of an image, relative to its largest value; 1e-4 in float32
+            and 1e-9 in float64 where None.
+        compile: see ``FoldedCompositeTransform``.
+
+    Shapes:
+        those of the parts; context [B, F].
+
+    Raises:
+        ValueError: if a choice is unknown, or a transform is stochastic.
+
+    References:
+        Gomez et al., The reversible residual network, 2017; Chen et al., Training deep nets with
+        sublinear memory cost, 2016.
+
+    Example:
+        >>> from nflows_mixer.transforms import AffineCoupling, LULinear
+        >>> parts = [part for _ in range(9) for part in (LULinear(6), AffineCoupling(6))]
+        >>> flow = ReversibleCompositeTransform(parts, anchors=2)
+        >>> outputs, logabsdet = flow(torch.randn(5, 6))
+        >>> (outputs.square().sum() - logabsdet.sum()).backward()
+        >>> parts[0].packed.grad.shape
+        torch.Size([6, 6])
+    """
+
+    def __init__(
+        self,
+        transforms: Sequence[Any],
+        memory: str = "constant",
+        anchors: int = 4,
+        check_every: int = 100,
+        tolerance: float | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(transforms, compile)
+        owner = "ReversibleCompositeTransform"
+        check_choice(owner, "memory", memory, MEMORY)
+        check_positive(owner, "anchors", anchors)
+        check_positive(owner, "check_every", check_every)
+        for name, part in self.named_modules():
+            if getattr(part, "stochastic_forward", False):
+                raise mismatch(
+                    owner,
+                    "deterministic transforms",
+                    f"{type(part).__name__} at {name!r}",
+                    "put it before or behind the composite",
+                )
+        self.memory = memory
+        self.anchors = anchors
+        self.check_every = check_every
+        self.tolerance = tolerance
+        self.inexact: set[str] = set()
+        self._error: Tensor | None = None
+        self._passes = 0
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map through the parts in their order."""
+        norms = [part for part in self.modules() if isinstance(part, ActNorm)]
+        if self.training and not all(norm.initialized for norm in norms):
+            # Not by the pass that is trained on, which would keep all of its activations.
+            others = [part for part in self.modules() if not isinstance(part, ActNorm)]
+            with torch.no_grad(), scratch_buffers(others):
+                super().forward(inputs, context)
+        return super().forward(inputs, context)
+
+    def _through(
+        self, steps: Sequence[Step], inputs: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        tensors = tensors_of(steps)
+        given = [inputs, *tensors] if context is None else [inputs, context, *tensors]
+        if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in given):
+            return super()._through(steps, inputs, context)
+        for step in leaves(steps):
+            if isinstance(step, Part):
+                step.records = True
+        if self.memory == "checkpoint":
+            return _checkpointed(steps, inputs, context)
+        detach_weights(steps)
+        # Parameters that several steps read are there once; their gradient is a sum already.
+        pairs = {id(own): (tensor, own) for tensor, own in zip(tensors, tensors_of(steps))}
+        tensors, own = ([pair[i] for pair in pairs.values()] for i in (0, 1))
+        return _Rebuilt.apply(self, steps, own, inputs, context, *tensors)
+
+    def _kept(self, steps: Sequence[Step]) -> tuple[set[int], set[int]]:
+        """Places of steps before which the state is kept: anchors, and inexact steps."""
+        count = min(self.anchors, len(steps))
+        anchors = {len(steps) * i // count for i in range(count)}
+        return anchors, {i for i, step in enumerate(steps) if step.name in self.inexact}
+
+    def _is_due(self) -> bool:
+        self._passes += 1
+        return self._passes % self.check_every == 1 or self.check_every == 1
+
+    def _is_exact(self, error: Tensor, due: bool) -> bool:
+        """Whether all went well since the last look, as far as one was due."""
+        self._error = error if self._error is None else torch.maximum(self._error, error)
+        if not due:
+            return True
+        largest, self._error = self._error.item(), None
+        return largest <= self._tolerance(error.dtype)
+
+    def _tolerance(self, dtype: torch.dtype) -> float:
+        return TOLERANCES.get(dtype, 1e-2) if self.tolerance is None else self.tolerance
+
+    def _name_inexact(
+        self, steps: Sequence[Step], states: Sequence[Tensor], context: Tensor | None
+    ) -> None:
+        """Find the steps whose inverse does not lead back, and warn of them."""
+        errors = {}
+        for step, before, after in zip(steps, states, states[1:]):
+            if step.name not in self.inexact:
+                errors[step.name] = float(_relative_error(_inverted(step, after, context), before))
+        worst = max(errors.values(), key=lambda error: (error != error, error))
+        bound = self._tolerance(states[0].dtype)
+        # Where each is good enough and all together are not, the worst has to go.
+        found = {n: e for n, e in errors.items() if not e <= bound or e == worst}
+        self.inexact |= set(found)
+        listed = ", ".join(f"{name!r} ({error:.1g})" for name, error in found.items())
+        warnings.warn(
+            f"ReversibleCompositeTransform: expected inverses with a relative error of at most "
+            f"{bound:g}, got more through {listed}; the inputs of these are kept from now on, and "
+            "gradients since the last check may have been inexact; smaller weights, float64, or "
+            "memory='checkpoint' help",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _inverted(step: Step, outputs: Tensor, context: Tensor | None) -> Tensor:
+    try:
+        return invert(step, outputs, context)
+    except NotInvertible:
+        return torch.full_like(outputs, torch.nan)
+
+
+def _relative_error(rebuilt: Tensor, known: Tensor) -> Tensor:
+    """The largest over all images; NaN if one is NaN."""
+    if rebuilt.shape != known.shape:
+        return known.new_full((), torch.nan)
+    if not known.numel():
+        return known.new_zeros(())
+    largest = known.flatten(1).abs().amax(1).clamp_min(torch.finfo(known.dtype).tiny)
+    return ((rebuilt - known).flatten(1).abs().amax(1) / largest).max()
+
+
+def _checkpointed(
+    steps: Sequence[Step], inputs: Tensor, context: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    outputs, total = inputs, torch.zeros(len(inputs), device=inputs.device)
+    for step in steps:
+        call = partial(checkpoint, step.forward, use_reentrant=False)
+        outputs, logabsdet = call(outputs, context)
+        total = total if logabsdet is None else total + logabsdet
+    return outputs, total
+
+
+class _Rebuilt(torch.autograd.Function):
+    """Steps whose states are rebuilt from the outputs, backwards."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        owner: ReversibleCompositeTransform,
+        steps: Sequence[Step],
+        own: Sequence[Tensor],
+        inputs: Tensor,
+        context: Tensor | None,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        anchors, inexact = owner._kept(steps)
+        places = sorted(anchors | inexact)
+        kept = []
+        outputs, total = inputs, torch.zeros(len(inputs), device=inputs.device)
+        for i, step in enumerate(steps):
+            if i in anchors | inexact:
+                kept.append(outputs)
+            outputs, logabsdet = step.forward(outputs, context)
+            total = total if logabsdet is None else total + logabsdet
+        ctx.owner, ctx.steps, ctx.own = owner, steps, own
+        ctx.places, ctx.inexact = places, inexact
+        ctx.has_context = context is not None
+        given = () if context is None else (context,)
+        ctx.save_for_backward(outputs, *kept, *given, *tensors)
+        return outputs, total
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_outputs: Tensor, grad_logabsdet: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        owner, steps = ctx.owner, ctx.steps
+        outputs, *saved = ctx.saved_tensors
+        kept = dict(zip(ctx.places, saved))
+        context = saved[len(kept)] if ctx.has_context else None
+        if context is not None:
+            context = context.detach().requires_grad_(context.requires_grad)
+        invert_maps(steps)
+        gradients = Gradients()
+        state, gradient, errors, broken = outputs, grad_outputs, [], False
+        for i in reversed(range(len(steps))):
+            if i in ctx.inexact:
+                state = kept[i]
+                gradient = recompute(steps[i], state, gradient, grad_logabsdet, context, gradients)
+                continue
+            try:
+                state, gradient = rebuild(
+                    steps[i], state, gradient, grad_logabsdet, context, gradients
+                )
+            except NotInvertible:
+                broken = True
+                errors.append(outputs.new_full((), torch.nan))
+                break
+            if i in kept:
+                errors.append(_relative_error(state, kept[i]))
+                state = kept[i]
+        error = torch.stack(errors).max() if errors else outputs.new_zeros(())
+        # Outputs that overflowed are no fault of the inverses.
+        error = torch.where(torch.isfinite(outputs).all(), error, 0.0)
+        if not owner._is_exact(error, owner._is_due() or broken):
+            gradients, gradient = _recomputed(
+                owner, steps, kept[0], grad_outputs, grad_logabsdet, context
+            )
+        of_tensors = [gradients.of(tensor) for tensor in ctx.own]
+        return None, None, None, gradient, gradients.of(context), *of_tensors
+
+
+def _recomputed(
+    owner: ReversibleCompositeTransform,
+    steps: Sequence[Step],
+    inputs: Tensor,
+    gradient: Tensor,
+    grad_logabsdet: Tensor,
+    context: Tensor | None,
+) -> tuple[Gradients, Tensor]:
+    """Name the inexact steps, and go back with the inputs of all of them."""
+    states = [inputs]
+    for step in steps:
+        states.append(step.forward(states[-1], context)[0])
+    owner._name_inexact(steps, states, context)
+    gradients = Gradients()
+    for step, state in zip(reversed(steps), reversed(states[:-1])):
+        gradient = recompute(step, state, gradient, grad_logabsdet, context, gradients)
+    return gradients, gradient

@@ -1,0 +1,336 @@
+"""The speed benchmark: that its floor, its stock model and its counts are what they say."""
+
+import json
+
+import pytest
+import torch
+from nflows.transforms import (
+    ActNorm,
+    AffineCouplingTransform,
+    LULinear,
+    OneByOneConvolution,
+)
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.speed import interleaved, maf, measure, memory, table
+from benchmarks.speed.floor import Floor, Product, matrix_products, multiply_adds
+from benchmarks.speed.variants import VARIANTS, Setting
+from benchmarks.speed.variants.stock import stock_mixerflow
+from nflows_mixer import transforms as ours
+from nflows_mixer.flows import mixerflow
+
+# Old parts of torch that nflows and normflows still call.
+quiet = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+SMALL = {"image_shape": (2, 12, 8), "patch_size": 4, "num_layers": 2, "hidden_features": 6}
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """The commands set the number of threads of the process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def products_of_preset(collapsed):
+    """Multiply-adds of an image in the CIFAR-10 column of Table 8, written out."""
+
+    def row(length, hidden=128):
+        moved = 2 * (length // 2)
+        given = length - length // 2
+        conditioner = given * hidden + 2 * hidden**2 + hidden * moved
+        if collapsed:
+            conditioner = given * hidden + hidden**2 + hidden * moved + given * moved
+        return length**2 + conditioner
+
+    plain, shifted = (patches * row(48) + 48 * row(patches) for patches in (64, 49))
+    return 4 * (22 * plain + 8 * shifted)
+
+
+@pytest.mark.parametrize("collapsed, billions", [(False, 0.60), (True, 0.40)])
+def test_floor_counts_the_products_of_the_preset(collapsed, billions):
+    counted = multiply_adds(matrix_products(mixerflow("cifar10"), collapsed))
+    assert counted == products_of_preset(collapsed)
+    assert counted / 1e9 == pytest.approx(billions, abs=0.006)
+
+
+def test_collapse_of_several_blocks_keeps_the_residual_stream():
+    flow = mixerflow(**SMALL, num_blocks=2, num_flow_layers=1, shift=None)
+    plain, collapsed = (matrix_products(flow, which)[:6] for which in (False, True))
+    inner = [Product(6, 6, 6)] * 3
+    assert plain == [Product(6, 32, 32), Product(6, 16, 6), *inner, Product(6, 6, 6)]
+    assert collapsed[:5] == [Product(6, 32, 32), Product(6, 16, 6), *inner]
+    assert collapsed[5] == Product(6, 6, 32)
+
+
+def test_products_of_masked_flows_are_counted_too():
+    flow = mixerflow(**SMALL, num_flow_layers=2, channel_flow="maf", linear="rlu", shift=None)
+    first = matrix_products(flow)[:5]
+    assert [(p.inputs, p.outputs) for p in first] == [(32, 32), (32, 6), (6, 6), (6, 6), (6, 64)]
+
+
+def test_floor_runs_forward_and_both_backward_products():
+    products = [Product(3, 5, 7), Product(4, 2, 6), Product(3, 5, 7)]
+    floor = Floor(products, batch_size=2, dtype=torch.float64)
+    assert floor.steps[0] is floor.steps[2]
+    floor.training()
+    step = floor.steps[0]
+    expected = step.inputs @ step.weight.T
+    torch.testing.assert_close(step.outputs, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        step.inputs_gradient, step.outputs_gradient @ step.weight, rtol=0, atol=1e-12
+    )
+    torch.testing.assert_close(
+        step.weight_gradient, step.outputs_gradient.T @ step.inputs, rtol=0, atol=1e-12
+    )
+    assert step.inputs.shape == (6, 5) and step.weight.shape == (7, 5)
+
+
+def copy_weights(stock, flow):
+    """Give nflows' parts the weights of the library's, in the order of the modules."""
+    kinds = {
+        ActNorm: ours.ActNorm,
+        LULinear: ours.LULinear,
+        AffineCouplingTransform: ours.AffineCoupling,
+    }
+    for theirs, own in kinds.items():
+        pairs = list(zip(parts(stock, theirs), parts(flow, own), strict=True))
+        assert pairs
+        for target, source in pairs:
+            COPIES[theirs](target, source)
+
+
+def parts(module, kind):
+    return [part for part in module.modules() if isinstance(part, kind)]
+
+
+def copy_actnorm(target, source):
+    target.log_scale.copy_(source.log_scale)
+    target.shift.copy_(source.shift)
+    target.initialized.fill_(True)
+
+
+def copy_linear(target, source):
+    packed = source.packed
+    target.lower_entries.copy_(packed[target.lower_indices])
+    target.upper_entries.copy_(packed[target.upper_indices])
+    target.unconstrained_upper_diag.copy_((packed.diagonal().exp() - target.eps).expm1().log())
+    if source.bias is not None:
+        target.bias.copy_(source.bias)
+    if isinstance(target, OneByOneConvolution):
+        target.permutation._permutation.copy_(torch.arange(target.features))
+
+
+def copy_coupling(target, source):
+    net, conditioner = target.transform_net, source.conditioner
+    pairs = [(net.initial_layer, conditioner.initial)]
+    for theirs, own in zip(net.blocks, conditioner.blocks, strict=True):
+        layers = own.branch
+        pairs += zip(theirs.batch_norm_layers, (layers[0], layers[3]))
+        pairs += zip(theirs.linear_layers, (layers[2], layers[5]))
+    for theirs, own in pairs:
+        theirs.load_state_dict(own.state_dict())
+    for norm in parts(net, torch.nn.BatchNorm1d):
+        norm.eps = 1e-5
+    # nflows takes the shift from the first half of the outputs, the library the scale.
+    for name in ("weight", "bias"):
+        log_scale, shift = getattr(conditioner.final, name).chunk(2)
+        getattr(net.final_layer, name).copy_(torch.cat([shift, log_scale]))
+
+
+COPIES = {
+    ActNorm: copy_actnorm,
+    LULinear: copy_linear,
+    AffineCouplingTransform: copy_coupling,
+}
+
+
+@quiet
+@torch.no_grad()
+def test_stock_model_is_the_library_s_at_the_same_weights(monkeypatch):
+    torch.manual_seed(0)
+    flow = mixerflow(**SMALL, shift=1, shift_period=2).double()
+    stock = stock_mixerflow(flow.architecture).double()
+    for parameter in flow.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    images = torch.randint(256, (9, 2, 12, 8), dtype=torch.uint8)
+    flow.initialize(images)
+    for norm in parts(flow, torch.nn.BatchNorm1d):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    copy_weights(stock, flow)
+    for name, value in flow._distribution.named_parameters():
+        stock._distribution.get_parameter(name).copy_(value)
+
+    def exponential(self, parameters):
+        # nflows' own scale is sigmoid(u + 2) + 1e-3.
+        shift, log_scale = parameters.chunk(2, dim=1)
+        return log_scale.exp(), shift
+
+    monkeypatch.setattr(AffineCouplingTransform, "_scale_and_shift", exponential)
+    flow.eval(), stock.eval()
+    noise = torch.rand(images.shape, dtype=torch.float64)
+    expected = flow.log_prob(images, noise=noise)
+    torch.testing.assert_close(
+        stock.log_prob(images, noise=noise), expected, rtol=1e-12, atol=1e-10
+    )
+    latents = torch.randn(3, 2, 12, 8, dtype=torch.float64)
+    back, logabsdet = flow._transform.inverse(latents)
+    theirs = stock._transform.inverse(latents)
+    torch.testing.assert_close(theirs[0], back, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(theirs[1], logabsdet, rtol=1e-12, atol=1e-10)
+
+
+@quiet
+def test_stock_model_makes_the_products_of_the_floor():
+    """Forward, but for nflows' two triangular factors in the place of one matrix."""
+    flow = mixerflow(**SMALL, num_flow_layers=1, shift=1, shift_period=2)
+    stock = stock_mixerflow(flow.architecture)
+    images = torch.randint(256, (5, 2, 12, 8), dtype=torch.uint8)
+    stock.initialize(images)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        stock.log_prob(images)
+    products = matrix_products(flow)
+    blocks = sum(rows * length**2 for rows, length in [(6, 32), (32, 6), (2, 32), (32, 2)])
+    colours = 2 * 12 * 8 * 2**2
+    assert counter.get_total_flops() == 2 * 5 * (multiply_adds(products) + blocks + colours)
+
+
+@quiet
+@pytest.mark.parametrize("name", ["our Glow", "Glow of nflows", "Glow of normflows"])
+def test_glow_has_the_model_s_size_and_inverts(name):
+    setting = Setting(num_layers=4, batch_size=2)
+    variant = VARIANTS[name](setting)
+    aim = sum(parameter.numel() for parameter in setting.flow().parameters())
+    assert variant.num_parameters == pytest.approx(aim, rel=0.05)
+    assert torch.isfinite(variant.log_prob()).all()
+    assert variant.flow.eval().sample(3).shape == (3, 3, 32, 32)
+
+
+@quiet
+def test_inside_zuko_is_the_library_s_flow():
+    variant = VARIANTS["inside zuko"](Setting(num_layers=1, changes={"hidden_features": 8}))
+    flow = Setting(num_layers=1, changes={"hidden_features": 8}).flow()
+    lazy = variant.flow.eval().flow
+    flow._transform.load_state_dict(lazy.transform.transform.state_dict())
+    values = 256 * torch.rand(2, 3, 32, 32)
+    # The base has mean 0 and scale 1 in both.
+    expected = flow.eval().deterministic.log_prob(values)
+    torch.testing.assert_close(lazy().log_prob(values), expected)
+
+
+def test_order_of_rounds_changes_and_ratios_are_of_the_same_round():
+    order = []
+    tasks = {name: lambda name=name: order.append(name) for name in "abc"}
+    seconds = interleaved.interleaved(tasks, rounds=4)
+    assert "".join(order) == "aabbcc" + "abc" + "acb" + "cab" + "cba"
+    assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys("abc", 4)
+    timed = {"model": [2.0, 9.0, 8.0], "floor": [1.0, 3.0, 2.0]}
+    assert interleaved.ratios(timed, "model", "floor") == {"median": 3.0, "min": 2.0}
+
+
+def test_calls_are_averaged():
+    calls = []
+    interleaved.seconds_of(lambda: calls.append(1), calls=5)
+    assert len(calls) == 5
+
+
+@quiet
+def test_speed_command_writes_what_the_table_needs(tmp_path, capsys):
+    names = ["eager", "bf16 conditioner", "stock nflows parts", "our Glow"]
+    measure.main(
+        num_layers=1,
+        batch_size=2,
+        rounds=1,
+        hidden_features=8,
+        variants=", ".join(names),
+        peak_tflops=2.0,
+        out=str(tmp_path),
+    )
+    results = json.loads((tmp_path / "speed-cpu.json").read_text())
+    assert list(results["variants"]) == ["floor", "collapsed floor", *names]
+    assert results["machine"] == "CPU, 1 thread" and results["skipped"] == {}
+    for name, entry in results["variants"].items():
+        assert list(entry["measures"]) == list(measure.MEASURES)
+        for timed in entry["measures"].values():
+            rate = timed["milliseconds"] * timed["images_per_second"]
+            assert rate == pytest.approx(1000 * results["batch_size"])
+            assert ("to_floor" in timed) == (name != "our Glow")
+    written = (tmp_path / "speed-cpu.md").read_text()
+    assert written == table.speed_table(results) and written in capsys.readouterr().out
+    assert all(f"| {name} |" in written for name in results["variants"])
+    assert (tmp_path / "speed-cpu.png").stat().st_size > 0
+
+
+def test_unknown_and_unavailable_variants_are_named(monkeypatch, capsys):
+    with pytest.raises(ValueError, match="expected names among .*eager.*, got quick"):
+        measure.chosen("eager, quick", VARIANTS)
+
+    def missing(setting):
+        raise measure.Unavailable("needs another machine")
+
+    monkeypatch.setitem(VARIANTS, "missing", missing)
+    setting = Setting(num_layers=1, batch_size=2, changes={"hidden_features": 8})
+    found = measure.measure(setting, ["missing"], ["log_prob"], rounds=1)
+    assert found["skipped"] == {"missing": "needs another machine"}
+    assert "needs another machine" in capsys.readouterr().out
+
+
+def test_peak_is_of_what_is_held_at_one_time():
+    def task():
+        first = torch.zeros(1000, dtype=torch.float64)
+        second = torch.zeros(500, dtype=torch.float64)
+        del first
+        third = torch.zeros(700, dtype=torch.float64)
+        return second, third
+
+    assert memory.peak_bytes(task, "cpu") == 8 * 1500
+
+
+@quiet
+def test_memory_command_gives_slopes(tmp_path):
+    memory.main(
+        depths=(1, 2),
+        batch_sizes=(2, 4),
+        variants="eager, stock nflows parts",
+        hidden_features=8,
+        out=str(tmp_path),
+    )
+    results = json.loads((tmp_path / "memory-cpu.json").read_text())
+    assert (tmp_path / "memory-cpu.md").read_text() == table.memory_table(results)
+    assert (tmp_path / "memory-cpu.png").stat().st_size > 0
+    setting = Setting(num_layers=1, changes={"hidden_features": 8})
+    for name, (one, two) in results["mib_per_image"].items():
+        # Every layer keeps its activations, at any batch size.
+        assert 1.5 < two / one < 2.5
+        assert memory.mib_per_image(setting, name, (4, 8)) == pytest.approx(one, rel=0.03)
+
+
+def test_maf_command_divides_by_the_flow_s_own_forward(tmp_path):
+    maf.main(sizes=((5, 20), (6, 10)), hidden_features=8, rounds=1, out=str(tmp_path))
+    results = json.loads((tmp_path / "maf-cpu.json").read_text())
+    assert (tmp_path / "maf-cpu.md").read_text() == table.maf_table(results)
+    assert [case["features"] for case in results["cases"]] == [5, 6]
+    for case in results["cases"]:
+        assert set(case["inverses"]) | set(results["skipped"]) == set(maf.MAFS)
+        for timed in case["inverses"].values():
+            ratio = timed["inverse_milliseconds"] / timed["forward_milliseconds"]
+            assert timed["inverse_to_forward"]["median"] == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("name", maf.MAFS)
+def test_timed_inverses_are_inverses(name):
+    try:
+        transform, inverse = maf.MAFS[name](7, 8)
+    except measure.Unavailable as reason:
+        pytest.skip(str(reason))
+    transform.double().eval()
+    inputs = torch.randn(4, 7, dtype=torch.float64)
+    torch.testing.assert_close(inverse(transform(inputs)[0])[0], inputs, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in table.RESULTS.glob("*.json")))
+def test_kept_table_is_of_the_kept_figures(name):
+    results = json.loads((table.RESULTS / f"{name}.json").read_text())
+    kept = (table.RESULTS / f"{name}.md").read_text()
+    assert kept == table.TABLES[name.split("-")[0]](results)
