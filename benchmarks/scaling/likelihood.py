@@ -64,16 +64,16 @@ def main(
     data: str,
     test: str,
     name: str = "CIFAR-10",
-    linears: list[str] = ["lu", "butterfly", "kronecker", "none"],  # noqa: B006 (read only)
+    linears: list[str] = ["lu", "butterfly", "kronecker", "butterfly-root", "none"],  # noqa: B006
     seeds: list[int] = [0, 1, 2],  # noqa: B006
     patch_size: int = 8,
     layers: int = 4,
     flow_layers: int = 2,
     hidden_features: int = 64,
     steps: int = 300,
-    batch_size: int = 50,
+    batch_size: int = 48,
     learning_rate: float = 1e-3,
-    evaluated: int = 2000,
+    evaluated: int = 1000,
     out: str = str(HERE),
 ):
     """Bits per dimension after equal steps, of MixerFlows that differ in the linear block alone.
@@ -82,7 +82,7 @@ def main(
         data: .npz file of images to train on.
         test: .npz file of images to report.
         name: of the data set, for the report.
-        linears: linear blocks: lu, butterfly, kronecker, none.
+        linears: linear blocks, see ``benchmarks.scaling.models.mixer``.
         seeds: of the parameters, the order of the images and the noise; one run for each.
         patch_size: of all layers.
         layers: mixer layers.

@@ -119,7 +119,7 @@ def main(
 
     Args:
         sizes: heights, and widths, of the images; two or more, each a multiple of 8.
-        linears: linear blocks: lu, butterfly, kronecker, none.
+        linears: linear blocks, see ``benchmarks.scaling.models.mixer``.
         pixels_per_batch: of which a batch has as many images as they make, or one.
         rounds: of which medians are taken.
         seed: of the parameters and of the random images.

@@ -21,11 +21,18 @@ from nflows_mixer.transforms import (
 )
 from nflows_mixer.transforms.structured import ButterflyLinear, KroneckerLinear
 
-STRUCTURED = {"butterfly": ButterflyLinear, "kronecker": KroneckerLinear}
+# Rows are patches of p x p pixels of 3 channels, in this order; columns are square grids, which
+# the default factors are the axes of.
+STRUCTURED = {
+    "butterfly": (ButterflyLinear, lambda p: (p, 3 * p)),
+    "kronecker": (KroneckerLinear, lambda p: (p, p, 3)),
+    "butterfly-root": (ButterflyLinear, lambda p: None),
+}
 NAMES = {
     "lu": "full LU",
     "butterfly": "butterfly",
     "kronecker": "Kronecker",
+    "butterfly-root": "butterfly, factors near the root",
     "none": "no linear block",
     "glow": "Glow",
 }
@@ -35,8 +42,9 @@ def mixer(linear: str, size: int, patch_size: int, **options) -> ImageFlow:
     """Return a MixerFlow of square RGB images with this linear block in all its flows.
 
     Args:
-        linear: "lu", "butterfly", "kronecker" or "none", with which the parts of a coupling
-            alternate.
+        linear: "lu"; "butterfly" or "kronecker", with factors that are axes of a patch;
+            "butterfly-root", with factors as near to the square root as there are; or "none",
+            with which the parts of a coupling alternate.
         size: height and width.
         patch_size: of all layers.
         **options: of ``mixerflow``; ``hidden_features`` is that of the conditioners.
@@ -44,13 +52,14 @@ def mixer(linear: str, size: int, patch_size: int, **options) -> ImageFlow:
     if linear in STRUCTURED:
         hidden_features = options.pop("hidden_features", 128)
         conditioner = partial(ResidualMLP, hidden_features=hidden_features)
-        layer = partial(
-            FlowLayer,
-            linear=STRUCTURED[linear],
-            flow=partial(AffineCoupling, conditioner=conditioner),
-            norm=None,  # mixerflow's own follows
-        )
-        options |= {"channel_flow": layer, "patch_flow": layer}
+        coupling = partial(AffineCoupling, conditioner=conditioner)
+        block, factors = STRUCTURED[linear]
+        blocks = {
+            "channel_flow": partial(block, factors=factors(patch_size)),
+            "patch_flow": block,
+        }
+        for name, each in blocks.items():  # without a norm, as mixerflow's own follows
+            options[name] = partial(FlowLayer, linear=each, flow=coupling, norm=None)
     return mixerflow(
         image_shape=(3, size, size),
         patch_size=patch_size,

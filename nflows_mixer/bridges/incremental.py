@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 # Features whose steps share one wide product with all units before them. With fewer those units
 # are read too often, with more too much is done in thin products.
 _PANEL = 8
+_IN_PLACE = {F.gelu: torch.ops.aten.gelu_.default, F.relu: torch.relu_, torch.relu: torch.relu_}
 
 
 class MaskedStage(NamedTuple):
@@ -165,9 +167,9 @@ def invert_incrementally(
         for stage_units in units:
             stage_units.open(start, stop, units)
         for d in range(stop - start):
-            for stage, stage_units in zip(stages[1:-1], hidden):
+            for stage_units in hidden:
                 if stage_units.counts[d]:
-                    stage_units.put(d, stage.activation(stage_units.sums(d)))
+                    stage_units.put(d, stage_units.activated(stage_units.sums(d)))
             parameters = outputs.sums(d)
             outputs.put(d, parameters)
             inputs.put(d, solve(targets[start + d], parameters)[None])
@@ -179,6 +181,7 @@ class _Units(ABC):
 
     def __init__(self, stage: MaskedStage, features: int, batch: int) -> None:
         self._weights, self._bias = stage.weights, stage.bias
+        self.activated = stage.activation
         counts = [0] * (features + 1)
         for degree in stage.degrees:
             counts[degree] += 1
@@ -235,6 +238,8 @@ class _Written(_Units):
     def __init__(self, stage: MaskedStage, features: int, batch: int) -> None:
         super().__init__(stage, features, batch)
         self._memory = stage.bias.new_empty(self._below[-1], batch)
+        # The sums stand where the units are to be.
+        self.activated = _IN_PLACE.get(stage.activation, stage.activation)
 
     @property
     def before(self) -> Tensor:
@@ -251,7 +256,8 @@ class _Written(_Units):
         return sums.addmm_(weight, self._open)
 
     def put(self, d: int, values: Tensor) -> None:
-        self._sums[d].copy_(values)
+        if values is not self._sums[d]:
+            self._sums[d].copy_(values)
 
     def all(self) -> Tensor:
         return self._memory

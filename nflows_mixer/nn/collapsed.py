@@ -18,7 +18,8 @@ from nflows_mixer.nn.residual import ResidualBlock, ResidualMLP
 class CollapsedWeights(NamedTuple):
     """What ``collapsed_mlp`` reads: parameters of a ``ResidualMLP``, and products of them.
 
-    The scales and shifts are those of the two batch normalisations, the means and variances their
+    ``skip`` acts on the inputs, or ``wide`` on what the first layer makes of them. The scales and
+    shifts are those of the two batch normalisations, the means and variances their
     running statistics; all six are None where there is no batch normalisation.
     """
 
@@ -29,6 +30,7 @@ class CollapsedWeights(NamedTuple):
     output: Tensor
     skip: Tensor
     output_bias: Tensor
+    wide: bool
     scales: tuple[Tensor, Tensor] | None
     shifts: tuple[Tensor, Tensor] | None
     means: tuple[Tensor, Tensor] | None
@@ -45,7 +47,9 @@ class CollapsedWeights(NamedTuple):
             return self._replace(**dict(zip(self._fields, linear)))
         scales = (_leaf(self.scales[0]), _leaf(self.scales[1]))
         shifts = (_leaf(self.shifts[0]), _leaf(self.shifts[1]))
-        return CollapsedWeights(*linear, scales, shifts, self.means, self.variances)
+        return CollapsedWeights(
+            *linear, self.wide, scales, shifts, self.means, self.variances
+        )
 
 
 def _leaf(tensor: Tensor) -> Tensor:
@@ -121,7 +125,9 @@ def collapse(networks: Sequence[ResidualMLP]) -> list[CollapsedWeights]:
     .. math:: W_3 (W_0 a + b_0 + W_2 r + b_2) + b_3 = (W_3 W_2)\, r + (W_3 W_0)\, a + c,
               \qquad c = W_3 (b_0 + b_2) + b_3,
 
-    which saves a third of the multiplications of each row. Gradients reach the parameters.
+    which saves a third of the multiplications of each row. Where :math:`W_3 W_0` has more numbers
+    than both of its factors, :math:`W_3` goes on to act on :math:`W_0 a + b_0`. Gradients reach the
+    parameters.
 
     Args:
         networks: collapsible, all of the same sizes.
@@ -139,9 +145,14 @@ def collapse(networks: Sequence[ResidualMLP]) -> list[CollapsedWeights]:
     last = [cast(nn.Linear, branch[5]) for branch in branches]
     final = torch.stack([network.final.weight for network in networks])
     outputs = torch.bmm(final, torch.stack([linear.weight for linear in last]))
-    skips = torch.bmm(final, torch.stack([linear.weight for linear in initial]))
-    biases = torch.stack([linear.bias for linear in initial])
-    biases = biases + torch.stack([linear.bias for linear in last])
+    biases = torch.stack([linear.bias for linear in last])
+    (hidden_features, in_features), out_features = initial[0].weight.shape, final.shape[1]
+    wide = in_features * out_features > hidden_features * (in_features + out_features)
+    if wide:
+        skips = final
+    else:
+        skips = torch.bmm(final, torch.stack([linear.weight for linear in initial]))
+        biases = biases + torch.stack([linear.bias for linear in initial])
     final_biases = torch.stack([network.final.bias for network in networks])
     biases = torch.baddbmm(final_biases.unsqueeze(2), final, biases.unsqueeze(2)).squeeze(2)
     collapsed = []
@@ -158,7 +169,7 @@ def collapse(networks: Sequence[ResidualMLP]) -> list[CollapsedWeights]:
                 (one.running_mean, two.running_mean),
                 (one.running_var, two.running_var),
             ]
-        collapsed.append(CollapsedWeights(*linear, *of_norms))
+        collapsed.append(CollapsedWeights(*linear, wide, *of_norms))
     return collapsed
 
 
@@ -174,7 +185,8 @@ def collapsed_mlp(
 
     .. math:: V g(\mathrm{BN}_2(W_1 g(\mathrm{BN}_1(W_0 a + b_0)) + b_1)) + U a + c
 
-    In evaluation batch normalisation is folded into the linear layer before it.
+    In evaluation batch normalisation is folded into the linear layer before it. With wide weights
+    :math:`W_3 (W_0 a + b_0)` takes the place of :math:`U a`.
 
     Args:
         inputs: a, [N, in_features], context appended.
@@ -196,43 +208,40 @@ def collapsed_mlp(
         >>> torch.allclose(outputs, net(rows), atol=1e-4)
         True
     """
-    first, first_bias, hidden, hidden_bias = weights[:4]
+    layers = [(weights.initial, weights.initial_bias), (weights.hidden, weights.hidden_bias)]
+    output, skip = weights.output, weights.skip
+    skipped = F.linear(inputs, *layers[0]) if weights.wide else inputs
+    if weights.scales is not None and not training:
+        layers = [_normalised(*layer, weights, i, eps[i]) for i, layer in enumerate(layers)]
     rows = inputs
-    statistics: list[Tensor] = []
-    if weights.scales is None or weights.shifts is None:
-        scales = shifts = None
-    elif training:
-        scales, shifts = weights.scales, weights.shifts
-    else:
-        assert weights.means is not None and weights.variances is not None
-        scales = shifts = None
-        folded = []
-        for i, (weight, bias) in enumerate([(first, first_bias), (hidden, hidden_bias)]):
-            scale = weights.scales[i] * (weights.variances[i] + eps[i]).rsqrt()
-            folded.append(weight * scale.unsqueeze(1))
-            folded.append((bias - weights.means[i]) * scale + weights.shifts[i])
-        first, first_bias, hidden, hidden_bias = folded
-    output, skip, output_bias = weights.output, weights.skip, weights.output_bias
     if dtype is not None:
-        rows, first, first_bias = rows.to(dtype), first.to(dtype), first_bias.to(dtype)
-        hidden, hidden_bias = hidden.to(dtype), hidden_bias.to(dtype)
+        rows, skipped = rows.to(dtype), skipped.to(dtype)
         output, skip = output.to(dtype), skip.to(dtype)
-    for i, (weight, bias) in enumerate([(first, first_bias), (hidden, hidden_bias)]):
+        layers = [(weight.to(dtype), bias.to(dtype)) for weight, bias in layers]
+    statistics: list[Tensor] = []
+    for i, (weight, bias) in enumerate(layers):
         rows = F.linear(rows, weight, bias)
-        if scales is None or shifts is None:
+        if weights.scales is None or weights.shifts is None or not training:
             rows = F.gelu(rows)
-        elif reduced:
-            rows, *found = _gelu_of_all(rows, scales[i], shifts[i], eps[i])
-            statistics += found
-        else:
-            rows, *found = gelu_batch_norm(rows, scales[i], shifts[i], eps[i])
-            statistics += found
+            continue
+        normalise = _gelu_of_all if reduced else gelu_batch_norm
+        rows, *found = normalise(rows, weights.scales[i], weights.shifts[i], eps[i])
+        statistics += found
     if dtype is None:
-        outputs = torch.addmm(F.linear(inputs, skip, output_bias), rows, output.t())
-    else:
-        products = F.linear(rows, output) + F.linear(inputs.to(dtype), skip)
-        outputs = products.to(inputs.dtype) + output_bias
-    return outputs, statistics
+        return torch.addmm(F.linear(skipped, skip, weights.output_bias), rows, output.t()), statistics
+    products = F.linear(rows, output) + F.linear(skipped, skip)
+    return products.to(inputs.dtype) + weights.output_bias, statistics
+
+
+def _normalised(
+    weight: Tensor, bias: Tensor, weights: CollapsedWeights, index: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """A linear layer with the running statistics of the normalisation behind it folded in."""
+    assert weights.scales is not None and weights.shifts is not None
+    assert weights.means is not None and weights.variances is not None
+    scale = weights.scales[index] * (weights.variances[index] + eps).rsqrt()
+    bias = (bias - weights.means[index]) * scale + weights.shifts[index]
+    return weight * scale.unsqueeze(1), bias
 
 
 def _gelu_of_all(

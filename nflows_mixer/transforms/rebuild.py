@@ -35,18 +35,20 @@ class Gradients:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[int, Tensor] = {}
+        # With the tensor itself: the identity of one that is gone may be another's.
+        self._sums: dict[int, tuple[Tensor, Tensor]] = {}
 
     def add(self, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None]) -> None:
         """Add what is there."""
         for tensor, gradient in zip(tensors, gradients):
             if tensor is not None and gradient is not None:
-                before = self._sums.get(id(tensor))
-                self._sums[id(tensor)] = gradient if before is None else before + gradient
+                before = self.of(tensor)
+                total = gradient if before is None else before + gradient
+                self._sums[id(tensor)] = tensor, total
 
     def of(self, tensor: Tensor | None) -> Tensor | None:
         """The sum, or None."""
-        return None if tensor is None else self._sums.get(id(tensor))
+        return None if tensor is None else self._sums.get(id(tensor), (tensor, None))[1]
 
 
 def tensors_of(steps: Sequence[Step]) -> list[Tensor]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from nflows_mixer._distributed import all_reduce_sum, world_size
 from nflows_mixer._modes import autocast_dtype
@@ -81,16 +83,21 @@ class Recorded:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Keep the statistics of the batches that are normalised."""
-        handles = [
-            part.register_forward_pre_hook(self._keep)
-            for part in self.module.modules()
-            if isinstance(part, _BatchNorm) and part.training
-        ]
+        norms = {m for m in self.module.modules() if isinstance(m, _BatchNorm) and m.training}
+        if not norms:
+            yield
+            return
+
+        def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if module in norms and module.training:
+                self._keep(cast(_BatchNorm, module), inputs)
+
+        # Of all modules: a hook of its own would make a network one that is not to be folded.
+        handle = register_module_forward_pre_hook(keep)
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
 
     @torch.no_grad()
     def _keep(self, norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:

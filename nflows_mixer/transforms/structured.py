@@ -135,7 +135,8 @@ class ButterflyLinear(_FactoredLinear):
     Args:
         features: row length D.
         factors: sizes of the blocks of each stage, in their order, of product D, instead of the
-            two: more of them cost less; one alone is a dense block.
+            two: more of them cost less; one alone is a dense block. Factors that are axes of the
+            row fit best: (p_h, p_w * C) or (p_h, p_w, C) of a patch, (n_h, n_w) of a column.
         bias: whether b is there.
 
     Shapes:
