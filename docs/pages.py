@@ -1,7 +1,8 @@
 """Tables and pictures of the documentation, made of the repository's own files.
 
 ``write(folder)`` is called by ``conf.py`` at each build. Figures come from the JSON files of
-``examples/results``, pictures from the same folders, presets from the package; nothing is typed.
+``examples/results``, pictures from the same folders, presets from the package, measurements from
+``benchmarks``; nothing is typed.
 """
 
 import ast
@@ -14,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 RESULTS = EXAMPLES / "results"
+BENCHMARKED = ROOT / "benchmarks"
 
 # Of which script a kept run is; all others are of the command line.
 RUNS = {
@@ -26,6 +28,16 @@ RUNS = {
     "moons_mixer": ["moons/mixer"],
 }
 COMMAND = "command line"
+
+# Page to include -> what it shows: tables and pictures of kept measurements, in this order.
+BENCHMARKS = {
+    "loading": ["loading/results.md"],
+    "speed": ["speed/results/speed-*.md", "speed/results/speed-*.png"],
+    "memory": ["speed/results/memory-*.md", "speed/results/memory-*.png"],
+    "maf": ["speed/results/maf-*.md"],
+    "scaling": ["scaling/results.md", "scaling/scaling.png"],
+    "structured": ["scaling/likelihood.md"],
+}
 
 
 def write(folder):
@@ -42,7 +54,8 @@ def write(folder):
     (folder / "results.md").write_text(overview(runs))
     (folder / "shuffles.md").write_text(shuffles(runs))
     (folder / "presets.md").write_text(presets())
-    shutil.copyfile(ROOT / "benchmarks" / "loading" / "results.md", folder / "loading.md")
+    for name in BENCHMARKS:
+        (folder / f"{name}.md").write_text(benchmark(name, folder / "pictures"))
     (folder / "evaluation.md").write_text(evaluation(folder / "pictures"))
     draw_layer(folder / "pictures" / "layer.png")
 
@@ -67,6 +80,21 @@ def evaluation(folder):
         shutil.copyfile(picture, folder / f"digits-evaluation-{picture.name}")
         lines += ["", f"![{picture.stem}](/_generated/pictures/digits-evaluation-{picture.name})"]
     return "\n".join(lines) + "\n"
+
+
+def benchmark(name, folder):
+    """Tables of kept measurements, with a way to their figures, and pictures copied to a folder."""
+    parts = []
+    for path in (p for each in BENCHMARKS[name] for p in sorted(BENCHMARKED.glob(each))):
+        if path.suffix == ".png":
+            shutil.copyfile(path, folder / f"{name}-{path.name}")
+            parts.append(f"![{path.stem}](/_generated/pictures/{name}-{path.name})")
+            continue
+        parts.append(path.read_text().strip())
+        if path.with_suffix(".json").exists():
+            figures = path.with_suffix(".json").relative_to(ROOT)
+            parts.append(f"(All figures: {{download}}`{figures} </../{figures}>`.)")
+    return "\n\n".join(parts or ["No measurement is kept yet."]) + "\n"
 
 
 def find_runs():

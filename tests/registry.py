@@ -23,11 +23,15 @@ from nflows_mixer.nn import MLP, LipschitzMLP, ResidualMLP, learned_positions, s
 from nflows_mixer.transforms import (
     ActNorm,
     AdditiveCoupling,
+    AffineAutoregressive,
     AffineCoupling,
+    ButterflyLinear,
     ChannelMixingTransform,
     FlowLayer,
+    FoldedCompositeTransform,
     InverseTransform,
     InvertibleConv1x1,
+    KroneckerLinear,
     LogitTransform,
     LULinear,
     PatchMixerTransform,
@@ -37,6 +41,7 @@ from nflows_mixer.transforms import (
     PixelScaling,
     RationalQuadraticCoupling,
     ResidualTransform,
+    ReversibleCompositeTransform,
     RLULinear,
     ShiftTransform,
     SqueezeTransform,
@@ -64,6 +69,7 @@ class Case:
 
 lipschitz = partial(LipschitzMLP, hidden_features=16)
 narrow = partial(ResidualMLP, hidden_features=16)
+image_net = partial(torch.nn.Conv2d, kernel_size=3, padding=1)
 with_context = partial(ResidualMLP, hidden_features=16, context_features=3)
 
 
@@ -128,6 +134,33 @@ TRANSFORMS: dict[str, Case] = {
     "LULinear-no-bias": Case(lambda: LULinear(6, bias=False), (6,)),
     "RLULinear": Case(lambda: RLULinear(7), (7,)),
     "InvertibleConv1x1": Case(lambda: InvertibleConv1x1(3), (3, 2, 4)),
+    "ButterflyLinear": Case(lambda: ButterflyLinear(6), (6,)),
+    "ButterflyLinear-three": Case(lambda: ButterflyLinear(12, (2, 3, 2)), (12,)),
+    "ButterflyLinear-prime": Case(lambda: ButterflyLinear(7, bias=False), (7,)),
+    "KroneckerLinear": Case(lambda: KroneckerLinear(6), (6,)),
+    "AffineAutoregressive": Case(lambda: AffineAutoregressive(6, 16), (6,)),
+    "AffineAutoregressive-narrow": Case(
+        lambda: AffineAutoregressive(11, 4, num_blocks=2, scale="tanh"), (11,)
+    ),
+    "AffineAutoregressive-nflows": Case(lambda: AffineAutoregressive(6, 16, scale="nflows"), (6,)),
+    "AffineAutoregressive-context": Case(
+        lambda: AffineAutoregressive(6, 16, context_features=3), (6,), context_features=3
+    ),
+    "PatchMixing-autoregressive": Case(
+        lambda: PatchMixingTransform(AffineAutoregressive(4, 16)), (4, 6)
+    ),
+    "FlowLayer-autoregressive": Case(
+        lambda: FlowLayer(6, RLULinear, partial(AffineAutoregressive, hidden_features=16)), (6,)
+    ),
+    "Reversible": Case(
+        lambda: ReversibleCompositeTransform([ActNorm(6), coupling(6), LULinear(6)]), (6,)
+    ),
+    "Folded-images": Case(
+        lambda: FoldedCompositeTransform(
+            [ActNorm(3), InvertibleConv1x1(3), AffineCoupling(3, image_net)]
+        ),
+        (3, 2, 4),
+    ),
     "AffineCoupling": Case(lambda: coupling(7), (7,)),
     "AffineCoupling-second": Case(lambda: coupling(7, conditioning="second"), (7,)),
     "AffineCoupling-tanh": Case(lambda: coupling(6, scale="tanh"), (6,)),
@@ -218,6 +251,21 @@ TRANSFORMS: dict[str, Case] = {
         context_features=3,
     ),
     "MixerFlow": Case(image_flow, (1, 6, 4), domain=lambda *s, **k: 4 * torch.rand(*s, **k)),
+    "MixerFlow-constant-memory": Case(
+        partial(image_flow, memory="constant"),
+        (1, 6, 4),
+        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
+    ),
+    "MixerFlow-butterfly": Case(
+        lambda: image_flow(linear="butterfly"),
+        (1, 6, 4),
+        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
+    ),
+    "MixerFlow-kronecker": Case(
+        lambda: image_flow(linear="kronecker", image_shape=(2, 6, 4)),
+        (2, 6, 4),
+        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
+    ),
     "MixerFlow-bounded": Case(
         lambda: image_flow(scale="sigmoid", linear=None, logit=0.05),
         (1, 6, 4),

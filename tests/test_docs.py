@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = ["index", "quickstart", "training", "data", "evaluation", "extending"]
-ROOMS = ["bridges", "data", "evaluation", "flows", "nn", "training", "transforms"]
+PAGES = ["index", "quickstart", "training", "data", "evaluation", "extending", "performance"]
+ROOMS = ["bridges", "data", "evaluation", "flows", "kernels", "nn", "training", "transforms"]
 MODULES = ["distributions", "likelihood", "noise"]
 
 
@@ -124,6 +124,42 @@ def test_every_kept_run_is_in_the_results(pages):
         value = figures.get("log_density", pages.bits_of(figures)[0])
         assert f" {value:.3f} " in row and f" {figures['parameters']:,} " in row
         assert pages.command(run) in text
+
+
+def test_every_kept_measurement_is_on_a_page(pages, tmp_path):
+    including = "".join(path.read_text() for path in DOCS.glob("*.md"))
+    benchmarks = ROOT / "benchmarks"
+    shown = set()
+    for name, patterns in pages.BENCHMARKS.items():
+        assert f"{{include}} /_generated/{name}.md" in including
+        text = pages.benchmark(name, tmp_path)
+        for path in (path for each in patterns for path in benchmarks.glob(each)):
+            shown.add(path)
+            if path.suffix == ".png":
+                assert f"pictures/{name}-{path.name}" in text
+                assert (tmp_path / f"{name}-{path.name}").read_bytes() == path.read_bytes()
+            else:
+                assert path.read_text().strip() in text
+    assert shown == {path for path in benchmarks.rglob("*.*") if path.suffix in (".md", ".png")}
+
+
+def test_tables_and_pictures_of_several_devices(pages, tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    monkeypatch.setattr(pages, "BENCHMARKED", tmp_path)
+    assert pages.benchmark("speed", tmp_path) == "No measurement is kept yet.\n"
+    (tmp_path / "speed/results").mkdir(parents=True)
+    for device in ("cuda", "cpu"):
+        (tmp_path / f"speed/results/speed-{device}.md").write_text(f"| on {device} |\n")
+    (tmp_path / "speed/results/speed-cpu.json").write_text("{}")
+    (tmp_path / "speed/results/speed-cpu.png").write_bytes(b"picture")
+    file = "speed/results/speed-cpu.json"
+    assert pages.benchmark("speed", tmp_path).split("\n\n") == [
+        "| on cpu |",
+        f"(All figures: {{download}}`{file} </../{file}>`.)",
+        "| on cuda |",
+        "![speed-cpu](/_generated/pictures/speed-speed-cpu.png)\n",
+    ]
+    assert (tmp_path / "speed-speed-cpu.png").read_bytes() == b"picture"
 
 
 def test_runs_that_differ_in_the_shuffle_alone_stand_side_by_side(pages, tmp_path, monkeypatch):

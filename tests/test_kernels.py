@@ -17,8 +17,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nflows_mixer.kernels import conditioner, gelu_batch_norm, load_cpu_kernels, ops
+from nflows_mixer.bridges import incremental, inverse_of
+from nflows_mixer.kernels import (
+    conditioner,
+    gelu_batch_norm,
+    load_cpu_kernels,
+    load_gpu_kernels,
+    ops,
+)
 from nflows_mixer.nn import ResidualMLP
+from nflows_mixer.transforms import AffineAutoregressive
+from tests.test_incremental import KINDS, SIZES, contexts, drawn, maf, ours
 
 ROOT = Path(__file__).parents[1]
 EPS = 1e-3
@@ -59,6 +68,8 @@ def place(request, monkeypatch):
     if request.param == "cpp":
         monkeypatch.setattr(ops, "KERNEL_DTYPES", request.getfixturevalue("_compiled"))
         return "cpu"
+    monkeypatch.setattr(ops, "KERNEL_DTYPES", {})
+    load_gpu_kernels()
     return "cuda"
 
 
@@ -70,8 +81,7 @@ def cpp(monkeypatch, _compiled):
 @pytest.fixture(scope="session")
 def interpreter():
     ops.register_triton("CPU")
-    for operator in ("gelu_batch_norm", "conditioner"):
-        ops.KERNEL_DTYPES[operator, "cpu"] = ops.GPU_DTYPES
+    ops.use_triton("cpu")
 
 
 def formula(inputs, weight, bias, eps=EPS):
@@ -238,6 +248,132 @@ def test_says_what_is_missing_where_nothing_can_be_compiled(tmp_path):
     script = "from nflows_mixer.kernels import load_cpu_kernels; load_cpu_kernels()"
     done = run("-c", script, CXX="/nowhere/c++", TORCH_EXTENSIONS_DIR=str(tmp_path))
     assert "load_cpu_kernels: expected a C++ compiler and ninja, got" in done.stderr
+
+
+@pytest.fixture
+def kernel_alone(cpp, monkeypatch):
+    """The inverse of a masked flow by plain torch is an error."""
+    for kind in ("_Written", "_Joined"):
+        monkeypatch.setattr(incremental, kind, None)
+
+
+@pytest.mark.usefixtures("kernel_alone")
+@pytest.mark.parametrize("options", [{}, {"scale": "nflows"}, {"num_blocks": 3}], ids=str)
+@contexts
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@torch.no_grad()
+def test_inverse_of_a_masked_flow(sizes, context, options):
+    flow = ours(*sizes, context, **options)
+    for count in (0, 1, 5, 77):
+        latents, given = drawn(sizes[0], context, count)
+        outputs, logabsdet = flow.inverse(latents, given)
+        there, forward = flow(outputs, given)
+        torch.testing.assert_close(there, latents, atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(logabsdet, -forward, atol=1e-10, rtol=1e-10)
+
+
+BY_KERNEL = [name for name in KINDS if name not in ("module", "own activation")]
+
+
+@pytest.mark.usefixtures("kernel_alone")
+@pytest.mark.parametrize("kind", BY_KERNEL)
+@contexts
+@torch.no_grad()
+def test_inverse_of_a_masked_flow_of_nflows(context, kind):
+    flow = maf(11, 32, context, **KINDS[kind])
+    latents, given = drawn(11, context)
+    expected = flow.inverse(latents, given)
+    got = inverse_of(flow)(latents, given)
+    torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.usefixtures("kernel_alone")
+def test_one_row_of_context_for_all_rows():
+    flow = maf(5, 16, 3).requires_grad_(False)
+    latents, context = drawn(5)[0], torch.randn(1, 3).double()
+    torch.testing.assert_close(inverse_of(flow)(latents, context), flow.inverse(latents, context))
+
+
+@pytest.mark.usefixtures("kernel_alone")
+@pytest.mark.parametrize("scale", ["exp", "nflows"])
+@torch.no_grad()
+def test_inverse_of_a_masked_flow_in_single_precision(scale):
+    flow = ours(11, 32, scale=scale)
+    latents, _ = drawn(11, count=300)
+    # With smaller scales latents in single precision tell less and less of the inputs.
+    flow.network.final_layer.bias[::2] = torch.linspace(-3, 20, 11)
+    latents = flow(latents)[0]
+    outputs, logabsdet = flow.inverse(latents)
+    got = flow.float().inverse(latents.float())
+    assert got[0].dtype == got[1].dtype == torch.float32
+    torch.testing.assert_close(got[0].double(), outputs, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(got[1].double(), logabsdet, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.usefixtures("kernel_alone")
+@torch.no_grad()
+def test_a_row_that_is_not_finite_stays_alone():
+    flow = ours(6).float()
+    latents = torch.randn(70, 6)
+    expected = flow.inverse(latents)[0]
+    for bad in (torch.nan, torch.inf):
+        latents[65, 2] = bad
+        outputs = flow.inverse(latents)[0]
+        others = torch.arange(70) != 65
+        assert torch.equal(outputs[others], expected[others])
+        assert torch.equal(outputs[65, :2], expected[65, :2])
+        assert not outputs[65, 2].isfinite()
+
+
+@pytest.mark.usefixtures("kernel_alone")
+@torch.no_grad()
+def test_number_of_threads_changes_no_inverse():
+    flow = ours(11, 32).float()
+    latents = torch.randn(3000, 11)
+    found = []
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            found.append(flow.inverse(latents))
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("kernel_alone")
+@pytest.mark.parametrize("dynamic", [False, True])
+@torch.no_grad()
+def test_inverse_of_a_masked_flow_compiles_whole(dynamic):
+    flow = ours(5, 8)
+    latents, _ = drawn(5)
+    torch._dynamo.reset()
+    compiled = torch.compile(flow.inverse, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    torch.testing.assert_close(compiled(latents), flow.inverse(latents))
+
+
+@pytest.mark.usefixtures("cpp")
+def test_plain_torch_inverts_what_the_kernel_does_not():
+    """Gradients, other scales and activations, half precision."""
+    flow = ours(6)
+    latents, _ = drawn(6, grad=True)
+    assert torch.autograd.gradcheck(lambda y: flow.inverse(y), latents)
+    for other in (ours(6, scale="tanh"), maf(6, 16, **KINDS["own activation"])):
+        with torch.no_grad():
+            there = other(inverse_of(other)(latents)[0])[0]
+        torch.testing.assert_close(there, latents)
+    flow = AffineAutoregressive(6).bfloat16().eval()
+    with torch.no_grad():
+        latents = torch.randn(5, 6).bfloat16()
+        assert torch.equal(flow.inverse(latents)[0], latents)
+
+
+def test_says_what_is_missing_for_a_gpu(monkeypatch):
+    monkeypatch.setattr(ops, "KERNEL_DTYPES", {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="load_gpu_kernels: expected .*; go without: plain"):
+        load_gpu_kernels()
+    assert not ops.KERNEL_DTYPES
 
 
 @pytest.mark.parametrize("rows", [0, 1])

@@ -182,16 +182,22 @@ def test_wrong_shape_is_an_error(case):
 
 
 @over(lambda case: case.compiles)
-@torch.no_grad()
-def test_compiles_whole(case):
+def test_compiles_whole_with_its_gradients(case):
     transform = build(case)
     inputs, context = draw(case)
     torch._dynamo.reset()
     for function in (transform.forward, transform.inverse):
         compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
-        for got, expected in zip(compiled(inputs, context), function(inputs, context)):
-            torch.testing.assert_close(got, expected)
-        inputs = function(inputs, context)[0]
+        results = []
+        for call in (compiled, function):
+            own = inputs.detach().clone().requires_grad_()
+            outputs, logabsdet = call(own, context)
+            loss = outputs.square().sum() + logabsdet.sum()
+            wanted = [own, *transform.parameters()]
+            grads = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+            results.append((outputs, logabsdet, grads))
+        torch.testing.assert_close(*results)
+        inputs = results[1][0].detach()
 
 
 @everything

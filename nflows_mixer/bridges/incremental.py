@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nflows_mixer.kernels.ops import has_kernel
+
 # Features whose steps share one wide product with all units before them. With fewer those units
 # are read too often, with more too much is done in thin products.
 _PANEL = 8
+_KERNEL_ACTIVATIONS = {F.gelu: "gelu", F.relu: "relu", torch.relu: "relu"}
 _IN_PLACE = {F.gelu: torch.ops.aten.gelu_.default, F.relu: torch.relu_, torch.relu: torch.relu_}
 
 
@@ -123,6 +127,7 @@ def invert_incrementally(
     stages: Sequence[MaskedStage],
     latents: Tensor,
     solve: Callable[[Tensor, Tensor], Tensor],
+    affine: tuple[str, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Invert a masked autoregressive flow feature by feature, each hidden unit computed once.
 
@@ -138,6 +143,9 @@ def invert_incrementally(
         stages: those of the network; the last gives parameters, k of feature d at degree d - 1.
         latents: y, [N, D].
         solve: (latents of a feature [N], its parameters [k, N]) -> the feature [N].
+        affine: (g, c), where ``solve`` is (y - t) / (c + g(u)) of parameters (u, t), and g is "exp"
+            or "softplus": what the C++ kernel knows, see ``load_cpu_kernels``. It serves GELU and
+            ReLU, where no gradient is needed.
 
     Returns:
         x [N, D] and the parameters [D, k, N] at x.
@@ -155,6 +163,8 @@ def invert_incrementally(
         >>> torch.allclose(x + shift(x), latents, atol=1e-5)
         True
     """
+    if affine is not None and (found := _by_kernel(stages, latents, *affine)) is not None:
+        return found
     count, features = latents.shape
     kind = _Joined if torch.is_grad_enabled() else _Written
     # The features are units that are zero until they are solved for.
@@ -182,13 +192,7 @@ class _Units(ABC):
     def __init__(self, stage: MaskedStage, features: int, batch: int) -> None:
         self._weights, self._bias = stage.weights, stage.bias
         self.activated = stage.activation
-        counts = [0] * (features + 1)
-        for degree in stage.degrees:
-            counts[degree] += 1
-        # How many units have a degree below 0, 1, ..., D; those of D are seen by no feature.
-        self._below = [0]
-        for count in counts[:-1]:
-            self._below.append(self._below[-1] + count)
+        self._below = _below(stage.degrees, features)
         self._batch = batch
 
     def open(self, start: int, stop: int, units: Sequence[_Units]) -> None:
@@ -293,6 +297,35 @@ class _Joined(_Units):
 
     def all(self) -> Tensor:
         return torch.cat([self._before, *self._new])
+
+
+def _by_kernel(
+    stages: Sequence[MaskedStage], latents: Tensor, scale: str, floor: float
+) -> tuple[Tensor, Tensor] | None:
+    """Invert an affine flow by the C++ kernel, if it is in use and fits."""
+    names = {_KERNEL_ACTIVATIONS.get(stage.activation) for stage in stages[:-1]}
+    (name,) = names if len(names) == 1 else (None,)
+    if name is None or not has_kernel("masked_affine_inverse", latents):
+        return None
+    stages = _sorted_by_degree(stages)
+    reads = [(reader, *read) for reader, stage in enumerate(stages, 1) for read in stage.weights]
+    readers, sources, weights = zip(*reads)
+    biases = [stage.bias for stage in stages]
+    tensors = (latents, *weights, *biases)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return None
+    below = [n for stage in stages for n in _below(stage.degrees, latents.shape[1])]
+    return torch.ops.nflows_mixer.masked_affine_inverse(
+        latents, weights, readers, sources, biases, below, name, scale, floor
+    )
+
+
+def _below(degrees: Sequence[int], features: int) -> list[int]:
+    """How many units have a degree below 0, 1, ..., D; those of D are seen by no feature."""
+    counts = [0] * (features + 1)
+    for degree in degrees:
+        counts[degree] += 1
+    return [0, *accumulate(counts[:-1])]
 
 
 def _sorted_by_degree(stages: Sequence[MaskedStage]) -> list[MaskedStage]:

@@ -74,7 +74,9 @@ def _invert_affine(flow: Any, inputs: Tensor, context: Tensor | None) -> tuple[T
 
     with torch.autocast(inputs.device.type, enabled=False):
         stages = stages_of(flow.autoregressive_net, context)
-        outputs, parameters = invert_incrementally(stages, inputs, solve)
+        outputs, parameters = invert_incrementally(
+            stages, inputs, solve, affine=("softplus", NFLOWS_EPSILON)
+        )
     return outputs, -scale_of(parameters[:, 0]).log().sum(0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +22,18 @@ from nflows_mixer._checks import (
 )
 from nflows_mixer.distributions import DiagonalNormal, NormalMixture, StudentT
 from nflows_mixer.nn import MLP, ResidualMLP, learned_positions, sinusoidal_positions
-from nflows_mixer.transforms import LULinear, RLULinear
+from nflows_mixer.transforms import ButterflyLinear, KroneckerLinear, LULinear, RLULinear
 from nflows_mixer.transforms.coupling import LOG_SCALES
 
-LINEAR_BLOCKS = {"lu": LULinear, "rlu": RLULinear, None: None}
+LINEAR_BLOCKS: dict[str | None, Callable[[int, tuple[int, ...]], Transform] | None] = {
+    "lu": lambda features, axes: LULinear(features),
+    "rlu": lambda features, axes: RLULinear(features),
+    # Two stages; the last axis of a channel flow's rows, the colours, stays with the one before.
+    "butterfly": lambda features, axes: ButterflyLinear(features, (axes[0], math.prod(axes[1:]))),
+    "kronecker": lambda features, axes: KroneckerLinear(features, axes),
+    None: None,
+}
+"""Name -> ((row length, the sizes of the axes that a row was flattened from) -> linear block)."""
 CONDITIONERS = {"residual": ResidualMLP, "mlp": MLP}
 POSITIONS = {"sinusoidal": sinusoidal_positions, "learned": learned_positions}
 BASES: dict[str, Callable[[Sequence[int]], Distribution]] = {
@@ -55,7 +64,9 @@ class MixerFlowArchitecture:
             or "spline" coupling, "maf", "residual", or a factory: ``features -> flow``, a class
             such as ``zuko.flows.NSF``, with keyword arguments by ``functools.partial``.
         patch_flow: the same for the patch flows.
-        linear: linear block, "lu", "rlu" or None; with None the parts of a coupling alternate.
+        linear: linear block, "lu" or "rlu"; for long rows, of large patches or many of them,
+            "butterfly" or "kronecker", whose factors are the axes of a patch and of the grid; or
+            None, with which the parts of a coupling alternate.
         hidden_features: width of the conditioners, and of the networks of residual flows; of
             those that are named here, as factories have their own.
         num_blocks: residual blocks of a conditioner (of "residual" and "maf"), or its hidden

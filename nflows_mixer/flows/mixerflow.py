@@ -34,6 +34,7 @@ from nflows_mixer.transforms import (
     InvertibleConv1x1,
     LogitTransform,
     PatchMixerTransform,
+    PatchTransform,
     PixelScaling,
     RationalQuadraticCoupling,
     ResidualTransform,
@@ -129,14 +130,7 @@ def _build(
         positions = partial(POSITIONS[spec.positions], features=spec.position_features)
     layers = zip(spec.per_layer("patch_size"), spec.per_layer("layout"))
     for index, (patch_size, layout) in enumerate(layers):
-        mixer = partial(
-            PatchMixerTransform,
-            patch_size=patch_size,
-            channel_flow=partial(_mixing_flow, spec, spec.channel_flow, index),
-            patch_flow=partial(_mixing_flow, spec, spec.patch_flow, index),
-            layout=layout,
-            positions=positions,
-        )
+        mixer = partial(_mixer, spec, index, patch_size, layout, positions)
         if spec.shift is not None and index % spec.shift_period == 0:
             transforms.append(ShiftTransform(shape, patch_size, spec.shift, mixer))
         else:
@@ -167,15 +161,44 @@ def _build(
     return flow
 
 
+def _mixer(
+    spec: MixerFlowArchitecture,
+    layer: int,
+    patch_size: int | tuple[int, int],
+    layout: str,
+    positions: Callable[[int], torch.Tensor] | None,
+    shape: tuple[int, int, int],
+) -> PatchMixerTransform:
+    """Return mixer layer ``layer``, for images of this shape."""
+    patch = PatchTransform(shape, patch_size, layout).patch_size
+    channels, height, width = shape
+    of_patch = (*patch, channels)
+    of_grid = (height // patch[0], width // patch[1])
+    return PatchMixerTransform(
+        shape,
+        patch_size,
+        channel_flow=partial(_mixing_flow, spec, spec.channel_flow, layer, of_patch),
+        patch_flow=partial(_mixing_flow, spec, spec.patch_flow, layer, of_grid),
+        layout=layout,
+        positions=positions,
+    )
+
+
 def _mixing_flow(
-    spec: MixerFlowArchitecture, kind: FlowLike | str, layer: int, features: int
+    spec: MixerFlowArchitecture,
+    kind: FlowLike | str,
+    layer: int,
+    axes: tuple[int, ...],
+    features: int,
 ) -> Transform:
     """Return the channel or patch flow of mixer layer ``layer``, for rows of this length."""
     parts: list[Transform] = [ActNorm(features)] if spec.norm == "actnorm" else []
     for index in range(spec.num_flow_layers):
         depth = layer * spec.num_flow_layers + index
         row_flow = partial(_row_flow, spec, kind, depth) if isinstance(kind, str) else kind
-        parts.append(FlowLayer(features, linear=LINEAR_BLOCKS[spec.linear], flow=row_flow))
+        linear = LINEAR_BLOCKS[spec.linear]
+        block = None if linear is None else linear(features, axes)
+        parts.append(FlowLayer(features, block, row_flow))
     if spec.norm == "batchnorm":
         norm = BatchNorm(features)
         # nflows starts it at 0, where evaluation after a few steps scales by 1 / sqrt(eps).

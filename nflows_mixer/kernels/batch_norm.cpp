@@ -12,10 +12,11 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include "normal.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -23,16 +24,11 @@
 namespace {
 
 using at::Tensor;
+using nflows_mixer::bits;
+using nflows_mixer::normal;
 
 constexpr int64_t kRows = 32;   // of a block
 constexpr int64_t kWidth = 32;  // columns whose sums stay in registers
-
-template <typename To, typename From>
-inline To bits(From value) {
-  To result;
-  std::memcpy(&result, &value, sizeof(To));
-  return result;
-}
 
 template <typename T>
 inline T widened(T value) {
@@ -49,32 +45,6 @@ inline void store(float value, at::BFloat16& place) {
   const uint32_t whole = bits<uint32_t>(value);
   const uint32_t rounded = (whole + 0x7fff + ((whole >> 16) & 1)) >> 16;
   place.x = uint16_t(value == value ? rounded : 0x7fc0);
-}
-
-// Distribution function and density of the standard normal.
-inline void normal(double z, double& cdf, double& density) {
-  cdf = 0.5 * std::erfc(-z * 0.70710678118654752);
-  density = 0.39894228040143268 * std::exp(-0.5 * z * z);
-}
-
-// One exponential serves both: 1 - erf(x) is exp(-x^2) times a polynomial in 1 / (1 + p x), which
-// is equation 7.1.26 of Abramowitz and Stegun, within 1.5e-7.
-inline void normal(float z, float& cdf, float& density) {
-  const float exponent = std::max(-0.5f * z * z, -87.0f);
-  // Adding 1.5 * 2^23 rounds to an integer, which then lies in the lowest bits.
-  const float shifted = exponent * 1.44269504f + 12582912.0f;
-  const float whole = shifted - 12582912.0f;
-  const float f = (exponent - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  const float series = 0.49999232f + f * (0.16667114f + f * (0.04189011f + f * 0.00831253f));
-  const float power = 1.0f + f + f * f * series;
-  const float e = bits<float>(bits<uint32_t>(power) + (bits<uint32_t>(shifted) << 23));
-  const float t = 1.0f / (1.0f + 0.23164189f * std::abs(z));
-  const float polynomial =
-      t * (0.127414796f +
-           t * (-0.142248368f + t * (0.710706871f + t * (-0.726576014f + t * 0.530702715f))));
-  const float tail = polynomial * e;
-  cdf = z > 0.0f ? 1.0f - tail : tail;
-  density = 0.398942280f * e;
 }
 
 // Call function(first column, width) on pieces of a row; the width of all but the last is a

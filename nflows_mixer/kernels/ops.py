@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,13 +14,10 @@ Three = tuple[Tensor, Tensor, Tensor]
 # Older ones cannot compile what calls an operator from outside.
 IS_SUPPORTED = hasattr(torch.library, "register_fake")  # torch 2.4
 
-# For an operator and a type of device, the types of numbers that it has kernels for. Those of the
-# CPU are built on demand and enter then.
+# For an operator and a type of device, the types of numbers that it has kernels for. They enter
+# when they are asked for.
 KERNEL_DTYPES: dict[tuple[str, str], tuple[torch.dtype, ...]] = {}
 GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-if IS_SUPPORTED and find_spec("triton") is not None:
-    KERNEL_DTYPES["gelu_batch_norm", "cuda"] = GPU_DTYPES
-    KERNEL_DTYPES["conditioner", "cuda"] = GPU_DTYPES
 
 LIBRARY = torch.library.Library("nflows_mixer", "DEF")
 _STATISTICS = "Tensor mean, Tensor variance, Tensor weight, Tensor bias, float eps"
@@ -31,7 +27,7 @@ _WEIGHTS = (
     " Tensor output, Tensor skip, Tensor output_bias, float eps1, float eps2, ScalarType dtype"
 )
 # Name: arguments, number of results, and the module with the function of that name in Triton.
-OPERATORS = {
+OPERATORS: dict[str, tuple[str, int, str | None]] = {
     "gelu_batch_norm": (
         "Tensor inputs, Tensor weight, Tensor bias, float eps",
         3,
@@ -49,6 +45,12 @@ OPERATORS = {
         1,
         "conditioner_triton",
     ),
+    "masked_affine_inverse": (
+        "Tensor latents, Tensor[] weights, int[] readers, int[] sources, Tensor[] biases,"
+        " int[] below, str activation, str scale, float floor",
+        2,
+        None,
+    ),
 }
 
 
@@ -65,7 +67,14 @@ def statistics_dtype(inputs: Tensor) -> torch.dtype:
 def register_triton(key: str) -> None:
     """Let Triton, which is imported by the first call, serve the operators on devices of a key."""
     for name, (_, _, module) in OPERATORS.items():
-        LIBRARY.impl(name, _imported(module, name), key)
+        if module is not None:
+            LIBRARY.impl(name, _imported(module, name), key)
+
+
+def use_triton(device: str) -> None:
+    """Let Triton serve the operators on a type of device from now on."""
+    for name in ("gelu_batch_norm", "conditioner"):
+        KERNEL_DTYPES[name, device] = GPU_DTYPES
 
 
 def _imported(module: str, name: str) -> Callable[..., Any]:
@@ -100,12 +109,18 @@ def _conditioner_of_statistics(inputs: Tensor, initial: Tensor, *others: Any) ->
     return inputs.new_empty(inputs.shape[0], others[7].shape[0])
 
 
+def _masked_affine_inverse(latents: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+    rows, features = latents.shape
+    return latents.new_empty(rows, features), latents.new_empty(features, 2, rows)
+
+
 _SHAPES: dict[str, Callable[..., Any]] = {
     "gelu_batch_norm": _gelu_batch_norm,
     "gelu_batch_norm_backward": _gelu_batch_norm_backward,
     "gelu_normalised": _gelu_normalised,
     "conditioner": _conditioner,
     "conditioner_of_statistics": _conditioner_of_statistics,
+    "masked_affine_inverse": _masked_affine_inverse,
 }
 for _name, (_arguments, _results, _) in OPERATORS.items():
     LIBRARY.define(f"{_name}({_arguments}) -> ({', '.join(['Tensor'] * _results)})")

@@ -22,18 +22,21 @@ from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
 from nflows_mixer.transforms.shift import ShiftTransform
 from nflows_mixer.transforms.spline import RationalQuadraticCoupling
 from nflows_mixer.transforms.squeeze import SqueezeTransform
+from nflows_mixer.transforms.structured import ButterflyLinear, KroneckerLinear
 
 __all__ = [
     "ActNorm",
     "AdditiveCoupling",
     "AffineAutoregressive",
     "AffineCoupling",
+    "ButterflyLinear",
     "ChannelMixingTransform",
     "CompositeTransform",
     "FlowLayer",
     "FoldedCompositeTransform",
     "InverseTransform",
     "InvertibleConv1x1",
+    "KroneckerLinear",
     "LULinear",
     "LogitTransform",
     "PatchMixerTransform",

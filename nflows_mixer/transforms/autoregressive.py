@@ -25,6 +25,8 @@ def _nflows_log_scale(u: Tensor) -> Tensor:
 
 
 _LOG_SCALES: dict[str, Callable[[Tensor], Tensor]] = {**LOG_SCALES, "nflows": _nflows_log_scale}
+# As ``invert_incrementally`` names scales that its kernel knows.
+_AFFINE = {"exp": ("exp", 0.0), "nflows": ("softplus", NFLOWS_EPSILON)}
 
 
 class AffineAutoregressive(Transform):
@@ -111,7 +113,9 @@ class AffineAutoregressive(Transform):
 
         with torch.autocast(inputs.device.type, enabled=False):
             stages = stages_of(self.network, context)
-            outputs, parameters = invert_incrementally(stages, inputs, solve)
+            outputs, parameters = invert_incrementally(
+                stages, inputs, solve, affine=_AFFINE.get(self.scale)
+            )
         return outputs, -log_scale_of(parameters[:, 0]).sum(0)
 
     @classmethod

@@ -8,13 +8,14 @@ from typing import Any, Union, cast
 import torch
 from nflows.transforms import Transform
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from nflows_mixer._checks import ROWS_ADVICE, check_event
 from nflows_mixer._distributed import world_size
 from nflows_mixer._modes import autocast_dtype, without_autocast
 from nflows_mixer.nn import ResidualMLP
 from nflows_mixer.nn.collapsed import CollapsedWeights, collapsed_mlp, is_collapsible, norms_of
 from nflows_mixer.nn.residual import append_context
+from nflows_mixer.transforms.affine import apply_affine
 from nflows_mixer.transforms.coupling import AdditiveCoupling, AffineCoupling, Map, _Coupling
 from nflows_mixer.transforms.spline import RationalQuadraticCoupling
 
@@ -66,7 +67,7 @@ def flow_layer(
         y [N, D], log-dets [N], and the batch statistics of f, as ``collapsed_mlp`` gives them.
     """
     if maps is not None:
-        rows = F.linear(rows, maps[0], maps[1]) if maps[0].dim() == 2 else rows * maps[0] + maps[1]
+        rows = apply_affine(rows, maps[0], maps[1])
     fixed, moved = parts_of_rows(rows, split)
     parameters, statistics = collapsed_mlp(with_context(fixed, context), weights, *options)
     moved, logabsdet = function(moved, parameters, *constants)
@@ -91,7 +92,7 @@ def flow_layer_inverse(
     moved, logabsdet = function(moved, parameters, *constants)
     rows = torch.cat((fixed, moved) if split[1] else (moved, fixed), 1)
     if maps is not None:
-        rows = F.linear(rows, maps[0], maps[1]) if maps[0].dim() == 2 else rows * maps[0] + maps[1]
+        rows = apply_affine(rows, maps[0], maps[1])
         logabsdet = logabsdet + maps[2]
     return rows, logabsdet
 
@@ -190,6 +191,7 @@ class FlowStep:
 
     def _arguments(self, inputs: Tensor, context: Tensor | None) -> tuple[Any, ...]:
         assert self.weights is not None
+        check_event(inputs, (self.coupling.features,), type(self.coupling).__name__, ROWS_ADVICE)
         context = self.given_context(inputs, context)
         return inputs, self.maps, self.weights, context, self.split
 

@@ -186,4 +186,5 @@ class InvertibleConv1x1(Transform):
         batch, _, height, width = inputs.shape
         pixels, logabsdet = function(rearrange(inputs, "b c h w -> (b h w) c"))
         images = rearrange(pixels, "(b h w) c -> b c h w", b=batch, h=height, w=width)
-        return images, height * width * logabsdet[:batch]
+        # Convolutions behind it guess the strides of their outputs from those of their inputs.
+        return images.contiguous(), height * width * logabsdet[:batch]
