@@ -26,6 +26,7 @@ from benchmarks.speed.interleaved import Task, interleaved, ratios
 from benchmarks.speed.table import RESULTS, maf_table, write
 from benchmarks.speed.variants import Unavailable
 from nflows_mixer.bridges import inverse_of
+from nflows_mixer.kernels import load_cpu_kernels, ops
 
 Inverse = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -51,10 +52,35 @@ def own(features: int, hidden_features: int) -> tuple[Transform, Inverse]:
     return maf, maf.inverse
 
 
+def by_kernel(
+    build: Callable[[int, int], tuple[Transform, Inverse]], features: int, hidden_features: int
+) -> tuple[Transform, Inverse]:
+    """A MAF whose inverse goes through the C++ kernel, which no other of them uses."""
+    before = dict(ops.KERNEL_DTYPES)
+    try:
+        load_cpu_kernels()
+    except ValueError as reason:
+        raise Unavailable(str(reason)) from reason
+    loaded = dict(ops.KERNEL_DTYPES)
+    _use(before)
+    maf, inverse = build(features, hidden_features)
+
+    def inverse_by_kernel(latents: Tensor) -> tuple[Tensor, Tensor]:
+        _use(loaded)
+        try:
+            return inverse(latents)
+        finally:
+            _use(before)
+
+    return maf, inverse_by_kernel
+
+
 MAFS = {
     "nflows, D passes": stock,
     "nflows, inverse_of": bridged,
     "AffineAutoregressive": own,
+    "nflows, inverse_of, C++ kernel": partial(by_kernel, bridged),
+    "AffineAutoregressive, C++ kernel": partial(by_kernel, own),
 }
 """Name -> ((features, hidden features) -> (transform, its inverse))."""
 
@@ -109,6 +135,9 @@ def measure(
     tasks: dict[str, Task] = {}
     skipped = {}
     for name, build in MAFS.items():
+        if name.endswith("C++ kernel") and like.device.type != "cpu":
+            skipped[name] = "it is for the CPU"
+            continue
         try:
             maf, inverse = build(features, hidden_features)
         except Unavailable as reason:
@@ -130,6 +159,11 @@ def measure(
             "inverse_to_forward": ratios(seconds, back, there),
         }
     return found, skipped
+
+
+def _use(dtypes: dict[tuple[str, str], tuple[torch.dtype, ...]]):
+    ops.KERNEL_DTYPES.clear()
+    ops.KERNEL_DTYPES.update(dtypes)
 
 
 def _nflows_maf(features: int, hidden_features: int) -> MaskedAffineAutoregressiveTransform:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from nflows_mixer.kernels.ops import has_kernel
+from nflows_mixer.kernels.autoregressive import in_place, kernel_of_inverse, units_below
 
 # Features whose steps share one wide product with all units before them. With fewer those units
 # are read too often, with more too much is done in thin products.
 _PANEL = 8
-_KERNEL_ACTIVATIONS = {F.gelu: "gelu", F.relu: "relu", torch.relu: "relu"}
-_IN_PLACE = {F.gelu: torch.ops.aten.gelu_.default, F.relu: torch.relu_, torch.relu: torch.relu_}
 
 
 class MaskedStage(NamedTuple):
@@ -163,13 +159,24 @@ def invert_incrementally(
         >>> torch.allclose(x + shift(x), latents, atol=1e-5)
         True
     """
-    if affine is not None and (found := _by_kernel(stages, latents, *affine)) is not None:
-        return found
     count, features = latents.shape
-    kind = _Joined if torch.is_grad_enabled() else _Written
+    stages = _sorted_by_degree(stages)
+    if affine is not None:
+        weights = [(i, s, w) for i, stage in enumerate(stages, 1) for s, w in stage.weights]
+        biases = [stage.bias for stage in stages]
+        tensors = [*biases, *(weight for *_, weight in weights)]
+        activations = [stage.activation for stage in stages[:-1]]
+        if kernel := kernel_of_inverse(latents, activations, *tensors):
+            below = [units_below(stage.degrees, features) for stage in stages]
+            return kernel(weights, biases, below, *affine)
     # The features are units that are zero until they are solved for.
     nothing = MaskedStage((), latents.new_zeros(features, 1), range(features), _same)
-    stages = [nothing, *_sorted_by_degree(stages)]
+    stages = [nothing, *stages]
+    activations = [stage.activation for stage in stages[1:-1]]
+    kind: type[_Units] = _Joined
+    if not torch.is_grad_enabled():
+        # The sums stand where the units are to be.
+        kind, activations = _Written, [in_place(activation) for activation in activations]
     inputs, *hidden, outputs = units = [kind(stage, features, count) for stage in stages]
     targets = latents.mT.contiguous().unbind(0)
     for start in range(0, features, _PANEL):
@@ -177,11 +184,11 @@ def invert_incrementally(
         for stage_units in units:
             stage_units.open(start, stop, units)
         for d in range(stop - start):
-            for stage_units in hidden:
+            for stage_units, activation in zip(hidden, activations):
                 if stage_units.counts[d]:
-                    stage_units.put(d, stage_units.activated(stage_units.sums(d)))
+                    stage_units.keep(activation(stage_units.sums(d)))
             parameters = outputs.sums(d)
-            outputs.put(d, parameters)
+            outputs.keep(parameters)
             inputs.put(d, solve(targets[start + d], parameters)[None])
     return inputs.all().mT.contiguous(), outputs.all().unflatten(0, (features, -1))
 
@@ -191,8 +198,7 @@ class _Units(ABC):
 
     def __init__(self, stage: MaskedStage, features: int, batch: int) -> None:
         self._weights, self._bias = stage.weights, stage.bias
-        self.activated = stage.activation
-        self._below = _below(stage.degrees, features)
+        self._below = units_below(stage.degrees, features)
         self._batch = batch
 
     def open(self, start: int, stop: int, units: Sequence[_Units]) -> None:
@@ -201,11 +207,10 @@ class _Units(ABC):
         self.panel = slice(bounds[0], bounds[-1])
         self.counts = [high - low for low, high in zip(bounds[:-1], bounds[1:])]
         wide = [(w[self.panel, : units[s].panel.start], units[s].before) for s, w in self._weights]
-        self._sums = self._begin(wide).split(self.counts)
+        self._sums = self._begin(wide).split_with_sizes(self.counts)
         # Of the units of this panel, those that are not there yet have a weight of zero.
-        self._thin = [
-            (units[s], w[self.panel, units[s].panel].split(self.counts)) for s, w in self._weights
-        ]
+        thin = [(units[s], w[self.panel, units[s].panel]) for s, w in self._weights]
+        self._thin = [(source, w.split_with_sizes(self.counts)) for source, w in thin]
 
     def sums(self, d: int) -> Tensor:
         """What the activation is to be applied to in step d of the panel."""
@@ -228,8 +233,12 @@ class _Units(ABC):
         """Add the product of a weight, as wide as the panel, and the units of the panel."""
 
     @abstractmethod
+    def keep(self, values: Tensor) -> None:
+        """Take the units of a step, which may stand where its sums stood."""
+
+    @abstractmethod
     def put(self, d: int, values: Tensor) -> None:
-        """Take the units of step d."""
+        """Take the units of step d, which stand elsewhere."""
 
     @abstractmethod
     def all(self) -> Tensor:
@@ -242,8 +251,6 @@ class _Written(_Units):
     def __init__(self, stage: MaskedStage, features: int, batch: int) -> None:
         super().__init__(stage, features, batch)
         self._memory = stage.bias.new_empty(self._below[-1], batch)
-        # The sums stand where the units are to be.
-        self.activated = _IN_PLACE.get(stage.activation, stage.activation)
 
     @property
     def before(self) -> Tensor:
@@ -259,9 +266,11 @@ class _Written(_Units):
     def add_product(self, sums: Tensor, weight: Tensor) -> Tensor:
         return sums.addmm_(weight, self._open)
 
+    def keep(self, values: Tensor) -> None:
+        pass
+
     def put(self, d: int, values: Tensor) -> None:
-        if values is not self._sums[d]:
-            self._sums[d].copy_(values)
+        self._sums[d].copy_(values)
 
     def all(self) -> Tensor:
         return self._memory
@@ -292,40 +301,14 @@ class _Joined(_Units):
         units = torch.cat(self._new)
         return torch.addmm(sums, weight[:, : len(units)], units)
 
-    def put(self, d: int, values: Tensor) -> None:
+    def keep(self, values: Tensor) -> None:
         self._new.append(values)
+
+    def put(self, d: int, values: Tensor) -> None:
+        self.keep(values)
 
     def all(self) -> Tensor:
         return torch.cat([self._before, *self._new])
-
-
-def _by_kernel(
-    stages: Sequence[MaskedStage], latents: Tensor, scale: str, floor: float
-) -> tuple[Tensor, Tensor] | None:
-    """Invert an affine flow by the C++ kernel, if it is in use and fits."""
-    names = {_KERNEL_ACTIVATIONS.get(stage.activation) for stage in stages[:-1]}
-    (name,) = names if len(names) == 1 else (None,)
-    if name is None or not has_kernel("masked_affine_inverse", latents):
-        return None
-    stages = _sorted_by_degree(stages)
-    reads = [(reader, *read) for reader, stage in enumerate(stages, 1) for read in stage.weights]
-    readers, sources, weights = zip(*reads)
-    biases = [stage.bias for stage in stages]
-    tensors = (latents, *weights, *biases)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return None
-    below = [n for stage in stages for n in _below(stage.degrees, latents.shape[1])]
-    return torch.ops.nflows_mixer.masked_affine_inverse(
-        latents, weights, readers, sources, biases, below, name, scale, floor
-    )
-
-
-def _below(degrees: Sequence[int], features: int) -> list[int]:
-    """How many units have a degree below 0, 1, ..., D; those of D are seen by no feature."""
-    counts = [0] * (features + 1)
-    for degree in degrees:
-        counts[degree] += 1
-    return [0, *accumulate(counts[:-1])]
 
 
 def _sorted_by_degree(stages: Sequence[MaskedStage]) -> list[MaskedStage]:

@@ -16,8 +16,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <string_view>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -42,18 +42,18 @@ constexpr int64_t kRows = kVectors * kLanes<T>;
 
 template <typename T>
 struct Product {
-  const T* weights;   // [units, columns]
-  int64_t columns;    // units of the source
-  size_t source;      // 0 for the features, else a stage
+  const T* weights;  // [units, columns]
+  int64_t columns;   // units of the source
+  size_t source;     // 0 for the features, else a stage
 };
 
 // Units of a network, sorted by degree.
 template <typename T>
 struct Stage {
-  const T* bias;          // [units, bias_columns]
-  int64_t bias_columns;   // 1, or as many as rows
-  int64_t begin;          // of its units among all
-  const int64_t* below;   // how many have a degree below 0, 1, ..., D
+  const T* bias;         // [units, bias_columns]
+  int64_t bias_columns;  // 1, or as many as rows
+  int64_t begin;         // of its units among all
+  const int64_t* below;  // how many have a degree below 0, 1, ..., D
   std::vector<Product<T>> products;
 };
 
@@ -166,12 +166,12 @@ void invert(const std::vector<Stage<T>>& stages, const T* latents, T floor, int6
 
 std::tuple<Tensor, Tensor> masked_affine_inverse(
     const Tensor& latents, at::TensorList weights, at::IntArrayRef readers,
-    at::IntArrayRef sources, at::TensorList biases, at::IntArrayRef below,
-    std::string_view activation, std::string_view scale, double floor) {
+    at::IntArrayRef sources, at::TensorList biases, at::IntArrayRef below, bool gelu,
+    bool softplus, double floor) {
   const Tensor y = latents.contiguous();
   const int64_t rows = y.size(0), features = y.size(1);
   Tensor outputs = at::empty_like(y), parameters = at::empty({features, 2, rows}, y.options());
-  std::vector<Tensor> kept;
+  std::vector<Tensor> kept;  // what the stages below point to
   const auto contiguous = [&](const Tensor& tensor) {
     return kept.emplace_back(tensor.contiguous());
   };
@@ -189,17 +189,17 @@ std::tuple<Tensor, Tensor> masked_affine_inverse(
       stages[readers[i]].products.push_back(
           {weight.const_data_ptr<scalar_t>(), weight.size(1), size_t(sources[i])});
     }
-    const auto run = [&](auto gelu, auto softplus) {
-      invert<gelu(), softplus()>(stages, y.const_data_ptr<scalar_t>(), scalar_t(floor), rows,
-                                 features, units, outputs.mutable_data_ptr<scalar_t>(),
-                                 parameters.mutable_data_ptr<scalar_t>());
+    const auto run = [&](auto is_gelu, auto is_softplus) {
+      invert<is_gelu(), is_softplus()>(stages, y.const_data_ptr<scalar_t>(), scalar_t(floor), rows,
+                                       features, units, outputs.mutable_data_ptr<scalar_t>(),
+                                       parameters.mutable_data_ptr<scalar_t>());
     };
     const std::true_type yes;
     const std::false_type no;
-    if (activation == "gelu")
-      scale == "exp" ? run(yes, no) : run(yes, yes);
+    if (gelu)
+      softplus ? run(yes, yes) : run(yes, no);
     else
-      scale == "exp" ? run(no, no) : run(no, yes);
+      softplus ? run(no, yes) : run(no, no);
   });
   return {outputs, parameters};
 }

@@ -47,7 +47,7 @@ OPERATORS: dict[str, tuple[str, int, str | None]] = {
     ),
     "masked_affine_inverse": (
         "Tensor latents, Tensor[] weights, int[] readers, int[] sources, Tensor[] biases,"
-        " int[] below, str activation, str scale, float floor",
+        " int[] below, bool gelu, bool softplus, float floor",
         2,
         None,
     ),

@@ -1,0 +1,107 @@
+"""Flow layers compiled once for all layers of a size, by a backend that needs no compiler."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from nflows_mixer.flows import mixerflow
+from nflows_mixer.transforms.compiled import CompiledCalls
+
+SMALL = {"image_shape": (1, 8, 8), "patch_size": 2, "hidden_features": 8}
+"""Rows of 4 channels, of 16 patches, and of 9 inside a shift."""
+
+
+def flows(**options):
+    """One that compiles and one that does not, of the same weights, and images."""
+    torch.manual_seed(0)
+    options = {**SMALL, "num_layers": 5, **options}
+    images = torch.randint(256, (20, 1, 8, 8), dtype=torch.uint8)
+    plain = mixerflow(**options).double().initialize(images)
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    compiled = mixerflow(**options, compile=True).double()
+    compiled.load_state_dict(plain.state_dict())
+    compiled._transform.compiled = CompiledCalls(backend="aot_eager")
+    return compiled, plain, images
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("memory", ["full", "checkpoint", "constant"])
+@pytest.mark.parametrize("flow", ["affine", "additive", "spline"])
+def test_the_same_numbers_and_gradients(memory, flow):
+    compiled, plain, images = flows(channel_flow=flow, num_layers=2)
+    if memory != "full":
+        options = {**SMALL, "num_layers": 2, "channel_flow": flow, "memory": memory}
+        other = mixerflow(**options, compile=True).double()
+        other.load_state_dict(plain.state_dict())
+        other._transform.compiled = compiled._transform.compiled
+        compiled = other
+    noise = torch.rand(images.shape, dtype=torch.float64)
+    results = []
+    for each in (compiled, plain):
+        loss = each.log_prob(images, noise=noise)
+        loss.mean().backward()
+        gradients = [parameter.grad for parameter in each.parameters()]
+        each.eval()
+        with torch.no_grad():
+            evaluated = each.log_prob(images, noise=noise)
+        torch.manual_seed(1)
+        results.append((loss, gradients, evaluated, each.sample(5), dict(each.state_dict())))
+    torch.testing.assert_close(*results, atol=1e-9, rtol=1e-9)
+
+
+def test_layers_of_one_size_share_their_code():
+    counts = []
+    for depth in (2, 9):
+        compiled, _, images = flows(num_layers=depth)
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        compiled.log_prob(images).mean().backward()
+        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    # Rows of 4, 16 and 9.
+    assert counts == [3, 3]
+
+
+def test_many_batch_sizes_do_not_make_it_give_up():
+    compiled, plain, images = flows(num_layers=1)
+    compiled.eval(), plain.eval()
+    with torch.no_grad():
+        for size in range(2, 15):
+            noise = torch.rand(images[:size].shape, dtype=torch.float64)
+            torch.testing.assert_close(
+                compiled.log_prob(images[:size], noise=noise),
+                plain.log_prob(images[:size], noise=noise),
+            )
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3 * 3
+
+
+def test_copies_and_pickles():
+    compiled, plain, images = flows(num_layers=1)
+    noise = torch.rand(images.shape, dtype=torch.float64)
+    compiled.eval(), plain.eval()
+    expected = compiled.log_prob(images, noise=noise)
+    for other in (copy.deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
+        other._transform.compiled.backend = "aot_eager"
+        torch.testing.assert_close(other.log_prob(images, noise=noise), expected)
+
+
+def test_bf16_conditioners():
+    compiled, plain, images = flows(num_layers=2)
+    compiled.float(), plain.float()
+    noise = torch.rand(images.shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(
+            compiled.log_prob(images, noise=noise),
+            plain.log_prob(images, noise=noise),
+            atol=0.5,
+            rtol=1e-2,
+        )
