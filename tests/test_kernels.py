@@ -357,7 +357,7 @@ def test_plain_torch_inverts_what_the_kernel_does_not():
     """Gradients, other scales and activations, half precision."""
     flow = ours(6)
     latents, _ = drawn(6, grad=True)
-    assert torch.autograd.gradcheck(lambda y: flow.inverse(y), latents)
+    assert torch.autograd.gradcheck(flow.inverse, latents)
     for other in (ours(6, scale="tanh"), maf(6, 16, **KINDS["own activation"])):
         with torch.no_grad():
             there = other(inverse_of(other)(latents)[0])[0]
@@ -366,6 +366,19 @@ def test_plain_torch_inverts_what_the_kernel_does_not():
     with torch.no_grad():
         latents = torch.randn(5, 6).bfloat16()
         assert torch.equal(flow.inverse(latents)[0], latents)
+
+
+@pytest.mark.usefixtures("cpp")
+# Torch's own preparations for it warn.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@torch.no_grad()
+def test_no_tangent_of_an_inverse_is_lost():
+    flow = ours(6)
+    latents, _ = drawn(6)
+    direction, step = torch.randn_like(latents), 1e-6
+    tangent = torch.func.jvp(lambda y: flow.inverse(y)[0], (latents,), (direction,))[1]
+    there, back = (flow.inverse(latents + sign * step * direction)[0] for sign in (1, -1))
+    torch.testing.assert_close(tangent, (there - back) / (2 * step), rtol=1e-5, atol=1e-6)
 
 
 def test_says_what_is_missing_for_a_gpu(monkeypatch):

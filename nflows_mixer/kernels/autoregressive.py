@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 from torch.nn import functional as F
 
 from nflows_mixer.kernels.ops import has_kernel
@@ -46,7 +47,11 @@ def kernel_of_inverse(
     names = {ACTIVATIONS.get(activation) for activation in activations}
     if len(names) != 1 or None in names:
         return None
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (latents, *others)):
+    tensors = (latents, *others)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return None
+    # Tangents would be lost without a word.
+    if any(unpack_dual(tensor).tangent is not None for tensor in tensors):
         return None
     (name,) = names
 

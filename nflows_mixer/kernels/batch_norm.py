@@ -20,10 +20,10 @@ def gelu_batch_norm(inputs: Tensor, weight: Tensor, bias: Tensor, eps: float = 1
               r = z\, \Phi(z), \qquad
               \mu = \frac1N \sum_n h_n, \qquad \sigma^2 = \frac1N \sum_n (h_n - \mu)^2
 
-    Three implementations of one function: Triton on a GPU, C++ on the CPU after
-    :func:`load_cpu_kernels`, plain torch elsewhere. Kernels keep the inputs and the statistics
-    for the backward pass and nothing more; second derivatives and ``torch.func`` need plain
-    torch. The batch is that of this process.
+    Three implementations of one function: Triton on a GPU after :func:`load_gpu_kernels`, C++ on
+    the CPU after :func:`load_cpu_kernels`, plain torch elsewhere. Kernels keep the inputs and the
+    statistics for the backward pass and nothing more; second derivatives and ``torch.func`` need
+    plain torch. The batch is that of this process.
 
     Args:
         inputs: h, [N, H] with N of at least 2.

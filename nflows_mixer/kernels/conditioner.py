@@ -41,10 +41,11 @@ def conditioner(
     .. math:: V r_1 + U a + c, \qquad r_1 = g(\mathrm{BN}_2(W_1 r_0 + b_1)), \qquad
               r_0 = g(\mathrm{BN}_1(W_0 a + b_0)), \qquad g = \mathrm{GELU}
 
-    On a GPU with Triton each linear layer is one kernel, with normalisation and GELU of what it
-    reads, and keeps what it normalises for the backward pass and nothing more; with given
-    statistics and no gradient all is one kernel. Elsewhere, and for rows of more than 256
-    numbers, it is plain torch with :func:`gelu_batch_norm`. The batch is that of this process.
+    On a GPU, after :func:`load_gpu_kernels`, each linear layer is one kernel, with
+    normalisation and GELU of what it reads, and keeps what it normalises for the backward pass and
+    nothing more; with given statistics and no gradient all is one kernel. Elsewhere, and for rows
+    of more than 256 numbers, it is plain torch with :func:`gelu_batch_norm`. The batch is that of
+    this process.
 
     Args:
         inputs: a, [N, D].

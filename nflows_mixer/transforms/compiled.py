@@ -14,8 +14,7 @@ class CompiledCalls:
     """Calls functions of tensors and constants through ``torch.compile``, whole.
 
     Layers of one size share the compiled code, as their weights are arguments: a flow of any depth
-    compiles as many functions as it has row lengths. The first batch size is compiled for itself;
-    when another one comes, code for any.
+    compiles as many functions as it has row lengths, each for any number of rows.
 
     Args:
         backend: of ``torch.compile``.
@@ -39,6 +38,10 @@ class CompiledCalls:
             self._compiled[key] = torch.compile(
                 _own_code(function), backend=self.backend, fullgraph=True
             )
+        for value in arguments:
+            # As many rows as images have patches, or patches channels: one code for all.
+            if isinstance(value, Tensor) and value.dim() == 2 and len(value) == len(rows):
+                torch._dynamo.maybe_mark_dynamic(value, 0)
         return self._compiled[key](*arguments)
 
     def __getstate__(self) -> dict[str, Any]:
