@@ -156,7 +156,6 @@ def test_random_state_afterwards_is_that_of_an_ordinary_pass(memory):
     assert torch.equal(*states)
 
 
-@pytest.mark.filterwarnings("ignore:ReversibleCompositeTransform")
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_autocast_is_that_of_the_forward_pass(memory):
     torch.manual_seed(0)
@@ -164,15 +163,17 @@ def test_autocast_is_that_of_the_forward_pass(memory):
     rows, context = torch.randn(40, 6), torch.randn(40, 3)
     moved(parts)
     own = assert_same_gradients(
-        parts, rows, context, 1e-2, torch.bfloat16, memory=memory, check_every=1
+        parts, rows, context, 1e-6, torch.bfloat16, memory=memory, check_every=1
     )
+    assert not own.inexact
     exact = assert_same_gradients(parts, rows, context, 1e-4, memory=memory)
     assert not exact.inexact
-    del own
 
 
 def preset(num_layers, memory, hidden_features=16):
-    return mixerflow("cifar10", num_layers=num_layers, hidden_features=hidden_features, memory=memory)
+    return mixerflow(
+        "cifar10", num_layers=num_layers, hidden_features=hidden_features, memory=memory
+    )
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
@@ -206,7 +207,9 @@ def test_first_batch_initialises(memory):
     for flow in (plain, other):
         flow.log_prob(images, noise=noise).mean().backward()
     torch.testing.assert_close(dict(other.state_dict()), dict(plain.state_dict()))
-    assert relative([p.grad for p in other.parameters()], [p.grad for p in plain.parameters()]) < 1e-4
+    assert (
+        relative([p.grad for p in other.parameters()], [p.grad for p in plain.parameters()]) < 1e-4
+    )
 
 
 class Exploding(Transform):
@@ -267,7 +270,7 @@ def test_a_randomly_scaled_flow_is_caught():
     loss = plain.log_prob(images, noise=noise).mean()
     assert torch.isfinite(loss)
     loss.backward()
-    with pytest.warns(RuntimeWarning, match="got more through '_transforms"):
+    with pytest.warns(RuntimeWarning, match="least exact inverses at '_transforms"):
         flow.log_prob(images, noise=noise).mean().backward()
     found = [p.grad for p in flow.parameters()]
     assert all(torch.isfinite(grad).all() for grad in found)

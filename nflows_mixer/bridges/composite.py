@@ -22,8 +22,8 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
     Five things differ. The context reaches the parts that take one, and no others (see
     ``bridges.takes_context``). Inputs may be integers where the first part makes them real. What
     a part computes in half precision, under autocast, goes on in the precision of the inputs.
-    An inverse runs in evaluation mode, whatever the mode is, and masked flows are inverted by as
-    many passes as change something (see ``bridges.inverse_of``).
+    An inverse runs in evaluation mode, whatever the mode is, and masked flows are inverted by
+    ``bridges.inverse_of``.
 
     Args:
         transforms: the parts, from data to noise; flows of zuko and normflows are bridged.
@@ -87,7 +87,7 @@ class InverseTransform(nflows_transforms.InverseTransform):
 
     .. math:: f^{-1}, \qquad \log|\det J| \text{ of } f^{-1}
 
-    Masked flows are inverted by as many passes as change something.
+    Masked flows are inverted by ``bridges.inverse_of``.
 
     Args:
         transform: what to turn round; a flow of zuko or normflows is bridged.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nflows_mixer._distributed import all_reduce_sum
-from nflows_mixer.kernels import gelu_batch_norm
+from nflows_mixer.kernels import conditioner, gelu_batch_norm
+from nflows_mixer.kernels.ops import has_kernel
 from nflows_mixer.nn.batch_norm import BatchNorm1d
 from nflows_mixer.nn.residual import ResidualBlock, ResidualMLP
 
@@ -42,13 +43,17 @@ class CollapsedWeights(NamedTuple):
 
     def detached(self) -> CollapsedWeights:
         """The same values, each the leaf of a graph of its own."""
-        linear = [_leaf(tensor) for tensor in self[:7]]
-        if self.scales is None or self.shifts is None:
-            return self._replace(**dict(zip(self._fields, linear)))
-        scales = (_leaf(self.scales[0]), _leaf(self.scales[1]))
-        shifts = (_leaf(self.shifts[0]), _leaf(self.shifts[1]))
-        return CollapsedWeights(
-            *linear, self.wide, scales, shifts, self.means, self.variances
+        scales, shifts = self.scales, self.shifts
+        return self._replace(
+            initial=_leaf(self.initial),
+            initial_bias=_leaf(self.initial_bias),
+            hidden=_leaf(self.hidden),
+            hidden_bias=_leaf(self.hidden_bias),
+            output=_leaf(self.output),
+            skip=_leaf(self.skip),
+            output_bias=_leaf(self.output_bias),
+            scales=None if scales is None else (_leaf(scales[0]), _leaf(scales[1])),
+            shifts=None if shifts is None else (_leaf(shifts[0]), _leaf(shifts[1])),
         )
 
 
@@ -156,20 +161,32 @@ def collapse(networks: Sequence[ResidualMLP]) -> list[CollapsedWeights]:
     final_biases = torch.stack([network.final.bias for network in networks])
     biases = torch.baddbmm(final_biases.unsqueeze(2), final, biases.unsqueeze(2)).squeeze(2)
     collapsed = []
-    for network, branch, *products in zip(networks, branches, outputs, skips, biases):
-        first, hidden = network.initial, cast(nn.Linear, branch[2])
-        linear = (first.weight, first.bias, hidden.weight, hidden.bias, *products)
+    for network, branch, output, skip, bias in zip(networks, branches, outputs, skips, biases):
+        hidden = cast(nn.Linear, branch[2])
         norms = norms_of(network)
-        of_norms: list = [None] * 4
+        weights = CollapsedWeights(
+            initial=network.initial.weight,
+            initial_bias=network.initial.bias,
+            hidden=hidden.weight,
+            hidden_bias=hidden.bias,
+            output=output,
+            skip=skip,
+            output_bias=bias,
+            wide=wide,
+            scales=None,
+            shifts=None,
+            means=None,
+            variances=None,
+        )
         if norms is not None:
-            one, two = norms
-            of_norms = [
-                (one.weight, two.weight),
-                (one.bias, two.bias),
-                (one.running_mean, two.running_mean),
-                (one.running_var, two.running_var),
-            ]
-        collapsed.append(CollapsedWeights(*linear, wide, *of_norms))
+            one, two = cast(tuple[Any, Any], norms)
+            weights = weights._replace(
+                scales=(one.weight, two.weight),
+                shifts=(one.bias, two.bias),
+                means=(one.running_mean, two.running_mean),
+                variances=(one.running_var, two.running_var),
+            )
+        collapsed.append(weights)
     return collapsed
 
 
@@ -208,6 +225,9 @@ def collapsed_mlp(
         >>> torch.allclose(outputs, net(rows), atol=1e-4)
         True
     """
+    fused = has_kernel("conditioner", inputs) and not (reduced or weights.wide)
+    if fused and weights.scales is not None:
+        return _of_kernel(inputs, weights, eps, training, dtype)
     layers = [(weights.initial, weights.initial_bias), (weights.hidden, weights.hidden_bias)]
     output, skip = weights.output, weights.skip
     skipped = F.linear(inputs, *layers[0]) if weights.wide else inputs
@@ -228,9 +248,34 @@ def collapsed_mlp(
         rows, *found = normalise(rows, weights.scales[i], weights.shifts[i], eps[i])
         statistics += found
     if dtype is None:
-        return torch.addmm(F.linear(skipped, skip, weights.output_bias), rows, output.t()), statistics
+        return torch.addmm(
+            F.linear(skipped, skip, weights.output_bias), rows, output.t()
+        ), statistics
     products = F.linear(rows, output) + F.linear(skipped, skip)
     return products.to(inputs.dtype) + weights.output_bias, statistics
+
+
+def _of_kernel(
+    inputs: Tensor,
+    weights: CollapsedWeights,
+    eps: tuple[float, float],
+    training: bool,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, list[Tensor]]:
+    """The same by the kernels of a GPU."""
+    assert weights.scales is not None and weights.shifts is not None
+    assert weights.means is not None and weights.variances is not None
+    means, variances = weights.means, weights.variances
+    outputs, found = conditioner(
+        inputs,
+        *(weights.initial, weights.initial_bias, weights.scales[0], weights.shifts[0]),
+        *(weights.hidden, weights.hidden_bias, weights.scales[1], weights.shifts[1]),
+        *(weights.output, weights.skip, weights.output_bias),
+        eps=eps,
+        statistics=None if training else (means[0], variances[0], means[1], variances[1]),
+        dtype=dtype,
+    )
+    return outputs, list(found) if training else []
 
 
 def _normalised(

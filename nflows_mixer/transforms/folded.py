@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -31,8 +31,9 @@ class FoldedCompositeTransform(CompositeTransform):
     - the linear tail of a ``ResidualMLP`` is multiplied out (see ``nn.collapse``),
     - shift layers become one gather and one scatter.
 
-    Parts of other libraries, parts that somebody has subclassed, and networks that are hooked or
-    changed are called as they are. So is everything before ActNorm is initialised. For
+    Parts of other libraries, parts that somebody has subclassed or whose methods were replaced,
+    and networks that are hooked or changed are called as they are (hooks on the parts themselves
+    are not, as in nflows' composites). So is everything before ActNorm is initialised. For
     inverses the folded maps are inverted in float64; without gradients they are kept until the
     parameters differ.
 
@@ -56,7 +57,7 @@ class FoldedCompositeTransform(CompositeTransform):
         True
     """
 
-    def __init__(self, transforms: Sequence[Any], compile: bool = False) -> None:
+    def __init__(self, transforms: Iterable[Any], compile: bool = False) -> None:
         super().__init__(transforms)
         self.compiled = CompiledCalls() if compile else None
         self._inverses: dict[tuple, tuple[AffineMaps, AffineMaps]] = {}
@@ -91,8 +92,8 @@ class FoldedCompositeTransform(CompositeTransform):
 
     def _steps(self) -> list[Step]:
         steps = steps_of_chain(self)
-        for step in leaves(steps) if self.compiled else ():
-            if isinstance(step, FlowStep):
+        for step in leaves(steps):
+            if isinstance(step, FlowStep) and self.compiled is not None:
                 step.call = self.compiled
         return steps
 

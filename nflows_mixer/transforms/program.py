@@ -24,8 +24,9 @@ from nflows_mixer.transforms.steps import Affine, Cut, Mix, Part, Region, Step
 def steps_of(transform: Transform, passes_context: bool | None = None) -> list[Step]:
     """Return the steps that evaluate a transform, with affine neighbours folded.
 
-    What this package does not know, and what somebody has subclassed, replaced or hooked, is a
-    step of its own. Weights are not read here, see ``fold``.
+    What this package does not know, what somebody has subclassed or whose methods were replaced,
+    and couplings whose network was changed or hooked, are steps of their own. Weights are not read
+    here, see ``fold``.
 
     Args:
         transform: any transform.
@@ -146,8 +147,8 @@ def fold(
         inverse: whether for the inverse direction.
         invert: (key, maps) -> inverse maps; the key is equal whenever the parts are.
     """
-    runs = defaultdict(list)
-    networks = defaultdict(list)
+    runs: dict[tuple, list[Affine | FlowStep]] = defaultdict(list)
+    networks: dict[tuple, list[FlowStep]] = defaultdict(list)
     for step in leaves(steps):
         if isinstance(step, (Affine, FlowStep)) and step.parts:
             keys = tuple(affine_key(part) for part in step.parts)
@@ -165,9 +166,9 @@ def fold(
             maps = invert(key, maps)
         for member, *of_member in zip(members, *map(torch.unbind, maps.tensors)):
             member.maps = tuple(of_member)
-    for members in networks.values():
-        for member, weights in zip(members, collapse([step.network for step in members])):
-            member.weights = weights
+    for alike in networks.values():
+        for flow_step, weights in zip(alike, collapse([step.network for step in alike])):
+            flow_step.weights = weights
 
 
 def invert_maps(steps: Sequence[Step]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from nflows_mixer._checks import check_choice, check_positive, mismatch
+from nflows_mixer._modes import autocast_dtype
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.folded import FoldedCompositeTransform
 from nflows_mixer.transforms.program import invert_maps, leaves
@@ -49,7 +50,9 @@ class ReversibleCompositeTransform(FoldedCompositeTransform):
 
     Transforms of any library will do, as long as they are deterministic. Random numbers (dropout),
     autocast, and batch statistics are in the backward pass what they were in the forward pass;
-    running statistics move once.
+    running statistics move once. Under autocast "constant" does as "checkpoint": an input that
+    differs by a rounding error may round to another number of half precision, and its inverse is
+    that of another function.
 
     Args:
         transforms: the parts, from data to noise.
@@ -82,7 +85,7 @@ class ReversibleCompositeTransform(FoldedCompositeTransform):
 
     def __init__(
         self,
-        transforms: Sequence[Any],
+        transforms: Iterable[Any],
         memory: str = "constant",
         anchors: int = 4,
         check_every: int = 100,
@@ -108,6 +111,7 @@ class ReversibleCompositeTransform(FoldedCompositeTransform):
         self.tolerance = tolerance
         self.inexact: set[str] = set()
         self._error: Tensor | None = None
+        self._largest = 0.0
         self._passes = 0
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -130,7 +134,7 @@ class ReversibleCompositeTransform(FoldedCompositeTransform):
         for step in leaves(steps):
             if isinstance(step, Part):
                 step.records = True
-        if self.memory == "checkpoint":
+        if self.memory == "checkpoint" or autocast_dtype(inputs) is not None:
             return _checkpointed(steps, inputs, context)
         detach_weights(steps)
         # Parameters that several steps read are there once; their gradient is a sum already.
@@ -153,8 +157,8 @@ class ReversibleCompositeTransform(FoldedCompositeTransform):
         self._error = error if self._error is None else torch.maximum(self._error, error)
         if not due:
             return True
-        largest, self._error = self._error.item(), None
-        return largest <= self._tolerance(error.dtype)
+        self._largest, self._error = self._error.item(), None
+        return self._largest <= self._tolerance(error.dtype)
 
     def _tolerance(self, dtype: torch.dtype) -> float:
         return TOLERANCES.get(dtype, 1e-2) if self.tolerance is None else self.tolerance
@@ -174,10 +178,10 @@ class ReversibleCompositeTransform(FoldedCompositeTransform):
         self.inexact |= set(found)
         listed = ", ".join(f"{name!r} ({error:.1g})" for name, error in found.items())
         warnings.warn(
-            f"ReversibleCompositeTransform: expected inverses with a relative error of at most "
-            f"{bound:g}, got more through {listed}; the inputs of these are kept from now on, and "
-            "gradients since the last check may have been inexact; smaller weights, float64, or "
-            "memory='checkpoint' help",
+            f"ReversibleCompositeTransform: expected rebuilt activations with a relative error of "
+            f"at most {bound:g}, got {self._largest:.2g}, with the least exact inverses at "
+            f"{listed}; the inputs of these are kept from now on, and gradients since the last "
+            "check may have been inexact; smaller weights, float64, or memory='checkpoint' help",
             RuntimeWarning,
             stacklevel=2,
         )

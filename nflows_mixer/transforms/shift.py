@@ -114,7 +114,9 @@ class ShiftTransform(Transform):
         if type(parts[-1]) is not InverseTransform or parts[-1]._transform is not parts[0]:
             return None
         image = torch.arange(math.prod(self.image_shape))
-        image, _ = self._outer.inverse(image.reshape(1, self._outer.n_patches, self._outer.channels))
+        image, _ = self._outer.inverse(
+            image.reshape(1, self._outer.n_patches, self._outer.channels)
+        )
         return parts[0](image[self._inner])[0].flatten()
 
     @property

@@ -103,6 +103,7 @@ class Part:
         return self.call(inverse_of(self.transform), inputs, context)
 
     def call(self, function, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Call with the context where it is taken, in the precision of the inputs or wider."""
         outputs, logabsdet = function(inputs, context if self.passes_context else None)
         if inputs.dtype.is_floating_point and outputs.is_floating_point():
             outputs = outputs.to(torch.promote_types(inputs.dtype, outputs.dtype))
