@@ -118,7 +118,36 @@ def _markdown(head: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-TABLES = {"speed": speed_table, "memory": memory_table, "maf": maf_table}
+def exactness_table(results: dict[str, Any]) -> str:
+    """Errors of gradients, bits/dim in two precisions, and errors of round trips."""
+    text = (
+        f"{results['preset']} preset, {results['num_layers']} mixer layers, "
+        f"{results['parameters']:,} parameters, {results['data']} (split "
+        f"{results['split_hash']}), seed {results['seed']}; steps of {results['batch_size']} at "
+        f"a rate of {results['learning_rate']:g}; {results['machine']}, "
+        f"torch {results['versions']['torch']}.\n"
+    )
+    states = results["gradient_errors"]
+    rows = [
+        [name, *(f"{of_state[name]:.1e}" for of_state in states.values())]
+        for name in next(iter(states.values()))
+    ]
+    errors = _markdown(["error of the gradients", *states], rows)
+    bits = results["bits_per_dim"]
+    rows = [[name, f"{value:.4f}"] for name, value in bits.items()]
+    rows.append(["difference", f"{abs(bits['bf16'] - bits['float32']):.4f}"])
+    precision = _markdown([f"conditioners, {results['evaluated']} test images", "bits/dim"], rows)
+    rows = [[name, f"{value:.1e}"] for name, value in results["round_trip_errors"].items()]
+    trips = _markdown(["round trip", "largest error, of the range"], rows)
+    return "\n".join([text, errors, precision, trips])
+
+
+TABLES = {
+    "speed": speed_table,
+    "memory": memory_table,
+    "maf": maf_table,
+    "exactness": exactness_table,
+}
 """Beginning of a file's name -> its table."""
 PICTURES = {"speed": save_ratios, "memory": save_memory}
 """Beginning of a file's name -> its picture."""
@@ -128,7 +157,7 @@ def write(path: Path, results: dict[str, Any]) -> None:
     """Write the JSON file, its table and, where there is one, its picture.
 
     Args:
-        path: of the JSON file; its name begins with "speed", "memory" or "maf".
+        path: of the JSON file; its name begins with a key of ``TABLES``.
         results: what to keep.
     """
     kind = path.name.split("-")[0].removesuffix(".json")
