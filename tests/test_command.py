@@ -285,6 +285,27 @@ def test_same_and_fewer_layers_start_from_weights(tmp_path, trained, unfinished)
         assert unfinished[-1]["facts"]["from"] == source
 
 
+def test_way_to_run_is_no_part_of_the_weights(tmp_path, trained, unfinished):
+    """Compiled, in constant memory, from weights of a flow that was neither."""
+    source = str(trained / "one/weights.safetensors")
+    for layers in (1, 2):
+        flags = [f"--model.num_layers={layers}", "--compile", "--memory=constant"]
+        main([*QUICK, *flags, "--start_from", source, "--out", str(tmp_path)])
+    for given in unfinished:
+        whole = given["module"].flow._transform
+        assert whole.memory == "constant" and whole.compiled is not None
+
+
+def test_memory_changes_no_number(tmp_path):
+    """The same run, with activations kept and rebuilt."""
+    results = []
+    for memory in ("full", "checkpoint", "constant"):
+        out = str(tmp_path / memory)
+        results.append(main([*QUICK, f"--memory={memory}", "--precision=64-true", "--out", out]))
+    for other in results[1:]:
+        assert other["bits_per_dim"] == pytest.approx(results[0]["bits_per_dim"], abs=1e-9)
+
+
 @pytest.mark.parametrize(
     "flags, said",
     [

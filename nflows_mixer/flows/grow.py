@@ -65,8 +65,13 @@ def grow(flow: ImageFlow, num_layers: int, **changes) -> ImageFlow:
         if getattr(flow.architecture, field.name) is not field.default
         and getattr(flow.architecture, field.name) != field.default
     }
+    whole = flow._transform
+    how = {
+        "compile": getattr(whole, "compiled", None) is not None,
+        "memory": getattr(whole, "memory", "full"),
+    }
     with torch.random.fork_rng(devices=[]):
-        deeper = mixerflow(**{**arguments, **changes, "num_layers": num_layers})
+        deeper = mixerflow(**{**arguments, **changes, **how, "num_layers": num_layers})
     assert deeper.architecture is not None
     for name in ("patch_size", "layout"):
         old, new = flow.architecture.per_layer(name), deeper.architecture.per_layer(name)

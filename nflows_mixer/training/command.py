@@ -97,6 +97,8 @@ def train(
     devices: int = 1,
     num_nodes: int = 1,
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true",
+    memory: Literal["full", "checkpoint", "constant"] = "full",
+    compile: bool = False,
     accumulate: int = 1,
     validate_every: int | None = None,
     checkpoint_every: int = 500,
@@ -128,6 +130,9 @@ def train(
         devices: how many on each node.
         num_nodes: how many machines.
         precision: of the numbers; bf16 is in the conditioners only.
+        memory: of the backward pass: full keeps activations, checkpoint computes those of a layer
+            again, constant rebuilds them through inverses.
+        compile: compile the flow layers; the first step takes a minute.
         accumulate: parts that a batch is computed in, one after another.
         validate_every: steps between validations; a tenth of the run if left out.
         checkpoint_every: steps between checkpoints.
@@ -154,7 +159,7 @@ def train(
     torch.manual_seed(seed)
     images = load_images(data, test=test_data, root=root, seed=seed, shuffle=shuffle, size=size)
     arguments = _complete(model, images, conditional)
-    flow = mixerflow(**imported(arguments))
+    flow = mixerflow(compile=compile, memory=memory, **imported(arguments))
     if start_from is not None:
         flow = _started_from(start_from, flow)
     if is_first_process():
@@ -289,7 +294,8 @@ def _started_from(path: str, flow: ImageFlow) -> ImageFlow:
             f"one that differs in {', '.join(differing)}",
             "give the same --model arguments",
         )
-    return trained
+    flow.load_state_dict(trained.state_dict())
+    return flow
 
 
 def _chosen_before(argv: Sequence[str]) -> tuple[str | None, str | None]:
@@ -320,7 +326,7 @@ def _spelled(word: str) -> str:
 
 def _with_values(words: Sequence[str]) -> list[str]:
     """Take ``--resume`` for ``--resume true``."""
-    flags = {"--resume", "--overwrite", "--conditional", "--progress"}
+    flags = {"--resume", "--overwrite", "--conditional", "--progress", "--compile"}
     bare = [
         word in flags and (i + 1 == len(words) or words[i + 1].startswith("--"))
         for i, word in enumerate(words)
