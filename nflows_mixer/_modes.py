@@ -50,6 +50,12 @@ def without_autocast(inputs: Tensor) -> AbstractContextManager[None]:
     return torch.autocast(inputs.device.type, enabled=False)
 
 
+def is_transformed() -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation watches what is computed."""
+    forward_level = torch.autograd.forward_ad._current_level
+    return forward_level >= 0 or torch._C._functorch.maybe_current_level() is not None
+
+
 def is_compiling() -> bool:
     """Whether ``torch.compile`` is tracing."""
     ask = getattr(torch.compiler, "is_compiling", None) or torch._dynamo.is_compiling

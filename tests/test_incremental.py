@@ -358,6 +358,20 @@ def test_wrong_sizes_are_errors():
         MaskedMLP(0, [[1]])
     with pytest.raises(ValueError, match="scale to be one of"):
         AffineAutoregressive(5, scale="sinh")
+    for degrees in ([], [[]], [1, 2], [[4, 1]], [[1, -1]], [[1.0, 2.0]], 3):
+        with pytest.raises(
+            ValueError, match="MaskedMLP: expected degrees as .* from 0 to 3, .*got"
+        ):
+            MaskedMLP(3, degrees)
+
+
+def test_weights_are_loaded_onto_the_meta_device_and_off_it():
+    first = MaskedMLP(4, [[1, 2, 3], [3, 2, 1]]).eval()
+    with torch.device("meta"):
+        second = MaskedMLP(4, [[1, 2, 3], [3, 2, 1]]).eval()
+    second.load_state_dict(first.state_dict(), assign=True)
+    rows, _ = drawn(4)
+    assert torch.equal(second.double()(rows), first.double()(rows))
 
 
 @contexts

@@ -24,6 +24,7 @@ from nflows_mixer.kernels import (
     load_cpu_kernels,
     load_gpu_kernels,
     ops,
+    without_kernels,
 )
 from nflows_mixer.nn import ResidualMLP
 from nflows_mixer.transforms import AffineAutoregressive
@@ -43,39 +44,30 @@ needs_triton = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="session")
-def _compiled():
-    """Compile once; the C++ kernels stay unused outside the tests that ask for them."""
+@pytest.fixture(params=["torch", "cpp", *(["triton"] if torch.cuda.is_available() else [])])
+def place(request):
+    """The device of an implementation, which is the one in use."""
+    if request.param == "cpp":
+        request.getfixturevalue("cpp")
+        yield "cpu"
+        return
+    with without_kernels():
+        if request.param == "triton":
+            load_gpu_kernels()
+        yield "cuda" if request.param == "triton" else "cpu"
+
+
+@pytest.fixture
+def cpp():
+    """The C++ kernels, which stay unused outside the tests that ask for them."""
     if not ops.IS_SUPPORTED:
         pytest.skip("torch 2.4")
     for program in (os.environ.get("CXX", "c++"), "ninja"):
         if shutil.which(program) is None:
             pytest.skip(f"no {program} is installed")
-    before = dict(ops.KERNEL_DTYPES)
-    load_cpu_kernels()
-    found = dict(ops.KERNEL_DTYPES)
-    ops.KERNEL_DTYPES.clear()
-    ops.KERNEL_DTYPES.update(before)
-    return found
-
-
-@pytest.fixture(params=["torch", "cpp", *(["triton"] if torch.cuda.is_available() else [])])
-def place(request, monkeypatch):
-    """The device of an implementation, which is the one in use."""
-    if request.param == "torch":
-        monkeypatch.setattr(ops, "KERNEL_DTYPES", {})
-        return "cpu"
-    if request.param == "cpp":
-        monkeypatch.setattr(ops, "KERNEL_DTYPES", request.getfixturevalue("_compiled"))
-        return "cpu"
-    monkeypatch.setattr(ops, "KERNEL_DTYPES", {})
-    load_gpu_kernels()
-    return "cuda"
-
-
-@pytest.fixture
-def cpp(monkeypatch, _compiled):
-    monkeypatch.setattr(ops, "KERNEL_DTYPES", _compiled)
+    with without_kernels():
+        load_cpu_kernels()
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -247,7 +239,45 @@ def run(*command, **environment):
 def test_says_what_is_missing_where_nothing_can_be_compiled(tmp_path):
     script = "from nflows_mixer.kernels import load_cpu_kernels; load_cpu_kernels()"
     done = run("-c", script, CXX="/nowhere/c++", TORCH_EXTENSIONS_DIR=str(tmp_path))
-    assert "load_cpu_kernels: expected a C++ compiler and ninja, got" in done.stderr
+    assert "load_cpu_kernels: expected a C++ compiler, got no program /nowhere/c++" in done.stderr
+
+
+@pytest.mark.skipif(not ops.IS_SUPPORTED, reason="torch 2.4")
+def test_says_what_the_compiler_says(tmp_path):
+    if shutil.which("ninja") is None:
+        pytest.skip("no ninja is installed")
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\necho 'normal.h:7:1: error: not today' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    script = "from nflows_mixer.kernels import load_cpu_kernels; load_cpu_kernels()"
+    done = run("-c", script, CXX=str(compiler), TORCH_EXTENSIONS_DIR=str(tmp_path / "built"))
+    assert "to compile the kernels, got normal.h:7:1: error: not today; " in done.stderr
+
+
+@pytest.mark.usefixtures("cpp")
+def test_kernels_are_in_use_up_to_the_end_of_their_block():
+    rows = torch.ones(2, 3)
+    assert ops.has_kernel("gelu_batch_norm", rows)
+    with without_kernels():
+        assert not ops.has_kernel("gelu_batch_norm", rows)
+        with pytest.raises(KeyError), without_kernels():
+            load_cpu_kernels()
+            assert ops.has_kernel("gelu_batch_norm", rows)
+            raise KeyError
+        assert not ops.has_kernel("gelu_batch_norm", rows)
+    assert ops.has_kernel("gelu_batch_norm", rows)
+
+
+def test_what_is_compiled_changes_its_kernels_with_the_block(place):
+    inputs, weight, bias, _ = draw_norm(40, 12, device=place)
+    torch._dynamo.reset()
+    function = torch.compile(gelu_batch_norm, backend="aot_eager", fullgraph=True)
+    outside = gelu_batch_norm(inputs, weight, bias)[0]
+    for _ in range(2):
+        assert torch.equal(function(inputs, weight, bias)[0], outside)
+        with without_kernels():
+            inside = gelu_batch_norm(inputs, weight, bias)[0]
+            assert torch.equal(function(inputs, weight, bias)[0], inside)
 
 
 @pytest.fixture
@@ -308,6 +338,20 @@ def test_inverse_of_a_masked_flow_in_single_precision(scale):
     assert got[0].dtype == got[1].dtype == torch.float32
     torch.testing.assert_close(got[0].double(), outputs, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(got[1].double(), logabsdet, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.usefixtures("cpp")
+@torch.no_grad()
+def test_scales_of_any_size_in_single_precision():
+    """From where they are infinite to where they are subnormal, and 0."""
+    flow, latents = ours(1).float(), torch.tensor([[1e-30], [0.0]])
+    for unconstrained in (120.0, 88.5, 50.0, -80.0, -95.0, -120.0):
+        flow.network.final_layer.bias[:] = torch.tensor([unconstrained, 0.0])
+        outputs, logabsdet = flow.inverse(latents)
+        with without_kernels():
+            expected = flow.inverse(latents)
+        torch.testing.assert_close(outputs, expected[0], rtol=1e-3, atol=0, equal_nan=True)
+        torch.testing.assert_close(logabsdet, expected[1])
 
 
 @pytest.mark.usefixtures("kernel_alone")
@@ -381,12 +425,33 @@ def test_no_tangent_of_an_inverse_is_lost():
     torch.testing.assert_close(tangent, (there - back) / (2 * step), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kernels", [True, False], ids=["cpp", "torch"])
+def test_inverse_of_each_row_by_vmap(kernels, request):
+    if kernels:
+        request.getfixturevalue("cpp")
+    flow = ours(11, 32)
+    latents, _ = drawn(11)
+    expected = flow.inverse(latents)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            each = torch.func.vmap(lambda row: flow.inverse(row[None]))(latents)
+        torch.testing.assert_close(tuple(got[:, 0] for got in each), expected)
+
+
 def test_says_what_is_missing_for_a_gpu(monkeypatch):
-    monkeypatch.setattr(ops, "KERNEL_DTYPES", {})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="load_gpu_kernels: expected .*; go without: plain"):
-        load_gpu_kernels()
-    assert not ops.KERNEL_DTYPES
+    with without_kernels():
+        with pytest.raises(ValueError, match="load_gpu_kernels: expected .*; go without: plain"):
+            load_gpu_kernels()
+        assert not ops.KERNEL_DTYPES
+
+
+def test_files_of_triton_are_no_hindrance_where_it_is_absent():
+    options = ["--collect-only", "-p", "no:cacheprovider", "nflows_mixer/kernels"]
+    script = "import sys, pytest; sys.modules['triton'] = None; sys.exit(pytest.main(sys.argv[1:]))"
+    done = run("-c", script, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "kernels/batch_norm.py::" in done.stdout
 
 
 @pytest.mark.parametrize("rows", [0, 1])
@@ -412,6 +477,18 @@ def test_parameters_of_another_length():
     weights = draw_weights(3, 8, 4)
     with pytest.raises(ValueError, match=r"expected weights of shapes .*, got .*\(8, 4\)"):
         conditioner(torch.ones(4, 3), *weights[:4], weights[4][:, :4], *weights[5:])
+
+
+def test_statistics_of_another_length():
+    weights, rows = draw_weights(3, 8, 4), torch.ones(4, 3)
+    for statistics in (tuple(torch.ones(3, 8)), tuple(torch.ones(4, 7)), tuple(torch.ones(4, 1))):
+        with pytest.raises(ValueError, match=r"expected four statistics of shape \[8\], got"):
+            conditioner(rows, *weights, statistics=statistics)
+
+
+def test_one_eps_is_that_of_both():
+    given = [torch.randn(20, 3), *draw_weights(3, 8, 4)]
+    assert torch.equal(conditioner(*given, eps=0.1)[0], conditioner(*given, eps=(0.1, 0.1))[0])
 
 
 def draw_weights(inner, width, columns):
@@ -535,6 +612,19 @@ def interpreted_conditioner(rows, sizes, dtype):
 
 
 @pytest.mark.usefixtures("interpreter")
+def interpreted_tensors_with_gaps():
+    tensors = [torch.randn(40, 3), *draw_weights(3, 16, 4), torch.randn(40, 4)]
+    spread = [torch.stack([tensor, torch.full_like(tensor, 7)], -1)[..., 0] for tensor in tensors]
+    assert not any(tensor.is_contiguous() for tensor in spread)
+    expected = results(flat_conditioner, tensors)
+    for got, wanted in zip(results(flat_conditioner, spread), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+    statistics = torch.stack(expected[1:5], 1)
+    outputs, *_ = flat_conditioner(*spread[:-1], statistics=tuple(statistics.unbind(1)))
+    torch.testing.assert_close(outputs, expected[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("interpreter")
 def interpreted_functions_compile_whole():
     inputs, *weights = torch.randn(40, 3), *draw_weights(3, 8, 4)
     statistics = tuple(torch.rand(4, 8) + 0.5)
@@ -593,6 +683,24 @@ arguments = [torch.ones(40, 16), *weights, 1e-5, 1e-5, torch.bfloat16]
 conditioner_triton.conditioner(*arguments)
 conditioner_triton.conditioner_of_statistics(*arguments, *statistics)
 """
+
+
+ALLOWED = {
+    "": "ieee",
+    "torch.backends.cuda.matmul.allow_tf32 = True": "tf32",
+    "torch.backends.fp32_precision = 'tf32'": "tf32",
+}
+
+
+@needs_triton
+@pytest.mark.parametrize("setting, expected", ALLOWED.items())
+def test_tf32_is_used_where_it_is_allowed(setting, expected):
+    """In a process of its own: the older setting is not to be asked for once the newer is used."""
+    if "fp32_precision" in setting and not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("torch 2.9")
+    script = "from nflows_mixer.kernels.conditioner_triton import _products; import torch"
+    done = run("-c", f"{script}\n{setting}\nprint(_products(torch.float32)['PRECISION'])")
+    assert done.stdout.strip() == expected, done.stderr
 
 
 @needs_triton

@@ -80,6 +80,7 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
 
 # Whoever folds neighbours may look inside what has these methods, and does not override them.
 CompositeTransform.forward.is_chain = True  # type: ignore[attr-defined]
+CompositeTransform.inverse.is_chain = True  # type: ignore[attr-defined]
 
 
 class InverseTransform(nflows_transforms.InverseTransform):

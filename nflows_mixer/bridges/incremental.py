@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nflows_mixer.kernels import autoregressive
 from nflows_mixer.kernels.autoregressive import in_place, kernel_of_inverse, units_below
 
 # Features whose steps share one wide product with all units before them. With fewer those units
@@ -132,8 +133,8 @@ def invert_incrementally(
     When x_d is there, so is all that units of degree d depend on: they are computed then, and at
     no other step, so that all steps together do about the arithmetic of one pass of the network.
     Units are kept transposed and sorted by degree, so that a step is a product of contiguous parts
-    of a weight and of the units. Without grad mode units go into memory that is there beforehand;
-    else they are ordinary autograd, with gradients of any order.
+    of a weight and of the units. Without grad mode and ``torch.func`` units go into memory that is
+    there beforehand; else they are ordinary autograd, with gradients of any order.
 
     Args:
         stages: those of the network; the last gives parameters, k of feature d at degree d - 1.
@@ -174,7 +175,7 @@ def invert_incrementally(
     stages = [nothing, *stages]
     activations = [stage.activation for stage in stages[1:-1]]
     kind: type[_Units] = _Joined
-    if not torch.is_grad_enabled():
+    if not (torch.is_grad_enabled() or autoregressive.is_transformed()):
         # The sums stand where the units are to be.
         kind, activations = _Written, [in_place(activation) for activation in activations]
     inputs, *hidden, outputs = units = [kind(stage, features, count) for stage in stages]

@@ -24,7 +24,9 @@ def inverse_of(transform: Transform) -> Callable[..., tuple[Tensor, Tensor]]:
     ``invert_incrementally``); those of other masked flows, of subclasses, and of one with hooks
     or with parts that are not nflows' own stop early (see ``invert_autoregressive``). The
     composites and mixing layers of this package invert their parts by it. A subclass with an
-    inverse of its own keeps it.
+    inverse of its own keeps it. What a flow is made of may change, and so is looked up at each
+    inverse: its masks and its activation too, for which a GPU is waited for.
+    ``AffineAutoregressive.from_nflows`` looks once.
 
     Args:
         transform: any nflows transform.

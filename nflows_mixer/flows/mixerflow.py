@@ -58,7 +58,8 @@ def mixerflow(
             for each row length, shared by all layers.
         memory: "full" keeps activations for the backward pass; "constant" rebuilds them through
             inverses, so that memory does not grow with depth; "checkpoint" computes those of a
-            layer again from its inputs. See ``ReversibleCompositeTransform``.
+            layer again from its inputs, and so does "constant" under autocast. See
+            ``ReversibleCompositeTransform``.
         **arguments: those of ``MixerFlowArchitecture``; ``image_shape`` and ``patch_size`` are
             needed where there is no preset.
 

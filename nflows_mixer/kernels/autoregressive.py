@@ -42,7 +42,7 @@ def kernel_of_inverse(
         True
     """
     # First of all, as the compiler of an old torch does not get through what follows.
-    if not has_kernel("masked_affine_inverse", latents):
+    if not has_kernel("masked_affine_inverse", latents) or is_transformed():
         return None
     names = {ACTIVATIONS.get(activation) for activation in activations}
     if len(names) != 1 or None in names:
@@ -70,6 +70,18 @@ def kernel_of_inverse(
         )
 
     return kernel
+
+
+def is_transformed() -> bool:
+    """Whether ``torch.func`` (vmap, jvp, grad) is at work, for which tensors must not be written.
+
+    Example:
+        >>> is_transformed(), torch.vmap(lambda x: x + is_transformed())(torch.zeros(1))
+        (False, tensor([1.]))
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def units_below(degrees: Sequence[int], features: int) -> list[int]:

@@ -224,13 +224,11 @@ def gelu_normalised(
     inputs: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> Tensor:
     """Normalise by given statistics, then apply GELU."""
-    inputs = inputs.contiguous()
-    outputs = torch.empty_like(inputs)
+    given = packed(inputs, mean, variance, weight, bias)
+    outputs = torch.empty_like(given[0])
     grid, tile = _grid(inputs)
     with torch.cuda.device_of(inputs):
-        _gelu_normalised[grid](
-            inputs, mean, variance, *_packed(weight, bias), outputs, *inputs.shape, eps, **tile
-        )
+        _gelu_normalised[grid](*given, outputs, *inputs.shape, eps, **tile)
     return outputs
 
 
@@ -244,12 +242,12 @@ def gelu_batch_norm_backward(
     eps: float,
 ) -> Three:
     """Return the gradients of inputs, weight and bias."""
-    gradient, inputs, weight, bias = _packed(gradient, inputs, weight, bias)
+    given = packed(gradient, inputs, mean, variance, weight, bias)
+    inputs, weight, bias = given[1], given[4], given[5]
     columns = inputs.shape[1]
     sums, products = tile_buffers(inputs, columns)
     d_inputs = torch.empty_like(inputs)
     d_weight, d_bias = torch.empty_like(weight), torch.empty_like(bias)
-    given = (gradient, inputs, mean, variance, weight, bias)
     grid, tile = _grid(inputs)
     with torch.cuda.device_of(inputs):
         _backward_sums[grid](*given, sums, products, *inputs.shape, eps, **tile)
@@ -293,5 +291,6 @@ def _grid(inputs: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
     return grid, {"ROWS": TILE_ROWS, "COLUMNS": TILE_COLUMNS}
 
 
-def _packed(*tensors: Tensor) -> tuple[Tensor, ...]:
+def packed(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return tensors without gaps in memory."""
     return tuple(tensor.contiguous() for tensor in tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def conditioner(
     output: Tensor,
     skip: Tensor,
     output_bias: Tensor,
-    eps: tuple[float, float] = (1e-5, 1e-5),
+    eps: float | tuple[float, float] = 1e-5,
     statistics: Four | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Four]:
@@ -54,7 +55,7 @@ def conditioner(
         hidden, hidden_bias: :math:`W_1` [H, H] and :math:`b_1` [H].
         scale2, shift2: weight and bias of :math:`\mathrm{BN}_2`, [H].
         output, skip, output_bias: V [K, H], U [K, D] and c [K].
-        eps: of the two batch normalisations.
+        eps: of both batch normalisations, or of one and the other.
         statistics: their means and variances (mean, variance, mean, variance), as in evaluation;
             None takes those of the batch.
         dtype: half precision for the products and for what is kept; they are summed in float32,
@@ -85,6 +86,7 @@ def conditioner(
     second = (hidden, hidden_bias, scale2.to(wide), shift2.to(wide))
     weights = (*first, *second, output, skip, output_bias)
     _check_shapes(inputs, weights)
+    eps = eps if isinstance(eps, tuple) else (eps, eps)
     kernel = has_kernel("conditioner", inputs) and dtype in GPU_DTYPES
     if max(inputs.shape[1], len(hidden), len(output)) > LARGEST_WIDTH:
         kernel = False
@@ -93,7 +95,9 @@ def conditioner(
         if kernel:
             outputs, *found = _Fused.apply(inputs, *weights, *eps, dtype)
             return outputs, tuple(found)
-    elif kernel and not _needs_gradient(inputs, *weights):
+        return conditioner_torch(inputs, weights, eps, statistics, dtype)
+    _check_statistics(statistics, len(hidden))
+    if kernel and not _needs_gradient(inputs, *weights):
         evaluate = torch.ops.nflows_mixer.conditioner_of_statistics
         return evaluate(inputs, *weights, *eps, dtype, *statistics), statistics
     return conditioner_torch(inputs, weights, eps, statistics, dtype)
@@ -140,6 +144,17 @@ def _check_shapes(inputs: Tensor, weights: tuple[Tensor, ...]) -> None:
     if shapes != expected:
         advice = "give weights and biases in the order of the arguments"
         raise mismatch("conditioner", f"weights of shapes {expected}", shapes, advice)
+
+
+def _check_statistics(statistics: Sequence[Tensor], width: int) -> None:
+    shapes = [list(statistic.shape) for statistic in statistics]
+    if shapes != [[width]] * 4:
+        raise mismatch(
+            "conditioner",
+            f"four statistics of shape [{width}]",
+            shapes,
+            "give (mean, variance, mean, variance), one number per hidden unit",
+        )
 
 
 class _Fused(torch.autograd.Function):

@@ -16,6 +16,7 @@ from nflows_mixer.kernels.batch_norm_triton import (
     TILE_ROWS,
     gelu_of_normalised,
     merge_statistics,
+    packed,
     store_tile_statistics,
     tile_buffers,
 )
@@ -171,9 +172,12 @@ def conditioner(
     dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
     """Return outputs, both hidden layers before normalisation, and their means and variances."""
-    inputs, initial, hidden, output, skip = map(
-        torch.Tensor.contiguous, (inputs, initial, hidden, output, skip)
+    # The kernels read tensors as if there were no gaps in them.
+    inputs, initial, initial_bias, scale1, shift1 = packed(
+        inputs, initial, initial_bias, scale1, shift1
     )
+    hidden, hidden_bias, scale2, shift2 = packed(hidden, hidden_bias, scale2, shift2)
+    output, skip, output_bias = packed(output, skip, output_bias)
     rows = inputs.shape[0]
     first, part = _layer(inputs, initial, initial_bias, dtype)
     norm1 = merge_statistics(*part, rows)
@@ -204,20 +208,14 @@ def conditioner_of_statistics(
     *statistics: Tensor,
 ) -> Tensor:
     """Return the outputs for given means and variances of the two normalisations."""
-    inputs, initial, hidden, output, skip = map(
-        torch.Tensor.contiguous, (inputs, initial, hidden, output, skip)
-    )
     (rows, inner), width, columns = inputs.shape, len(initial), len(output)
     outputs = inputs.new_empty(rows, columns)
     layers = (initial, initial_bias, scale1, shift1, hidden, hidden_bias, scale2, shift2)
+    # The kernel reads tensors as if there were no gaps in them.
+    tensors = packed(inputs, *layers, output, skip, output_bias, *statistics)
     with torch.cuda.device_of(inputs):
         _of_statistics[(triton.cdiv(rows, ROWS),)](
-            inputs,
-            *layers,
-            output,
-            skip,
-            output_bias,
-            *statistics,
+            *tensors,
             outputs,
             rows,
             inner,
@@ -276,8 +274,15 @@ def _layer(
 
 
 def _products(dtype: torch.dtype) -> dict[str, object]:
-    exact = torch.get_float32_matmul_precision() == "highest"
-    return {"TYPE": TYPES[dtype], "PRECISION": "ieee" if exact else "tf32"}
+    return {"TYPE": TYPES[dtype], "PRECISION": "tf32" if _allows_tf32() else "ieee"}
+
+
+def _allows_tf32() -> bool:
+    products = torch.backends.cuda.matmul
+    # Where the newer setting is there and was used, to ask for the older one is an error.
+    if hasattr(products, "fp32_precision"):
+        return products.fp32_precision == "tf32"
+    return products.allow_tf32
 
 
 def _padded(size: int) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+from functools import cache
 from pathlib import Path
 from subprocess import SubprocessError
 
@@ -15,7 +18,8 @@ SOURCES = [Path(__file__).with_name(name) for name in ("batch_norm.cpp", "autore
 # As torch itself is compiled for the processors that it tells apart. Neither flag of the first
 # line changes a number: they say that nobody reads errno and traps.
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math"]
-ADVICE = "install it, or go without: plain torch gives the same function"
+ADVICE = "go without: plain torch gives the same function"
+INSTALL = f"install it, or {ADVICE}"
 VECTOR_FLAGS = {
     "AVX2": ["-mavx2", "-mfma"],
     "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
@@ -30,6 +34,8 @@ def load_cpu_kernels() -> None:
     without second derivatives, and so do inverses of masked affine flows in float32 and float64
     where no gradient is needed; all else stays as it is.
 
+    To use them for a part of a program, call it inside :func:`without_kernels`.
+
     Raises:
         ValueError: if there is no C++ compiler or no ninja, the compiler fails, or torch is older
             than 2.4.
@@ -37,12 +43,24 @@ def load_cpu_kernels() -> None:
     Example:
         >>> load_cpu_kernels()  # doctest: +SKIP
     """
-    if ("gelu_batch_norm", "cpu") in KERNEL_DTYPES:
-        return
+    _build()
+    KERNEL_DTYPES["gelu_batch_norm", "cpu"] = (torch.float32, torch.float64, torch.bfloat16)
+    KERNEL_DTYPES["masked_affine_inverse", "cpu"] = (torch.float32, torch.float64)
+
+
+@cache
+def _build() -> None:
+    """Compile the kernels, or find them compiled, and load them into the process."""
     if not IS_SUPPORTED:
         raise mismatch("load_cpu_kernels", "torch 2.4 or newer", torch.__version__, ADVICE)
-    from torch.utils.cpp_extension import load
+    from torch.utils.cpp_extension import is_ninja_available, load
 
+    # CXX may hold more than a program, as "ccache g++".
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    if sys.platform != "win32" and shutil.which(compiler) is None:
+        raise mismatch("load_cpu_kernels", "a C++ compiler", f"no program {compiler}", INSTALL)
+    if not is_ninja_available():
+        raise mismatch("load_cpu_kernels", "ninja", "no program of that name", INSTALL)
     capability = torch.backends.cpu.get_cpu_capability()
     threads = ["-fopenmp"] if sys.platform == "linux" else []
     try:
@@ -56,9 +74,13 @@ def load_cpu_kernels() -> None:
     except (OSError, RuntimeError, SubprocessError) as error:
         raise mismatch(
             "load_cpu_kernels",
-            "a C++ compiler and ninja",
-            str(error).partition("\n")[0],
-            ADVICE,
+            f"{compiler} to compile the kernels",
+            _first_error(str(error)),
+            f"the whole message is above; {ADVICE}",
         ) from error
-    KERNEL_DTYPES["gelu_batch_norm", "cpu"] = (torch.float32, torch.float64, torch.bfloat16)
-    KERNEL_DTYPES["masked_affine_inverse", "cpu"] = (torch.float32, torch.float64)
+
+
+def _first_error(text: str) -> str:
+    """Return the first line in which a compiler names an error, or else the first of all."""
+    lines = text.splitlines() or [""]
+    return next((line.strip() for line in lines if "error:" in line), lines[0])

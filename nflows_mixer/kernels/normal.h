@@ -30,7 +30,9 @@ inline float bounded_exponential(float exponent) {
 
 inline double exponential(double x) { return std::exp(x); }
 inline float exponential(float x) {
-  return bounded_exponential(std::min(std::max(x, -87.0f), 88.0f));
+  // The square of that of x / 2, so that it is infinite, subnormal or 0 where e^x is.
+  const float root = bounded_exponential(std::min(std::max(0.5f * x, -87.0f), 88.0f));
+  return root * root;
 }
 
 // Distribution function and density of the standard normal.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -57,6 +58,28 @@ OPERATORS: dict[str, tuple[str, int, str | None]] = {
 def has_kernel(operator: str, inputs: Tensor) -> bool:
     """Whether an operator has a kernel for tensors of this device and type."""
     return inputs.dtype in KERNEL_DTYPES.get((operator, inputs.device.type), ())
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Compute in plain torch inside a block, and after it by the kernels in use before.
+
+    Kernels that are asked for inside it, by :func:`load_cpu_kernels` or :func:`load_gpu_kernels`,
+    are in use up to its end. It holds for all threads of the process.
+
+    Example:
+        >>> rows = torch.tensor([[-1.0], [1.0]])
+        >>> with without_kernels():
+        ...     has_kernel("gelu_batch_norm", rows)
+        False
+    """
+    before = dict(KERNEL_DTYPES)
+    KERNEL_DTYPES.clear()
+    try:
+        yield
+    finally:
+        KERNEL_DTYPES.clear()
+        KERNEL_DTYPES.update(before)
 
 
 def statistics_dtype(inputs: Tensor) -> torch.dtype:

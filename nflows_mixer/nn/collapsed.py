@@ -93,7 +93,8 @@ def is_collapsible(module: nn.Module) -> bool:
         return False
     if _is_plain(norm1, nn.Identity) and _is_plain(norm2, nn.Identity):
         return True
-    return norm1.training == norm2.training and all(map(_is_plain_norm, (norm1, norm2)))
+    alike = type(norm1) is type(norm2) and norm1.training == norm2.training
+    return alike and all(map(_is_plain_norm, (norm1, norm2)))
 
 
 def _is_plain_norm(norm: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -47,11 +48,13 @@ class MaskedLinear(nn.Linear):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         # The last of the arguments is the list of errors. The inverse goes by the degrees.
         mask = state_dict.get(f"{prefix}mask")
-        if mask is not None and not torch.equal(mask.to(self.mask), self.mask):
-            others[-1].append(
-                f"{prefix}mask: expected that of the degrees this layer was built with, got "
-                "another; load it into a flow that was built from the same one"
-            )
+        # On the meta device there is nothing to compare.
+        if mask is not None and not mask.is_meta and not self.mask.is_meta:
+            if not torch.equal(mask.to(self.mask), self.mask):
+                others[-1].append(
+                    f"{prefix}mask: expected that of the degrees this layer was built with, got "
+                    "another; load it into a flow that was built from the same one"
+                )
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
@@ -292,7 +295,11 @@ class MaskedMLP(_MaskedNetwork):
         batch_norm: whether the layers after the first normalise over the batch.
         activation: g, elementwise; GELU by default.
 
-    Shapes, errors: as ``MaskedResidualMLP``.
+    Shapes: as ``MaskedResidualMLP``.
+
+    Raises:
+        ValueError: as ``MaskedResidualMLP``, or if there is no layer of degrees, or one of them is
+            no integer of 0 ... D.
 
     References:
         Germain et al., MADE: masked autoencoder for distribution estimation, 2015, Section 3.
@@ -315,6 +322,7 @@ class MaskedMLP(_MaskedNetwork):
     ) -> None:
         for name, size in [("features", features), ("outputs_per_feature", outputs_per_feature)]:
             check_positive("MaskedMLP", name, size)
+        _check_degrees(degrees, features)
         activation = nn.functional.gelu if activation is None else activation
 
         def make_block(inputs: Sequence[int], outputs: Sequence[int]) -> nn.Module:
@@ -322,4 +330,17 @@ class MaskedMLP(_MaskedNetwork):
 
         super().__init__(
             features, outputs_per_feature, degrees, context_features, activation, make_block
+        )
+
+
+def _check_degrees(degrees: Any, features: int) -> None:
+    layers = degrees if isinstance(degrees, Sequence) else []
+    units = [unit for layer in layers if isinstance(layer, Sequence) for unit in layer]
+    fit = all(isinstance(unit, (int, Integral)) and 0 <= int(unit) <= features for unit in units)
+    if not (fit and layers and all(isinstance(layer, Sequence) and layer for layer in layers)):
+        raise mismatch(
+            "MaskedMLP",
+            f"degrees as lists of integers from 0 to {features}, one list for each layer",
+            degrees,
+            "give each hidden unit how many features it may have seen, as [[1, 2, 1], [2, 1]]",
         )

@@ -131,7 +131,7 @@ def train(
         num_nodes: how many machines.
         precision: of the numbers; bf16 is in the conditioners only.
         memory: of the backward pass: full keeps activations, checkpoint computes those of a layer
-            again, constant rebuilds them through inverses.
+            again, constant rebuilds them through inverses (with bf16-mixed as checkpoint).
         compile: compile the flow layers; the first step takes a minute.
         accumulate: parts that a batch is computed in, one after another.
         validate_every: steps between validations; a tenth of the run if left out.

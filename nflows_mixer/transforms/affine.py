@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from nflows.transforms import Permutation, Transform
 from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
 
 from nflows_mixer._checks import mismatch
 
@@ -64,8 +65,8 @@ class AffineMaps:
             weight = weight.reciprocal()
             bias = -weight * bias
         else:
-            # inv checks for singular matrices, which waits for the device; here the log-det of
-            # one is infinite, and says so.
+            # inv checks for singular matrices, which waits for the device. Those that come here are
+            # products of factors with diagonals above 0.
             weight = torch.linalg.inv_ex(weight)[0]
             bias = -(weight @ bias.unsqueeze(2)).squeeze(2)
         return AffineMaps(weight.to(dtype), bias.to(dtype), -self.logabsdet)
@@ -74,10 +75,10 @@ class AffineMaps:
 def is_affine(transform: Transform) -> bool:
     """Whether ``affine_maps`` knows the transform, as it is now.
 
-    A class says that it is affine by a class method ``affine_maps(parts) -> AffineMaps``. One that
-    inherits it and has a ``forward`` or ``inverse`` of its own does not count, nor an instance
-    whose methods were replaced, nor one that says ``folds = False`` (an ActNorm that has no scale
-    yet).
+    A class says that it is affine by a class method ``affine_maps(parts) -> AffineMaps`` of its
+    own; those that inherit it may do something else, and do not count (parametrised ones do). Nor
+    do instances whose methods were replaced, or that say ``folds = False``, as an ActNorm that has
+    no scale yet.
 
     Example:
         >>> from nflows_mixer.transforms.linear import LULinear
@@ -85,18 +86,13 @@ def is_affine(transform: Transform) -> bool:
         True
     """
     kind = type(transform)
-    if {"forward", "inverse"} & transform.__dict__.keys():
+    if any(hasattr(kind, name) for name in vars(transform)):
         return False
     if kind.forward is Permutation.forward and kind.inverse is Permutation.inverse:
         return transform._dim == 1
-    order = kind.__mro__
-    said = next((i for i, c in enumerate(order) if "affine_maps" in c.__dict__), None)
-    if said is None or not getattr(transform, "folds", True):
-        return False
-    return all(
-        next(i for i, c in enumerate(order) if name in c.__dict__) >= said
-        for name in ("forward", "inverse")
-    )
+    if is_parametrized(transform):
+        kind = kind.__mro__[1]
+    return "affine_maps" in vars(kind) and getattr(transform, "folds", True)
 
 
 def affine_maps(parts: Sequence[Transform], dtype: torch.dtype) -> AffineMaps:

@@ -36,7 +36,7 @@ class CompiledCalls:
         key = (function, rows.shape[1], torch.is_grad_enabled(), constants)
         if key not in self._compiled:
             self._compiled[key] = torch.compile(
-                _own_code(function), backend=self.backend, fullgraph=True
+                _own_code(function), backend=self.backend, fullgraph=True, dynamic=False
             )
         for value in arguments:
             # As many rows as images have patches, or patches channels: one code for all.

@@ -13,6 +13,7 @@ from nflows_mixer._checks import ROWS_ADVICE, check_event
 from nflows_mixer._distributed import world_size
 from nflows_mixer._modes import autocast_dtype, without_autocast
 from nflows_mixer.nn import ResidualMLP
+from nflows_mixer.nn.batch_norm import BatchNorm1d
 from nflows_mixer.nn.collapsed import CollapsedWeights, collapsed_mlp, is_collapsible, norms_of
 from nflows_mixer.nn.residual import append_context
 from nflows_mixer.transforms.affine import apply_affine
@@ -169,10 +170,11 @@ class FlowStep:
     def _options(self, inputs: Tensor) -> Options:
         norms = self.norms
         if norms is None:
-            eps, training = (0.0, 0.0), False
-        else:
-            eps, training = (norms[0].eps, norms[1].eps), norms[0].training
-        return eps, training, training and world_size() > 1, autocast_dtype(inputs)
+            return (0.0, 0.0), False, False, autocast_dtype(inputs)
+        eps, training = (norms[0].eps, norms[1].eps), norms[0].training
+        # torch's own normalises by the batch of each process.
+        reduced = training and world_size() > 1 and isinstance(norms[0], BatchNorm1d)
+        return eps, training, reduced, autocast_dtype(inputs)
 
     @property
     def split(self) -> tuple[int, bool]:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nflows_mixer._modes import is_compiling, running_statistics, without_autocast
+from nflows_mixer._modes import (
+    is_compiling,
+    is_transformed,
+    running_statistics,
+    without_autocast,
+)
 from nflows_mixer.bridges import CompositeTransform
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.affine import AffineMaps
 from nflows_mixer.transforms.compiled import CompiledCalls
 from nflows_mixer.transforms.flow_step import FlowStep
 from nflows_mixer.transforms.program import fold, leaves, steps_of_chain
+from nflows_mixer.transforms.recorded import report_statistics
 from nflows_mixer.transforms.steps import Step, forward_through, inverse_through
 
 
@@ -32,10 +40,10 @@ class FoldedCompositeTransform(CompositeTransform):
     - shift layers become one gather and one scatter.
 
     Parts of other libraries, parts that somebody has subclassed or whose methods were replaced,
-    and networks that are hooked or changed are called as they are (hooks on the parts themselves
-    are not, as in nflows' composites). So is everything before ActNorm is initialised. For
-    inverses the folded maps are inverted in float64; without gradients they are kept until the
-    parameters differ.
+    and networks that are hooked or changed are called as they are. (Hooks on the parts themselves
+    are passed by.) So is everything before ActNorm is initialised. For
+    inverses the folded maps are inverted in float64; without grad mode they are kept until the
+    parameters differ. Of composites within each other the outermost folds all.
 
     Args:
         transforms: the parts, from data to noise; flows of zuko and normflows are bridged.
@@ -73,17 +81,20 @@ class FoldedCompositeTransform(CompositeTransform):
         update_running_statistics(steps)
         return outputs
 
-    forward.is_chain = True  # type: ignore[attr-defined]
-
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map back through the parts in reverse order, in evaluation mode."""
         if not self._folds():
             return super().inverse(inputs, context)
         with running_statistics(self):
             steps = self._steps()
+            used: dict[tuple, tuple[AffineMaps, AffineMaps]] = {}
             with without_autocast(inputs):
-                fold(steps, inverse=True, invert=self._invert)
+                fold(steps, inverse=True, invert=partial(self._invert, used))
+            if used:
+                self._inverses = used
             return inverse_through(steps, inputs, context)
+
+    forward.is_chain = inverse.is_chain = True  # type: ignore[attr-defined]
 
     def _through(
         self, steps: Sequence[Step], inputs: Tensor, context: Tensor | None
@@ -103,16 +114,21 @@ class FoldedCompositeTransform(CompositeTransform):
             return False
         return all(part.initialized for part in self.modules() if isinstance(part, ActNorm))
 
-    def _invert(self, key: tuple, maps: AffineMaps) -> AffineMaps:
-        if maps.weight.requires_grad:
+    def _invert(
+        self, used: dict[tuple, tuple[AffineMaps, AffineMaps]], key: tuple, maps: AffineMaps
+    ) -> AffineMaps:
+        gradients = torch.is_grad_enabled() or any(map_.requires_grad for map_ in maps.tensors)
+        if gradients or is_transformed():
             return maps.inverse()
         # By value: parameters change in more ways than their versions tell.
         kept = self._inverses.get(key)
-        if kept is not None and all(map(_same, kept[0].tensors, maps.tensors)):
-            return kept[1]
-        inverse = maps.inverse()
-        self._inverses[key] = maps, inverse
-        return inverse
+        if kept is None or not all(map(_same, kept[0].tensors, maps.tensors)):
+            # What inference mode makes could not be used outside of it.
+            with torch.inference_mode(False), torch.no_grad():
+                source = AffineMaps(*(tensor.clone() for tensor in maps.tensors))
+                kept = source, source.inverse()
+        used[key] = kept
+        return kept[1]
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles do without the inverses."""
@@ -134,17 +150,23 @@ def update_running_statistics(steps: Sequence[Step]) -> None:
     Args:
         steps: that were evaluated in training mode; others change nothing.
     """
-    by_momentum: dict[float, tuple[list, list, list]] = {}
+    # What is shared comes up again, and is updated by one batch after the other.
+    rounds: dict[tuple[float, int], tuple[list, list, list]] = {}
+    seen: Counter = Counter()
     for step in leaves(steps):
         if not isinstance(step, FlowStep) or step.statistics is None or step.norms is None:
             continue
         found, rows = step.statistics
         for i, norm in enumerate(step.norms):
+            mean, variance = found[2 * i], found[2 * i + 1]
+            report_statistics(norm, mean, variance)
             assert norm.momentum is not None
-            running, batch, counts = by_momentum.setdefault(norm.momentum, ([], [], []))
+            turn = norm.momentum, seen[id(norm)]
+            seen[id(norm)] += 1
+            running, batch, counts = rounds.setdefault(turn, ([], [], []))
             running += [norm.running_mean, norm.running_var]
-            batch += [found[2 * i], found[2 * i + 1] * (rows / max(rows - 1, 1))]
+            batch += [mean, variance * (rows / max(rows - 1, 1))]
             counts.append(norm.num_batches_tracked)
-    for momentum, (running, batch, counts) in by_momentum.items():
+    for (momentum, _), (running, batch, counts) in sorted(rounds.items(), key=lambda item: item[0]):
         torch._foreach_lerp_(running, [b.to(r.dtype) for b, r in zip(batch, running)], momentum)
         torch._foreach_add_(counts, 1)

@@ -65,10 +65,10 @@ class FlowLayer(FoldedCompositeTransform):
         check_event(inputs, (self.features,), "FlowLayer", ROWS_ADVICE)
         return super().forward(inputs, context)
 
-    # What checks rows folds a whole layer, and whoever folds more has checked them.
-    forward.is_chain = True  # type: ignore[attr-defined]
-
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D] back."""
         check_event(inputs, (self.features,), "FlowLayer", ROWS_ADVICE)
         return super().inverse(inputs, context)
+
+    # What checks rows folds a whole layer, and whoever folds more has checked them.
+    forward.is_chain = inverse.is_chain = True  # type: ignore[attr-defined]

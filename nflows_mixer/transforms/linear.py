@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nflows_mixer._checks import ROWS_ADVICE, check_event, check_positive, mismatch
-from nflows_mixer.transforms.affine import AffineMaps
+from nflows_mixer.transforms.affine import AffineMaps, is_affine
 
 
 class LULinear(Transform):
@@ -162,10 +162,15 @@ class InvertibleConv1x1(Transform):
         self.channels = channels
         self.linear = LULinear(channels, bias=False)
 
+    @property
+    def folds(self) -> bool:
+        """Whether its linear map is one that can join its neighbours."""
+        return is_affine(self.linear)
+
     @classmethod
     def affine_maps(cls, parts: Sequence[InvertibleConv1x1]) -> AffineMaps:
         """Products L U of G of them, as maps of the channels of a pixel."""
-        return type(parts[0].linear).affine_maps([part.linear for part in parts])
+        return LULinear.affine_maps([part.linear for part in parts])
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the channels of every pixel."""

@@ -64,16 +64,16 @@ def _links(chain: CompositeTransform) -> Iterator[Step]:
 def _atoms(transform: Transform, passes_context: bool | None) -> Iterator[Step]:
     replaced = {"forward", "inverse"} & transform.__dict__.keys()
     kind = type(transform)
-    if not replaced and getattr(kind.forward, "is_chain", False):
+    if not replaced and _is_chain(kind):
         yield from _links(cast(CompositeTransform, transform))
     elif not replaced and kind in (ChannelMixingTransform, PatchMixingTransform):
         yield Mix(transform, steps_of(transform.transform))
     elif not replaced and kind is ShiftTransform and transform._places is not None:
         inner = steps_of(transform.transform)
         if _is_cut(inner[0], False) and _is_cut(inner[-1], True):
-            yield Cut(transform._outer)
+            yield Cut(transform._outer, name="_outer")
             yield Region(transform, inner[1:-1])
-            yield Cut(transform._outer, uncut=True)
+            yield Cut(transform._outer, uncut=True, name="_outer")
         else:
             yield Part(transform, transform._passes_context)
     elif not replaced and kind is PatchTransform:
@@ -87,6 +87,11 @@ def _atoms(transform: Transform, passes_context: bool | None) -> Iterator[Step]:
     else:
         passes = takes_context(transform) if passes_context is None else passes_context
         yield Part(transform, passes)
+
+
+def _is_chain(kind: type) -> bool:
+    marked = all(getattr(getattr(kind, n), "is_chain", False) for n in ("forward", "inverse"))
+    return marked and kind._chain is CompositeTransform._chain  # type: ignore[attr-defined]
 
 
 def _is_cut(step: Step, uncut: bool) -> bool:

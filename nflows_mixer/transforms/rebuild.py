@@ -67,7 +67,7 @@ def tensors_of(steps: Sequence[Step]) -> list[Tensor]:
             assert step.weights is not None
             found += step.weights.tensors()
         elif isinstance(step, Part):
-            found += step.transform.parameters()
+            found += step.parameters()
         elif isinstance(step, Mix):
             if isinstance(step.mixing.positions, nn.Parameter):
                 found.append(step.mixing.positions)
@@ -131,7 +131,7 @@ def recompute(
     grad_logabsdet: Tensor,
     context: Tensor | None,
     gradients: Gradients,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Backward through a step whose inputs are there: evaluate it again.
 
     Args:
@@ -143,7 +143,7 @@ def recompute(
         gradients: what is found is added here.
 
     Returns:
-        The gradient of the inputs.
+        The gradient of the inputs, and the outputs.
     """
     tensors = tensors_of([step])
     with torch.enable_grad():
@@ -154,7 +154,8 @@ def recompute(
         [outputs, logabsdet], wanted, [grad_outputs, grad_logabsdet]
     )
     gradients.add(wanted[1:], others)
-    return torch.zeros_like(inputs) if grad_inputs is None else grad_inputs
+    grad_inputs = torch.zeros_like(inputs) if grad_inputs is None else grad_inputs
+    return grad_inputs, outputs.detach()
 
 
 def invert(step: Step, outputs: Tensor, context: Tensor | None) -> Tensor:
@@ -213,7 +214,8 @@ def rebuild(
         raise
     except Exception as error:  # of whatever kind a transform of others raises
         raise NotInvertible(f"{type(step.transform).__name__}.inverse: {error}") from error
-    return inputs, recompute(step, inputs, grad_outputs, grad_logabsdet, context, gradients)
+    grad_inputs, _ = recompute(step, inputs, grad_outputs, grad_logabsdet, context, gradients)
+    return inputs, grad_inputs
 
 
 def rebuild_through(

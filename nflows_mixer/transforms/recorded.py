@@ -12,8 +12,22 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from nflows_mixer._distributed import all_reduce_sum, world_size
 from nflows_mixer._modes import autocast_dtype
+from nflows_mixer.nn.batch_norm import BatchNorm1d, BatchNorm2d
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
+_RECORDERS: list[dict[nn.Module, tuple[Tensor, Tensor]]] = []
+
+
+def report_statistics(norm: nn.Module, mean: Tensor, variance: Tensor) -> None:
+    """Tell those who record what a batch normalisation, that was not called itself, has seen.
+
+    Args:
+        norm: one whose work is done by a folded layer.
+        mean: of the batch.
+        variance: of the batch, biased.
+    """
+    for statistics in _RECORDERS:
+        statistics[norm] = mean, variance
 
 
 @contextmanager
@@ -47,11 +61,11 @@ def scratch_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 class Recorded:
-    """What one call of a module depended on besides its inputs and parameters.
+    """What one call of a module depended on besides its inputs.
 
-    Random state, autocast, the mode of each part, and the statistics of the batches that went
-    through its batch normalisations. Where one of them normalised several batches, those of the
-    last are kept.
+    Random state, autocast, the mode and the parameters of each part, and the statistics of the
+    batches that went through its batch normalisations. Where one of them normalised several
+    batches, those of the last are kept.
 
     Args:
         module: what is called.
@@ -78,7 +92,14 @@ class Recorded:
         self.random_device = None
         if self.device.type == "cuda":
             self.random_device = torch.cuda.get_rng_state(self.device)
-        self.statistics: dict[_BatchNorm, tuple[Tensor, Tensor]] = {}
+        # By value, as somebody may have put others in their place for this call alone.
+        self.parameters = [
+            (part, name, parameter)
+            for part in module.modules()
+            for name, parameter in part._parameters.items()
+            if parameter is not None
+        ]
+        self.statistics: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -87,6 +108,7 @@ class Recorded:
         if not norms:
             yield
             return
+        _RECORDERS.append(self.statistics)
 
         def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if module in norms and module.training:
@@ -98,12 +120,13 @@ class Recorded:
             yield
         finally:
             handle.remove()
+            _RECORDERS.remove(self.statistics)
 
     @torch.no_grad()
     def _keep(self, norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
         axes = [0, *range(2, inputs[0].dim())]
         values = inputs[0].to(torch.promote_types(inputs[0].dtype, torch.float32))
-        if world_size() == 1:
+        if world_size() == 1 or not isinstance(norm, (BatchNorm1d, BatchNorm2d)):
             variance, mean = torch.var_mean(values, axes, correction=0)
         else:
             count = torch.full_like(values.sum(axes), values.numel() / values.shape[1])
@@ -127,8 +150,8 @@ class Recorded:
         with self.again():
             for norm, (mean, variance) in self.statistics.items():
                 norm.training = False
-                norm._buffers["running_mean"] = mean.to(norm.running_mean)
-                norm._buffers["running_var"] = variance.to(norm.running_var)
+                norm._buffers["running_mean"] = mean.to(norm.running_mean)  # type: ignore[arg-type]
+                norm._buffers["running_var"] = variance.to(norm.running_var)  # type: ignore[arg-type]
             yield
 
     @contextmanager
@@ -138,6 +161,9 @@ class Recorded:
         half = self.autocast
         kind = self.device.type
         cast = nullcontext() if half is None else torch.autocast(kind, half)
+        present = [(part, name, part._parameters[name]) for part, name, _ in self.parameters]
+        for part, name, parameter in self.parameters:
+            part._parameters[name] = parameter
         with torch.random.fork_rng(devices), cast:
             torch.set_rng_state(self.random)
             if self.random_device is not None:
@@ -149,3 +175,5 @@ class Recorded:
             finally:
                 for part, training in before:
                     part.training = training
+                for part, name, now in present:
+                    part._parameters[name] = now

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from nflows_mixer._checks import check_choice, check_positive, mismatch
+from nflows_mixer._distributed import all_reduce_max, world_size
 from nflows_mixer._modes import autocast_dtype
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.folded import FoldedCompositeTransform
@@ -27,7 +28,7 @@ from nflows_mixer.transforms.rebuild import (
     tensors_of,
 )
 from nflows_mixer.transforms.recorded import scratch_buffers
-from nflows_mixer.transforms.steps import Part, Step
+from nflows_mixer.transforms.steps import Part, Step, forward_through
 
 MEMORY = ("constant", "checkpoint")
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -43,14 +44,17 @@ class ReversibleCompositeTransform(FoldedCompositeTransform):
     the forward pass keeps its output and a fixed number of anchors, states between transforms, and
     the backward pass rebuilds the others through inverses; at anchors, what was rebuilt is compared
     to what it should be, and replaced by it. The error is kept on the device and read at the
-    first backward pass, and at each ``check_every``-th from there. Where it is too large, or not
+    first backward pass, and at each ``check_every``-th from there (at each on a CPU, where reading
+    is for nothing). Where it is too large, or not
     finite, a warning names the transforms whose inverses are not exact enough. The gradients of
-    that pass are computed once more, and from then on the inputs of those transforms are kept.
+    that pass are computed once more, and from then on the inputs of those transforms are kept
+    (``inexact`` has their names; clear it to try again).
     With ``memory="checkpoint"`` the inputs of all transforms are kept, and no inverse is used.
 
     Transforms of any library will do, as long as they are deterministic. Random numbers (dropout),
     autocast, and batch statistics are in the backward pass what they were in the forward pass;
-    running statistics move once. Under autocast "constant" does as "checkpoint": an input that
+    running statistics move once. A part's gradients are those of its parameters: other tensors
+    that it may read have none. Under autocast "constant" does as "checkpoint": an input that
     differs by a rounding error may round to another number of half precision, and its inverse is
     that of another function.
 
@@ -127,6 +131,11 @@ class ReversibleCompositeTransform(FoldedCompositeTransform):
     def _through(
         self, steps: Sequence[Step], inputs: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor]:
+        if not inputs.is_floating_point() and steps:
+            # Nothing flows back through integers, and nothing has to be rebuilt of them.
+            outputs, logabsdet = forward_through(steps[:1], inputs, context)
+            outputs, total = self._through(steps[1:], outputs, context)
+            return outputs, logabsdet + total
         tensors = tensors_of(steps)
         given = [inputs, *tensors] if context is None else [inputs, context, *tensors]
         if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in given):
@@ -142,22 +151,30 @@ class ReversibleCompositeTransform(FoldedCompositeTransform):
         tensors, own = ([pair[i] for pair in pairs.values()] for i in (0, 1))
         return _Rebuilt.apply(self, steps, own, inputs, context, *tensors)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles begin to measure anew."""
+        return {**super().__getstate__(), "_error": None}
+
     def _kept(self, steps: Sequence[Step]) -> tuple[set[int], set[int]]:
         """Places of steps before which the state is kept: anchors, and inexact steps."""
         count = min(self.anchors, len(steps))
         anchors = {len(steps) * i // count for i in range(count)}
         return anchors, {i for i, step in enumerate(steps) if step.name in self.inexact}
 
-    def _is_due(self) -> bool:
+    def _is_due(self, device: torch.device) -> bool:
         self._passes += 1
-        return self._passes % self.check_every == 1 or self.check_every == 1
+        every = self.check_every
+        return _is_read_freely(device) or self._passes % every == 1 or every == 1
 
     def _is_exact(self, error: Tensor, due: bool) -> bool:
-        """Whether all went well since the last look, as far as one was due."""
-        self._error = error if self._error is None else torch.maximum(self._error, error)
+        """Whether all went well since the last look, in all processes, as far as one was due."""
+        before = self._error
+        if before is not None and (before.dtype, before.device) == (error.dtype, error.device):
+            error = torch.maximum(before, error)
+        self._error = error
         if not due:
             return True
-        self._largest, self._error = self._error.item(), None
+        self._largest, self._error = all_reduce_max(_known(error)).item(), None
         return self._largest <= self._tolerance(error.dtype)
 
     def _tolerance(self, dtype: torch.dtype) -> float:
@@ -167,16 +184,26 @@ class ReversibleCompositeTransform(FoldedCompositeTransform):
         self, steps: Sequence[Step], states: Sequence[Tensor], context: Tensor | None
     ) -> None:
         """Find the steps whose inverse does not lead back, and warn of them."""
-        errors = {}
+        measured, reasons = [], {}
         for step, before, after in zip(steps, states, states[1:]):
+            error = before.new_zeros(())
             if step.name not in self.inexact:
-                errors[step.name] = float(_relative_error(_inverted(step, after, context), before))
-        worst = max(errors.values(), key=lambda error: (error != error, error))
-        bound = self._tolerance(states[0].dtype)
+                try:
+                    error = _relative_error(invert(step, after, context), before)
+                except NotInvertible as raised:
+                    error, reasons[step.name] = before.new_full((), torch.inf), f"{raised}"
+            measured.append(_known(error))
+        errors: dict[str, float] = {}
+        # Every process names the same.
+        for step, value in zip(steps, all_reduce_max(torch.stack(measured)).tolist()):
+            errors[step.name] = max(value, errors.get(step.name, 0.0))
+        worst, bound = max(errors.values()), self._tolerance(states[0].dtype)
         # Where each is good enough and all together are not, the worst has to go.
-        found = {n: e for n, e in errors.items() if not e <= bound or e == worst}
+        found = {n: e for n, e in errors.items() if e > bound or e == worst}
         self.inexact |= set(found)
-        listed = ", ".join(f"{name!r} ({error:.1g})" for name, error in found.items())
+        listed = ", ".join(
+            f"{name!r} ({reasons.get(name, f'{error:.1g}')})" for name, error in found.items()
+        )
         warnings.warn(
             f"ReversibleCompositeTransform: expected rebuilt activations with a relative error of "
             f"at most {bound:g}, got {self._largest:.2g}, with the least exact inverses at "
@@ -187,17 +214,20 @@ class ReversibleCompositeTransform(FoldedCompositeTransform):
         )
 
 
-def _inverted(step: Step, outputs: Tensor, context: Tensor | None) -> Tensor:
-    try:
-        return invert(step, outputs, context)
-    except NotInvertible:
-        return torch.full_like(outputs, torch.nan)
+def _is_read_freely(device: torch.device) -> bool:
+    """Whether a number can be read without waiting for a device or other processes."""
+    return device.type == "cpu" and world_size() == 1
+
+
+def _known(error: Tensor) -> Tensor:
+    """An error that can be compared: what is not a number is as bad as can be."""
+    return torch.where(error.isnan(), torch.inf, error)
 
 
 def _relative_error(rebuilt: Tensor, known: Tensor) -> Tensor:
     """The largest over all images; NaN if one is NaN."""
     if rebuilt.shape != known.shape:
-        return known.new_full((), torch.nan)
+        return known.new_full((), torch.inf)
     if not known.numel():
         return known.new_zeros(())
     largest = known.flatten(1).abs().amax(1).clamp_min(torch.finfo(known.dtype).tiny)
@@ -207,7 +237,7 @@ def _relative_error(rebuilt: Tensor, known: Tensor) -> Tensor:
 def _checkpointed(
     steps: Sequence[Step], inputs: Tensor, context: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    outputs, total = inputs, torch.zeros(len(inputs), device=inputs.device)
+    outputs, total = inputs, torch.zeros(len(inputs), dtype=torch.float32, device=inputs.device)
     for step in steps:
         call = partial(checkpoint, step.forward, use_reentrant=False)
         outputs, logabsdet = call(outputs, context)
@@ -231,7 +261,8 @@ class _Rebuilt(torch.autograd.Function):
         anchors, inexact = owner._kept(steps)
         places = sorted(anchors | inexact)
         kept = []
-        outputs, total = inputs, torch.zeros(len(inputs), device=inputs.device)
+        outputs = inputs
+        total = torch.zeros(len(inputs), dtype=torch.float32, device=inputs.device)
         for i, step in enumerate(steps):
             if i in anchors | inexact:
                 kept.append(outputs)
@@ -260,14 +291,21 @@ class _Rebuilt(torch.autograd.Function):
         state, gradient, errors, broken = outputs, grad_outputs, [], False
         for i in reversed(range(len(steps))):
             if i in ctx.inexact:
+                gradient, known = recompute(
+                    steps[i], kept[i], gradient, grad_logabsdet, context, gradients
+                )
+                if i + 1 < len(steps):
+                    errors.append(_relative_error(state, known))
                 state = kept[i]
-                gradient = recompute(steps[i], state, gradient, grad_logabsdet, context, gradients)
                 continue
             try:
                 state, gradient = rebuild(
                     steps[i], state, gradient, grad_logabsdet, context, gradients
                 )
             except NotInvertible:
+                if world_size() > 1:
+                    # The others go on, and would wait for batch statistics of this one.
+                    raise
                 broken = True
                 errors.append(outputs.new_full((), torch.nan))
                 break
@@ -277,7 +315,7 @@ class _Rebuilt(torch.autograd.Function):
         error = torch.stack(errors).max() if errors else outputs.new_zeros(())
         # Outputs that overflowed are no fault of the inverses.
         error = torch.where(torch.isfinite(outputs).all(), error, 0.0)
-        if not owner._is_exact(error, owner._is_due() or broken):
+        if not owner._is_exact(error, owner._is_due(outputs.device) or broken):
             gradients, gradient = _recomputed(
                 owner, steps, kept[0], grad_outputs, grad_logabsdet, context
             )
@@ -300,5 +338,5 @@ def _recomputed(
     owner._name_inexact(steps, states, context)
     gradients = Gradients()
     for step, state in zip(reversed(steps), reversed(states[:-1])):
-        gradient = recompute(step, state, gradient, grad_logabsdet, context, gradients)
+        gradient, _ = recompute(step, state, gradient, grad_logabsdet, context, gradients)
     return gradients, gradient

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Union
 
 import torch
-from nflows.transforms import Transform
+from nflows.transforms import BatchNorm, Transform
 from torch import Tensor
 
 from nflows_mixer._modes import without_autocast
 from nflows_mixer.bridges import inverse_of
 from nflows_mixer.transforms.affine import apply_affine
 from nflows_mixer.transforms.flow_step import FlowStep
+from nflows_mixer.transforms.linear import LULinear
 from nflows_mixer.transforms.mixing import _MixingTransform
 from nflows_mixer.transforms.patches import PatchTransform
 from nflows_mixer.transforms.recorded import Recorded
@@ -22,8 +23,8 @@ from nflows_mixer.transforms.shift import ShiftTransform
 class Cut:
     """From image to matrix, or (``uncut``) back."""
 
-    def __init__(self, patches: PatchTransform, uncut: bool = False) -> None:
-        self.name = ""
+    def __init__(self, patches: PatchTransform, uncut: bool = False, name: str = "") -> None:
+        self.name = name
         self.patches = patches
         self.uncut = uncut
 
@@ -67,6 +68,10 @@ class Affine:
         """Apply the map."""
         assert self.maps is not None
         weight, bias, logabsdet = self.maps
+        if inputs.dim() > 2:
+            for part in self.parts:
+                if isinstance(part, LULinear):
+                    part._check_rows(inputs)
         with without_autocast(inputs):
             outputs = apply_affine(inputs, weight, bias)
         return outputs, (inputs.shape[2:].numel() * logabsdet).expand(len(inputs))
@@ -96,7 +101,16 @@ class Part:
                 return self.call(self.transform.forward, inputs, context)
         self.record = Recorded(self.transform, inputs)
         with self.record.recording():
+            if isinstance(self.transform, BatchNorm) and self.transform.training:
+                statistics = inputs.detach().mean(0), inputs.detach().var(0)
+                self.record.statistics[self.transform] = statistics
             return self.call(self.transform.forward, inputs, context)
+
+    def parameters(self) -> list[Tensor]:
+        """Those that it was called with, or would be."""
+        if self.record is not None:
+            return [parameter for *_, parameter in self.record.parameters]
+        return list(self.transform.parameters())
 
     def inverse(self, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Map back."""
@@ -188,11 +202,13 @@ def inverse_through(
 
 
 def _sum(total: Tensor | None, logabsdet: Tensor | None) -> Tensor | None:
-    if total is None or logabsdet is None:
-        return logabsdet if total is None else total
-    return total + logabsdet
+    if logabsdet is None:
+        return total
+    # One of half precision would lose the sum over many layers.
+    logabsdet = logabsdet.to(torch.promote_types(logabsdet.dtype, torch.float32))
+    return logabsdet if total is None else total + logabsdet
 
 
 def _zeros(inputs: Tensor) -> Tensor:
-    dtype = inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
+    dtype = torch.promote_types(inputs.dtype, torch.float32)
     return torch.zeros(len(inputs), dtype=dtype, device=inputs.device)
