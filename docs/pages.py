@@ -35,6 +35,7 @@ BENCHMARKS = {
     "speed": ["speed/results/speed-*.md", "speed/results/speed-*.png"],
     "memory": ["speed/results/memory-*.md", "speed/results/memory-*.png"],
     "maf": ["speed/results/maf-*.md"],
+    "exactness": ["speed/results/exactness-*.md"],
     "scaling": ["scaling/results.md", "scaling/scaling.png"],
     "structured": ["scaling/likelihood.md"],
 }

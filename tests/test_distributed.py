@@ -28,9 +28,11 @@ ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_two_processes_end_as_one(tmp_path, parts):
-    arguments = [*ARGUMENTS, f"--accumulate={parts}", *(["--recipe.steps=3"] if parts > 1 else [])]
+@pytest.mark.parametrize("parts, memory", [(1, "full"), (2, "full"), (1, "constant")])
+def test_two_processes_end_as_one(tmp_path, parts, memory):
+    steps = 3 if (parts, memory) != (1, "full") else 8
+    options = [f"--accumulate={parts}", f"--memory={memory}", f"--recipe.steps={steps}"]
+    arguments = [*ARGUMENTS, *options]
     one = main([*arguments, "--out", str(tmp_path / "one")])
     command = [sys.executable, "-m", "nflows_mixer.training", *arguments]
     out = ["--devices", "2", "--num-nodes", "1", "--out", str(tmp_path / "two")]
@@ -125,6 +127,62 @@ def test_normalisation_sees_the_batch_of_all_processes(tmp_path):
         for key, value in state.items():
             torch.testing.assert_close(first[name][key], value)
             torch.testing.assert_close(second[name][key], value)
+
+
+# An inverse that is wrong for the inputs of the second process alone.
+REBUILT = textwrap.dedent(
+    """
+    import sys, warnings, torch
+    from functools import partial
+    from torch import distributed, nn
+    from nflows.transforms import Transform
+    from nflows_mixer.bridges import CompositeTransform
+    from nflows_mixer.nn import ResidualMLP
+    from nflows_mixer.transforms import AffineCoupling, LULinear, ReversibleCompositeTransform
+    rank, folder = int(sys.argv[1]), sys.argv[2]
+    distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+
+    class Odd(Transform):
+        def forward(self, inputs, context=None):
+            return inputs.clone(), inputs.new_zeros(len(inputs))
+
+        def inverse(self, inputs, context=None):
+            return inputs + (inputs.mean() > 5), inputs.new_zeros(len(inputs))
+
+    torch.manual_seed(0)
+    network = partial(ResidualMLP, hidden_features=8)
+    layers = [LULinear(4), AffineCoupling(4, network), Odd(), AffineCoupling(4, network)]
+    flow = ReversibleCompositeTransform(layers).double()
+    for parameter in flow.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    rows = torch.randn(20, 4, dtype=torch.float64) + 20 * rank
+    results = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for transform in (flow, flow, CompositeTransform(layers)):
+            flow.zero_grad()
+            transform(rows)[0].square().sum().backward()
+            results.append([parameter.grad.clone() for parameter in flow.parameters()])
+    names = sorted(flow.inexact)
+    torch.save({"gradients": results, "names": names, "warned": len(caught)}, f"{folder}/{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+    """
+)
+
+
+def test_what_one_process_cannot_rebuild_all_keep(tmp_path):
+    runs = [
+        subprocess.Popen([sys.executable, "-c", REBUILT, str(rank), str(tmp_path)])
+        for rank in range(2)
+    ]
+    assert [run.wait(timeout=120) for run in runs] == [0, 0]
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert found["names"] == ["_transforms.2"] and found["warned"] == 1
+        *rebuilt, expected = found["gradients"]
+        for gradients in rebuilt:
+            torch.testing.assert_close(gradients, expected)
 
 
 # The loss of one process alone is infinite, with gradients that are finite.

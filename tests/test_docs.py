@@ -1,6 +1,7 @@
 """The documentation says what is so: its code runs, its API is whole, and it builds."""
 
 import importlib
+import math
 import re
 import subprocess
 import sys
@@ -8,6 +9,9 @@ import zlib
 from pathlib import Path
 
 import pytest
+import torch
+
+from nflows_mixer.transforms import LULinear, ReversibleCompositeTransform
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -26,6 +30,26 @@ def test_code_runs(page, tmp_path, monkeypatch):
     for block in blocks:
         before = text.count("\n", 0, block.start(1))  # so that an error names the line of the page
         exec(compile("\n" * before + block[1], str(DOCS / f"{page}.md"), "exec"), names)
+
+
+def test_warning_of_inexact_inverses_is_quoted():
+    """Of one transform, whose numbers are another's."""
+    torch.manual_seed(0)
+    parts = [LULinear(4) for _ in range(8)]
+    with torch.no_grad():
+        # Scales from 1 to 1e-5, of which float32 does not keep enough.
+        parts[7].packed.copy_(torch.diag(torch.linspace(0, math.log(1e-5), 4)))
+        parts[7].packed += torch.randn(4, 4).triu(1) + torch.randn(4, 4).tril(-1)
+    flow = ReversibleCompositeTransform(parts, anchors=1, tolerance=1e-4)
+    with pytest.warns(RuntimeWarning, match="'_transforms.7'") as caught:
+        flow(torch.randn(20, 4))[0].sum().backward()
+    (quotation,) = re.findall(r"(?:^> .*\n)+", (DOCS / "performance.md").read_text(), re.M)
+    shown = " ".join(line.removeprefix("> ") for line in quotation.splitlines())
+    number = r"\d[\d.e+-]*(?=[,;) ])"
+    listed = r"at '.*\);"
+    (said,) = (re.sub(listed, "at 'name' (number);", str(warning.message)) for warning in caught)
+    shown = re.sub(listed, "at 'name' (number);", shown)
+    assert re.sub(number, "number", said) == re.sub(number, "number", shown)
 
 
 def documented():

@@ -2,8 +2,9 @@
 
 It rotates, and every other round runs backwards, so that no task always follows the same one,
 whose data it finds in the cache. What disturbs the machine disturbs neighbours alike, so that a
-ratio within a round is steadier than a time. On the CPU it is CPU time of the process, which other
-processes do not lengthen; on CUDA it is wall time between events.
+ratio within a round is steadier than a time. On one thread of the CPU it is CPU time of the
+process, which other processes do not lengthen; on several, whose CPU times would be added up, it is
+wall time; on CUDA it is wall time between events.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ Task = Callable[[], object]
 def seconds_of(task: Task, device: str = "cpu", calls: int = 1) -> float:
     """Seconds of one call, of the mean of ``calls``."""
     if device == "cpu":
-        start = time.process_time()
+        now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        start = now()
         for _ in range(calls):
             task()
-        return (time.process_time() - start) / calls
+        return (now() - start) / calls
     before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     before.record()
@@ -32,6 +34,11 @@ def seconds_of(task: Task, device: str = "cpu", calls: int = 1) -> float:
     after.record()
     torch.cuda.synchronize()
     return before.elapsed_time(after) / 1000 / calls
+
+
+def clock(device: str) -> str:
+    """What ``seconds_of`` reads, in words."""
+    return "CPU time" if device == "cpu" and torch.get_num_threads() == 1 else "wall time"
 
 
 def interleaved(

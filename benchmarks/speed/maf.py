@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -22,11 +21,12 @@ from torch import Tensor
 
 import nflows_mixer.transforms
 from benchmarks.speed.environment import machine, versions
-from benchmarks.speed.interleaved import Task, interleaved, ratios
+from benchmarks.speed.files import path_of
+from benchmarks.speed.interleaved import Task, clock, interleaved, ratios
 from benchmarks.speed.table import RESULTS, maf_table, write
 from benchmarks.speed.variants import Unavailable
 from nflows_mixer.bridges import inverse_of
-from nflows_mixer.kernels import load_cpu_kernels, ops
+from nflows_mixer.kernels import load_cpu_kernels, without_kernels
 
 Inverse = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -56,21 +56,17 @@ def by_kernel(
     build: Callable[[int, int], tuple[Transform, Inverse]], features: int, hidden_features: int
 ) -> tuple[Transform, Inverse]:
     """A MAF whose inverse goes through the C++ kernel, which no other of them uses."""
-    before = dict(ops.KERNEL_DTYPES)
     try:
-        load_cpu_kernels()
+        with without_kernels():
+            load_cpu_kernels()
     except ValueError as reason:
         raise Unavailable(str(reason)) from reason
-    loaded = dict(ops.KERNEL_DTYPES)
-    _use(before)
     maf, inverse = build(features, hidden_features)
 
     def inverse_by_kernel(latents: Tensor) -> tuple[Tensor, Tensor]:
-        _use(loaded)
-        try:
+        with without_kernels():
+            load_cpu_kernels()
             return inverse(latents)
-        finally:
-            _use(before)
 
     return maf, inverse_by_kernel
 
@@ -105,6 +101,7 @@ def main(
         rounds: in each of which everything runs once.
         out: folder for the results.
     """
+    path = path_of("maf", main, locals())
     torch.set_num_threads(threads)
     like = torch.zeros((), device=device, dtype=getattr(torch, dtype))
     cases, skipped = [], {}
@@ -116,12 +113,13 @@ def main(
         "hidden_features": hidden_features,
         "dtype": dtype,
         "rounds": rounds,
+        "clock": clock(device),
         "machine": machine(device, threads),
         "versions": versions(),
         "cases": cases,
         "skipped": skipped,
     }
-    write(Path(out, f"maf-{device}.json"), results)
+    write(path, results)
     print(maf_table(results))
 
 
@@ -157,13 +155,10 @@ def measure(
             "forward_milliseconds": 1000 * median(seconds[there]),
             "inverse_milliseconds": 1000 * median(seconds[back]),
             "inverse_to_forward": ratios(seconds, back, there),
+            "forward_rounds": [1000 * value for value in seconds[there]],
+            "inverse_rounds": [1000 * value for value in seconds[back]],
         }
     return found, skipped
-
-
-def _use(dtypes: dict[tuple[str, str], tuple[torch.dtype, ...]]):
-    ops.KERNEL_DTYPES.clear()
-    ops.KERNEL_DTYPES.update(dtypes)
 
 
 def _nflows_maf(features: int, hidden_features: int) -> MaskedAffineAutoregressiveTransform:

@@ -17,25 +17,30 @@ log-likelihoods and sampling, forward and backward for training; of times in the
 What is prepared once and kept between calls (inverses, compiled code) is there before the clock
 starts. Images are random; the weights are moved off their start, see ``variants/base.py``. bf16
 variants are divided by the floor in float32 too. Glow has other products, so that its rates are
-images a second alone; its parameters are about as many. Variants with the C++ kernel, which serves
-the whole process once it is loaded, run after the others, with rounds and floors of their own.
+images a second alone; its parameters are about as many. Kernels are switched on for the calls of
+their variants alone, and those for the CPU, which serve training, are timed in training. Of
+compiled variants there is also how long they compile in a process that finds nothing compiled.
+
+Results of another setting than the usual one are written to files of other names.
 """
 
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from jsonargparse import auto_cli
 
+from benchmarks.speed.compilation import cold_seconds
 from benchmarks.speed.environment import machine, versions
+from benchmarks.speed.files import path_of
 from benchmarks.speed.floor import Floor, matrix_products, multiply_adds
-from benchmarks.speed.interleaved import interleaved, ratios
+from benchmarks.speed.interleaved import clock, interleaved, ratios
 from benchmarks.speed.table import RESULTS, speed_table, write
 from benchmarks.speed.variants import VARIANTS, Setting, Unavailable, Variant
+from nflows_mixer.flows import PRESETS
 
 MEASURES = {
     "forward and backward": ("forward_backward", True),
@@ -46,6 +51,8 @@ MEASURES = {
 """What is timed -> (the variant's method, whether it trains)."""
 FLOORS = {"floor": False, "collapsed floor": True}
 """Name -> whether the linear tails of conditioners are collapsed."""
+FRUGAL = ("compiled checkpoint", "compiled constant")
+"""What is divided by "compiled" too, to say what the saved memory costs."""
 
 
 def main(
@@ -61,6 +68,7 @@ def main(
     measures: str = "all",
     peak_tflops: float | None = None,
     hidden_features: int | None = None,
+    image_size: int | None = None,
     out: str = str(RESULTS),
 ):
     """Time variants of a MixerFlow beside the floor of its matrix products.
@@ -78,27 +86,42 @@ def main(
         measures: names with commas between, or all.
         peak_tflops: what the device's bf16 products can reach, to say what share is used.
         hidden_features: of the conditioners, where not the preset's.
+        image_size: height and width of the images, where not the preset's.
         out: folder for the results.
     """
+    path = path_of("speed", main, locals())
     torch.set_num_threads(threads)
-    changes = {} if hidden_features is None else {"hidden_features": hidden_features}
+    changes = changes_of(preset, hidden_features, image_size)
     setting = Setting(
         preset, num_layers, batch_size, device, getattr(torch, dtype), changes=changes
     )
     results = {
         "preset": preset,
+        "image_shape": setting.image_shape,
         "num_layers": num_layers,
         "batch_size": batch_size,
         "dtype": dtype,
         "rounds": rounds,
         "calls": calls,
+        "clock": clock(device),
         "machine": machine(device, threads),
         "versions": versions(),
         "peak_tflops": peak_tflops,
         **measure(setting, chosen(variants, VARIANTS), chosen(measures, MEASURES), rounds, calls),
     }
-    write(Path(out, f"speed-{device}.json"), results)
+    write(path, results)
     print(speed_table(results))
+
+
+def changes_of(preset: str, hidden_features: int | None, image_size: int | None) -> dict[str, Any]:
+    """Arguments of ``mixerflow`` that are not the preset's."""
+    changes: dict[str, Any] = {}
+    if hidden_features is not None:
+        changes["hidden_features"] = hidden_features
+    if image_size is not None:
+        channels = PRESETS[preset].architecture.image_shape[0]
+        changes["image_shape"] = (channels, image_size, image_size)
+    return changes
 
 
 def chosen(names: str, known: dict[str, Any]) -> list[str]:
@@ -118,21 +141,23 @@ def measure(
     model = setting.flow()
     entries: dict[str, dict[str, Any]] = {name: {"measures": {}} for name in FLOORS}
     skipped: dict[str, str] = {}
-    # The C++ kernel, once loaded, serves the whole process: what has it runs after the others.
-    for group in ([n for n in names if "C++" not in n], [n for n in names if "C++" in n]):
-        built = {}
-        for name in group:
-            try:
-                built[name] = VARIANTS[name](setting)
-            except Unavailable as reason:
-                skipped[name] = str(reason)
-                print(f"skipped: {name}: {reason}")
-        for name, variant in built.items():
-            entries[name] = {"parameters": variant.num_parameters, "measures": {}}
-        for kind in measures if built else []:
-            print(f"{kind}: {', '.join(built)}")
-            for name, timed in time_all(setting, model, built, kind, rounds, calls).items():
-                entries[name]["measures"].setdefault(kind, timed)
+    built: dict[str, Variant] = {}
+    for name in names:
+        try:
+            built[name] = variant = VARIANTS[name](setting)
+        except Unavailable as reason:
+            skipped[name] = str(reason)
+            print(f"skipped: {name}: {reason}")
+            continue
+        entries[name] = {"parameters": variant.num_parameters, "measures": {}}
+        if variant.compiled:
+            entries[name]["compile_seconds"] = cold_seconds(setting, name)
+            print(f"{name}: compiled in {entries[name]['compile_seconds']:.0f} s")
+    for kind in measures if built else []:
+        timed_here = {n: v for n, v in built.items() if MEASURES[kind][0] in v.methods}
+        print(f"{kind}: {', '.join(timed_here)}")
+        for name, timed in time_all(setting, model, timed_here, kind, rounds, calls).items():
+            entries[name]["measures"][kind] = timed
     return {
         "multiply_adds": {
             name: multiply_adds(matrix_products(model, collapsed))
@@ -170,10 +195,13 @@ def time_all(
         timed[name] = {
             "milliseconds": 1000 * middle,
             "images_per_second": setting.batch_size / middle,
+            "rounds": [1000 * value for value in seconds[name]],
         }
         if name not in built or built[name].products:
             timed[name]["to_floor"] = ratios(seconds, name, "floor")
             timed[name]["to_collapsed_floor"] = ratios(seconds, name, "collapsed floor")
+        if training and "compiled" in built and name in FRUGAL:
+            timed[name]["to_compiled"] = ratios(seconds, name, "compiled")
     return timed
 
 

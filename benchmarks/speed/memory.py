@@ -5,16 +5,16 @@
 
 The peak of forward and backward above what was there before, at two batch sizes: the slope is
 what an image costs, free of parameters, their gradients (there before) and whatever else does not
-grow with the batch. On the CPU it is the profiler's record of every allocation and release, in
-bytes, the same at every run; the resident size would depend on what the allocator gives back. On
-CUDA it is the caching allocator's peak.
+grow with the batch. Weights are moved off their start, those of more than 30 layers by less, see
+``settle`` in ``variants/base.py``. On the CPU it is the profiler's record of every allocation and
+release, in bytes, the same at every run; the resident size would depend on what the allocator gives
+back. On CUDA it is the caching allocator's peak.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ from jsonargparse import auto_cli
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.speed.environment import machine, versions
-from benchmarks.speed.measure import chosen
+from benchmarks.speed.files import path_of
+from benchmarks.speed.measure import changes_of, chosen
 from benchmarks.speed.table import RESULTS, memory_table, write
 from benchmarks.speed.variants import VARIANTS, Setting, Unavailable
 
@@ -40,6 +41,7 @@ def main(
     threads: int = 1,
     variants: str = NAMES,
     hidden_features: int | None = None,
+    image_size: int | None = None,
     out: str = str(RESULTS),
 ):
     """Measure the memory of a training step for one image more, by depth.
@@ -52,20 +54,23 @@ def main(
         threads: of torch, on the CPU.
         variants: names with commas between.
         hidden_features: of the conditioners, where not the preset's.
+        image_size: height and width of the images, where not the preset's.
         out: folder for the results.
     """
+    path = path_of("memory", main, locals())
     torch.set_num_threads(threads)
-    changes = {} if hidden_features is None else {"hidden_features": hidden_features}
+    changes = changes_of(preset, hidden_features, image_size)
     setting = Setting(preset, device=device, changes=changes)
     results = {
         "preset": preset,
+        "image_shape": setting.image_shape,
         "depths": list(depths),
         "batch_sizes": list(batch_sizes),
         "machine": machine(device, threads),
         "versions": versions(),
         **measure(setting, chosen(variants, VARIANTS), depths, batch_sizes),
     }
-    write(Path(out, f"memory-{device}.json"), results)
+    write(path, results)
     print(memory_table(results))
 
 

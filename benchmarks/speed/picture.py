@@ -26,8 +26,11 @@ def save_ratios(path: Path, results: dict[str, Any]) -> None:
     for axis, kind in zip(axes, kinds):
         lengths = [m[kind]["to_floor"]["median"] if kind in m else 0 for m in variants.values()]
         bars = axis.barh(list(variants), lengths)
-        axis.bar_label(bars, fmt="%.2f", padding=2, fontsize="small")
         axis.axvline(1, color="black", linewidth=1)
+        labels = axis.bar_label(bars, fmt="%.2f", padding=2, fontsize="small")
+        for label in labels:
+            # So that the line at 1 does not cross it.
+            label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
         axis.set_title(kind, fontsize="medium")
         axis.margins(x=0.2)
     axes[0].invert_yaxis()

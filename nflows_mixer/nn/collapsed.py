@@ -246,8 +246,8 @@ def collapsed_mlp(
             rows = F.gelu(rows)
             continue
         normalise = _gelu_of_all if reduced else gelu_batch_norm
-        rows, *found = normalise(rows, weights.scales[i], weights.shifts[i], eps[i])
-        statistics += found
+        rows, mean, variance = normalise(rows, weights.scales[i], weights.shifts[i], eps[i])
+        statistics += [mean, variance]
     if dtype is None:
         return torch.addmm(
             F.linear(skipped, skip, weights.output_bias), rows, output.t()

@@ -10,7 +10,7 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 
 from nflows_mixer._checks import ROWS_ADVICE, check_event
-from nflows_mixer._distributed import world_size
+from nflows_mixer._distributed import all_reduce_sum, world_size
 from nflows_mixer._modes import autocast_dtype, without_autocast
 from nflows_mixer.nn import ResidualMLP
 from nflows_mixer.nn.batch_norm import BatchNorm1d
@@ -120,7 +120,7 @@ class FlowStep:
     evaluates ``flow_layer`` and its inverse, compiled or not. ``used`` is how it was evaluated
     first, and is again; ``inverse_maps`` are the maps of the other direction, where both are
     needed. In training ``statistics`` are those of the batch: means and variances of both
-    normalisations, with the number of rows.
+    normalisations, with the number of rows that they are of.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class FlowStep:
         self.weights: CollapsedWeights | None = None
         self.call: Callable[..., Any] = call_directly
         self.used: Options | None = None
-        self.statistics: tuple[list[Tensor], int] | None = None
+        self.statistics: tuple[list[Tensor], float | Tensor] | None = None
 
     @property
     def network(self) -> ResidualMLP:
@@ -155,7 +155,11 @@ class FlowStep:
             outputs, logabsdet, statistics = self.call(
                 flow_layer, *self._arguments(inputs, context), function, constants, self.used
             )
-        self.statistics = (statistics, len(inputs)) if statistics else None
+        if statistics:
+            count: float | Tensor = len(inputs)
+            if self.used[2]:
+                count = all_reduce_sum(logabsdet.detach().new_tensor(len(inputs)))
+            self.statistics = statistics, count
         return outputs, logabsdet
 
     def inverse(self, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -165,7 +165,7 @@ def update_running_statistics(steps: Sequence[Step]) -> None:
             seen[id(norm)] += 1
             running, batch, counts = rounds.setdefault(turn, ([], [], []))
             running += [norm.running_mean, norm.running_var]
-            batch += [mean, variance * (rows / max(rows - 1, 1))]
+            batch += [mean, variance * (rows / (rows - 1))]
             counts.append(norm.num_batches_tracked)
     for (momentum, _), (running, batch, counts) in sorted(rounds.items(), key=lambda item: item[0]):
         torch._foreach_lerp_(running, [b.to(r.dtype) for b, r in zip(batch, running)], momentum)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nflows_mixer.flows import ImageFlow, mixerflow
+from nflows_mixer.flows import PRESETS, ImageFlow, mixerflow
 from nflows_mixer.likelihood import bits_per_dim
 
 
@@ -41,6 +41,12 @@ class Setting:
         """Build the model as the library does."""
         return mixerflow(self.preset, num_layers=self.num_layers, **self.changes, **arguments)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        usual = PRESETS[self.preset].architecture.image_shape
+        return self.changes.get("image_shape", usual)
+
     def images(self, image_shape: tuple[int, ...]) -> Tensor:
         """Draw the batch that all variants see."""
         generator = torch.Generator().manual_seed(0)
@@ -58,7 +64,12 @@ class Variant:
         image_shape: (C, H, W).
         autocast: whether it runs under bf16 autocast.
         products: whether its matrix products are those of the floor.
+        compiled: whether it is compiled at its first use.
+        capturable: whether the optimiser's steps can be part of a CUDA graph.
     """
+
+    methods: tuple[str, ...] = ("forward_backward", "training_step", "log_prob", "sample")
+    """By which it is timed."""
 
     def __init__(
         self,
@@ -67,16 +78,26 @@ class Variant:
         image_shape: tuple[int, ...],
         autocast: bool = False,
         products: bool = True,
+        compiled: bool = False,
+        capturable: bool = False,
     ) -> None:
         self.flow: Any = flow.to(setting.device, setting.dtype)
         self.image_shape = image_shape
         self.images = setting.images(image_shape)
         self.products = products
+        self.compiled = compiled
         self._autocast = torch.autocast(setting.device, torch.bfloat16, enabled=autocast)
-        settle(self.flow, self.images)
+        settle(self.flow, self.images, setting.num_layers)
         self.parameters = [p for p in self.flow.parameters() if p.requires_grad]
         # So small a rate that images which no flow fits do no harm in a few steps.
-        self._optimiser = torch.optim.Adam(self.parameters, lr=1e-6, fused=False)
+        self._optimiser = torch.optim.Adam(
+            self.parameters, lr=1e-6, fused=False, capturable=capturable
+        )
+
+    @classmethod
+    def missing(cls, setting: Setting) -> str | None:
+        """Return what keeps it from running in a setting; None if nothing does."""
+        return None
 
     @property
     def num_parameters(self) -> int:
@@ -113,18 +134,26 @@ class Variant:
             return self.flow.sample(len(self.images))
 
 
-def settle(flow: Any, images: Tensor) -> None:
+def settle(flow: Any, images: Tensor, num_layers: int) -> None:
     """Move the weights off their start, and set normalisations from a batch, in training mode.
 
-    The identity that flows start at hides what rounding, overflow and zeros cost or save.
+    The identity that flows start at hides what rounding, overflow and zeros cost or save. The
+    standard deviation is 0.01, and of more than 30 layers 0.01 * 30 / layers: with 0.01, numbers
+    grow so much through 60 layers that float32 does not invert them.
+
+    Args:
+        flow: with ``log_prob``.
+        images: the batch.
+        num_layers: mixer layers of the model.
     """
+    std = 0.01 * min(1.0, 30 / num_layers)
     generator = torch.Generator().manual_seed(1)
     norms = [m for m in flow.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     with torch.no_grad():
         for parameter in flow.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.add_(0.01 * noise.to(parameter))
+            parameter.add_(std * noise.to(parameter))
         for norm in norms:
             norm.momentum = 1.0
         flow.train()

@@ -1,34 +1,25 @@
-"""The library's own MixerFlow: as it is, compiled, in bf16, and with less memory."""
+"""The library's own MixerFlow: as it is, compiled, in bf16, with less memory, and by kernels."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from benchmarks.speed.variants.base import Setting, Unavailable, Variant
+from benchmarks.speed.variants.captured import Captured
+from benchmarks.speed.variants.kernels import ByCPUKernels, ByGPUKernels
 
 
-def library(setting: Setting, autocast: bool = False, **arguments: Any) -> Variant:
+def library(
+    setting: Setting, autocast: bool = False, kind: type[Variant] = Variant, **arguments: Any
+) -> Variant:
     """``mixerflow`` of the preset, with arguments of its way to run."""
+    if reason := kind.missing(setting):
+        raise Unavailable(reason)
     flow = setting.flow(**arguments)
-    return Variant(flow, setting, flow.image_shape, autocast)
-
-
-def cpp_kernel(setting: Setting, **arguments: Any) -> Variant:
-    """``mixerflow`` with the C++ kernel of GELU and batch normalisation.
-
-    The kernel serves the whole process from then on: no other variant may run beside it.
-    """
-    if setting.device != "cpu":
-        raise Unavailable("the C++ kernel is for the CPU")
-    try:
-        kernels = importlib.import_module("nflows_mixer.kernels")
-        kernels.load_cpu_kernels()
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise Unavailable(str(error)) from error
-    return library(setting, **arguments)
+    compiled = arguments.get("compile", False)
+    return kind(flow, setting, flow.image_shape, autocast, compiled=compiled)
 
 
 MIXER_VARIANTS: dict[str, Callable[[Setting], Variant]] = {
@@ -40,7 +31,10 @@ MIXER_VARIANTS: dict[str, Callable[[Setting], Variant]] = {
     "compiled checkpoint": partial(library, memory="checkpoint", compile=True),
     "constant": partial(library, memory="constant"),
     "compiled constant": partial(library, memory="constant", compile=True),
-    "C++ kernel": cpp_kernel,
-    "compiled C++ kernel": partial(cpp_kernel, compile=True),
+    "C++ kernel": partial(library, kind=ByCPUKernels),
+    "compiled C++ kernel": partial(library, kind=ByCPUKernels, compile=True),
+    "GPU kernels": partial(library, kind=ByGPUKernels),
+    "CUDA graph": partial(library, kind=Captured),
+    "compiled CUDA graph": partial(library, kind=Captured, compile=True),
 }
 """Name -> (setting -> variant)."""
