@@ -36,11 +36,7 @@ def running_statistics(module: nn.Module) -> AbstractContextManager[None]:
 def autocast_dtype(inputs: Tensor) -> torch.dtype | None:
     """The half precision of autocast on the device of ``inputs``, or None where it is off."""
     kind = inputs.device.type
-    if hasattr(torch, "get_autocast_dtype"):  # from torch 2.4 on
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    if kind == "cuda":
-        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
-    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def without_autocast(inputs: Tensor) -> AbstractContextManager[None]:
@@ -53,10 +49,9 @@ def without_autocast(inputs: Tensor) -> AbstractContextManager[None]:
 def is_transformed() -> bool:
     """Whether ``torch.func`` or forward-mode differentiation watches what is computed."""
     forward_level = torch.autograd.forward_ad._current_level
-    return forward_level >= 0 or torch._C._functorch.maybe_current_level() is not None
+    return forward_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def is_compiling() -> bool:
     """Whether ``torch.compile`` is tracing."""
-    ask = getattr(torch.compiler, "is_compiling", None) or torch._dynamo.is_compiling
-    return ask()
+    return torch.compiler.is_compiling()

@@ -1,7 +1,11 @@
 """The speed benchmark: that its floor, its stock model and its counts are what they say."""
 
+import inspect
 import json
+import math
+import os
 
+import numpy as np
 import pytest
 import torch
 from nflows.transforms import (
@@ -12,12 +16,24 @@ from nflows.transforms import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed import interleaved, maf, measure, memory, table
+from benchmarks.speed import (
+    compilation,
+    exactness,
+    files,
+    interleaved,
+    maf,
+    measure,
+    memory,
+    picture,
+    table,
+)
 from benchmarks.speed.floor import Floor, Product, matrix_products, multiply_adds
-from benchmarks.speed.variants import VARIANTS, Setting
+from benchmarks.speed.variants import VARIANTS, Setting, Variant, kernels
+from benchmarks.speed.variants.base import settle
 from benchmarks.speed.variants.stock import stock_mixerflow
 from nflows_mixer import transforms as ours
 from nflows_mixer.flows import mixerflow
+from nflows_mixer.kernels import ops
 
 # Old parts of torch that nflows and normflows still call.
 quiet = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
@@ -229,6 +245,19 @@ def test_order_of_rounds_changes_and_ratios_are_of_the_same_round():
     assert interleaved.ratios(timed, "model", "floor") == {"median": 3.0, "min": 2.0}
 
 
+@pytest.mark.parametrize("threads, usual", [(1, "process_time"), (2, "perf_counter")])
+def test_several_threads_are_timed_by_the_wall(threads, usual, monkeypatch):
+    """CPU times of threads would be added up."""
+    torch.set_num_threads(threads)
+    read = []
+    for name in ("process_time", "perf_counter"):
+        monkeypatch.setattr(f"time.{name}", lambda name=name: read.append(name) or 0.0)
+    interleaved.seconds_of(lambda: None)
+    assert set(read) == {usual}
+    assert interleaved.clock("cpu") == ("CPU time" if threads == 1 else "wall time")
+    assert interleaved.clock("cuda") == "wall time"
+
+
 def test_calls_are_averaged():
     calls = []
     interleaved.seconds_of(lambda: calls.append(1), calls=5)
@@ -247,7 +276,7 @@ def test_speed_command_writes_what_the_table_needs(tmp_path, capsys):
         peak_tflops=2.0,
         out=str(tmp_path),
     )
-    results = json.loads((tmp_path / "speed-cpu.json").read_text())
+    results = kept(tmp_path)
     assert list(results["variants"]) == ["floor", "collapsed floor", *names]
     assert results["machine"] == "CPU, 1 thread" and results["skipped"] == {}
     for name, entry in results["variants"].items():
@@ -255,11 +284,228 @@ def test_speed_command_writes_what_the_table_needs(tmp_path, capsys):
         for timed in entry["measures"].values():
             rate = timed["milliseconds"] * timed["images_per_second"]
             assert rate == pytest.approx(1000 * results["batch_size"])
+            assert timed["rounds"] == [timed["milliseconds"]]
             assert ("to_floor" in timed) == (name != "our Glow")
-    written = (tmp_path / "speed-cpu.md").read_text()
+    (written,) = (path.read_text() for path in tmp_path.glob("speed-cpu-*.md"))
     assert written == table.speed_table(results) and written in capsys.readouterr().out
     assert all(f"| {name} |" in written for name in results["variants"])
-    assert (tmp_path / "speed-cpu.png").stat().st_size > 0
+    (drawn,) = tmp_path.glob("speed-cpu-*.png")
+    assert drawn.stat().st_size > 0
+
+
+def kept(folder):
+    """The figures of the only measurement that a folder holds."""
+    (path,) = folder.glob("*.json")
+    return json.loads(path.read_text())
+
+
+def test_every_setting_has_files_of_its_own(tmp_path):
+    usual = {
+        name: parameter.default
+        for name, parameter in inspect.signature(measure.main).parameters.items()
+    }
+    usual["out"] = str(tmp_path)
+    assert files.path_of("speed", measure.main, usual) == tmp_path / "speed-cpu.json"
+    others = {
+        "preset": "imagenet64",
+        "num_layers": 30,
+        "batch_size": 512,
+        "device": "cuda",
+        "dtype": "float64",
+        "threads": 2,
+        "rounds": 3,
+        "calls": 2,
+        "variants": "eager, C++ kernel",
+        "measures": "sampling",
+        "peak_tflops": 989.0,
+        "hidden_features": 64,
+        "image_size": 64,
+    }
+    assert set(others) == set(usual) - {"out"}
+    paths = {files.path_of("speed", measure.main, {**usual, n: v}) for n, v in others.items()}
+    assert len(paths) == len(others) and all(path.parent == tmp_path for path in paths)
+    assert tmp_path / "speed-cpu-num-layers-30.json" in paths
+    assert tmp_path / "speed-cuda.json" in paths
+    assert tmp_path / "speed-cpu-variants-eager-c-kernel.json" in paths
+    every = {**usual, "variants": ", ".join(VARIANTS)}
+    assert len(files.path_of("speed", measure.main, every).name) < 255
+
+
+def test_images_of_another_size():
+    changes = measure.changes_of("cifar10", None, 16)
+    setting = Setting(num_layers=1, batch_size=2, changes={**changes, "hidden_features": 8})
+    assert setting.image_shape == (3, 16, 16) == setting.flow().image_shape
+    assert Setting("mnist").image_shape == (1, 28, 28)
+    assert VARIANTS["eager"](setting).log_prob().shape == (2,)
+
+
+def test_weights_of_deep_flows_are_moved_less():
+    images = torch.randint(256, (4, 2, 12, 8), dtype=torch.uint8)
+    moved = {}
+    for layers in (2, 30, 60):
+        flow = mixerflow(**SMALL)
+        before = [parameter.clone() for parameter in flow.parameters()]
+        settle(flow, images, layers)
+        initialised = {id(p) for part in parts(flow, ours.ActNorm) for p in part.parameters()}
+        moved[layers] = torch.cat(
+            [
+                (after - at_start).detach().flatten()
+                for after, at_start in zip(flow.parameters(), before)
+                if id(after) not in initialised
+            ]
+        )
+    assert moved[2].std().item() == pytest.approx(0.01, rel=0.05)
+    torch.testing.assert_close(moved[2], moved[30], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(2 * moved[60], moved[30], rtol=1e-3, atol=1e-6)
+
+
+def test_kernels_are_in_use_for_the_calls_of_their_variant_alone(monkeypatch):
+    rows = torch.ones(2, 3)
+
+    def load():
+        ops.KERNEL_DTYPES["gelu_batch_norm", "cpu"] = (torch.float32,)
+
+    in_use = []
+    for name in ("add_gradients", "log_prob", "sample"):
+        monkeypatch.setattr(
+            Variant, name, lambda self: in_use.append(ops.has_kernel("gelu_batch_norm", rows))
+        )
+    monkeypatch.setattr(kernels.ByKernels, "load", staticmethod(load), raising=False)
+    setting = Setting(num_layers=1, batch_size=2, changes={"hidden_features": 8})
+    variant = kernels.ByKernels(setting.flow(), setting, setting.image_shape)
+    for method in Variant.methods:
+        getattr(variant, method)()
+        assert in_use == [True] and not ops.has_kernel("gelu_batch_norm", rows)
+        in_use.clear()
+
+
+def test_variants_are_measured_where_they_differ(monkeypatch):
+    class InTraining(Variant):
+        methods = ("training_step",)
+
+    monkeypatch.setitem(
+        VARIANTS, "other", lambda setting: InTraining(setting.flow(), setting, setting.image_shape)
+    )
+    setting = Setting(num_layers=1, batch_size=2, changes={"hidden_features": 8})
+    kinds = ["training step", "log_prob"]
+    found = measure.measure(setting, ["other", "eager"], kinds, rounds=1)["variants"]
+    assert list(found["other"]["measures"]) == ["training step"]
+    assert list(found["eager"]["measures"]) == kinds == list(found["floor"]["measures"])
+
+
+@pytest.mark.parametrize("name", ["GPU kernels", "CUDA graph", "compiled CUDA graph"])
+def test_what_needs_a_gpu_is_unavailable_without(name):
+    with pytest.raises(measure.Unavailable, match="for a GPU"):
+        VARIANTS[name](Setting(num_layers=1))
+    if torch.cuda.is_available():
+        setting = Setting(num_layers=1, batch_size=4, device="cuda")
+        variant = VARIANTS[name](setting)
+        before = [parameter.clone() for parameter in variant.parameters]
+        for _ in range(3):
+            variant.training_step()
+        assert any(not torch.equal(p, b) for p, b in zip(variant.parameters, before))
+        assert all(parameter.isfinite().all() for parameter in variant.parameters)
+
+
+@quiet
+def test_ratios_to_compiled_are_of_the_same_round(monkeypatch):
+    rounds = {
+        "floor": [1.0, 1.0],
+        "collapsed floor": [0.5, 0.5],
+        "compiled": [2.0, 4.0],
+        "compiled constant": [3.0, 5.0],
+    }
+    monkeypatch.setattr(measure, "interleaved", lambda *_: rounds)
+    setting = Setting(num_layers=1, batch_size=2, changes={"hidden_features": 8})
+    built = {n: VARIANTS["eager"](setting) for n in ("compiled", "compiled constant")}
+    model = setting.flow()
+    for kind, (_, training) in measure.MEASURES.items():
+        timed = measure.time_all(setting, model, built, kind, 2, 1)
+        assert timed["compiled constant"]["rounds"] == [3000.0, 5000.0]
+        expected = {"median": 1.375, "min": 1.25} if training else None
+        assert timed["compiled constant"].get("to_compiled") == expected
+        assert "to_compiled" not in timed["compiled"]
+
+
+def test_compilation_is_timed_in_a_process_of_its_own():
+    before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    setting = Setting(num_layers=1, batch_size=2, changes={"hidden_features": 8})
+    assert math.isfinite(compilation.cold_seconds(setting, "eager"))
+    assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == before
+
+
+def test_compilation_and_ratios_to_compiled_are_in_the_table():
+    results = json.loads((table.RESULTS / "speed-cpu.json").read_text())
+    frugal = results["variants"]["compiled constant"]
+    frugal["compile_seconds"] = 41.6
+    frugal["measures"]["training step"]["to_compiled"] = {"median": 1.41, "min": 1.25}
+    written = table.speed_table(results)
+    assert "| compiled constant | 42 |" in written
+    head = "| time / that of compiled, same round | training step |"
+    assert head in written and "| compiled constant | 1.41 (1.25) |" in written
+
+
+def test_numbers_of_bars_are_not_crossed_by_the_line(tmp_path, monkeypatch):
+    figures = []
+
+    def keep(figure, *_, **__):
+        figures.append(figure)
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", keep)
+    results = json.loads((table.RESULTS / "speed-cpu.json").read_text())
+    picture.save_ratios(tmp_path / "picture.png", results)
+    for axis in figures[0].axes:
+        (line,) = axis.lines
+        assert axis.texts and all(label.get_bbox_patch() is not None for label in axis.texts)
+        assert "0.00" not in [label.get_text() for label in axis.texts]
+        assert all(label.zorder > line.zorder for label in axis.texts)
+
+
+@quiet
+def test_exactness_command_compares_both_ways(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, count in [("train", 120), ("test", 12)]:
+        images = rng.integers(256, size=(count, 32, 32, 3), dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images)
+    exactness.main(
+        data=str(tmp_path / "train.npz"),
+        test=str(tmp_path / "test.npz"),
+        num_layers=1,
+        steps=2,
+        batch_size=8,
+        gradient_images=4,
+        evaluated=8,
+        out=str(tmp_path),
+    )
+    results = kept(tmp_path)
+    written = (tmp_path / "exactness-cpu.md").read_text()
+    assert written == table.exactness_table(results)
+    assert list(results["gradient_errors"]) == ["fresh", "after 2 steps"]
+    for errors in results["gradient_errors"].values():
+        for way in exactness.WAYS:
+            assert errors[f"{way}, float64"] < 1e-9 and errors[f"{way}, float32"] < 1e-3
+    trips = results["round_trip_errors"]
+    assert 0 < trips["float32 there, float32 back"] < 1e-4 and all(
+        map(math.isfinite, trips.values())
+    )
+    assert results["bits_per_dim"]["bf16"] == pytest.approx(
+        results["bits_per_dim"]["float32"], abs=0.1
+    )
+
+
+def test_exactness_names_inverses_that_are_not_exact(monkeypatch):
+    flow = mixerflow("cifar10", num_layers=1)
+    images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
+    state = flow.initialize(images).state_dict()
+
+    def inexact(flow, images, noise):
+        if hasattr(flow._transform, "inexact"):
+            flow._transform.inexact.add("_transforms.1")
+        return torch.ones(3)
+
+    monkeypatch.setattr(exactness, "gradients", inexact)
+    with pytest.raises(RuntimeError, match="expected exact inverses, got .*_transforms.1"):
+        exactness.gradient_errors(state, 1, images, seed=0)
 
 
 def test_unknown_and_unavailable_variants_are_named(monkeypatch, capsys):
@@ -296,9 +542,10 @@ def test_memory_command_gives_slopes(tmp_path):
         hidden_features=8,
         out=str(tmp_path),
     )
-    results = json.loads((tmp_path / "memory-cpu.json").read_text())
-    assert (tmp_path / "memory-cpu.md").read_text() == table.memory_table(results)
-    assert (tmp_path / "memory-cpu.png").stat().st_size > 0
+    results = kept(tmp_path)
+    (written,), (drawn,) = tmp_path.glob("memory-cpu-*.md"), tmp_path.glob("memory-cpu-*.png")
+    assert written.read_text() == table.memory_table(results)
+    assert drawn.stat().st_size > 0
     setting = Setting(num_layers=1, changes={"hidden_features": 8})
     for name, (one, two) in results["mib_per_image"].items():
         # Every layer keeps its activations, at any batch size.
@@ -308,14 +555,16 @@ def test_memory_command_gives_slopes(tmp_path):
 
 def test_maf_command_divides_by_the_flow_s_own_forward(tmp_path):
     maf.main(sizes=((5, 20), (6, 10)), hidden_features=8, rounds=1, out=str(tmp_path))
-    results = json.loads((tmp_path / "maf-cpu.json").read_text())
-    assert (tmp_path / "maf-cpu.md").read_text() == table.maf_table(results)
+    results = kept(tmp_path)
+    (written,) = tmp_path.glob("maf-cpu-*.md")
+    assert written.read_text() == table.maf_table(results)
     assert [case["features"] for case in results["cases"]] == [5, 6]
     for case in results["cases"]:
         assert set(case["inverses"]) | set(results["skipped"]) == set(maf.MAFS)
         for timed in case["inverses"].values():
             ratio = timed["inverse_milliseconds"] / timed["forward_milliseconds"]
             assert timed["inverse_to_forward"]["median"] == pytest.approx(ratio)
+            assert timed["inverse_rounds"] == [timed["inverse_milliseconds"]]
 
 
 @pytest.mark.parametrize("name", maf.MAFS)
@@ -332,5 +581,5 @@ def test_timed_inverses_are_inverses(name):
 @pytest.mark.parametrize("name", sorted(path.stem for path in table.RESULTS.glob("*.json")))
 def test_kept_table_is_of_the_kept_figures(name):
     results = json.loads((table.RESULTS / f"{name}.json").read_text())
-    kept = (table.RESULTS / f"{name}.md").read_text()
-    assert kept == table.TABLES[name.split("-")[0]](results)
+    written = (table.RESULTS / f"{name}.md").read_text()
+    assert written == table.TABLES[name.split("-")[0]](results)

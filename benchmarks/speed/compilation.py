@@ -14,7 +14,7 @@ from benchmarks.speed.variants import VARIANTS, Setting
 
 
 def cold_seconds(setting: Setting, name: str) -> float:
-    """Wall time by which the first forward and backward pass of a variant is longer than the next.
+    """Wall time to build a variant and to train on one batch, beyond that of it uncompiled.
 
     In a process of its own, whose compiler finds nothing that was kept from before.
 
@@ -28,14 +28,16 @@ def cold_seconds(setting: Setting, name: str) -> float:
 
 def _measure(setting: Setting, name: str, threads: int) -> float:
     torch.set_num_threads(threads)
+    uncompiled = name.removeprefix("compiled").strip() or "eager"
     with TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-        variant = VARIANTS[name](setting)
-        times = []
-        for _ in range(2):
-            start = time.perf_counter()
-            variant.forward_backward()
-            if setting.device == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-    return times[0] - times[1]
+        plain = _first_use(setting, uncompiled)
+        return _first_use(setting, name) - plain
+
+
+def _first_use(setting: Setting, name: str) -> float:
+    start = time.perf_counter()
+    VARIANTS[name](setting).forward_backward()
+    if setting.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -27,8 +27,8 @@ def save_ratios(path: Path, results: dict[str, Any]) -> None:
         lengths = [m[kind]["to_floor"]["median"] if kind in m else 0 for m in variants.values()]
         bars = axis.barh(list(variants), lengths)
         axis.axvline(1, color="black", linewidth=1)
-        labels = axis.bar_label(bars, fmt="%.2f", padding=2, fontsize="small")
-        for label in labels:
+        numbers = [f"{length:.2f}" if length else "" for length in lengths]
+        for label in axis.bar_label(bars, numbers, padding=2, fontsize="small"):
             # So that the line at 1 does not cross it.
             label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
         axis.set_title(kind, fontsize="medium")

@@ -42,7 +42,7 @@ def speed_table(results: dict[str, Any]) -> str:
         if results["peak_tflops"] is not None:
             head.append("% of bf16 peak")
         parts.append(_markdown(head, rows))
-    return "\n".join([*parts, *_skipped(results)])
+    return "\n".join([*parts, *_of_compiled(results), *_skipped(results)])
 
 
 def memory_table(results: dict[str, Any]) -> str:
@@ -55,7 +55,7 @@ def memory_table(results: dict[str, Any]) -> str:
     small, large = results["batch_sizes"]
     text = (
         f"MiB for one image more, between batches of {small} and {large}, at the peak of forward "
-        f"and backward; {results['preset']} preset, {results['machine']}, "
+        f"and backward; {_model(results)}, {results['machine']}, "
         f"torch {results['versions']['torch']}.\n"
     )
     head = ["mixer layers", *map(str, depths)]
@@ -80,8 +80,8 @@ def maf_table(results: dict[str, Any]) -> str:
     text = (
         f"Masked affine autoregressive flow, {results['hidden_features']} hidden features, one "
         f"residual block with batch normalisation, {results['dtype']}; medians of "
-        f"{results['rounds']} interleaved rounds on {results['machine']}, torch "
-        f"{results['versions']['torch']}. Ratios are median (smallest).\n"
+        f"{results['rounds']} interleaved rounds of {results['clock']} on {results['machine']}, "
+        f"torch {results['versions']['torch']}. Ratios are median (smallest).\n"
     )
     head = ["D", "rows", "inverse", "forward, ms", "inverse, ms", "inverse / forward"]
     return "\n".join([text, _markdown(head, rows), *_skipped(results)])
@@ -90,12 +90,48 @@ def maf_table(results: dict[str, Any]) -> str:
 def _settings(results: dict[str, Any]) -> str:
     adds = results["multiply_adds"]
     return (
-        f"{results['preset']} preset, {results['num_layers']} mixer layers, batches of "
+        f"{_model(results)}, {results['num_layers']} mixer layers, batches of "
         f"{results['batch_size']}, {results['dtype']}; medians of {results['rounds']} interleaved "
-        f"rounds on {results['machine']}, torch {results['versions']['torch']}. Ratios are median "
-        f"(smallest). Multiply-adds of an image, forward: {adds['floor'] / 1e9:.3f} G, collapsed "
-        f"{adds['collapsed floor'] / 1e9:.3f} G.\n"
+        f"rounds of {results['clock']} on {results['machine']}, torch "
+        f"{results['versions']['torch']}. Multiply-adds of an image, forward: "
+        f"{adds['floor'] / 1e9:.3f} G, collapsed {adds['collapsed floor'] / 1e9:.3f} G.\n\n"
+        "The floor is the model's matrix products alone, the collapsed floor those that are left "
+        "when the linear tails of conditioners are multiplied out, as the library does it. Ratios "
+        "are of times of the same round, median (smallest); bf16 rows are divided by the floors in "
+        f"{results['dtype']}, too. checkpoint and constant change training alone: their rows of "
+        "log_prob and sampling run the code of eager and compiled, and differ from those by "
+        "noise.\n"
     )
+
+
+def _model(results: dict[str, Any]) -> str:
+    sizes = " x ".join(map(str, results["image_shape"]))
+    return f"{results['preset']} preset, images of {sizes}"
+
+
+def _of_compiled(results: dict[str, Any]) -> list[str]:
+    """How long compiled variants compile, and what those that save memory cost beside the first."""
+    variants, parts = results["variants"], []
+    rows = [
+        [name, f"{entry['compile_seconds']:,.0f}"]
+        for name, entry in variants.items()
+        if "compile_seconds" in entry
+    ]
+    if rows:
+        parts.append(_markdown(["compilation from nothing", "s, wall time"], rows))
+    ratios = {
+        name: {k: m["to_compiled"] for k, m in entry["measures"].items() if "to_compiled" in m}
+        for name, entry in variants.items()
+    }
+    kinds = list(dict.fromkeys(kind for of_kinds in ratios.values() for kind in of_kinds))
+    rows = [
+        [name, *(_ratio(of_kinds.get(kind)) for kind in kinds)]
+        for name, of_kinds in ratios.items()
+        if of_kinds
+    ]
+    if rows:
+        parts.append(_markdown(["time / that of compiled, same round", *kinds], rows))
+    return parts
 
 
 def _share(results: dict[str, Any], timed: dict[str, Any], kind: str) -> float:

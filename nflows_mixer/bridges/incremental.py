@@ -175,7 +175,7 @@ def invert_incrementally(
     stages = [nothing, *stages]
     activations = [stage.activation for stage in stages[1:-1]]
     kind: type[_Units] = _Joined
-    if not (torch.is_grad_enabled() or autoregressive.is_transformed()):
+    if not (torch.is_grad_enabled() or autoregressive.is_watched()):
         # The sums stand where the units are to be.
         kind, activations = _Written, [in_place(activation) for activation in activations]
     inputs, *hidden, outputs = units = [kind(stage, features, count) for stage in stages]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.nn import functional as F
 
+from nflows_mixer._modes import is_compiling, is_transformed
 from nflows_mixer.kernels.ops import has_kernel
 
 ACTIVATIONS: dict[Any, str] = {F.gelu: "gelu", F.relu: "relu", torch.relu: "relu"}
@@ -42,7 +43,7 @@ def kernel_of_inverse(
         True
     """
     # First of all, as the compiler of an old torch does not get through what follows.
-    if not has_kernel("masked_affine_inverse", latents) or is_transformed():
+    if not has_kernel("masked_affine_inverse", latents) or is_watched():
         return None
     names = {ACTIVATIONS.get(activation) for activation in activations}
     if len(names) != 1 or None in names:
@@ -72,16 +73,14 @@ def kernel_of_inverse(
     return kernel
 
 
-def is_transformed() -> bool:
-    """Whether ``torch.func`` (vmap, jvp, grad) is at work, for which tensors must not be written.
+def is_watched() -> bool:
+    """Whether ``torch.func`` (vmap, jvp, grad) is at work, for which nothing must be written over.
 
     Example:
-        >>> is_transformed(), torch.vmap(lambda x: x + is_transformed())(torch.zeros(1))
+        >>> is_watched(), torch.vmap(lambda x: x + is_watched())(torch.zeros(1))
         (False, tensor([1.]))
     """
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return not is_compiling() and is_transformed()
 
 
 def units_below(degrees: Sequence[int], features: int) -> list[int]:

@@ -86,7 +86,7 @@ def conditioner(
     second = (hidden, hidden_bias, scale2.to(wide), shift2.to(wide))
     weights = (*first, *second, output, skip, output_bias)
     _check_shapes(inputs, weights)
-    eps = eps if isinstance(eps, tuple) else (eps, eps)
+    eps = (eps, eps) if isinstance(eps, (int, float)) else eps
     kernel = has_kernel("conditioner", inputs) and dtype in GPU_DTYPES
     if max(inputs.shape[1], len(hidden), len(output)) > LARGEST_WIDTH:
         kernel = False
