@@ -19,15 +19,8 @@ from nflows_mixer.transforms import (
     PixelScaling,
     SqueezeTransform,
 )
-from nflows_mixer.transforms.structured import ButterflyLinear, KroneckerLinear
+from nflows_mixer.transforms.structured import ButterflyLinear
 
-# Rows are patches of p x p pixels of 3 channels, in this order; columns are square grids, which
-# the default factors are the axes of.
-STRUCTURED = {
-    "butterfly": (ButterflyLinear, lambda p: (p, 3 * p)),
-    "kronecker": (KroneckerLinear, lambda p: (p, p, 3)),
-    "butterfly-root": (ButterflyLinear, lambda p: None),
-}
 NAMES = {
     "lu": "full LU",
     "butterfly": "butterfly",
@@ -49,21 +42,17 @@ def mixer(linear: str, size: int, patch_size: int, **options) -> ImageFlow:
         patch_size: of all layers.
         **options: of ``mixerflow``; ``hidden_features`` is that of the conditioners.
     """
-    if linear in STRUCTURED:
+    if linear == "butterfly-root":
+        # Not one of mixerflow's own: a flow layer as it makes them, without a norm, which follows.
         hidden_features = options.pop("hidden_features", 128)
         conditioner = partial(ResidualMLP, hidden_features=hidden_features)
         coupling = partial(AffineCoupling, conditioner=conditioner)
-        block, factors = STRUCTURED[linear]
-        blocks = {
-            "channel_flow": partial(block, factors=factors(patch_size)),
-            "patch_flow": block,
-        }
-        for name, each in blocks.items():  # without a norm, as mixerflow's own follows
-            options[name] = partial(FlowLayer, linear=each, flow=coupling, norm=None)
+        layer = partial(FlowLayer, linear=ButterflyLinear, flow=coupling, norm=None)
+        options |= {"channel_flow": layer, "patch_flow": layer}
     return mixerflow(
         image_shape=(3, size, size),
         patch_size=patch_size,
-        linear="lu" if linear == "lu" else None,
+        linear=None if linear in ("none", "butterfly-root") else linear,
         **options,
     )
 
