@@ -39,9 +39,7 @@ PRECISION = {
     torch.float16: 1e-2,
     torch.bfloat16: 4e-2,
 }
-needs_triton = pytest.mark.skipif(
-    not ops.IS_SUPPORTED or find_spec("triton") is None, reason="torch 2.4 and Triton"
-)
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
 
 @pytest.fixture(params=["torch", "cpp", *(["triton"] if torch.cuda.is_available() else [])])
@@ -60,8 +58,6 @@ def place(request):
 @pytest.fixture
 def cpp():
     """The C++ kernels, which stay unused outside the tests that ask for them."""
-    if not ops.IS_SUPPORTED:
-        pytest.skip("torch 2.4")
     for program in (os.environ.get("CXX", "c++"), "ninja"):
         if shutil.which(program) is None:
             pytest.skip(f"no {program} is installed")
@@ -235,7 +231,6 @@ def run(*command, **environment):
     )
 
 
-@pytest.mark.skipif(not ops.IS_SUPPORTED, reason="torch 2.4")
 def test_says_what_is_missing_where_nothing_can_be_compiled(tmp_path):
     script = "from nflows_mixer.kernels import load_cpu_kernels; load_cpu_kernels()"
     done = run("-c", script, CXX="/nowhere/c++", TORCH_EXTENSIONS_DIR=str(tmp_path))
@@ -249,7 +244,6 @@ echo 13.2.0
 """
 
 
-@pytest.mark.skipif(not ops.IS_SUPPORTED, reason="torch 2.4")
 def test_says_what_the_compiler_says(tmp_path):
     if shutil.which("ninja") is None:
         pytest.skip("no ninja is installed")
@@ -704,7 +698,7 @@ ALLOWED = {
 def test_tf32_is_used_where_it_is_allowed(setting, expected):
     """In a process of its own: the older setting is not to be asked for once the newer is used."""
     if "fp32_precision" in setting and not hasattr(torch.backends, "fp32_precision"):
-        pytest.skip("torch 2.9")
+        pytest.skip("from torch 2.9 on")
     script = "from nflows_mixer.kernels.conditioner_triton import _products; import torch"
     done = run("-c", f"{script}\n{setting}\nprint(_products(torch.float32)['PRECISION'])")
     assert done.stdout.strip() == expected, done.stderr

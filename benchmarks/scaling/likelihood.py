@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling.likelihood --data train.npz --test test.npz
     python -m benchmarks.scaling.likelihood --data train.npz --test test.npz --steps 5 \
-        --seeds '[0]' --evaluated 100 --out /tmp/scaling
+        --seeds '[0]' --evaluated 100 --out runs/scaling
 
 On long rows: CIFAR-10 in patches of 8 x 8, 16 rows of 192. The files hold ``images``, uint8
 [N, 32, 32, 3]; the split is that of ``nflows_mixer.data.load_images``. Writes likelihood.json and

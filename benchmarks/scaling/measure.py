@@ -1,7 +1,7 @@
 """How the cost of a training step grows with the pixels of an image.
 
     python -m benchmarks.scaling.measure        # writes results.json, results.md, scaling.png here
-    python -m benchmarks.scaling.measure --sizes '[16, 32]' --rounds 1 --out /tmp/scaling
+    python -m benchmarks.scaling.measure --sizes '[16, 32]' --rounds 1 --out runs/scaling
 
 MixerFlows of two layers with full LU, butterfly and Kronecker blocks, at a fixed number of patches
 and at a fixed patch size, beside a Glow with as many couplings. Each batch has the same number of

@@ -12,7 +12,7 @@ from subprocess import SubprocessError
 import torch
 
 from nflows_mixer._checks import mismatch
-from nflows_mixer.kernels.ops import IS_SUPPORTED, KERNEL_DTYPES
+from nflows_mixer.kernels.ops import KERNEL_DTYPES
 
 SOURCES = [Path(__file__).with_name(name) for name in ("batch_norm.cpp", "autoregressive.cpp")]
 # As torch itself is compiled for the processors that it tells apart. Neither flag of the first
@@ -37,8 +37,7 @@ def load_cpu_kernels() -> None:
     To use them for a part of a program, call it inside :func:`without_kernels`.
 
     Raises:
-        ValueError: if there is no C++ compiler or no ninja, the compiler fails, or torch is older
-            than 2.4.
+        ValueError: if there is no C++ compiler or no ninja, or the compiler fails.
 
     Example:
         >>> load_cpu_kernels()  # doctest: +SKIP
@@ -51,8 +50,6 @@ def load_cpu_kernels() -> None:
 @cache
 def _build() -> None:
     """Compile the kernels, or find them compiled, and load them into the process."""
-    if not IS_SUPPORTED:
-        raise mismatch("load_cpu_kernels", "torch 2.4 or newer", torch.__version__, ADVICE)
     from torch.utils.cpp_extension import is_ninja_available, load
 
     # CXX may hold more than a program, as "ccache g++".

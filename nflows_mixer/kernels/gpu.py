@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import torch
 
 from nflows_mixer._checks import mismatch
-from nflows_mixer.kernels.ops import IS_SUPPORTED, use_triton
+from nflows_mixer.kernels.ops import use_triton
 
 ADVICE = "go without: plain torch gives the same function"
 
@@ -24,14 +24,12 @@ def load_gpu_kernels() -> None:
     To use them for a part of a program, call it inside :func:`without_kernels`.
 
     Raises:
-        ValueError: if torch is older than 2.4, Triton is not installed, or there is no CUDA
+        ValueError: if Triton is not installed, or there is no CUDA
             device.
 
     Example:
         >>> load_gpu_kernels()  # doctest: +SKIP
     """
-    if not IS_SUPPORTED:
-        raise mismatch("load_gpu_kernels", "torch 2.4 or newer", torch.__version__, ADVICE)
     if find_spec("triton") is None:
         raise mismatch("load_gpu_kernels", "Triton", "no module of that name", ADVICE)
     if not torch.cuda.is_available():

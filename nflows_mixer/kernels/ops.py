@@ -12,9 +12,6 @@ from torch import Tensor
 
 Three = tuple[Tensor, Tensor, Tensor]
 
-# Older ones cannot compile what calls an operator from outside.
-IS_SUPPORTED = hasattr(torch.library, "register_fake")  # torch 2.4
-
 # For an operator and a type of device, the types of numbers that it has kernels for. They enter
 # when they are asked for.
 KERNEL_DTYPES: dict[tuple[str, str], tuple[torch.dtype, ...]] = {}
@@ -147,6 +144,5 @@ _SHAPES: dict[str, Callable[..., Any]] = {
 }
 for _name, (_arguments, _results, _) in OPERATORS.items():
     LIBRARY.define(f"{_name}({_arguments}) -> ({', '.join(['Tensor'] * _results)})")
-    if IS_SUPPORTED:
-        torch.library.register_fake(f"nflows_mixer::{_name}", _SHAPES[_name], lib=LIBRARY)
+    torch.library.register_fake(f"nflows_mixer::{_name}", _SHAPES[_name], lib=LIBRARY)
 register_triton("CUDA")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Union
 
@@ -118,9 +119,9 @@ class _Coupling(Transform):
         return self._join(fixed, moved), logabsdet
 
     @property
+    @abstractmethod
     def elementwise(self) -> Elementwise:
         """The map of the moved part, its inverse, and the constants that both take."""
-        raise NotImplementedError
 
     def _elementwise(self, moved: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         forward, _, constants = self.elementwise
