@@ -35,7 +35,8 @@ def test_flows_differ_in_the_linear_block_alone(name):
     images = torch.randint(256, (9, 3, 24, 24), dtype=torch.uint8)
     assert flow.initialize(images).log_prob(images).shape == (9,)
     more = parameters(flow) - parameters(plain)
-    # Rows of 192, and columns of the 4 patches inside the shift, in two flow layers; D + D^2 for a full block.
+    # Rows of 192, and columns of the 4 patches inside the shift, each in two flow layers: D + D^2
+    # for a full block.
     assert (more > 0) == (name != "none")
     if name == "lu":
         assert more == 2 * (192 + 192**2 + 4 + 4**2)
