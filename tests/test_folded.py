@@ -422,6 +422,14 @@ def test_shift_without_patches_inside_is_called():
     torch.testing.assert_close(folded(images), shift(images))
 
 
+def test_shift_with_another_transform_put_into_it():
+    shift = ShiftTransform((1, 4, 8), 2, 1, lambda s: PatchMixerTransform(s, 2, LULinear, LULinear))
+    folded = moved(FoldedCompositeTransform([shift]))
+    shift.transform = moved(PatchMixerTransform((1, 2, 6), 2, LULinear, LULinear, "dilated"))
+    images = torch.randn(9, 1, 4, 8)
+    torch.testing.assert_close(folded(images), chain_of(folded)(images))
+
+
 def test_mixing_of_ready_layers():
     """Folded layers inside a mixing layer that is used by itself."""
     mixing = ChannelMixingTransform(FlowLayer(4, flow=partial(AffineCoupling, conditioner=narrow)))

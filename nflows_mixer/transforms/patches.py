@@ -96,6 +96,11 @@ class PatchTransform(Transform):
         return image, no_volume_change(inputs)
 
     @property
+    def geometry(self) -> tuple:
+        """What two have in common that cut alike: image shape, patch size and layout."""
+        return self.image_shape, self.patch_size, self.layout
+
+    @property
     def _sizes(self) -> dict[str, int]:
         patch_height, patch_width = self.patch_size
         rows = self.image_shape[1] // patch_height

@@ -70,7 +70,9 @@ def _atoms(transform: Transform, passes_context: bool | None) -> Iterator[Step]:
         yield Mix(transform, steps_of(transform.transform))
     elif not replaced and kind is ShiftTransform and transform._places is not None:
         inner = steps_of(transform.transform)
-        if _is_cut(inner[0], False) and _is_cut(inner[-1], True):
+        # Unless somebody has put another transform into it.
+        cut = transform._places_of
+        if _is_cut(inner[0], False, cut) and _is_cut(inner[-1], True, cut):
             yield Cut(transform._outer, name="_outer")
             yield Region(transform, inner[1:-1])
             yield Cut(transform._outer, uncut=True, name="_outer")
@@ -94,8 +96,8 @@ def _is_chain(kind: type) -> bool:
     return marked and kind._chain is CompositeTransform._chain  # type: ignore[attr-defined]
 
 
-def _is_cut(step: Step, uncut: bool) -> bool:
-    return isinstance(step, Cut) and step.uncut == uncut
+def _is_cut(step: Step, uncut: bool, geometry: tuple) -> bool:
+    return isinstance(step, Cut) and step.uncut == uncut and step.patches.geometry == geometry
 
 
 def _joined(steps: list[Step]) -> list[Step]:

@@ -108,11 +108,13 @@ class ShiftTransform(Transform):
 
         None unless the inner transform is a chain from a cut into patches to its inverse.
         """
+        self._places_of: tuple | None = None
         parts = list(getattr(self.transform, "_transforms", []))
         if len(parts) < 2 or type(parts[0]) is not PatchTransform:
             return None
         if type(parts[-1]) is not InverseTransform or parts[-1]._transform is not parts[0]:
             return None
+        self._places_of = parts[0].geometry
         image = torch.arange(math.prod(self.image_shape))
         image, _ = self._outer.inverse(
             image.reshape(1, self._outer.n_patches, self._outer.channels)

@@ -32,12 +32,7 @@ class Cut:
         """Whether it is the inverse of another step."""
         if not isinstance(other, Cut) or self.uncut == other.uncut:
             return False
-        mine, others = self.patches, other.patches
-        return (mine.image_shape, mine.patch_size, mine.layout) == (
-            others.image_shape,
-            others.patch_size,
-            others.layout,
-        )
+        return self.patches.geometry == other.patches.geometry
 
     def forward(self, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, None]:
         """Cut, or put together."""
