@@ -69,4 +69,4 @@ def test_oldest_versions_are_those_of_setup_cfg():
     assert set(floors) == {"torch", "nflows", "zuko", "einops"}
     for name, floor in floors.items():
         assert (pinned[name] + ".").startswith(floor + ".")
-    assert "python_requires = >=3.10" in setup and "Python 3.10 and torch 2.2 or newer" in README
+    assert "python_requires = >=3.10" in setup and "Python 3.10 and torch 2.4 or newer" in README
