@@ -31,6 +31,8 @@ from nflows_mixer.transforms.recorded import scratch_buffers
 from nflows_mixer.transforms.steps import Part, Step, forward_through
 
 MEMORY = ("constant", "checkpoint")
+# Compilers of old do not take what is evaluated in a backward pass; this is the oldest tried.
+COMPILES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 11)
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
@@ -71,7 +73,8 @@ class ReversibleCompositeTransform(FoldedCompositeTransform):
         those of the parts; context [B, F].
 
     Raises:
-        ValueError: if a choice is unknown, or a transform is stochastic.
+        ValueError: if a choice is unknown, a transform is stochastic, or torch is too old to
+            compile with.
 
     References:
         Gomez et al., The reversible residual network, 2017; Chen et al., Training deep nets with
@@ -101,6 +104,13 @@ class ReversibleCompositeTransform(FoldedCompositeTransform):
         check_choice(owner, "memory", memory, MEMORY)
         check_positive(owner, "anchors", anchors)
         check_positive(owner, "check_every", check_every)
+        if compile and not COMPILES:
+            raise mismatch(
+                owner,
+                "torch 2.11 or newer to compile layers that are evaluated again",
+                torch.__version__,
+                "update it, or leave compile out",
+            )
         for name, part in self.named_modules():
             if getattr(part, "stochastic_forward", False):
                 raise mismatch(
