@@ -113,12 +113,9 @@ class ReversibleCompositeTransform(FoldedCompositeTransform):
             )
         for name, part in self.named_modules():
             if getattr(part, "stochastic_forward", False):
-                raise mismatch(
-                    owner,
-                    "deterministic transforms",
-                    f"{type(part).__name__} at {name!r}",
-                    "put it before or behind the composite",
-                )
+                got = f"{type(part).__name__} at {name!r}"
+                advice = "put it before or behind the composite"
+                raise mismatch(owner, "deterministic transforms", got, advice)
         self.memory = memory
         self.anchors = anchors
         self.check_every = check_every
