@@ -120,7 +120,7 @@ def test_parts_of_all_libraries_with_batch_statistics_and_context(memory, traini
     whole(rows, context)
     moved(whole, 0.05).train(training)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         assert_same_gradients(whole._transforms, rows, context, memory=memory)
 
 
@@ -146,7 +146,7 @@ def test_random_numbers_are_drawn_again(memory):
     rows = torch.randn(50, 4, dtype=torch.float64)
     parts = nn.ModuleList([Dropped(), LULinear(4), Dropped()]).double()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         assert_same_gradients(moved(parts), rows, memory=memory)
 
 
@@ -246,7 +246,7 @@ def test_measured_anew_after_a_change_of_type(monkeypatch):
     monkeypatch.setattr(reversible, "_is_read_freely", lambda device: False)
     flow = moved(ReversibleCompositeTransform([LULinear(4), LULinear(4)], check_every=2))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         gradients(flow, torch.randn(20, 4))
         gradients(flow, torch.randn(20, 4))
         flow.double()
@@ -354,7 +354,7 @@ def test_inverses_that_are_not_exact_are_named_and_their_inputs_kept(kind):
     assert relative(found, expected) < 1e-5
     assert flow.inexact == {"_transforms.1"}
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         flow._passes = 0  # look again
         found, *_ = gradients(flow, rows)
     assert relative(found, expected) < 1e-5
@@ -393,7 +393,7 @@ def test_the_error_is_read_every_so_often(monkeypatch):
     gradients(flow, rows)
     part.scale = 1e-7
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         gradients(flow, rows)
         gradients(flow, rows)
     with pytest.warns(RuntimeWarning, match="_transforms.0"):
