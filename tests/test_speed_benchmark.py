@@ -436,6 +436,9 @@ def test_compilation_is_timed_in_a_process_of_its_own():
 
 def test_compilation_and_ratios_to_compiled_are_in_the_table():
     results = json.loads((table.RESULTS / "speed-cpu.json").read_text())
+    for variant in results["variants"].values():
+        for timed in variant["measures"].values():
+            timed.pop("to_compiled", None)
     frugal = results["variants"]["compiled constant"]
     frugal["compile_seconds"] = 41.6
     frugal["measures"]["training step"]["to_compiled"] = {"median": 1.41, "min": 1.25}
