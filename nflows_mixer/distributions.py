@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from nflows.distributions.base import Distribution
@@ -77,6 +78,7 @@ class DiagonalNormal(BaseDistribution):
     Args:
         shape: event shape, such as (C, H, W).
         learnable: whether mean and log-scale are parameters (2 per dimension) or fixed at 0.
+        per_channel: whether all positions of a channel, the first axis, share them.
 
     References:
         Kingma and Dhariwal, Glow, 2018 (learned prior); 2 x 3072 of MixerFlow's 11.34M parameters.
@@ -85,16 +87,24 @@ class DiagonalNormal(BaseDistribution):
         >>> base = DiagonalNormal((3, 32, 32))
         >>> base.log_prob(base.sample(5)).shape
         torch.Size([5])
+        >>> sum(p.numel() for p in DiagonalNormal((3, 32, 32), per_channel=True).parameters())
+        6
     """
 
-    def __init__(self, shape: int | Sequence[int], learnable: bool = True) -> None:
+    def __init__(
+        self, shape: int | Sequence[int], learnable: bool = True, per_channel: bool = False
+    ) -> None:
         super().__init__(shape)
-        _learn(self, learnable, location=torch.zeros(self.shape), log_scale=torch.zeros(self.shape))
+        channels, *others = self.shape
+        own = (channels, *(1 for _ in others)) if per_channel else self.shape
+        _learn(self, learnable, location=torch.zeros(own), log_scale=torch.zeros(own))
 
     def as_torch(self, temperature: float = 1.0) -> distributions.Normal:
         """One normal per dimension."""
         scale = temperature * self.log_scale.exp()
-        return distributions.Normal(self.location, scale, validate_args=False)
+        return distributions.Normal(
+            self.location.expand(self.shape), scale.expand(self.shape), validate_args=False
+        )
 
 
 class StudentT(BaseDistribution):
@@ -186,6 +196,74 @@ class NormalMixture(BaseDistribution):
         scale = temperature * self.log_scale.exp()
         components = distributions.Normal(self.location, scale, validate_args=False)
         return distributions.MixtureSameFamily(weights, components, validate_args=False)
+
+
+class ProductDistribution(BaseDistribution):
+    r"""Independent parts of one flat latent, each with a base of its own.
+
+    .. math:: p(z) = \prod_i p_i(z_i), \qquad z = [z_1, \dots, z_n] \in \mathbb R^D
+
+    What a multi-scale flow ends in (see ``MultiScaleTransform``): parts that were dropped on the
+    way, and the rest.
+
+    Args:
+        parts: name -> base of that part, in the order in which the latent holds them.
+
+    Shapes:
+        latents [B, D], with the parts flattened one behind the other.
+
+    Raises:
+        ValueError: if there is no part, or a name cannot be that of a module.
+        TypeError: if a part is no base of this module.
+
+    References:
+        Dinh et al., Density estimation using Real NVP, 2017, Section 3.6; DenseFlow, Section 2.3.
+
+    Example:
+        >>> parts = {"drop_1": DiagonalNormal((6, 2, 2), learnable=False), "final": StudentT(3)}
+        >>> base = ProductDistribution(parts)
+        >>> base.sample(5).shape, base.log_prob(base.sample(5)).shape
+        (torch.Size([5, 27]), torch.Size([5]))
+    """
+
+    def __init__(self, parts: Mapping[str, BaseDistribution]) -> None:
+        owner = "ProductDistribution"
+        if not parts or any(not name or "." in name for name in parts):
+            advice = "name each part by a word without dots"
+            raise mismatch(owner, "named parts", list(parts), advice)
+        for name, part in parts.items():
+            if not isinstance(part, BaseDistribution):
+                raise TypeError(
+                    f"{owner}: expected bases of nflows_mixer.distributions, got "
+                    f"{type(part).__name__} for {name!r}; use one of these"
+                )
+        super().__init__(sum(math.prod(part.shape) for part in parts.values()))
+        self.parts = nn.ModuleDict(parts)
+        self.sizes = [math.prod(part.shape) for part in parts.values()]
+
+    def _log_prob(self, inputs: Tensor, context: Tensor | None) -> Tensor:
+        check_event(inputs, self.shape, "ProductDistribution", "build the base for this latent")
+        total = inputs.new_zeros(len(inputs))
+        for part, latents in zip(self._bases(), inputs.split(self.sizes, dim=1)):
+            total = total + part.log_prob(latents.reshape(-1, *part.shape))
+        return total
+
+    def sample(
+        self,
+        num_samples: int,
+        context: Tensor | None = None,
+        batch_size: int | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Draw latents; arguments and errors are those of ``BaseDistribution.sample``."""
+        drawn = [
+            part.sample(num_samples, context, batch_size, temperature) for part in self._bases()
+        ]
+        leading = 1 if context is None else 2
+        return torch.cat([latents.flatten(leading) for latents in drawn], dim=-1)
+
+    def _bases(self) -> list[BaseDistribution]:
+        return [cast(BaseDistribution, part) for part in self.parts.values()]
 
 
 def _learn(module: nn.Module, learnable: bool, **starts: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""From log-likelihoods to bits per dimension, and bounds over several dequantisation draws."""
+"""From log-likelihoods to bits per dimension, and bounds over several draws of the noise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer._modes import in_mode
-from nflows_mixer.noise import uniform_noise
 
 if TYPE_CHECKING:
     from nflows_mixer.flows.image_flow import ImageFlow
@@ -55,15 +54,18 @@ def log_prob_draws(
     index: Tensor | None = None,
     batch_size: int = 500,
 ) -> Tensor:
-    r"""Log-likelihood estimates of each image, one for each draw of the dequantisation noise.
+    r"""Log-likelihood estimates of each image, one for each draw of the noise.
 
-    .. math:: \ell_{in} = \log p(x_n + u_{in}), \qquad u_{in} \sim q
+    .. math:: \ell_{in} = \log \frac{p(x_n, u_{in})}{q(u_{in} \mid x_n)}, \qquad u_{in} \sim q
+
+    u is all noise that the flow draws: that of the dequantisation, and what it appends on the way.
 
     Draw i of image n is a function of (``seed``, i, ``index`` n): not of the batch size, the
     device, the number of draws or what other images are evaluated. The flow is in evaluation mode.
 
     Args:
-        flow: any flow whose ``log_prob(images, context, noise)`` takes the noise.
+        flow: any flow whose ``log_prob(images, context, noise)`` takes the noise that its
+            ``draw_noise`` draws.
         images: uint8 [N, C, H, W].
         num_samples: draws for each image.
         context: [N, F], or what the flow's embedding net takes.
@@ -128,13 +130,14 @@ def importance_weighted_log_prob(
     r"""Importance-weighted bound on the log-likelihood of each image.
 
     .. math:: \log P(x) \ge \mathbb E\, \log \frac1k \sum_{i=1}^k
-              \frac{p(x + u_i)}{q(u_i \mid x)}, \qquad u_i \sim q
+              \frac{p(x, u_i)}{q(u_i \mid x)}, \qquad u_i \sim q
 
     With one draw it is the usual bound; its mean grows with k, towards log P(x). The arguments
     and the noise are those of ``log_prob_draws``: the first draws are the same for every k.
 
     Args:
-        flow: any flow whose ``log_prob(images, context, noise)`` takes the noise.
+        flow: any flow whose ``log_prob(images, context, noise)`` takes the noise that its
+            ``draw_noise`` draws.
         images: uint8 [N, C, H, W].
         num_samples: draws k for each image.
         context: [N, F], or what the flow's embedding net takes.
@@ -150,7 +153,7 @@ def importance_weighted_log_prob(
 
     References:
         Burda et al., Importance weighted autoencoders, 2016, Theorem 1; Ho et al., Flow++, 2019,
-        Section 3.1 (for dequantisation).
+        Section 3.1 (for dequantisation); DenseFlow, Equation 20 (for noise that is appended).
 
     Example:
         >>> from nflows_mixer.flows import ImageFlow
@@ -191,8 +194,8 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def _noise(flow: ImageFlow, seed: int, draws: range, index: Tensor) -> Tensor:
-    """Noise of these draws of these images, [draws * images, C, H, W], draw by draw."""
-    return torch.cat([uniform_noise(seed, draw, index, flow.image_shape) for draw in draws])
+    """Noise of these draws of these images, [draws * images, ...], draw by draw."""
+    return torch.cat([flow.draw_noise(seed, draw, index) for draw in draws])
 
 
 def _repeated(rows: Tensor, times: int) -> Tensor:

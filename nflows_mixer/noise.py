@@ -1,4 +1,4 @@
-"""Uniform noise as a function of where it is used, not of what was drawn before."""
+"""Noise as a function of where it is used, not of what was drawn before."""
 
 from __future__ import annotations
 
@@ -66,6 +66,75 @@ def uniform_noise(
     words = philox((blocks[None], index[:, None].long(), *_halves(step)), _halves(seed))
     flat = rearrange(torch.stack(words, dim=-1), "b block word -> b (block word)")[:, :size]
     return ((flat >> 8).to(dtype) * 2.0**-24).reshape(len(index), *event_shape)
+
+
+def to_normal(uniform: Tensor) -> Tensor:
+    r"""Turn uniform noise in [0, 1) into as much standard normal noise, two by two.
+
+    .. math:: (\varepsilon_1, \varepsilon_2) = \sqrt{-2 \log(1 - u_1)}\,
+              (\cos 2 \pi u_2,\ \sin 2 \pi u_2)
+
+    The first half of each row holds :math:`u_1` and the second :math:`u_2`. The largest value that
+    24 bits make is 5.8.
+
+    Args:
+        uniform: [B, N] with an even N.
+
+    Returns:
+        [B, N], a function of each row.
+
+    Raises:
+        ValueError: if N is odd.
+
+    References:
+        Box and Muller, A note on the generation of random normal deviates, 1958.
+
+    Example:
+        >>> noise = to_normal(uniform_noise(0, 0, torch.arange(100), (100,)))
+        >>> round(noise.mean().item(), 1) + 0.0, round(noise.std().item(), 1)
+        (0.0, 1.0)
+    """
+    if uniform.shape[1] % 2:
+        raise mismatch("to_normal", "an even number of columns", uniform.shape[1], "draw one more")
+    first, second = uniform.chunk(2, dim=1)
+    radius = (-2 * torch.log1p(-first)).sqrt()
+    angle = 2 * math.pi * second
+    return torch.cat((radius * angle.cos(), radius * angle.sin()), dim=1)
+
+
+def mixed_noise(
+    seed: int,
+    step: int,
+    index: Tensor,
+    parts: Sequence[tuple[str, Sequence[int]]],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Noise of several kinds, side by side; the first part is that of ``uniform_noise``.
+
+    Args:
+        seed: of the run.
+        step: of the training, or number of the draw.
+        index: of each image, integers [B].
+        parts: of each part the kind, "uniform" or "normal", and the shape for one image.
+        dtype: of the noise, float32 or float64.
+
+    Returns:
+        [B, N], the parts flattened one behind the other.
+
+    Example:
+        >>> noise = mixed_noise(0, 7, torch.tensor([0, 1]), [("uniform", (3, 4)), ("normal", (5,))])
+        >>> noise.shape, torch.equal(noise[0, :12], uniform_noise(0, 7, torch.arange(1), (12,))[0])
+        (torch.Size([2, 17]), True)
+    """
+    sizes = [math.prod(shape) for _, shape in parts]
+    # Normal noise is made of pairs.
+    drawn = [size + size % 2 if kind == "normal" else size for size, (kind, _) in zip(sizes, parts)]
+    pieces = uniform_noise(seed, step, index, (sum(drawn),), dtype).split(drawn, dim=1)
+    made = [
+        to_normal(piece)[:, :size] if kind == "normal" else piece
+        for piece, size, (kind, _) in zip(pieces, sizes, parts)
+    ]
+    return torch.cat(made, dim=1)
 
 
 def philox(

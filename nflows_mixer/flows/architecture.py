@@ -21,6 +21,7 @@ from nflows_mixer._checks import (
     mismatch,
 )
 from nflows_mixer.distributions import DiagonalNormal, NormalMixture, StudentT
+from nflows_mixer.flows.dequantization import CHANNELS, check_dequantization
 from nflows_mixer.nn import MLP, ResidualMLP, learned_positions, sinusoidal_positions
 from nflows_mixer.transforms import ButterflyLinear, KroneckerLinear, LULinear, RLULinear
 from nflows_mixer.transforms.coupling import LOG_SCALES
@@ -92,6 +93,8 @@ class MixerFlowArchitecture:
             which each has a learned vector of ``context_features`` (16 where that is None).
         positions: "sinusoidal" or "learned" positional context of every conditioner, or None.
         position_features: length of the positional context.
+        dequantization: "uniform", or "variational" with learned noise.
+        dequantization_channels: width of the networks of a variational dequantisation.
 
     Raises:
         ValueError: if a choice is unknown or a size does not fit another.
@@ -130,6 +133,8 @@ class MixerFlowArchitecture:
     num_classes: int | None = None
     positions: str | None = None
     position_features: int = 16
+    dequantization: str = "uniform"
+    dequantization_channels: int = CHANNELS
 
     def __post_init__(self) -> None:
         owner = "mixerflow"
@@ -166,6 +171,7 @@ class MixerFlowArchitecture:
             raise mismatch(
                 owner, f"a squeeze that divides {tuple(sizes)}", self.squeeze, "1 leaves it out"
             )
+        check_dequantization(owner, self.dequantization, self.dequantization_channels)
         self._check_combinations(owner)
         for name in ("patch_size", "layout"):
             per_layer = self.per_layer(name)

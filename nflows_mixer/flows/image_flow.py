@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from nflows.distributions.base import Distribution
@@ -14,11 +16,14 @@ from torch import Tensor, nn
 from nflows_mixer._checks import mismatch
 from nflows_mixer._modes import in_mode
 from nflows_mixer.flows.architecture import MixerFlowArchitecture
+from nflows_mixer.flows.denseflow_architecture import DenseFlowArchitecture
 from nflows_mixer.flows.dequantized_flow import CheckedFlow, DequantizedFlow
+from nflows_mixer.noise import mixed_noise
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.dequantize import UniformDequantization
 from nflows_mixer.transforms.folded import FoldedCompositeTransform
 from nflows_mixer.transforms.pixels import PixelScaling
+from nflows_mixer.transforms.variational import VariationalDequantization
 
 
 class ImageFlow(CheckedFlow):
@@ -27,18 +32,22 @@ class ImageFlow(CheckedFlow):
     .. math:: \log P(x) \ge \mathbb E_u \big[\log p_Z(f(x + u)) + \log|\det J_f(x + u)|\big],
               \qquad u \sim \mathcal U[0, 1)^D
 
-    ``log_prob`` is an unbiased one-draw estimate of the bound on the right. Images are checked
-    here, at the boundary, and nowhere deeper.
+    ``log_prob`` is an unbiased one-draw estimate of the bound on the right. Where the
+    dequantisation is another one, or the transform draws noise of its own, their log-dets carry
+    its -log q, and the bound is over all of it. Images are checked here, at the boundary, and
+    nowhere deeper.
 
     Args:
-        transform: deterministic transform, from pixels in [0, levels) to the base's shape; ends
-            of the range and scales are its own affair (see ``PixelScaling``).
+        transform: from pixels in [0, levels) to the base's shape; ends of the range and scales
+            are its own affair (see ``PixelScaling``). It may be stochastic (see
+            ``StochasticTransform``).
         image_shape: (C, H, W).
         distribution: base; ``DiagonalNormal(image_shape)`` where None.
         levels: number of pixel values.
         context_features: length of the context that has to be given; None where there is none,
             or where its parts check it themselves.
         embedding_net: encoder of the context, as for nflows' flows.
+        dequantization: of the same levels; ``UniformDequantization`` where None.
 
     Shapes:
         images uint8 [B, C, H, W]; context [B, F]; log-likelihoods [B], in nats.
@@ -66,10 +75,17 @@ class ImageFlow(CheckedFlow):
         levels: int = 256,
         context_features: int | None = None,
         embedding_net: nn.Module | None = None,
+        dequantization: UniformDequantization | VariationalDequantization | None = None,
     ) -> None:
         super().__init__(transform, image_shape, distribution, context_features, embedding_net)
-        self.dequantization = UniformDequantization(levels)
-        self.architecture: MixerFlowArchitecture | None = None
+        if dequantization is None:
+            dequantization = UniformDequantization(levels)
+        if dequantization.levels != levels:
+            got = dequantization.levels
+            advice = "build both with the number of levels of the data"
+            raise mismatch("ImageFlow", f"a dequantisation of {levels} levels", got, advice)
+        self.dequantization = dequantization
+        self.architecture: MixerFlowArchitecture | DenseFlowArchitecture | None = None
         # Reading the largest pixel, or the range of the noise, waits for the device: whoever knows
         # both, as training does from its second batch on, switches it off.
         self.check_values = True
@@ -103,7 +119,17 @@ class ImageFlow(CheckedFlow):
 
     @property
     def deterministic(self) -> DequantizedFlow:
-        """The flow below the dequantiser, a plain nflows flow that shares these modules."""
+        """The flow below the dequantiser, a plain nflows flow that shares these modules.
+
+        Raises:
+            RuntimeError: if the transform draws noise of its own, which leaves no density.
+        """
+        if self._is_stochastic:
+            raise RuntimeError(
+                "ImageFlow.deterministic: expected a deterministic transform, got one that appends "
+                "noise, whose log_prob is a bound and no density; use log_prob, or "
+                "importance_weighted_log_prob"
+            )
         flow = DequantizedFlow(
             self._transform,
             self.image_shape,
@@ -125,7 +151,7 @@ class ImageFlow(CheckedFlow):
         Args:
             inputs: uint8 [B, C, H, W].
             context: [B, F], or what the embedding net takes.
-            noise: dequantisation noise in [0, 1] of the shape of ``inputs``; drawn if not given.
+            noise: of ``noise_shape``, such as ``draw_noise`` returns; drawn if not given.
         """
         return self.transform_and_log_prob(inputs, context, noise)[1]
 
@@ -139,27 +165,81 @@ class ImageFlow(CheckedFlow):
         Args:
             inputs: uint8 [B, C, H, W].
             context: [B, F], or what the embedding net takes.
-            noise: dequantisation noise in [0, 1] of the shape of ``inputs``; drawn if not given.
+            noise: of ``noise_shape``, such as ``draw_noise`` returns; drawn if not given.
         """
-        values, of_noise = self._dequantize(inputs, context, noise)
+        values, of_noise, given = self._dequantize(inputs, context, noise)
         embedded = self._embedding_net(context)
-        latents, logabsdet = self._transform(values, embedded)
+        latents, logabsdet = self._transform(values, embedded, *given)
         log_prob = self._distribution.log_prob(latents, embedded)
         return latents, of_noise + logabsdet + log_prob
 
     def transform_to_noise(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Latents of images, of the base's shape, in evaluation mode; a function of each image.
 
-        Pixels are taken at their mid-point, u = 1/2. Gradients reach the parameters.
+        All noise is at its median: 1/2 where it is uniform, 0 where it is normal. Gradients reach
+        the parameters.
 
         Args:
             inputs: uint8 [B, C, H, W].
             context: [B, F], or what the embedding net takes.
         """
-        middle = torch.full(inputs.shape, 0.5, device=inputs.device)
-        values, _ = self._dequantize(inputs, context, middle)
         with in_mode(self, training=False):
-            return super().transform_to_noise(values, context)
+            values, _, given = self._dequantize(inputs, context, self._median_noise(inputs))
+            return self._transform(values, self._embedding_net(context), *given)[0]
+
+    def dequantize_mid(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Real pixels in [0, levels) that ``transform_to_noise`` maps, [B, C, H, W].
+
+        Args:
+            inputs: uint8 [B, C, H, W].
+            context: [B, F], or what the embedding net takes.
+        """
+        with in_mode(self, training=False):
+            return self._dequantize(inputs, context, self._median_noise(inputs))[0]
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise that ``log_prob`` takes for one image.
+
+        That of the dequantisation; if the transform draws noise, too, one row with both, flat.
+        """
+        shapes = [shape for _, shape in self._noises]
+        return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
+
+    def draw_noise(
+        self, seed: int, step: int, index: Tensor, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """All noise of these images, as a function of (seed, step, index): see ``uniform_noise``.
+
+        Args:
+            seed: of the run.
+            step: of the training, or number of the draw.
+            index: of each image, integers [B].
+            dtype: of the noise, float32 or float64.
+
+        Returns:
+            [B, *noise_shape], on the device of ``index``.
+        """
+        row = mixed_noise(seed, step, index, self._noises, dtype)
+        return row.reshape(-1, *self.noise_shape)
+
+    @property
+    def _is_stochastic(self) -> bool:
+        return getattr(self._transform, "stochastic_forward", False)
+
+    @property
+    def _noises(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Kind and shape of the noise of each part that draws some, of one image."""
+        parts: list[Any] = [self.dequantization]
+        parts += [self._transform] if self._is_stochastic else []
+        return [(part.noise_kind, part.noise_shape(self.image_shape)) for part in parts]
+
+    def _median_noise(self, inputs: Tensor) -> Tensor:
+        medians = [
+            torch.full((len(inputs), math.prod(shape)), 0.0 if kind == "normal" else 0.5)
+            for kind, shape in self._noises
+        ]
+        return torch.cat(medians, dim=1).reshape(-1, *self.noise_shape).to(inputs.device)
 
     def sample(
         self,
@@ -202,7 +282,7 @@ class ImageFlow(CheckedFlow):
         Args:
             images: uint8 [B, C, H, W].
             context: [B, F], or what the embedding net takes.
-            noise: dequantisation noise in [0, 1] of the shape of ``images``; drawn if not given.
+            noise: of ``noise_shape``, such as ``draw_noise`` returns; drawn if not given.
 
         Returns:
             The flow itself.
@@ -215,7 +295,8 @@ class ImageFlow(CheckedFlow):
 
     def _dequantize(
         self, images: Tensor, context: Tensor | None, noise: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Real pixels, the log-det of making them so, and the transform's own noise if given."""
         self._check_images(images)
         top = self.dequantization.levels - 1
         if images.dtype != torch.uint8:
@@ -235,11 +316,28 @@ class ImageFlow(CheckedFlow):
                 "build the flow with the number of levels of the data",
             )
         self._check_context(context, len(images))
-        if noise is not None and read and not 0 <= noise.min() <= noise.max() <= 1:
+        own, given = self._split_noise(noise, len(images))
+        is_uniform = self.dequantization.noise_kind == "uniform"
+        if own is not None and read and is_uniform and not 0 <= own.min() <= own.max() <= 1:
             raise mismatch(
                 "ImageFlow",
                 "noise from 0 to 1",
-                f"{noise.min().item():g} to {noise.max().item():g}",
+                f"{own.min().item():g} to {own.max().item():g}",
                 "draw it with torch.rand",
             )
-        return self.dequantization(images, noise=noise)
+        return (*self.dequantization(images, noise=own), given)
+
+    def _split_noise(self, noise: Tensor | None, batch: int) -> tuple[Tensor | None, list[Tensor]]:
+        """Noise of the dequantisation, and that of the transform if it takes some."""
+        if noise is None or not self._is_stochastic:
+            return noise, []
+        if tuple(noise.shape) != (batch, *self.noise_shape):
+            raise mismatch(
+                "ImageFlow",
+                f"noise of shape {[batch, *self.noise_shape]}",
+                list(noise.shape),
+                "draw it with flow.draw_noise(seed, step, index)",
+            )
+        (_, shape), (_, others) = self._noises
+        own, rest = noise.split([math.prod(shape), math.prod(others)], dim=1)
+        return own.reshape(batch, *shape), [rest.reshape(batch, *others)]

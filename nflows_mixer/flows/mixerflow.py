@@ -22,6 +22,7 @@ from nflows_mixer.flows.architecture import (
     POSITIONS,
     MixerFlowArchitecture,
 )
+from nflows_mixer.flows.dequantization import dequantization_of
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.presets import PRESETS
 from nflows_mixer.nn import ClassEmbedding, LipschitzMLP
@@ -147,6 +148,9 @@ def _build(
         spec.levels,
         spec.embedded_features,
         None if classes is None else ClassEmbedding(classes, spec.embedded_features or 0),
+        dequantization_of(
+            spec.dequantization, spec.image_shape, spec.levels, spec.dequantization_channels
+        ),
     )
     flow.architecture = spec
     layers_of_flow = [part for part in flow.modules() if isinstance(part, FlowLayer)]

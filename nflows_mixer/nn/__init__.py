@@ -1,10 +1,14 @@
 """Conditioner networks: they know nothing of flows."""
 
 from nflows_mixer.nn.batch_norm import BatchNorm1d, BatchNorm2d, all_reduce_batch_norm
+from nflows_mixer.nn.convolutional import ConvConditioner, CrossUnitNetwork
+from nflows_mixer.nn.dense_block import DenseBlock, DenseConditioner, DenseEncoder
+from nflows_mixer.nn.fused import FusedConditioner
 from nflows_mixer.nn.labels import ClassEmbedding
 from nflows_mixer.nn.lipschitz import LipschitzMLP
 from nflows_mixer.nn.masked import MaskedMLP, MaskedResidualMLP
 from nflows_mixer.nn.mlp import MLP
+from nflows_mixer.nn.nystrom import NystromAttention
 from nflows_mixer.nn.positions import learned_positions, sinusoidal_positions
 from nflows_mixer.nn.residual import ResidualMLP
 
@@ -12,10 +16,17 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "ClassEmbedding",
+    "ConvConditioner",
+    "CrossUnitNetwork",
+    "DenseBlock",
+    "DenseConditioner",
+    "DenseEncoder",
+    "FusedConditioner",
     "LipschitzMLP",
     "MLP",
     "MaskedMLP",
     "MaskedResidualMLP",
+    "NystromAttention",
     "ResidualMLP",
     "all_reduce_batch_norm",
     "learned_positions",

@@ -7,22 +7,29 @@ back; ``logabsdet`` is [B], the log-determinant of the Jacobian of the direction
 from nflows_mixer.bridges.composite import CompositeTransform, InverseTransform
 from nflows_mixer.bridges.residual import ResidualTransform
 from nflows_mixer.transforms.actnorm import ActNorm
+from nflows_mixer.transforms.augment import CrossUnitCoupling, LearnedAugmentation
 from nflows_mixer.transforms.autoregressive import AffineAutoregressive
+from nflows_mixer.transforms.conditional_noise import ConditionalNoise
 from nflows_mixer.transforms.coupling import AdditiveCoupling, AffineCoupling
+from nflows_mixer.transforms.dense_flow_block import DenseFlowBlock
 from nflows_mixer.transforms.dequantize import UniformDequantization
 from nflows_mixer.transforms.folded import FoldedCompositeTransform
+from nflows_mixer.transforms.glow_step import GlowStep
 from nflows_mixer.transforms.layer import FlowLayer
-from nflows_mixer.transforms.linear import InvertibleConv1x1, LULinear, RLULinear
+from nflows_mixer.transforms.linear import FullLinear, InvertibleConv1x1, LULinear, RLULinear
 from nflows_mixer.transforms.mixer import PatchMixerTransform
 from nflows_mixer.transforms.mixing import ChannelMixingTransform, PatchMixingTransform
+from nflows_mixer.transforms.multiscale import MultiScaleTransform
 from nflows_mixer.transforms.patches import PatchTransform
 from nflows_mixer.transforms.permute import PermutePixels
 from nflows_mixer.transforms.pixels import LogitTransform, PixelScaling
 from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
 from nflows_mixer.transforms.shift import ShiftTransform
 from nflows_mixer.transforms.spline import RationalQuadraticCoupling
-from nflows_mixer.transforms.squeeze import SqueezeTransform
+from nflows_mixer.transforms.squeeze import SqueezeAndDrop, SqueezeTransform
+from nflows_mixer.transforms.stochastic import StochasticTransform
 from nflows_mixer.transforms.structured import ButterflyLinear, KroneckerLinear
+from nflows_mixer.transforms.variational import VariationalDequantization
 
 __all__ = [
     "ActNorm",
@@ -32,13 +39,20 @@ __all__ = [
     "ButterflyLinear",
     "ChannelMixingTransform",
     "CompositeTransform",
+    "ConditionalNoise",
+    "CrossUnitCoupling",
+    "DenseFlowBlock",
     "FlowLayer",
     "FoldedCompositeTransform",
+    "FullLinear",
+    "GlowStep",
     "InverseTransform",
     "InvertibleConv1x1",
     "KroneckerLinear",
     "LULinear",
+    "LearnedAugmentation",
     "LogitTransform",
+    "MultiScaleTransform",
     "PatchMixerTransform",
     "PatchMixingTransform",
     "PatchTransform",
@@ -49,6 +63,9 @@ __all__ = [
     "ResidualTransform",
     "ReversibleCompositeTransform",
     "ShiftTransform",
+    "SqueezeAndDrop",
     "SqueezeTransform",
+    "StochasticTransform",
     "UniformDequantization",
+    "VariationalDequantization",
 ]

@@ -65,8 +65,8 @@ class AffineMaps:
             weight = weight.reciprocal()
             bias = -weight * bias
         else:
-            # inv checks for singular matrices, which waits for the device. Those that come here are
-            # products of factors with diagonals above 0.
+            # inv checks for singular matrices, which waits for the device. Those that come here
+            # have log-dets that are finite, or the likelihood would have told.
             weight = torch.linalg.inv_ex(weight)[0]
             bias = -(weight @ bias.unsqueeze(2)).squeeze(2)
         return AffineMaps(weight.to(dtype), bias.to(dtype), -self.logabsdet)
@@ -125,8 +125,8 @@ def affine_key(transform: Transform) -> tuple:
     if isinstance(transform, Permutation):
         return Permutation, tuple(transform._permutation.shape)
     example = next(transform.parameters())
-    bias = any(name.endswith("bias") for name, _ in transform.named_parameters())
-    return type(transform), tuple(example.shape), bias, example.dtype, example.device
+    names = tuple(name for name, _ in transform.named_parameters())
+    return type(transform), tuple(example.shape), names, example.dtype, example.device
 
 
 def apply_affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from nflows.transforms import Transform
 from torch import Tensor
 
 from nflows_mixer._checks import check_levels, mismatch
+from nflows_mixer.transforms.stochastic import StochasticTransform
 
 
-class UniformDequantization(Transform):
+class UniformDequantization(StochasticTransform):
     r"""Add uniform noise to integer pixels, which makes a density a bound on a probability.
 
     .. math:: y = x + u, \quad u \sim \mathcal U[0, 1)^D, \qquad
@@ -41,7 +43,7 @@ class UniformDequantization(Transform):
         ([[0.5, 255.25]], [[0, 255]])
     """
 
-    stochastic_forward = True
+    noise_kind = "uniform"
 
     def __init__(self, levels: int = 256) -> None:
         super().__init__()
@@ -54,28 +56,50 @@ class UniformDequantization(Transform):
         self, inputs: Tensor, context: Tensor | None = None, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Add ``noise`` in [0, 1], drawn where not given, of the shape of ``inputs``."""
-        if inputs.is_floating_point() or inputs.is_complex() or inputs.dtype == torch.bool:
-            raise mismatch(
-                "UniformDequantization",
-                "integer pixels",
-                inputs.dtype,
-                "values that are already real need no noise",
-            )
+        check_pixels(inputs, "UniformDequantization")
         pixels = inputs.to(self._like.dtype)
-        if noise is None:
-            noise = torch.rand_like(pixels)
-        elif noise.shape != inputs.shape:
-            raise mismatch(
-                "UniformDequantization",
-                f"noise of shape {list(inputs.shape)}",
-                list(noise.shape),
-                "draw one number for each pixel",
-            )
-        below_next = torch.nextafter(pixels + 1, pixels)
-        outputs = torch.minimum(pixels + noise.to(pixels.dtype), below_next)
+        outputs = add_below_one(pixels, self._noise_for(inputs, noise, pixels.dtype))
         return outputs, outputs.new_zeros(outputs.shape[0])
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Round down to uint8 pixels, and clamp to the levels there are."""
-        pixels = inputs.floor().clamp(0, self.levels - 1).to(torch.uint8)
-        return pixels, inputs.new_zeros(inputs.shape[0])
+        return round_down(inputs, self.levels), inputs.new_zeros(inputs.shape[0])
+
+    def noise_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """One number for each pixel."""
+        return tuple(input_shape)
+
+
+def check_pixels(inputs: Tensor, owner: str) -> None:
+    """Raise unless ``inputs`` are integers.
+
+    Example:
+        >>> check_pixels(torch.zeros(2, dtype=torch.uint8), "dequantisation")
+    """
+    if inputs.is_floating_point() or inputs.is_complex() or inputs.dtype == torch.bool:
+        advice = "values that are already real need no noise"
+        raise mismatch(owner, "integer pixels", inputs.dtype, advice)
+
+
+def add_below_one(pixels: Tensor, noise: Tensor) -> Tensor:
+    """Return x + u, held below x + 1 in the working precision.
+
+    Args:
+        pixels: x, integers as real numbers.
+        noise: u in [0, 1], of the same shape.
+
+    Example:
+        >>> add_below_one(torch.tensor(255.0), torch.tensor(1 - 2**-24)).floor()
+        tensor(255.)
+    """
+    return torch.minimum(pixels + noise, torch.nextafter(pixels + 1, pixels))
+
+
+def round_down(values: Tensor, levels: int) -> Tensor:
+    """Return the uint8 pixels 0 ... levels - 1 of real ones.
+
+    Example:
+        >>> round_down(torch.tensor([-0.1, 3.9, 16.9]), 4)
+        tensor([0, 3, 3], dtype=torch.uint8)
+    """
+    return values.floor().clamp(0, levels - 1).to(torch.uint8)

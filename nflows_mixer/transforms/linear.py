@@ -1,8 +1,9 @@
-"""Linear blocks in LU form: on rows, reversed, and as a 1x1 convolution."""
+"""Linear blocks: in LU form, reversed, by a full matrix, and as a 1x1 convolution."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -10,7 +11,13 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nflows_mixer._checks import ROWS_ADVICE, check_event, check_positive, mismatch
+from nflows_mixer._checks import (
+    ROWS_ADVICE,
+    check_choice,
+    check_event,
+    check_positive,
+    mismatch,
+)
 from nflows_mixer.transforms.affine import AffineMaps, is_affine
 
 
@@ -98,6 +105,62 @@ class LULinear(Transform):
         check_event(inputs, (self.features,), type(self).__name__, ROWS_ADVICE)
 
 
+class FullLinear(Transform):
+    r"""Invertible linear map of rows by a full matrix, which starts orthogonal.
+
+    .. math:: y = W x, \qquad \log|\det J| = \log|\det W|
+
+    D^2 parameters. Forward costs O(D^2) per row, and both directions O(D^3) per call. Nothing
+    keeps W from becoming singular but the likelihood, which then tends to minus infinity.
+
+    Args:
+        features: row length D.
+
+    Shapes:
+        inputs and outputs [N, D].
+
+    Raises:
+        ValueError: if inputs are no rows of this length.
+
+    References:
+        Kingma and Dhariwal, Glow, 2018, Section 3.2; DenseFlow, Section 2.2.
+
+    Example:
+        >>> linear = FullLinear(12)
+        >>> rows = torch.randn(7, 12)
+        >>> outputs, logabsdet = linear(rows)
+        >>> torch.allclose(outputs.norm(dim=1), rows.norm(dim=1), rtol=1e-4)
+        True
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        check_positive("FullLinear", "features", features)
+        self.features = features
+        self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(features, features)))
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map rows [N, D]."""
+        return self._map(self.affine_maps([self]), inputs)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map rows [N, D] back."""
+        return self._map(self.affine_maps([self]).inverse(), inputs)
+
+    @classmethod
+    def affine_maps(cls, parts: Sequence[FullLinear]) -> AffineMaps:
+        """Matrices of G of them, in one batch."""
+        weight = torch.stack([part.weight for part in parts])
+        logabsdet = torch.linalg.slogdet(weight).logabsdet
+        return AffineMaps(weight, weight.new_zeros(weight.shape[:2]), logabsdet)
+
+    def _map(self, maps: AffineMaps, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        check_event(inputs, (self.features,), "FullLinear", ROWS_ADVICE)
+        with torch.autocast(inputs.device.type, enabled=False):
+            outputs = F.linear(inputs, maps.weight[0])
+        return outputs, maps.logabsdet * inputs.new_ones(inputs.shape[0])
+
+
 class RLULinear(LULinear):
     r"""LU linear map followed by the reversal R of the order of features.
 
@@ -134,33 +197,38 @@ class RLULinear(LULinear):
 
 
 class InvertibleConv1x1(Transform):
-    r"""Invertible 1x1 convolution: the same LU linear map of the channels at every pixel.
+    r"""Invertible 1x1 convolution: the same linear map of the channels at every pixel.
 
-    .. math:: y_{:,i,j} = L U x_{:,i,j}, \qquad \log|\det J| = H W \sum_k d_k
+    .. math:: y_{:,i,j} = W x_{:,i,j}, \qquad \log|\det J| = H W \log|\det W|
 
-    C^2 parameters (9 for RGB); starts at the identity.
+    C^2 parameters (9 for RGB).
 
     Args:
         channels: C.
+        matrix: "lu", W = L U (see ``LULinear``), which starts at the identity; or "full" (see
+            ``FullLinear``), which starts orthogonal.
 
     Shapes:
         inputs and outputs [B, C, H, W].
 
     Raises:
-        ValueError: if inputs are no images of C channels.
+        ValueError: if the matrix is unknown, or inputs are no images of C channels.
 
     References:
-        Kingma and Dhariwal, Glow, 2018, Section 3.2; MixerFlow, Section 4.
+        Kingma and Dhariwal, Glow, 2018, Section 3.2; MixerFlow, Section 4; DenseFlow, Section 2.2.
 
     Example:
         >>> InvertibleConv1x1(3)(torch.rand(2, 3, 4, 4))[1]
         tensor([0., 0.], grad_fn=<MulBackward0>)
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, matrix: str = "lu") -> None:
         super().__init__()
+        check_choice("InvertibleConv1x1", "matrix", matrix, ("lu", "full"))
         self.channels = channels
-        self.linear = LULinear(channels, bias=False)
+        self.linear: LULinear | FullLinear = (
+            LULinear(channels, bias=False) if matrix == "lu" else FullLinear(channels)
+        )
 
     @property
     def folds(self) -> bool:
@@ -169,8 +237,9 @@ class InvertibleConv1x1(Transform):
 
     @classmethod
     def affine_maps(cls, parts: Sequence[InvertibleConv1x1]) -> AffineMaps:
-        """Products L U of G of them, as maps of the channels of a pixel."""
-        return LULinear.affine_maps([part.linear for part in parts])
+        """Matrices of G of one kind, as maps of the channels of a pixel."""
+        linears: list[Any] = [part.linear for part in parts]
+        return type(linears[0]).affine_maps(linears)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the channels of every pixel."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from einops import rearrange
 from nflows.transforms import Transform
 from torch import Tensor
@@ -54,7 +56,60 @@ class SqueezeTransform(Transform):
         outputs = rearrange(inputs, self._pattern(inverse=True), s=self.factor, t=self.factor)
         return outputs, no_volume_change(inputs)
 
+    def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of one output, for one input [C, H, W]."""
+        channels, height, width = input_shape
+        s = self.factor
+        return channels * s**2, height // s, width // s
+
     @staticmethod
     def _pattern(inverse: bool = False) -> str:
         image, squeezed = "b c (h s) (w t)", "b (c s t) h w"
         return f"{squeezed} -> {image}" if inverse else f"{image} -> {squeezed}"
+
+
+class SqueezeAndDrop(SqueezeTransform):
+    r"""A squeeze, and the place where a multi-scale flow drops a part of the channels.
+
+    On its own it is the squeeze, :math:`\log|\det| = 0`. In a ``MultiScaleTransform`` the first
+    channels of its output go on, and the others are latents already.
+
+    Args:
+        factor: of the squeeze; 1 only drops.
+        kept_channels: how many of the squeezed channels go on; half, rounded up, where None.
+
+    Shapes:
+        inputs [B, C, H, W], outputs [B, C s^2, H / s, W / s].
+
+    Raises:
+        ValueError: if s does not divide height and width, or nothing would be kept, or dropped.
+
+    References:
+        DenseFlow, Section 2.3; Dinh et al., Density estimation using Real NVP, 2017, Section 3.6.
+
+    Example:
+        >>> import torch
+        >>> step = SqueezeAndDrop()
+        >>> kept, dropped = step.divide(step(torch.zeros(2, 12, 8, 8))[0])
+        >>> kept.shape, dropped.shape
+        (torch.Size([2, 24, 4, 4]), torch.Size([2, 24, 4, 4]))
+    """
+
+    def __init__(self, factor: int = 2, kept_channels: int | None = None) -> None:
+        super().__init__(factor)
+        if kept_channels is not None:
+            check_positive("SqueezeAndDrop", "kept_channels", kept_channels)
+        self.kept_channels = kept_channels
+
+    def divide(self, squeezed: Tensor) -> tuple[Tensor, Tensor]:
+        """Kept and dropped channels of [B, C s^2, H / s, W / s]."""
+        kept = self.number_kept(squeezed.shape[1])
+        return squeezed[:, :kept], squeezed[:, kept:]
+
+    def number_kept(self, channels: int) -> int:
+        """How many of so many squeezed channels go on."""
+        kept = (channels + 1) // 2 if self.kept_channels is None else self.kept_channels
+        if not 0 < kept < channels:
+            expected = f"1 to {channels - 1} of {channels} squeezed channels to keep"
+            raise mismatch("SqueezeAndDrop", expected, kept, "give kept_channels")
+        return kept

@@ -1,0 +1,174 @@
+"""The densely connected block, and networks that are made of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nflows_mixer._checks import check_positive
+from nflows_mixer.nn.maps import with_context_maps
+
+
+class DenseBlock(nn.Module):
+    r"""Densely connected layers, each of which sees the features of all before, and a gate.
+
+    .. math:: h_{i + 1} = \big[h_i,\ \mathrm{relu}(\mathrm{conv}_{3 \times 3}(
+              \mathrm{relu}(\mathrm{conv}_{1 \times 1}(h_i))))\big], \qquad
+              y = a + b \odot \sigma(c), \quad (a, b, c) = \mathrm{conv}_{1 \times 1}(h_n)
+
+    A 1x1 convolution keeps the width of what it reads, a 3x3 one adds ``growth`` channels. There
+    is no normalisation.
+
+    Args:
+        in_channels: of :math:`h_0`.
+        out_channels: of y.
+        num_layers: n.
+        growth: channels that each layer adds.
+
+    Shapes:
+        [B, in_channels, H, W] -> [B, out_channels, H, W].
+
+    Raises:
+        ValueError: if a size is not positive.
+
+    References:
+        Huang et al., Densely connected convolutional networks, 2017; DenseFlow, Section 2.2 and
+        Figure 2; van den Oord et al., Gated PixelCNN, 2016 (gates).
+
+    Example:
+        >>> DenseBlock(48, 48)(torch.randn(2, 48, 4, 4)).shape
+        torch.Size([2, 48, 4, 4])
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, num_layers: int = 7, growth: int = 64
+    ) -> None:
+        super().__init__()
+        sizes = {"in_channels": in_channels, "out_channels": out_channels}
+        for name, size in {**sizes, "num_layers": num_layers, "growth": growth}.items():
+            check_positive("DenseBlock", name, size)
+        widths = [in_channels + growth * i for i in range(num_layers)]
+        self.mixes = nn.ModuleList(nn.Conv2d(width, width, 1) for width in widths)
+        self.grows = nn.ModuleList(nn.Conv2d(width, growth, 3, padding=1) for width in widths)
+        self.gate = nn.Conv2d(widths[-1] + growth, 3 * out_channels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map feature maps [B, C, H, W]."""
+        for mix, grow in zip(self.mixes, self.grows):
+            new = F.relu(grow(F.relu(mix(features))))
+            features = torch.cat((features, new), dim=1)
+        plain, gated, gate = self.gate(features).chunk(3, dim=1)
+        return torch.addcmul(plain, gated, gate.sigmoid())
+
+
+class DenseConditioner(nn.Module):
+    r"""Convolutional conditioner around one densely connected block; starts at zero.
+
+    .. math:: f(x, c) = \mathrm{conv}_{1 \times 1}(\mathrm{dense}(
+              \mathrm{conv}_{1 \times 1}([x, c])))
+
+    Args:
+        in_channels: of x.
+        out_channels: of the output.
+        hidden_channels: between the convolutions.
+        num_layers: of the dense block.
+        growth: of the dense block.
+        context_features: channels of the context c; None for none.
+
+    Shapes:
+        [B, in_channels, H, W], context [B, K, H, W] or [B, K] -> [B, out_channels, H, W].
+
+    Raises:
+        ValueError: if the context has another shape.
+
+    References:
+        Nielsen et al., SurVAE flows, 2020, Section 5 (dense couplings); DenseFlow, Section 4.
+
+    Example:
+        >>> network = DenseConditioner(6, 12, context_features=8)
+        >>> network(torch.randn(2, 6, 4, 4), torch.randn(2, 8)).shape
+        torch.Size([2, 12, 4, 4])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        hidden_channels: int = 64,
+        num_layers: int = 4,
+        growth: int = 64,
+        context_features: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.context_features = context_features
+        self.initial = nn.Conv2d(in_channels + (context_features or 0), hidden_channels, 1)
+        self.block = DenseBlock(hidden_channels, hidden_channels, num_layers, growth)
+        self.final = zero_convolution(hidden_channels, out_channels)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map images [B, C, H, W]."""
+        joined = with_context_maps(inputs, context, self.context_features or 0, "DenseConditioner")
+        return self.final(self.block(self.initial(joined)))
+
+
+class DenseEncoder(nn.Module):
+    r"""Features of images: two densely connected blocks, with a convolution of a stride between.
+
+    .. math:: f(x) = \mathrm{dense}(\mathrm{conv}_{s \times s}(\mathrm{dense}(x)))
+
+    Args:
+        in_channels: of the images.
+        out_channels: of the features.
+        hidden_channels: between the blocks.
+        stride: s; 1 keeps the resolution.
+        num_layers: of each block.
+        growth: of each block.
+
+    Shapes:
+        [B, in_channels, H, W] -> [B, out_channels, H / s, W / s].
+
+    References:
+        DenseFlow, Section 3.1 (variational dequantisation); Ho et al., Flow++, 2019.
+
+    Example:
+        >>> DenseEncoder(3, 64)(torch.ones(2, 3, 8, 8)).shape
+        torch.Size([2, 64, 4, 4])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 64,
+        hidden_channels: int = 64,
+        stride: int = 2,
+        num_layers: int = 4,
+        growth: int = 16,
+    ) -> None:
+        super().__init__()
+        self.first = DenseBlock(in_channels, hidden_channels, num_layers, growth)
+        self.between = nn.Conv2d(hidden_channels, hidden_channels, stride, stride)
+        self.second = DenseBlock(hidden_channels, out_channels, num_layers, growth)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of images [B, C, H, W]."""
+        return self.second(self.between(self.first(images)))
+
+
+def zero_convolution(in_channels: int, out_channels: int, kernel_size: int = 1) -> nn.Conv2d:
+    """Return a convolution of the same resolution that starts at zero.
+
+    Args:
+        in_channels: that it reads.
+        out_channels: that it writes.
+        kernel_size: odd.
+
+    Example:
+        >>> zero_convolution(2, 4)(torch.ones(1, 2, 3, 3)).abs().sum().item()
+        0.0
+    """
+    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    nn.init.zeros_(convolution.weight)
+    assert convolution.bias is not None
+    nn.init.zeros_(convolution.bias)
+    return convolution

@@ -1,0 +1,179 @@
+"""Noise that is appended to representations: cross-unit coupling, and learned noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from nflows.transforms import Transform
+from torch import Tensor, nn
+
+from nflows_mixer._checks import check_choice, check_positive, mismatch
+from nflows_mixer.nn import CrossUnitNetwork
+from nflows_mixer.nn.maps import with_context_maps
+from nflows_mixer.transforms.coupling import LOG_SCALES
+from nflows_mixer.transforms.stochastic import StochasticTransform, standard_normal_log_prob
+
+
+class _Augmentation(StochasticTransform):
+    """Appends channels of noise, and cuts them off again."""
+
+    def __init__(self, channels: int, noise_channels: int) -> None:
+        super().__init__()
+        check_positive(type(self).__name__, "channels", channels)
+        check_positive(type(self).__name__, "noise_channels", noise_channels)
+        self.channels = channels
+        self.noise_channels = noise_channels
+
+    def noise_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Noise channels, at the resolution of the input [C, H, W]."""
+        return (self.noise_channels, *input_shape[1:])
+
+    def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of one output, for one input [C, H, W]."""
+        return (input_shape[0] + self.noise_channels, *input_shape[1:])
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Cut the noise off [B, C + K, H, W]; nothing is evaluated, and the log-det is 0."""
+        self._check(inputs, self.channels + self.noise_channels)
+        return inputs[:, : self.channels], inputs.new_zeros(len(inputs))
+
+    def _check(self, inputs: Tensor, channels: int) -> None:
+        if inputs.dim() != 4 or inputs.shape[1] != channels:
+            raise mismatch(
+                type(self).__name__,
+                f"images of shape [B, {channels}, H, W]",
+                list(inputs.shape),
+                "build it for these channels",
+            )
+
+
+class CrossUnitCoupling(_Augmentation):
+    r"""Append noise, scaled and shifted as earlier representations say.
+
+    .. math:: h(z, e, c) = [z,\ \sigma \odot e + \mu], \quad (u, \mu) = g(c), \quad
+              \sigma = e^{s(u)}, \quad e \sim \mathcal N(0, I), \qquad
+              \mathrm{logabsdet} = \sum s(u) - \log \mathcal N(e; 0, I)
+
+    c are the representations of earlier units of the flow, which come as the context;
+    ``DenseFlowBlock`` keeps them and passes them on. Without context channels there is no g and
+    the noise is white. The inverse cuts the noise off and does not evaluate g.
+
+    Args:
+        channels: C, of z.
+        noise_channels: K, of the noise that is appended.
+        context_channels: of c; 0 for white noise.
+        network: factory ``(in_channels, out_channels) -> network`` of g; it gives u and the shift
+            one behind the other.
+        scale: named scale s of g's first output, see ``AffineCoupling``.
+
+    Shapes:
+        inputs [B, C, H, W], context [B, context_channels, H, W] or [B, context_channels], noise
+        [B, K, H, W], outputs [B, C + K, H, W].
+
+    Raises:
+        ValueError: if inputs, context or noise have another shape, or the scale is unknown.
+
+    References:
+        DenseFlow, Section 2.1, Equations 6 to 9.
+
+    Example:
+        >>> coupling = CrossUnitCoupling(12, noise_channels=10, context_channels=24)
+        >>> z, earlier = torch.randn(2, 12, 4, 4), torch.randn(2, 24, 4, 4)
+        >>> augmented, logabsdet = coupling(z, earlier)
+        >>> augmented.shape, torch.equal(coupling.inverse(augmented)[0], z)
+        (torch.Size([2, 22, 4, 4]), True)
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        noise_channels: int,
+        context_channels: int = 0,
+        network: Callable[[int, int], nn.Module] = CrossUnitNetwork,
+        scale: str = "tanh",
+    ) -> None:
+        super().__init__(channels, noise_channels)
+        check_choice("CrossUnitCoupling", "scale", scale, tuple(LOG_SCALES))
+        self.context_channels = context_channels
+        self.takes_context = context_channels > 0
+        self.scale = scale
+        self.network = network(context_channels, 2 * noise_channels) if context_channels else None
+
+    def forward(
+        self, inputs: Tensor, context: Tensor | None = None, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Append ``noise`` [B, K, H, W], standard normal, drawn where not given."""
+        self._check(inputs, self.channels)
+        noise = self._noise_for(inputs, noise, inputs.dtype)
+        logabsdet = -standard_normal_log_prob(noise)
+        if self.network is None:
+            return torch.cat((inputs, noise), dim=1), logabsdet
+        earlier = with_context_maps(
+            inputs[:, :0], context, self.context_channels, "CrossUnitCoupling"
+        )
+        parameters = self.network(earlier).to(inputs.dtype)
+        expected = (len(noise), 2 * self.noise_channels, *noise.shape[2:])
+        # One that broadcasts would be a right map with a wrong log-det.
+        if parameters.shape != expected:
+            raise mismatch(
+                "CrossUnitCoupling.network",
+                f"parameters of shape {list(expected)}",
+                list(parameters.shape),
+                "give the network this many outputs",
+            )
+        unconstrained, shift = parameters.chunk(2, dim=1)
+        log_scale = LOG_SCALES[self.scale](unconstrained)
+        outputs = torch.cat((inputs, torch.addcmul(shift, noise, log_scale.exp())), dim=1)
+        return outputs, logabsdet + log_scale.flatten(1).sum(1)
+
+
+class LearnedAugmentation(_Augmentation):
+    r"""Append noise that a conditional flow makes of white noise: e ~ q(e | x).
+
+    .. math:: h(x, \varepsilon) = [x,\ e], \quad e = f(\varepsilon;\ \phi(x)), \quad
+              \varepsilon \sim \mathcal N(0, I), \qquad
+              \mathrm{logabsdet} = -\log q(e \mid x) =
+              \log|\det J_f| - \log \mathcal N(\varepsilon; 0, I)
+
+    Args:
+        channels: C, of x.
+        noise: f, which maps noise [B, K, H, W] with :math:`\phi(x)` as its context, such as
+            ``ConditionalNoise``; it says K as ``channels``.
+        encoder: network of :math:`\phi`, from [B, C, H, W] to features of that resolution.
+
+    Shapes:
+        inputs [B, C, H, W], noise [B, K, H, W], outputs [B, C + K, H, W].
+
+    Raises:
+        ValueError: if inputs or noise have another shape.
+
+    References:
+        Chen et al., VFlow, 2020, Section 3; DenseFlow, Section 4 and Figure 1b.
+
+    Example:
+        >>> from nflows_mixer.nn import DenseEncoder
+        >>> from nflows_mixer.transforms import ConditionalNoise
+        >>> noise = ConditionalNoise(6, context_features=64)
+        >>> augment = LearnedAugmentation(12, noise, DenseEncoder(12, stride=1))
+        >>> augment(torch.randn(2, 12, 4, 4))[0].shape
+        torch.Size([2, 18, 4, 4])
+    """
+
+    def __init__(self, channels: int, noise: Transform, encoder: nn.Module) -> None:
+        features: Any = noise.channels
+        super().__init__(channels, features)
+        self.noise = noise
+        self.encoder = encoder
+        self.takes_context = False
+
+    def forward(
+        self, inputs: Tensor, context: Tensor | None = None, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Append what becomes of ``noise`` [B, K, H, W], standard normal, drawn if not given."""
+        self._check(inputs, self.channels)
+        noise = self._noise_for(inputs, noise, inputs.dtype)
+        features = self.encoder(inputs).to(inputs.dtype)
+        made, logabsdet = self.noise(noise, features)
+        return torch.cat((inputs, made), dim=1), logabsdet - standard_normal_log_prob(noise)

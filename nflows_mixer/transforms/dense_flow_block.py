@@ -1,0 +1,207 @@
+"""Units of flow that are densely connected by the noise between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from nflows.transforms import Transform
+from torch import Tensor, nn
+
+from nflows_mixer._checks import check_choice, check_positive, mismatch
+from nflows_mixer._modes import running_statistics
+from nflows_mixer.bridges import adapted, inverse_of, takes_context
+from nflows_mixer.nn import CrossUnitNetwork
+from nflows_mixer.nn.maps import with_context_maps
+from nflows_mixer.transforms.augment import CrossUnitCoupling
+from nflows_mixer.transforms.stochastic import StochasticTransform
+
+PRECONDITIONING = ("block", "all", "previous", None)
+
+
+class DenseFlowBlock(StochasticTransform):
+    r"""DenseFlow block: units, and between two of them a cross-unit coupling that appends noise.
+
+    .. math:: z_i = f_i(z_{i - 1}^{\mathrm{aug}}), \qquad
+              z_i^{\mathrm{aug}} = \big[z_i,\ \sigma_i \odot e_i + \mu_i\big], \quad
+              (\sigma_i, \mu_i) = g_i(z_{<i}), \qquad i = 1, \dots, n, \quad
+              z_0^{\mathrm{aug}} = z_0
+
+    and no noise behind the last unit. The block keeps the representations that a later coupling
+    reads, and hands them on as its context, with the context of the user behind them:
+
+    ==================  ==================================================================
+    preconditioning     what :math:`g_i` reads
+    ==================  ==================================================================
+    "block"             :math:`z_0, \dots, z_{i - 1}` of this block
+    "all"               these, and those of the blocks before, squeezed (see ``run``)
+    "previous"          :math:`z_{i - 1}` alone
+    None                nothing: the noise is white
+    ==================  ==================================================================
+
+    The paper's :math:`z_{<i}` are all earlier ones; the published models read those of the block.
+
+    Args:
+        channels: C, of the input.
+        num_units: n.
+        unit: factory ``channels -> transform`` of a unit, any deterministic transform of images.
+        growth: K, channels of noise behind each unit but the last; 0 for none.
+        preconditioning: as above.
+        context_features: length of the user's context that the couplings read; None for none.
+            Units that take a context get it in any case.
+        earlier_channels: of what ``run`` is given of blocks before, for "all".
+        network: factory ``(in_channels, out_channels) -> network`` of g.
+
+    Shapes:
+        inputs [B, C, H, W], outputs [B, C + (n - 1) K, H, W], noise [B, (n - 1) K, H, W], context
+        [B, F].
+
+    Raises:
+        ValueError: if a size or choice does not fit, or inputs, noise or context have another
+            shape.
+
+    References:
+        DenseFlow, Sections 2.1 and 2.3, Figures 1c and 3.
+
+    Example:
+        >>> from nflows_mixer.transforms import InvertibleConv1x1
+        >>> block = DenseFlowBlock(12, num_units=3, unit=InvertibleConv1x1, growth=4)
+        >>> images = torch.randn(2, 12, 8, 8)
+        >>> outputs, logabsdet = block(images)
+        >>> outputs.shape, torch.allclose(block.inverse(outputs)[0], images)
+        (torch.Size([2, 20, 8, 8]), True)
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_units: int,
+        unit: Callable[[int], Transform],
+        growth: int,
+        preconditioning: str | None = "block",
+        context_features: int | None = None,
+        earlier_channels: int = 0,
+        network: Callable[[int, int], nn.Module] = CrossUnitNetwork,
+    ) -> None:
+        super().__init__()
+        owner = "DenseFlowBlock"
+        check_positive(owner, "channels", channels)
+        check_positive(owner, "num_units", num_units)
+        check_choice(owner, "preconditioning", preconditioning, PRECONDITIONING)
+        if growth != 0:
+            check_positive(owner, "growth", growth)
+        if earlier_channels and preconditioning != "all":
+            expected = "preconditioning='all' to read blocks before"
+            raise mismatch(owner, expected, repr(preconditioning), "leave earlier_channels out")
+        self.channels = channels
+        self.growth = growth
+        self.preconditioning = preconditioning
+        self.context_features = context_features if preconditioning is not None else None
+        self.earlier_channels = earlier_channels
+        widths = [channels + growth * i for i in range(num_units)]
+        self.units = nn.ModuleList(adapted(unit(width), owner) for width in widths)
+        self.couplings = nn.ModuleList()
+        # Of z_0, z_1, ...: the output of a unit has the channels of its input.
+        of_representations = [channels, *widths]
+        for i, width in enumerate(widths[:-1] if growth else []):
+            read = 0
+            if preconditioning == "previous":
+                read = of_representations[i]
+            elif preconditioning is not None:
+                read = earlier_channels + sum(of_representations[: i + 1])
+            read += self.context_features or 0
+            self.couplings.append(CrossUnitCoupling(width, growth, read, network))
+        self.stochastic_forward = bool(len(self.couplings))
+        self._passes_context = [takes_context(unit) for unit in self.units]
+        self.takes_context = any(self._passes_context) or bool(self.context_features)
+
+    def forward(
+        self, inputs: Tensor, context: Tensor | None = None, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Map through units and couplings, with ``noise`` standard normal, drawn if not given."""
+        outputs, logabsdet, _ = self.run(inputs, context, noise)
+        return outputs, logabsdet
+
+    def run(
+        self,
+        inputs: Tensor,
+        context: Tensor | None = None,
+        noise: Tensor | None = None,
+        earlier: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """``forward``, given the representations of blocks before, and with its own.
+
+        Args:
+            inputs: [B, C, H, W].
+            context: [B, F].
+            noise: [B, (n - 1) K, H, W].
+            earlier: of blocks before, [B, ..., H, W], with ``earlier_channels`` together.
+
+        Returns:
+            Outputs, logabsdet, and the representations that later blocks read: none but where the
+            preconditioning is "all".
+        """
+        self._check(inputs, self.channels)
+        if sum(part.shape[1] for part in earlier) != self.earlier_channels:
+            expected = f"{self.earlier_channels} channels of representations of blocks before"
+            got = [list(part.shape) for part in earlier]
+            advice = "put the blocks into a MultiScaleTransform, which passes them on"
+            raise mismatch("DenseFlowBlock", expected, got, advice)
+        if noise is not None and not self.couplings:
+            raise mismatch("DenseFlowBlock", "no noise", list(noise.shape), "it appends none")
+        noises: Sequence[Tensor | None] = [None] * len(self.couplings)
+        if noise is not None:
+            noises = self._noise_for(inputs, noise, inputs.dtype).split(self.growth, dim=1)
+        kept = [*earlier, inputs] if self.preconditioning is not None else []
+        outputs = inputs
+        total = torch.zeros(len(inputs), dtype=torch.float32, device=inputs.device)
+        for i, (unit, passes) in enumerate(zip(self.units, self._passes_context)):
+            outputs, logabsdet = unit(outputs, context if passes else None)
+            total = total + logabsdet
+            if i == len(self.couplings):
+                continue
+            coupling = cast(CrossUnitCoupling, self.couplings[i])
+            augmented, logabsdet = coupling(outputs, self._read(kept, context), noises[i])
+            total = total + logabsdet
+            if self.preconditioning == "previous":
+                kept = [outputs]
+            elif self.preconditioning == "all" or (kept and i + 1 < len(self.couplings)):
+                kept.append(outputs)
+            outputs = augmented
+        return outputs, total, kept if self.preconditioning == "all" else []
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map back through the units, and cut the noise off; no coupling is evaluated."""
+        self._check(inputs, self.channels + self.growth * len(self.couplings))
+        outputs = inputs
+        total = torch.zeros(len(inputs), dtype=torch.float32, device=inputs.device)
+        with running_statistics(self):
+            for i in reversed(range(len(self.units))):
+                if i < len(self.couplings):
+                    outputs, _ = cast(CrossUnitCoupling, self.couplings[i]).inverse(outputs)
+                given = context if self._passes_context[i] else None
+                outputs, logabsdet = inverse_of(cast(Transform, self.units[i]))(outputs, given)
+                total = total + logabsdet
+        return outputs, total
+
+    def noise_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Noise channels of all couplings, at the resolution of the input [C, H, W]."""
+        return (self.growth * len(self.couplings), *input_shape[1:])
+
+    def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of one output, for one input [C, H, W]."""
+        return (input_shape[0] + self.growth * len(self.couplings), *input_shape[1:])
+
+    def _read(self, kept: Sequence[Tensor], context: Tensor | None) -> Tensor | None:
+        if not kept:
+            return None
+        representations = torch.cat(list(kept), dim=1)
+        features = self.context_features or 0
+        return with_context_maps(representations, context, features, "DenseFlowBlock")
+
+    def _check(self, inputs: Tensor, channels: int) -> None:
+        if inputs.dim() != 4 or inputs.shape[1] != channels:
+            expected = f"images of shape [B, {channels}, H, W]"
+            advice = "build it for these channels"
+            raise mismatch("DenseFlowBlock", expected, list(inputs.shape), advice)

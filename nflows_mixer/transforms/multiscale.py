@@ -1,0 +1,163 @@
+"""Transforms of several resolutions, which end in one flat latent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nflows_mixer._checks import check_event, check_image_shape, mismatch
+from nflows_mixer._modes import running_statistics
+from nflows_mixer.bridges import adapted, inverse_of, takes_context
+from nflows_mixer.transforms.dense_flow_block import DenseFlowBlock
+from nflows_mixer.transforms.squeeze import SqueezeAndDrop
+from nflows_mixer.transforms.stochastic import StochasticTransform
+
+
+class MultiScaleTransform(StochasticTransform):
+    r"""Transforms of images one after the other, some of whose channels are latents early.
+
+    .. math:: z = [d_1, \dots, d_n, h], \qquad \log|\det J| = \sum_i \log|\det J_{f_i}|
+
+    At each ``SqueezeAndDrop`` among the parts, the channels :math:`d_i` that it drops go to the
+    latent as they are; h is what comes out of the last part. ``latent_shapes`` has the names and
+    shapes of the pieces, and ``unflatten`` cuts a latent into them. ``ProductDistribution`` is the
+    base that goes with it. It is stochastic where one of its parts is, and then takes the noise of
+    all of them as one row; without such a part it is an ordinary transform.
+
+    Args:
+        transforms: the parts, from data to noise. Those that change the shape of an image say how
+            by a method ``output_shape(shape)``.
+        image_shape: (C, H, W) of the input.
+
+    Shapes:
+        inputs [B, C, H, W], outputs [B, D], context [B, F], noise [B, N].
+
+    Raises:
+        ValueError: if shapes do not fit, or a part draws noise that is not normal.
+
+    References:
+        Dinh et al., Density estimation using Real NVP, 2017, Section 3.6; DenseFlow, Section 2.3
+        and Figure 3.
+
+    Example:
+        >>> from nflows_mixer.distributions import DiagonalNormal, ProductDistribution
+        >>> from nflows_mixer.transforms import InvertibleConv1x1, SqueezeTransform
+        >>> parts = [SqueezeTransform(), InvertibleConv1x1(12), SqueezeAndDrop()]
+        >>> glow = MultiScaleTransform([*parts, InvertibleConv1x1(24)], (3, 8, 8))
+        >>> glow.latent_shapes
+        {'drop_1': (24, 2, 2), 'final': (24, 2, 2)}
+        >>> latents, logabsdet = glow(torch.randn(5, 3, 8, 8))
+        >>> {name: tuple(part.shape) for name, part in glow.unflatten(latents).items()}
+        {'drop_1': (5, 24, 2, 2), 'final': (5, 24, 2, 2)}
+        >>> shapes = glow.latent_shapes.items()
+        >>> base = ProductDistribution({name: DiagonalNormal(shape) for name, shape in shapes})
+        >>> base.log_prob(latents).shape
+        torch.Size([5])
+    """
+
+    def __init__(self, transforms: Iterable[Any], image_shape: Sequence[int]) -> None:
+        super().__init__()
+        owner = "MultiScaleTransform"
+        self.image_shape = check_image_shape(image_shape, owner)
+        self._transforms = nn.ModuleList(adapted(part, owner) for part in transforms)
+        self._passes_context = [takes_context(part) for part in self._transforms]
+        self.latent_shapes: dict[str, tuple[int, ...]] = {}
+        self._noise_shapes: list[tuple[int, ...] | None] = []
+        shape = self.image_shape
+        for part in self._parts():
+            noisy = getattr(part, "stochastic_forward", False)
+            if noisy and part.noise_kind != "normal":
+                got = f"{type(part).__name__} with {part.noise_kind} noise"
+                advice = "dequantise before it, as ImageFlow does"
+                raise mismatch(owner, "parts with normal noise", got, advice)
+            self._noise_shapes.append(part.noise_shape(shape) if noisy else None)
+            if hasattr(part, "output_shape"):
+                shape = part.output_shape(shape)
+            if isinstance(part, SqueezeAndDrop):
+                kept = part.number_kept(shape[0])
+                name = f"drop_{len(self.latent_shapes) + 1}"
+                self.latent_shapes[name] = (shape[0] - kept, *shape[1:])
+                shape = (kept, *shape[1:])
+        self.latent_shapes["final"] = shape
+        self.stochastic_forward = any(shape is not None for shape in self._noise_shapes)
+
+    def forward(
+        self, inputs: Tensor, context: Tensor | None = None, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Map images to flat latents, with ``noise`` standard normal, drawn where not given."""
+        check_event(inputs, self.image_shape, "MultiScaleTransform", "build it for these images")
+        noises = self._split_noise(inputs, noise)
+        outputs, dropped, earlier = inputs, [], list[Tensor]()
+        total = torch.zeros(len(inputs), dtype=torch.float32, device=inputs.device)
+        for part, passes, own in zip(self._parts(), self._passes_context, noises):
+            given = context if passes else None
+            if isinstance(part, DenseFlowBlock):
+                outputs, logabsdet, new = part.run(outputs, given, own, tuple(earlier))
+                earlier = new
+            elif own is not None:
+                outputs, logabsdet = part(outputs, given, own)
+            else:
+                outputs, logabsdet = part(outputs, given)
+            total = total + logabsdet
+            if isinstance(part, SqueezeAndDrop):
+                outputs, drop = part.divide(outputs)
+                dropped.append(drop)
+                earlier = [part(representation)[0] for representation in earlier]
+        pieces = [*dropped, outputs]
+        got = [tuple(piece.shape[1:]) for piece in pieces]
+        if got != list(self.latent_shapes.values()):
+            expected = f"latents of shapes {list(self.latent_shapes.values())}"
+            advice = "let parts that change the shape of an image say so by output_shape(shape)"
+            raise mismatch("MultiScaleTransform", expected, got, advice)
+        return torch.cat([piece.flatten(1) for piece in pieces], dim=1), total
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map flat latents back to images; noise is dropped, and its log-det is not counted."""
+        *dropped, outputs = self.unflatten(inputs).values()
+        total = torch.zeros(len(inputs), dtype=torch.float32, device=inputs.device)
+        with running_statistics(self):
+            for part, passes in zip(self._parts()[::-1], self._passes_context[::-1]):
+                if isinstance(part, SqueezeAndDrop):
+                    outputs = torch.cat((outputs, dropped.pop()), dim=1)
+                outputs, logabsdet = inverse_of(part)(outputs, context if passes else None)
+                total = total + logabsdet
+        return outputs, total
+
+    def unflatten(self, latents: Tensor) -> dict[str, Tensor]:
+        """Cut latents [B, D] into the pieces of ``latent_shapes``, each [B, ...].
+
+        Args:
+            latents: what ``forward`` returned.
+        """
+        sizes = [math.prod(shape) for shape in self.latent_shapes.values()]
+        advice = "pass what forward returned, or a sample of the base"
+        check_event(latents, (sum(sizes),), "MultiScaleTransform", advice)
+        return {
+            name: piece.reshape(-1, *shape)
+            for (name, shape), piece in zip(self.latent_shapes.items(), latents.split(sizes, dim=1))
+        }
+
+    def noise_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """One row for the noise of all parts."""
+        return (sum(math.prod(shape) for shape in self._noise_shapes if shape is not None),)
+
+    def _parts(self) -> list[Any]:
+        return list(self._transforms)
+
+    def _split_noise(self, inputs: Tensor, noise: Tensor | None) -> list[Tensor | None]:
+        """The noise of each part; None for those that take none, or draw theirs."""
+        if noise is None:
+            return [None] * len(self._noise_shapes)
+        if not self.stochastic_forward:
+            advice = "none of its parts draws any"
+            raise mismatch("MultiScaleTransform", "no noise", list(noise.shape), advice)
+        row = self._noise_for(inputs, noise, inputs.dtype)
+        sizes = [0 if shape is None else math.prod(shape) for shape in self._noise_shapes]
+        return [
+            None if shape is None else piece.reshape(-1, *shape)
+            for shape, piece in zip(self._noise_shapes, row.split(sizes, dim=1))
+        ]

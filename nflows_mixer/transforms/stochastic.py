@@ -1,0 +1,81 @@
+"""What transforms share that draw noise on the way from data to latents."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from nflows.transforms import Transform
+from torch import Tensor
+
+from nflows_mixer._checks import mismatch
+
+
+class StochasticTransform(Transform):
+    r"""A transform whose forward direction draws noise, and whose inverse drops it again.
+
+    .. math:: \log p(x) \ge \mathbb E_{e \sim q} \big[\log p(f(x, e)) + \mathrm{logabsdet}\big],
+              \qquad \mathrm{logabsdet} = \log|\det J_f(x, e)| - \log q(e \mid x)
+
+    Abstract. ``forward`` takes the noise as a third argument, and draws it where it is not given,
+    so that tests, importance weights and runs that are resumed may give it. ``inverse`` is
+    deterministic; its log-det leaves out what was dropped.
+
+    References:
+        DenseFlow, Equations 5 to 9; Nielsen et al., SurVAE flows, 2020.
+
+    Example:
+        >>> from nflows_mixer.transforms import UniformDequantization
+        >>> dequantize = UniformDequantization(256)
+        >>> dequantize.noise_kind, dequantize.noise_shape((3, 8, 8))
+        ('uniform', (3, 8, 8))
+    """
+
+    stochastic_forward = True
+    noise_kind = "normal"
+    """Distribution of the noise: "normal", N(0, 1), or "uniform", in [0, 1)."""
+
+    @abstractmethod
+    def noise_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the noise of one input of this shape.
+
+        Args:
+            input_shape: shape of one input, such as (C, H, W).
+        """
+
+    def _noise_for(self, inputs: Tensor, noise: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return the noise that was given, checked, or draw some."""
+        shape = (inputs.shape[0], *self.noise_shape(inputs.shape[1:]))
+        if noise is None:
+            draw = torch.rand if self.noise_kind == "uniform" else torch.randn
+            return draw(shape, dtype=dtype, device=inputs.device)
+        if tuple(noise.shape) != shape:
+            raise mismatch(
+                type(self).__name__,
+                f"{self.noise_kind} noise of shape {list(shape)}",
+                list(noise.shape),
+                "draw as much as noise_shape says",
+            )
+        return noise.to(dtype)
+
+
+def standard_normal_log_prob(noise: Tensor) -> Tensor:
+    r"""Log-density of standard normal noise.
+
+    .. math:: \log q(e) = -\tfrac12 \sum_d \big(e_d^2 + \log 2 \pi\big)
+
+    Args:
+        noise: [B, ...].
+
+    Returns:
+        [B], in nats.
+
+    Example:
+        >>> standard_normal_log_prob(torch.zeros(1, 2)).exp().item()  # 1 / (2 pi)
+        0.159...
+    """
+    dimensions = math.prod(noise.shape[1:])
+    constant = dimensions * math.log(2 * math.pi)
+    return -0.5 * (noise.square().flatten(1).sum(1) + constant)

@@ -1,0 +1,111 @@
+"""Dequantisation by noise that is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nflows_mixer._checks import check_image_shape, check_levels, mismatch
+from nflows_mixer.nn import DenseEncoder
+from nflows_mixer.transforms.conditional_noise import ConditionalNoise
+from nflows_mixer.transforms.dequantize import add_below_one, check_pixels, round_down
+from nflows_mixer.transforms.stochastic import StochasticTransform, standard_normal_log_prob
+
+NEARLY_UNIFORM = partial(ConditionalNoise, scale=1.7)
+"""Noise of whose sigmoid nearly every value is as likely, before training."""
+
+
+class VariationalDequantization(StochasticTransform):
+    r"""Add noise to integer pixels that a conditional flow makes: a tighter bound.
+
+    .. math:: y = x + u, \quad u = \sigma(\mathrm{unsqueeze}(f(\varepsilon;\ \phi(x)))), \quad
+              \varepsilon \sim \mathcal N(0, I), \qquad
+              \mathrm{logabsdet} = -\log q(u \mid x) = \log|\det J_f| + \sum \log \sigma' -
+              \log \mathcal N(\varepsilon; 0, I)
+
+    f is a ``ConditionalNoise`` on squeezed noise, :math:`\phi` a ``DenseEncoder`` of the image in
+    [-1, 1]. ``inverse`` rounds down. x + u is held below x + 1 in the working precision, so that
+    every pixel comes back. For 3 channels it has 2,395,784 parameters at the defaults.
+
+    Args:
+        image_shape: (C, H, W), with even H and W.
+        levels: number of pixel values, 0 ... levels - 1.
+        noise: factory ``(channels, context_features) -> transform`` of f. The default starts with
+            a scale of 1.7, where u is nearly uniform.
+        encoder: factory ``(in_channels, out_channels) -> network`` of :math:`\phi`, which halves
+            the resolution.
+        context_features: channels of :math:`\phi(x)`.
+
+    Shapes:
+        inputs uint8 [B, C, H, W], noise [B, 4 C, H / 2, W / 2], outputs [B, C, H, W] in
+        [0, levels).
+
+    Raises:
+        ValueError: if the image has an odd size, inputs are no integers or of another shape, or
+            the noise has another shape.
+
+    References:
+        Ho et al., Flow++, 2019, Section 3.1; DenseFlow, Section 3.1.
+
+    Example:
+        >>> dequantize = VariationalDequantization((3, 8, 8))
+        >>> pixels = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+        >>> values, logabsdet = dequantize(pixels)
+        >>> torch.equal(dequantize.inverse(values)[0], pixels)
+        True
+    """
+
+    takes_context = False
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        levels: int = 256,
+        noise: Callable[[int, int], nn.Module] = NEARLY_UNIFORM,
+        encoder: Callable[[int, int], nn.Module] = DenseEncoder,
+        context_features: int = 64,
+    ) -> None:
+        super().__init__()
+        owner = "VariationalDequantization"
+        check_levels(owner, levels)
+        self.image_shape = check_image_shape(image_shape, owner)
+        channels, height, width = self.image_shape
+        if height % 2 or width % 2:
+            advice = "pad the images, or dequantise uniformly"
+            raise mismatch(owner, "an even height and width", (height, width), advice)
+        self.levels = levels
+        self.encoder = encoder(channels, context_features)
+        self.noise = noise(4 * channels, context_features)
+        self.register_buffer("_like", torch.zeros(()), persistent=False)
+
+    def forward(
+        self, inputs: Tensor, context: Tensor | None = None, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Add what becomes of ``noise``, standard normal, drawn where not given."""
+        check_pixels(inputs, "VariationalDequantization")
+        if tuple(inputs.shape[1:]) != self.image_shape:
+            expected = f"images of shape [B, {', '.join(map(str, self.image_shape))}]"
+            advice = "build it for these images"
+            raise mismatch("VariationalDequantization", expected, list(inputs.shape), advice)
+        pixels = inputs.to(self._like.dtype)
+        noise = self._noise_for(inputs, noise, pixels.dtype)
+        features = self.encoder(2 * pixels / (self.levels - 1) - 1).to(pixels.dtype)
+        made, logabsdet = self.noise(noise, features)
+        logits = rearrange(made, "b (c s t) h w -> b c (h s) (w t)", s=2, t=2)
+        of_sigmoid = -(F.softplus(logits) + F.softplus(-logits)).flatten(1).sum(1)
+        total = logabsdet + of_sigmoid - standard_normal_log_prob(noise)
+        return add_below_one(pixels, logits.sigmoid()), total
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Round down to uint8 pixels, and clamp to the levels there are."""
+        return round_down(inputs, self.levels), inputs.new_zeros(len(inputs))
+
+    def noise_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Four channels at half the resolution for each channel of the image [C, H, W]."""
+        channels, height, width = input_shape
+        return 4 * channels, height // 2, width // 2
