@@ -1,7 +1,14 @@
-"""Options of the test run: the device of the property tests."""
+"""Options of the test run: the device of the property tests, and processes side by side."""
+
+import os
 
 import pytest
 import torch
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    # Several processes that each use all cores are slower than one.
+    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
 def pytest_addoption(parser):

@@ -142,6 +142,20 @@ class _Coupling(Transform):
         return torch.cat((fixed, moved) if self.conditioning == "first" else (moved, fixed), dim=1)
 
 
+def is_plain_coupling(transform: Transform) -> bool:
+    """Whether a transform is a coupling of this package, with nothing of it replaced.
+
+    Example:
+        >>> is_plain_coupling(AdditiveCoupling(5))
+        True
+    """
+    kind = type(transform)
+    if not isinstance(transform, _Coupling) or {"forward", "inverse"} & transform.__dict__.keys():
+        return False
+    own = ("forward", "inverse", "_map_part", "_split", "_join")
+    return all(getattr(kind, name) is getattr(_Coupling, name) for name in own)
+
+
 class AffineCoupling(_Coupling):
     r"""Affine coupling: one half of the features scales and shifts the other.
 

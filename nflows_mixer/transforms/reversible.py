@@ -17,15 +17,13 @@ from nflows_mixer._distributed import all_reduce_max, world_size
 from nflows_mixer._modes import autocast_dtype
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.folded import FoldedCompositeTransform
+from nflows_mixer.transforms.gradients import Gradients, detach_weights, tensors_of
 from nflows_mixer.transforms.program import invert_maps, leaves
 from nflows_mixer.transforms.rebuild import (
-    Gradients,
     NotInvertible,
-    detach_weights,
     invert,
     rebuild,
     recompute,
-    tensors_of,
 )
 from nflows_mixer.transforms.recorded import scratch_buffers
 from nflows_mixer.transforms.steps import Part, Step, forward_through
