@@ -8,7 +8,13 @@ import torch
 from torch import distributions
 
 from nflows_mixer.data.dataset import ImageDataset
-from nflows_mixer.evaluation import evaluate, nearest_images, summary
+from nflows_mixer.evaluation import (
+    evaluate,
+    memorisation_report,
+    nearest_images,
+    round_trip_error,
+    summary,
+)
 from nflows_mixer.flows import ImageFlow, mixerflow
 from nflows_mixer.likelihood import (
     bits_per_dim,
@@ -215,3 +221,65 @@ def test_neighbours_say_what_is_wrong():
         nearest_images(images.float(), images)
     with pytest.raises(ValueError, match="uint8 images of shape"):
         nearest_images(images, pixels(3, (1, 4, 9)))
+    with pytest.raises(ValueError, match="a crop of at most 6 x 6 pixels, got 7 x 7"):
+        nearest_images(images, images, crop=7)
+    with pytest.raises(ValueError, match="a crop of at most 6 x 6 pixels, got 6 x 0"):
+        nearest_images(images, images, crop=(6, 0))
+    with pytest.raises(ValueError, match="one image or more"):
+        round_trip_error(small_flow(), images[:0])
+
+
+def test_neighbours_of_a_crop_by_hand():
+    """Outside the crop everything may differ; of odd remainders less is left out at the top."""
+    sample = torch.zeros(1, 1, 5, 4, dtype=torch.uint8)
+    dataset = torch.full((3, 1, 5, 4), 255, dtype=torch.uint8)
+    dataset[0, 0, 1:4, 1:3] = 7
+    dataset[1, 0, 1:3, 1:3] = 1
+    dataset[1, 0, 3, 1:3] = torch.tensor([2, 5])
+    dataset[2, 0, 1:3] = 3
+    indices, distances = nearest_images(sample, dataset, k=3, crop=(3, 2), batch_size=2)
+    assert indices.tolist() == [[1, 0, 2]]
+    assert distances.tolist() == [[(4 * 1 + 4 + 25) / 6, 49.0, (4 * 9 + 2 * 255**2) / 6]]
+    indices, distances = nearest_images(sample, dataset, k=3, crop=2)
+    assert indices.tolist() == [[1, 2, 0]] and distances.tolist() == [[1.0, 9.0, 49.0]]
+    whole = nearest_images(sample, dataset, k=3)
+    assert torch.equal(whole[1], nearest_images(sample, dataset, k=3, crop=(5, 4))[1])
+
+
+@pytest.mark.parametrize("crop", [None, (4, 3)])
+def test_mirrored_neighbours_are_those_of_mirrored_images(crop):
+    samples, dataset = pixels(4, (3, 5, 6)), pixels(20, (3, 5, 6))
+    dataset[7] = samples[2].flip(-1)
+    indices, distances = nearest_images(samples, dataset, 20, 6, crop=crop, flipped=True)
+    assert indices[2, 0] == 7 and distances[2, 0] == 0
+    assert nearest_images(samples, dataset, crop=crop)[1].min() > 0
+    top, left = (0, 0) if crop is None else (0, 1)
+    height, width = crop or (5, 6)
+    part = (..., slice(top, top + height), slice(left, left + width))
+    for sample, rows, found in zip(samples.double(), indices, distances):
+        views = torch.stack([dataset.double(), dataset.flip(-1).double()])
+        by_hand = (views - sample)[part].square().flatten(2).mean(2).amin(0)
+        torch.testing.assert_close(found, by_hand[rows], rtol=0, atol=1e-9)
+        assert torch.equal(found, found.sort().values) and rows.unique().numel() == 20
+
+
+def test_memorisation_report_by_hand():
+    train = torch.tensor([[0, 0], [10, 10], [20, 40]], dtype=torch.uint8).reshape(3, 1, 1, 2)
+    samples, held_out = train[[1, 0]].clone(), train + 3
+    samples[1, 0, 0, 0] = 4
+    report = memorisation_report(samples, ImageDataset(train), held_out, k=2)
+    assert json.loads(json.dumps(report)) == report
+    assert report["crop"] == [1, 2] and report["flipped"] is False
+    assert report["indices"] == [[1, 0], [0, 1]]
+    assert report["distances"] == [[0.0, 100.0], [8.0, (36 + 100) / 2]]
+    assert report["samples"] == {"images": 2, "smallest": 0.0, "median": 4.0, "mean": 4.0}
+    assert report["held_out"] == {"images": 3, "smallest": 9.0, "median": 9.0, "mean": 9.0}
+    # Mirrored, (4, 0) is as far; of its left half alone, it is 4 from 0.
+    mirrored = memorisation_report(samples, train, held_out, k=1, crop=1, flipped=True)
+    assert mirrored["crop"] == [1, 1] and mirrored["flipped"] is True
+    assert mirrored["distances"] == [[0.0], [16.0]]
+    for name, given in (("samples", (samples[:0], held_out)), ("held", (samples, held_out[:0]))):
+        with pytest.raises(ValueError, match=rf"{name}.* \[N, C, H, W\], N > 0"):
+            memorisation_report(given[0], train, given[1])
+    with pytest.raises(ValueError, match=r"held-out images of shape \[1, 1, 2\], got \[1, 2, 1\]"):
+        memorisation_report(samples, train, held_out.transpose(2, 3))

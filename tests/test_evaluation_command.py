@@ -1,13 +1,16 @@
 """The evaluation of weights as a command."""
 
+import inspect
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from nflows_mixer.data import load_images
-from nflows_mixer.evaluation import evaluate
+from nflows_mixer.evaluation import draw_samples, evaluate, nearest_images
 from nflows_mixer.evaluation.command import evaluate_weights, main
 from nflows_mixer.flows import load_weights, mixerflow, save_weights
 from nflows_mixer.training.command import main as train
@@ -47,6 +50,14 @@ def test_figures_and_pictures(weights, tmp_path, capsys, name):
     assert weighted["mean"] < report["bits_per_dim"]["mean"]
     assert report["split_hash"] == data.split_hash
     assert report["weights"]["data"] == "digits"
+    copies = report["memorisation"]
+    assert copies["samples"]["images"] == 64 and copies["held_out"]["images"] == 30
+    _, distances = nearest_images(test.images(), data.train, 1)
+    assert copies["held_out"]["mean"] == pytest.approx(distances.mean().item())
+    classes = torch.arange(64) % 10 if labels is not None else None
+    samples = draw_samples(flow, 64 if classes is None else 1, context=classes)
+    indices, distances = nearest_images(samples, data.train, 5)
+    assert copies["indices"] == indices.tolist() and copies["distances"] == distances.tolist()
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert pictures == [
         "interpolations.png",
@@ -84,7 +95,22 @@ def test_errors(weights, tmp_path):
         main([*plain, "--outside", small, "--images", "5", "--draws", "1"])
     with pytest.raises(SystemExit, match="expected a file with Inception's w.* got .*none.pth"):
         main([*plain, "--fid_weights", str(tmp_path / "none.pth"), "--images", "5"])
-    assert not (tmp_path / "out" / "evaluation.json").exists()
+    with pytest.raises(SystemExit, match="expected a crop of at most 8 x 8 pixels, got 9 x 9"):
+        main([*plain, "--crop", "9"])
+    with pytest.raises(SystemExit, match="expected neighbours to be a positive integer, got 0"):
+        main([*plain, "--neighbours", "0"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_line_of_the_page_is_understood():
+    """Flags that the page names are arguments of the command."""
+    page = Path(__file__).parent.parent / "docs" / "evaluation.md"
+    commands = re.findall(
+        r"^\$ python -m nflows_mixer\.evaluation((?:.*\\\n)*.*)$", page.read_text(), re.M
+    )
+    flags = re.findall(r"--(\w+)", " ".join(commands))
+    assert len(commands) == 2 and {"crop", "neighbours", "probe_steps"} < set(flags)
+    assert set(flags) <= set(inspect.signature(evaluate_weights).parameters)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +12,7 @@ from nflows_mixer.evaluation import (
     interpolation,
     reconstruction,
     save_grids,
+    save_neighbours,
     save_rows,
     temperature_grid,
 )
@@ -179,6 +181,41 @@ def test_grey_and_white_reach_the_picture(tmp_path):
     assert counts.get(127, 0) + counts.get(128, 0) > counts[0]
 
 
+def test_neighbours_stand_beside_their_samples(tmp_path):
+    """Rows of colours: where each lies in the picture, and that there is text above neighbours."""
+    colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 0, 255]])
+    images = colours.to(torch.uint8)[:, :, None, None].expand(-1, -1, 4, 8)
+    rows = images[torch.tensor([[0, 1, 2], [3, 2, 1]])]  # a sample and its two neighbours, twice
+    distances = torch.tensor([[1.5, 2.5], [1e4, 123456.0]])
+    path = tmp_path / "neighbours.png"
+    save_neighbours(path, rows[:, 0], rows[:, 1:], distances, 256, title="of a crop")
+    with Image.open(path) as picture:
+        array = np.asarray(picture.convert("RGB")).astype(int)
+
+    def boxes(colour):
+        """Top, bottom, left and right of each row of the picture that has this colour."""
+        found = np.abs(array - colour).sum(-1) < 30
+        lines = np.flatnonzero(found.any(1))
+        parts = np.split(lines, np.flatnonzero(np.diff(lines) > 1) + 1)
+        columns = [np.flatnonzero(found[part].any(0)) for part in parts]
+        return [(p[0], p[-1], c[0], c[-1]) for p, c in zip(parts, columns)]
+
+    (red,), (magenta,) = boxes([255, 0, 0]), boxes([255, 0, 255])
+    (green, green_below), (blue, blue_below) = boxes([0, 255, 0]), boxes([0, 0, 255])
+    for row in ([red, green, blue], [magenta, blue_below, green_below]):
+        (top, bottom, *_), *_ = row
+        assert all(abs(box[0] - top) <= 1 and abs(box[1] - bottom) <= 1 for box in row)
+        assert all(before[3] < after[2] for before, after in zip(row, row[1:]))
+        width = row[0][3] - row[0][2]
+        assert width == pytest.approx(2 * (bottom - top), rel=0.1)  # 4 x 8 pixels
+        # The sample stands apart, and only neighbours have a distance above them.
+        assert row[1][2] - row[0][3] > 2 * (row[2][2] - row[1][3])
+        above = slice(top - 20, top - 2)
+        dark = [(array[above, left:right] < 100).any() for _, _, left, right in row]
+        assert dark == [False, True, True]
+    assert magenta[0] > red[1]
+
+
 def test_pictures_say_what_is_wrong(tmp_path):
     path = tmp_path / "grid.png"
     with pytest.raises(ValueError, match="C = 1 or 3"):
@@ -189,3 +226,5 @@ def test_pictures_say_what_is_wrong(tmp_path):
         save_grids(path, {}, 17)
     with pytest.raises(ValueError, match="images of one shape"):
         save_rows(path, {"a": pixels(4), "b": pixels(4, (1, 3, 3))}, 17)
+    with pytest.raises(ValueError, match=r"neighbours \[4, k, \*\[1, 6, 6\]\], got"):
+        save_neighbours(path, pixels(4), pixels(4)[:, None], torch.zeros(4, 2), 17)

@@ -8,9 +8,9 @@ from nflows_mixer.evaluation.dataset import evaluate, evaluate_bounds, round_tri
 from nflows_mixer.evaluation.embeddings import embeddings, top_level_layers
 from nflows_mixer.evaluation.fid import frechet_inception_distance
 from nflows_mixer.evaluation.interpolation import interpolation, reconstruction
-from nflows_mixer.evaluation.neighbours import nearest_images
+from nflows_mixer.evaluation.neighbours import memorisation_report, nearest_images
 from nflows_mixer.evaluation.ood import auroc, ood_report, ood_scores, png_bits_per_dim
-from nflows_mixer.evaluation.pictures import save_grids, save_rows
+from nflows_mixer.evaluation.pictures import save_grids, save_neighbours, save_rows
 from nflows_mixer.evaluation.probe import ProbeResult, linear_probe, probe_depths
 from nflows_mixer.evaluation.sampling import draw_samples, temperature_grid
 from nflows_mixer.evaluation.yardsticks import (
@@ -32,6 +32,7 @@ __all__ = [
     "histogram_bits_per_dim",
     "interpolation",
     "linear_probe",
+    "memorisation_report",
     "nearest_images",
     "ood_report",
     "ood_scores",
@@ -41,6 +42,7 @@ __all__ = [
     "round_trip_error",
     "save_curves",
     "save_grids",
+    "save_neighbours",
     "save_rows",
     "summary",
     "temperature_grid",

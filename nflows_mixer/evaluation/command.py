@@ -9,24 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from nflows_mixer._checks import mismatch
+from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer._files import replace_file
-from nflows_mixer.data import ImageData, ImageDataset, load_images
+from nflows_mixer.data import ImageData, load_images
 from nflows_mixer.evaluation.dataset import evaluate_bounds, round_trip_error, summary
+from nflows_mixer.evaluation.draw import classes_in_turn, draw_neighbours, draw_pictures
 from nflows_mixer.evaluation.fid import frechet_inception_distance
-from nflows_mixer.evaluation.interpolation import interpolation, reconstruction
-from nflows_mixer.evaluation.neighbours import nearest_images
+from nflows_mixer.evaluation.neighbours import centre, memorisation_report
 from nflows_mixer.evaluation.ood import ood_report
-from nflows_mixer.evaluation.pictures import save_grids, save_rows
 from nflows_mixer.evaluation.probe import probe_depths
-from nflows_mixer.evaluation.sampling import draw_samples, temperature_grid
+from nflows_mixer.evaluation.sampling import draw_samples
 from nflows_mixer.flows import ImageFlow, load_weights, mixerflow, read_metadata
 from nflows_mixer.flows.imported import FACTORIES, imported
+from nflows_mixer.flows.weights import family_in
 from nflows_mixer.nn import ClassEmbedding
 
 OWNER = "evaluate_weights"
+COMPARED = 64
+"""How many samples, and how many held-out images, are compared with the training images."""
 
 
 def evaluate_weights(
@@ -38,12 +39,16 @@ def evaluate_weights(
     draws: int = 5,
     images: int | None = None,
     temperatures: tuple[float, ...] = (0.6, 0.8, 1.0),
+    neighbours: int = 5,
+    crop: int | None = None,
+    flipped: bool = False,
     outside: str | None = None,
     probe_steps: int = 0,
     fid_weights: str | None = None,
     fid_samples: int = 10_000,
     imports: bool = False,
     seed: int = 0,
+    batch_size: int = 500,
     device: str = "auto",
     out: str = "runs/evaluation",
 ) -> dict[str, Any]:
@@ -52,7 +57,7 @@ def evaluate_weights(
     The split of the images, and the shuffle of their pixels if there is one, are those of the
     training run, which the weights' file names. Written to ``out``: ``evaluation.json``,
     ``temperatures.png``, ``interpolations.png``, ``reconstructions.png`` and ``neighbours.png``
-    (samples with the training images nearest to them).
+    (samples with the training images nearest to them; see ``memorisation_report``).
 
     Args:
         weights: file .safetensors of a training run.
@@ -60,9 +65,13 @@ def evaluate_weights(
         test_data: a second file or folder, held out whole.
         root: folder of downloads and of the data sets that are named.
         size: resize images to size x size.
-        draws: dequantisation draws for each image.
+        draws: of the noise, for each image; 1000 for DenseFlow's published figure of CIFAR-10.
         images: held-out images to evaluate, at most.
         temperatures: of the samples.
+        neighbours: training images to show beside each sample.
+        crop: side of the part around the centre by which they are compared; the whole image if
+            not given.
+        flipped: whether training images are compared mirrored, too, as after training with flips.
         outside: other images, named as data is, to tell from those the flow was trained on.
         probe_steps: steps by which a linear classifier is fitted to the embeddings of every
             depth; 0 for none, 2000 is usual.
@@ -71,6 +80,8 @@ def evaluate_weights(
         fid_samples: samples for it, at most as many as there are training images.
         imports: whether flows that the file names, such as zuko.flows.NSF, may be imported.
         seed: of the noise and the samples.
+        batch_size: images, or pairs of an image and a draw, at a time, for likelihoods and
+            embeddings; bounds the memory.
         device: cpu, cuda, ..., or auto.
         out: folder for what is written.
 
@@ -93,12 +104,14 @@ def evaluate_weights(
         >>> report["bits_per_dim"]["images"], len(list(out.glob("*.png")))
         (20, 4)
     """
+    check_positive(OWNER, "neighbours", neighbours)
     place = _device(device)
     facts = {name: _parsed(text) for name, text in read_metadata(weights).items()}
     source = _images(facts, data, test_data, root, size)
     flow = _flow(weights, facts, imports).to(place).eval()
     held_out = (source.test or source.validation).subset(slice(images))
     _check_images("images", flow, source, "name the data that the flow was trained on")
+    centre(source.image_shape[1:], crop)
     conditional = flow.context_features is not None or isinstance(
         flow._embedding_net, ClassEmbedding
     )
@@ -108,8 +121,9 @@ def evaluate_weights(
     if probe_steps and not (source.train.labelled and held_out.labelled):
         raise mismatch(OWNER, "labels to probe for", "images alone", "leave probe_steps out")
     labels = held_out.labels() if conditional else None
-    bounds = evaluate_bounds(flow, held_out, labels, seed=seed, draws=draws)
-    first = None if labels is None else labels[:200].to(place)
+    bounds = evaluate_bounds(flow, held_out, labels, seed, batch_size, draws=draws)
+    first = held_out.images(slice(200)).to(place)
+    context = None if labels is None else labels[:200].to(place)
     report: dict[str, Any] = {
         **source.describe(),
         "weights": facts,
@@ -117,11 +131,12 @@ def evaluate_weights(
         "seed": seed,
         "bits_per_dim": summary(bounds["average"]),
         "importance_weighted_bits_per_dim": summary(bounds["importance"]),
-        "round_trip_error": round_trip_error(flow, held_out.images(slice(200)).to(place), first),
+        "round_trip_error": round_trip_error(flow, first, context, batch_size),
     }
     if probe_steps:
-        probes = probe_depths(flow, source.train, held_out, seed=seed, steps=probe_steps)
-        report["linear_probe"] = probes
+        report["linear_probe"] = probe_depths(
+            flow, source.train, held_out, seed=seed, steps=probe_steps, batch_size=batch_size
+        )
     if outside is not None:
         others = load_images(outside, root=root, size=_size_of(outside, flow))
         part = (others.test or others.validation).subset(slice(len(held_out)))
@@ -131,19 +146,27 @@ def evaluate_weights(
         _check_images("outside images", flow, others, "name images of that size and levels")
         known = source.train.subset(slice(len(held_out)))
         report["out_of_distribution"] = ood_report(
-            flow, known, held_out, {others.name: part}, seed=seed
+            flow, known, held_out, {others.name: part}, seed=seed, batch_size=batch_size
         )
     if fid_weights is not None:
         count = min(fid_samples, len(source.train))
-        context = _classes(flow, count)
+        context = classes_in_turn(flow, count)
         samples = draw_samples(flow, count if context is None else 1, seed=seed, context=context)
         distance = frechet_inception_distance(
             samples, source.train, fid_weights, levels=source.levels, device=place
         )
         report["frechet_inception_distance"] = {"samples": count, "distance": distance}
+    context = classes_in_turn(flow, COMPARED)
+    samples = draw_samples(flow, COMPARED if context is None else 1, seed=seed, context=context)
+    unseen = held_out.images(slice(COMPARED))
+    copies = memorisation_report(
+        samples, source.train, unseen, neighbours, crop=crop, flipped=flipped
+    )
+    report["memorisation"] = copies
     content = json.dumps(report, indent=2) + "\n"
     replace_file(Path(out) / "evaluation.json", content.encode())
-    _draw(flow, source, held_out, temperatures, seed, Path(out))
+    draw_pictures(flow, held_out, temperatures, seed, Path(out))
+    draw_neighbours(samples, source.train, copies, source.levels, Path(out))
     return report
 
 
@@ -178,7 +201,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         report = evaluate_weights(**arguments)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
-    print(json.dumps({k: v for k, v in report.items() if k != "weights"}, indent=2))
+    shown = {name: value for name, value in report.items() if name != "weights"}
+    lists = ("indices", "distances")
+    shown["memorisation"] = {k: v for k, v in shown["memorisation"].items() if k not in lists}
+    print(json.dumps(shown, indent=2))
     print(f"see {arguments['out']}")
     return report
 
@@ -231,7 +257,7 @@ def _images(
 
 def _flow(weights: str, facts: dict[str, Any], imports: bool) -> ImageFlow:
     """Build the flow of the weights, importing what it is made of only if that is allowed."""
-    if "mixerflow" in facts or "model" not in facts:
+    if family_in(facts) is not None or "model" not in facts:
         return load_weights(weights)
     names = sorted(
         str(facts["model"].get(k)) for k in FACTORIES if "." in str(facts["model"].get(k))
@@ -259,46 +285,3 @@ def _check_images(what: str, flow: ImageFlow, source: ImageData, advice: str) ->
 def _size_of(name: str, flow: ImageFlow) -> int | None:
     """Folders are resized to what the flow takes; other sources have a size of their own."""
     return flow.image_shape[-1] if Path(name).is_dir() else None
-
-
-def _classes(flow: ImageFlow, count: int) -> Tensor | None:
-    """Labels that go round, for a flow that wants some."""
-    if flow.architecture is None or flow.architecture.num_classes is None:
-        return None
-    device = next(flow.parameters()).device
-    return torch.arange(count, device=device) % flow.architecture.num_classes
-
-
-def _draw(
-    flow: ImageFlow,
-    source: ImageData,
-    held_out: ImageDataset,
-    temperatures: Sequence[float],
-    seed: int,
-    out: Path,
-) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    device, levels = next(flow.parameters()).device, source.levels
-    classes = _classes(flow, 16)
-    number = 16 if classes is None else 1
-    grids = temperature_grid(flow, temperatures, number, seed, classes)
-    save_rows(out / "temperatures.png", {k: v.flatten(0, -4) for k, v in grids.items()}, levels)
-
-    half = min(8, len(held_out) // 2)
-    some = held_out.images(slice(2 * half)).to(device)
-    context = None if classes is None else held_out.labels(slice(half)).to(device)
-    between = interpolation(flow, some[:half], some[half:], 8, context).cpu()
-    rows = {str(i): row for i, row in enumerate(between)}
-    title = "held-out images at both ends, and interpolated latents"
-    save_rows(out / "interpolations.png", rows, levels, title)
-
-    pairs, error = reconstruction(flow, some[:half], context)
-    rows = {"images": pairs[:, 0].cpu(), "reconstructed": pairs[:, 1].cpu()}
-    title = f"largest error {error:.1e} of {levels} levels"
-    save_rows(out / "reconstructions.png", rows, levels, title)
-
-    samples = draw_samples(flow, number, seed=seed, context=classes).reshape(16, *flow.image_shape)
-    indices, _ = nearest_images(samples.cpu(), source.train, k=1)
-    nearest = source.train.images(indices[:, 0])
-    panels = {"samples": samples.cpu(), "nearest training images": nearest}
-    save_grids(out / "neighbours.png", panels, levels, columns=4)

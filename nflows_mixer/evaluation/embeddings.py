@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from nflows.transforms import CompositeTransform as NflowsComposite
 from nflows.transforms import Transform
@@ -13,6 +15,7 @@ from nflows_mixer.bridges import CompositeTransform
 from nflows_mixer.evaluation.batches import Images, batches
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.likelihood import device_of
+from nflows_mixer.transforms import MultiScaleTransform
 
 
 def top_level_layers(flow: ImageFlow) -> list[Transform]:
@@ -28,7 +31,9 @@ def top_level_layers(flow: ImageFlow) -> list[Transform]:
         ['PixelScaling', 'ShiftTransform', 'PatchMixerTransform']
     """
     whole = flow._transform
-    return list(whole._transforms) if isinstance(whole, NflowsComposite) else [whole]
+    if isinstance(whole, (NflowsComposite, MultiScaleTransform)):
+        return list(whole._transforms)
+    return [whole]
 
 
 @torch.no_grad()
@@ -39,11 +44,13 @@ def embeddings(
     context: Tensor | None = None,
     batch_size: int = 500,
 ) -> Tensor:
-    r"""Embeddings of images: the output of one layer of the flow.
+    r"""Embeddings of images: what a flow has made of them after one of its layers.
 
-    .. math:: e_d(x) = (f_d \circ \dots \circ f_0)(x + \tfrac12)
+    .. math:: e_d(x) = (f_d \circ \dots \circ f_0)(y)
 
-    A function of each image: pixels are taken at their mid-point, in evaluation mode.
+    A function of each image: in evaluation mode and with all noise at its median, so that
+    :math:`y = x + \tfrac12` under uniform dequantisation. The noise that a flow appends on the way
+    is part of the embedding, and so are channels that it drops before its last layer.
 
     Args:
         flow: any flow on images.
@@ -74,18 +81,37 @@ def embeddings(
     if context is not None and len(context) != len(images):
         expected = f"context with one row for each of {len(images)} images"
         raise mismatch("embeddings", expected, list(context.shape), "pass one row per image")
-    # A composite of our own hands the context only to those layers that take one.
-    prefix = CompositeTransform(layers[: depth % len(layers) + 1])
+    embed = _embedding(flow, depth % len(layers) + 1)
     device = device_of(flow)
     outputs: Tensor | None = None
     with in_mode(flow, training=False):
         for places, batch in batches(images, batch_size):
-            batch = batch.to(device)
             given = None if context is None else context[places.to(context.device)].to(device)
-            middle = torch.full(batch.shape, 0.5, device=device)
-            values, _ = flow._dequantize(batch, given, middle)
-            rows = prefix(values, flow._embedding_net(given))[0].flatten(1).float().cpu()
+            rows = embed(batch.to(device), given).flatten(1).float().cpu()
             if outputs is None:
                 outputs = rows.new_empty(len(images), rows.shape[1])
             outputs[places] = rows
     return torch.empty(0, 0) if outputs is None else outputs
+
+
+def _embedding(flow: ImageFlow, count: int) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """Return what maps images and their context through the first layers of a flow."""
+    layers = top_level_layers(flow)
+    if count == len(layers):
+        return flow.transform_to_noise
+    if not isinstance(flow._transform, MultiScaleTransform):
+        # A composite of our own hands the context only to those layers that take one.
+        prefix = CompositeTransform(layers[:count])
+        return lambda images, context: prefix(
+            flow.dequantize_mid(images, context), flow._embedding_net(context)
+        )[0]
+    multiscale = MultiScaleTransform(layers[:count], flow.image_shape)
+
+    def embed(images: Tensor, context: Tensor | None) -> Tensor:
+        pixels = flow.dequantize_mid(images, context)
+        noise = []
+        if multiscale.stochastic_forward:  # with normal noise, of median 0
+            noise = [pixels.new_zeros(len(pixels), *multiscale.noise_shape(flow.image_shape))]
+        return multiscale(pixels, flow._embedding_net(context), *noise)[0]
+
+    return embed

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from einops import rearrange, repeat
+from nflows.distributions.base import Distribution
 from torch import Tensor
 
 from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer._modes import in_mode
-from nflows_mixer.distributions import DiagonalNormal, StudentT
+from nflows_mixer.distributions import (
+    BaseDistribution,
+    DiagonalNormal,
+    ProductDistribution,
+    StudentT,
+)
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.likelihood import device_of
 
@@ -30,9 +37,9 @@ def interpolation(
               \frac{\sin(t\, \omega)}{\sin \omega}\, z_2, \qquad
               \cos \omega = \frac{z_1 \cdot z_2}{\|z_1\| \|z_2\|}
 
-    Latents are those of the pixels' mid-points, standardised by the location and scale of the
-    base where it has one of each per dimension. The ends are the images themselves where the flow
-    inverts to less than half a pixel value (see ``reconstruction``).
+    Latents are those of ``transform_to_noise``, with all noise at its median, standardised by the
+    location and scale of the base where it has one of each per dimension. The ends are the images
+    themselves where the flow inverts well enough (see ``reconstruction``).
 
     Args:
         flow: any flow on images.
@@ -40,7 +47,7 @@ def interpolation(
         second: uint8 [n, C, H, W], where they end.
         steps: images on each way, both ends among them.
         context: [n, F], for a flow that takes one; it stays the same on the way.
-        batch_size: images that are inverted at a time.
+        batch_size: images at a time.
 
     Returns:
         uint8 [n, steps, C, H, W] on the CPU.
@@ -67,44 +74,48 @@ def interpolation(
     if first.shape != second.shape:
         got = f"{list(first.shape)} and {list(second.shape)}"
         raise mismatch("interpolation", "as many first as second images", got, "pair them")
+    if not len(first):
+        return torch.empty(0, steps, *flow.image_shape, dtype=torch.uint8)
     device = device_of(flow)
     context = None if context is None else context.to(device)
-    location, scale = _location_and_scale(flow)
+    location, scale = _location_and_scale(flow._distribution)
     start, end = (
-        (flow.transform_to_noise(image.to(device), context) - location) / scale
-        for image in (first, second)
+        (_latents(flow, ends.to(device), context, batch_size) - location) / scale
+        for ends in (first, second)
     )
     weights = torch.linspace(0, 1, steps, dtype=torch.float64)
     way = torch.stack([_slerp(start, end, weight.item()) for weight in weights], dim=1)
     latents = (way * scale + location).flatten(0, 1)
     given = None if context is None else repeat(context, "n ... -> (n steps) ...", steps=steps)
-    pixels = []
-    for row in range(0, len(latents), batch_size):
-        rows = slice(row, row + batch_size)
-        values = _inverted(flow, latents[rows], None if given is None else given[rows])
-        pixels.append(flow.dequantization.inverse(values)[0].cpu())
-    if not pixels:
-        return torch.empty(0, steps, *flow.image_shape, dtype=torch.uint8)
-    return rearrange(torch.cat(pixels), "(n steps) c h w -> n steps c h w", steps=steps)
+    pixels = flow.dequantization.inverse(_inverted(flow, latents, given, batch_size))[0]
+    return rearrange(pixels.cpu(), "(n steps) c h w -> n steps c h w", steps=steps)
 
 
 @torch.no_grad()
 def reconstruction(
-    flow: ImageFlow, images: Tensor, context: Tensor | None = None
+    flow: ImageFlow, images: Tensor, context: Tensor | None = None, batch_size: int = 100
 ) -> tuple[Tensor, float]:
     r"""Images beside what the inverse makes of their latents.
 
-    .. math:: \hat x = \lfloor f^{-1}(f(x + \tfrac12)) \rfloor, \qquad
-              \mathrm{error} = \max |f^{-1}(f(x + \tfrac12)) - (x + \tfrac12)|
+    .. math:: \hat x = \lfloor f^{-1}(f(y)) \rfloor, \qquad
+              \mathrm{error} = \max |f^{-1}(f(y)) - y|
+
+    y are the pixels with the noise of their dequantisation at its median, x + 1/2 where it is
+    uniform.
 
     Args:
         flow: any flow on images, evaluated in the precision that it has.
         images: uint8 [n, C, H, W], n > 0.
         context: [n, F], for a flow that takes one.
+        batch_size: images at a time.
 
     Returns:
         uint8 [n, 2, C, H, W] on the CPU, each image followed by its reconstruction, and the largest
-        error in pixel values, NaN if the inverse gives one. Below 1/2 both images are the same.
+        error in pixel values, NaN if the inverse gives one. Under uniform dequantisation both
+        images are the same where it is below 1/2.
+
+    Raises:
+        ValueError: if there are no images.
 
     References:
         Behrmann et al., Understanding and mitigating exploding inverses, 2021.
@@ -116,18 +127,28 @@ def reconstruction(
         >>> pairs.shape, error
         (torch.Size([3, 2, 1, 2, 2]), 0.0)
     """
+    check_positive("reconstruction", "batch_size", batch_size)
+    if not len(images):
+        raise mismatch("reconstruction", "one image or more", 0, "give some")
     device = device_of(flow)
     images = images.to(device)
     context = None if context is None else context.to(device)
-    values = _inverted(flow, flow.transform_to_noise(images, context), context)
-    error = (values - (images.to(values.dtype) + 0.5)).abs().max().item()
+    values = _inverted(flow, _latents(flow, images, context, batch_size), context, batch_size)
+    started = _in_parts(flow.dequantize_mid, images, context, batch_size)
     pairs = torch.stack([images, flow.dequantization.inverse(values)[0]], dim=1)
-    return pairs.cpu(), error
+    return pairs.cpu(), (values - started).abs().max().item()
 
 
-def _inverted(flow: ImageFlow, latents: Tensor, context: Tensor | None) -> Tensor:
+def _latents(flow: ImageFlow, images: Tensor, context: Tensor | None, batch_size: int) -> Tensor:
+    return _in_parts(flow.transform_to_noise, images, context, batch_size)
+
+
+def _inverted(flow: ImageFlow, latents: Tensor, context: Tensor | None, batch_size: int) -> Tensor:
+    def invert(rows: Tensor, given: Tensor | None) -> Tensor:
+        return flow._transform.inverse(rows, flow._embedding_net(given))[0]
+
     with in_mode(flow, training=False):
-        values, _ = flow._transform.inverse(latents, flow._embedding_net(context))
+        values = _in_parts(invert, latents, context, batch_size)
     broken = (~torch.isfinite(values)).flatten(1).any(1)
     if broken.any():
         warnings.warn(
@@ -139,11 +160,30 @@ def _inverted(flow: ImageFlow, latents: Tensor, context: Tensor | None) -> Tenso
     return values
 
 
-def _location_and_scale(flow: ImageFlow) -> tuple[Tensor, Tensor]:
-    base = flow._distribution
+def _in_parts(
+    function: Callable[[Tensor, Tensor | None], Tensor],
+    rows: Tensor,
+    context: Tensor | None,
+    batch_size: int,
+) -> Tensor:
+    parts = rows.split(batch_size)
+    given = [None] * len(parts) if context is None else context.split(batch_size)
+    return torch.cat([function(*both) for both in zip(parts, given)])
+
+
+def _location_and_scale(base: Distribution) -> tuple[Tensor, Tensor]:
+    """Location and scale of the latents, of their shape or one that broadcasts to it."""
     if isinstance(base, (DiagonalNormal, StudentT)):
         return base.location, base.log_scale.exp()
-    one = torch.ones((), device=device_of(flow))
+    if isinstance(base, ProductDistribution):
+        locations, scales = [], []
+        for part in base.parts.values():
+            assert isinstance(part, BaseDistribution)
+            location, scale = _location_and_scale(part)
+            locations.append(location.expand(part.shape).flatten())
+            scales.append(scale.expand(part.shape).flatten())
+        return torch.cat(locations), torch.cat(scales)
+    one = torch.ones((), device=device_of(base))
     return torch.zeros_like(one), one
 
 

@@ -108,6 +108,78 @@ def save_rows(
     _save(figure, path, None)
 
 
+def save_neighbours(
+    path: str | Path,
+    samples: Tensor,
+    neighbours: Tensor,
+    distances: Tensor,
+    levels: int,
+    title: str | None = None,
+) -> None:
+    """Write rows of images, each a sample followed by the images nearest to it.
+
+    Above each neighbour stands its distance.
+
+    Args:
+        path: file to write; its ending says the format.
+        samples: uint8 [M, C, H, W], with C = 1 or 3.
+        neighbours: uint8 [M, k, C, H, W], nearest first.
+        distances: [M, k], as ``nearest_images`` returns them.
+        levels: number of pixel values, the largest of which is white.
+        title: of the figure, such as what the distance is of.
+
+    Raises:
+        ValueError: if there are not as many neighbours as distances, of the samples' shape.
+
+    References:
+        DenseFlow, Figure 6.
+
+    Example:
+        >>> import tempfile, torch
+        >>> path = Path(tempfile.mkdtemp()) / "neighbours.png"
+        >>> images = torch.zeros(2, 4, 1, 8, 8, dtype=torch.uint8)
+        >>> save_neighbours(path, images[:, 0], images[:, 1:], torch.zeros(2, 3), levels=17)
+        >>> path.exists()
+        True
+    """
+    from matplotlib.figure import Figure
+
+    expected = (*distances.shape, *samples.shape[1:])
+    if distances.dim() != 2 or len(samples) != len(distances) or neighbours.shape != expected:
+        got = f"{list(neighbours.shape)} and distances {list(distances.shape)}"
+        wanted = f"neighbours [{len(samples)}, k, *{list(samples.shape[1:])}]"
+        raise mismatch("save_neighbours", wanted, got, "find them with nearest_images")
+    rows = torch.cat([samples.cpu()[:, None], neighbours.cpu()], dim=1)
+    count, columns = rows.shape[:2]
+    pictures = (
+        _scaled(rows.flatten(0, 1), levels).permute(0, 2, 3, 1).unflatten(0, (count, columns))
+    )
+    # Places in units of an image: a line of text above each, and a gap behind the sample.
+    pitch, gap, text = 1.06, 0.25, 0.24
+    height = samples.shape[-2] / samples.shape[-1]
+    size = pitch * columns + gap, (height + text) * count + text
+    inches = max(0.8, 1.3 * samples.shape[-1] / _DPI)
+    figure = Figure(figsize=(inches * size[0], inches * size[1]))
+    axis = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axis.set(xlim=(0, size[0]), ylim=(size[1], 0))
+    axis.set_axis_off()
+    font: dict[str, Any] = {"size": 9 * inches, "ha": "center", "va": "bottom"}
+    for column in range(columns):
+        left = pitch * column + (gap if column else 0)
+        heading = f"neighbour {column}" if column else "sample"
+        axis.text(left + 0.5, text, heading, **font)
+        for row in range(count):
+            top = (height + text) * row + 2 * text
+            place = left, left + 1, top + height, top
+            axis.imshow(pictures[row, column].numpy(), interpolation="nearest", extent=place)
+            if column:
+                distance = f"{distances[row, column - 1].item():.4g}"
+                axis.text(left + 0.5, top - 0.02, distance, **font)
+    # The axis fills the figure, so that the title needs no further room.
+    figure.suptitle(title or "", y=1, va="bottom", size="medium")
+    _save(figure, path, None)
+
+
 def _grid(images: Tensor, levels: int, columns: int) -> Tensor:
     return _tiled(_scaled(images, levels), columns)
 

@@ -23,6 +23,7 @@ from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.dequantize import UniformDequantization
 from nflows_mixer.transforms.folded import FoldedCompositeTransform
 from nflows_mixer.transforms.pixels import PixelScaling
+from nflows_mixer.transforms.stochastic import check_noise_is_passed
 from nflows_mixer.transforms.variational import VariationalDequantization
 
 
@@ -53,8 +54,9 @@ class ImageFlow(CheckedFlow):
         images uint8 [B, C, H, W]; context [B, F]; log-likelihoods [B], in nats.
 
     Raises:
-        ValueError: if images have another shape, dtype or range, or the context is missing, of
-            another shape, or has no part that takes it.
+        ValueError: if images have another shape, dtype or range, the context is missing, of
+            another shape, or has no part that takes it, or a part of the transform draws noise
+            that cannot be given to it.
 
     References:
         MixerFlow, Section 5 (uniform dequantisation); Theis et al., 2016, Section 3.1.
@@ -78,6 +80,7 @@ class ImageFlow(CheckedFlow):
         dequantization: UniformDequantization | VariationalDequantization | None = None,
     ) -> None:
         super().__init__(transform, image_shape, distribution, context_features, embedding_net)
+        check_noise_is_passed(self._transform, "ImageFlow")
         if dequantization is None:
             dequantization = UniformDequantization(levels)
         if dequantization.levels != levels:

@@ -14,7 +14,7 @@ from nflows_mixer._modes import running_statistics
 from nflows_mixer.bridges import adapted, inverse_of, takes_context
 from nflows_mixer.transforms.dense_flow_block import DenseFlowBlock
 from nflows_mixer.transforms.squeeze import SqueezeAndDrop
-from nflows_mixer.transforms.stochastic import StochasticTransform
+from nflows_mixer.transforms.stochastic import StochasticTransform, check_noise_is_passed
 
 
 class MultiScaleTransform(StochasticTransform):
@@ -69,6 +69,7 @@ class MultiScaleTransform(StochasticTransform):
         self._noise_shapes: list[tuple[int, ...] | None] = []
         shape = self.image_shape
         for part in self._parts():
+            check_noise_is_passed(part, owner)
             noisy = getattr(part, "stochastic_forward", False)
             if noisy and part.noise_kind != "normal":
                 got = f"{type(part).__name__} with {part.noise_kind} noise"

@@ -79,3 +79,29 @@ def standard_normal_log_prob(noise: Tensor) -> Tensor:
     dimensions = math.prod(noise.shape[1:])
     constant = dimensions * math.log(2 * math.pi)
     return -0.5 * (noise.square().flatten(1).sum(1) + constant)
+
+
+def check_noise_is_passed(transform: Transform, owner: str) -> None:
+    """Raise if a part of a transform draws noise that nobody could give it.
+
+    A composite hands no noise on: such a part would draw its own, in evaluation and where noise was
+    given, too.
+
+    Args:
+        transform: any; one that says itself that it is stochastic answers for its parts.
+        owner: who asks, for the error.
+
+    Raises:
+        ValueError: if a part is stochastic and the transform is not.
+
+    Example:
+        >>> from nflows_mixer.transforms import LULinear
+        >>> check_noise_is_passed(LULinear(3), "example")
+    """
+    if getattr(transform, "stochastic_forward", False):
+        return
+    for name, part in transform.named_modules():
+        if getattr(part, "stochastic_forward", False):
+            got = f"{type(part).__name__} at {name!r} of a {type(transform).__name__}"
+            advice = "put it into a MultiScaleTransform, which hands noise to its parts"
+            raise mismatch(owner, "parts that are given their noise", got, advice)
