@@ -11,22 +11,29 @@ import pytest
 import torch
 import yaml
 
-from nflows_mixer.flows import PRESETS, load_weights
+from nflows_mixer.flows import DENSEFLOW_PRESETS, PRESETS, load_weights
 from nflows_mixer.training import run
 from nflows_mixer.training.command import build_parser, main
 from nflows_mixer.transforms.reversible import COMPILES
 
 MODEL = ["--model.num_layers=1", "--model.num_flow_layers=1", "--model.hidden_features=8"]
 RUN = ["--recipe.steps=2", "--recipe.batch_size=20", "--evaluation_images=8"]
+DENSE = ["--family=denseflow", "--model.units=[2,1]", "--model.modules=[1,1]"]
+DENSE += ["--model.hidden_channels=8", "--model.dense_layers=1", "--model.dense_growth=4"]
+DENSE += ["--model.attention_channels=4"]
 QUICK = [*MODEL, *RUN, "--validate_every=9", "--accelerator=cpu", "--progress=false"]
+
+
+QUICK_DENSE = [*DENSE, *QUICK[len(MODEL) :]]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Folders of runs that others start from: of a layer, and of one that is a list of them."""
+    """Folders of runs that others start from: of a layer, of a list of them, of a DenseFlow."""
     folder = tmp_path_factory.mktemp("trained")
     with contextlib.redirect_stdout(io.StringIO()):
         main([*QUICK, "--out", str(folder / "one")])
+        main([*QUICK_DENSE, "--out", str(folder / "dense")])
         main([*QUICK, "--out", str(folder / "list"), "--model.layout=[band]"])
     return folder
 
@@ -165,6 +172,80 @@ def test_values_of_table_8():
     assert (anime.model.patch_size, anime.model.shift, anime.model.num_layers) == (8, 2, 30)
 
 
+# Families.
+
+
+def test_denseflow_from_the_command_line(tmp_path, capsys):
+    flags = ["--conditional", "--recipe.flip", "--recipe.steps=3", "--recipe.fine-tune-steps=1"]
+    flags += ["--recipe.decay=0.5", "--recipe.decay-every=1", "--recipe.gradient_clip=null"]
+    first = main([*QUICK_DENSE, *flags, "--out", str(tmp_path / "flags")])
+    assert "| DenseFlow |" in capsys.readouterr().out
+    assert (first["family"], first["steps"]) == ("denseflow", 3)
+    assert first["recipe"]["flip"] and first["recipe"]["optimizer"] == "adamax"
+    assert first["recipe"]["gradient_clip"] is None and first["recipe"]["fine_tune_rate"] == 2e-5
+    assert first["architecture"]["num_classes"] == 10 and first["round_trip_error"] < 1e-3
+    weights = tmp_path / "flags/weights.safetensors"
+    assert load_weights(weights).architecture.units == (2, 1)
+    # The file that the run leaves behind is that run again.
+    left = ["--config", str(tmp_path / "flags/config.yaml"), "--out", str(tmp_path / "again")]
+    assert main(left)["bits_per_dim"] == first["bits_per_dim"]
+    # And may be gone on with, by all that it was started with.
+    resumed = main([*QUICK_DENSE, *flags, "--out", str(tmp_path / "flags"), "--resume"])
+    assert resumed["bits_per_dim"] == first["bits_per_dim"]
+    other = message(capsys, *QUICK_DENSE, "--out", tmp_path / "flags", "--resume")
+    assert "recipe.flip: True there, False now" in other
+
+
+def test_family_of_a_script_is_that_of_its_preset_or_argument_first(tmp_path, capsys, unfinished):
+    def config(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([*arguments, "--print_config"], family="denseflow")
+        assert caught.value.code == 0
+        return yaml.safe_load(capsys.readouterr().out)
+
+    chosen = config()
+    assert (chosen["family"], chosen["out"]) == ("denseflow", "runs/denseflow")
+    assert chosen["recipe"]["optimizer"] == "adamax" and "units" in chosen["model"]
+    assert config("--family=mixerflow")["out"] == "runs/mixerflow"
+    assert config("--preset=galaxy32")["family"] == "mixerflow"
+    (tmp_path / "run.yaml").write_text("family: mixerflow\n")
+    assert config("--config", str(tmp_path / "run.yaml"))["family"] == "mixerflow"
+    main(["--out", str(tmp_path)], family="denseflow")
+    assert unfinished[0]["facts"]["family"] == "denseflow"
+
+
+def test_small_denseflow_fits_its_images(unfinished, tmp_path):
+    main(["--family=denseflow", "--out", str(tmp_path)])
+    (given,) = unfinished
+    count = sum(p.numel() for p in given["module"].flow.parameters())
+    assert 100_000 < count < 200_000
+    assert given["module"].flow._transform.latent_shapes["final"][1:] == (2, 2)
+
+
+@pytest.mark.parametrize("preset", DENSEFLOW_PRESETS)
+def test_preset_of_the_denseflow_paper(preset, capsys):
+    """It says of which family it is."""
+    config = yaml.safe_load(printed_config(capsys, "--preset", preset))
+    model = DENSEFLOW_PRESETS[preset]
+    assert config["family"] == "denseflow" and config["out"] == "runs/denseflow"
+    assert (config["model"]["growth"], config["model"]["units"]) == (
+        model.architecture.growth,
+        list(model.architecture.units),
+    )
+    epoch = model.training_points // model.batch_size
+    recipe = config["recipe"]
+    assert recipe["steps"] == (model.epochs + model.fine_tune_epochs) * epoch
+    assert recipe["fine_tune_steps"] == model.fine_tune_epochs * epoch
+    assert (recipe["decay"], recipe["decay_every"]) == (model.decay, epoch)
+    assert (recipe["warmup"], recipe["flip"], recipe["gradient_clip"]) == (5000, True, None)
+
+
+@pytest.mark.parametrize("flag, value", [("5000", 5000), ("1", 1), ("0.25", 0.25), ("0", 0)])
+def test_warmup_is_read_as_what_it_is(capsys, flag, value):
+    warmup = yaml.safe_load(printed_config(capsys, f"--recipe.warmup={flag}"))["recipe"]["warmup"]
+    assert warmup == value and isinstance(warmup, type(value))
+
+
 # Help and errors.
 
 
@@ -177,7 +258,7 @@ def test_help_lists_options_with_their_descriptions(capsys, monkeypatch):
     assert (
         "--recipe.learning_rate LEARNING_RATE the peak, eta. (type: float, default: 0.003)" in text
     )
-    assert "--recipe.gradient_clip GRADIENT_CLIP largest norm of the gradient." in text
+    assert "--recipe.gradient_clip GRADIENT_CLIP largest norm of the gradient; None for" in text
     assert "--start_from START_FROM weights (.safetensors) to start from" in text
     assert "--model.num_layers NUM_LAYERS mixer layers. (type: int, default: 4)" in text
     assert "--num_nodes NUM_NODES how many machines. (type: int, default: 1)" in text
@@ -210,6 +291,13 @@ def test_help_lists_options_with_their_descriptions(capsys, monkeypatch):
         (["--data=nowhere"], ["'digits'", "'nowhere'", "check the path"]),
         (["--config=none.yaml"], ["none.yaml"]),
         (["--start_from=none.safetensors"], ["none.safetensors"]),
+        (["--family=glow"], ["--family", "'mixerflow', 'denseflow'", "'glow'"]),
+        (["--family=denseflow"], ["num_layers"]),
+        (["--preset=denseflow-45-6", "--family=mixerflow"], ["expected denseflow", "preset"]),
+        (["--preset=cifar10", "--family=denseflow"], ["expected mixerflow, as the preset cifar10"]),
+        (["--recipe.decay=0.5"], ["decay and decay_every together", "None"]),
+        (["--recipe.fine_tune_rate=0.1"], ["fine_tune_steps beside"]),
+        (["--recipe.optimizer=sgd"], ["'adam', 'adamax', got 'sgd'"]),
     ],
     ids=lambda value: value[0] if value and value[0].startswith("--") and "=" in value[0] else "",
 )
@@ -320,6 +408,33 @@ def test_weights_of_another_architecture_are_refused(tmp_path, capsys, trained, 
     start = ["--start_from", trained / "one/weights.safetensors", "--out", tmp_path]
     text = message(capsys, *QUICK, *start, *flags)
     assert "--start_from: expected weights of this architecture" in text and said in text
+
+
+def test_denseflow_starts_from_weights(tmp_path, trained, unfinished):
+    source = str(trained / "dense/weights.safetensors")
+    flags = ["--memory=checkpoint", "--start_from", source, "--out", str(tmp_path)]
+    main([*QUICK_DENSE, *flags])
+    flow = load_weights(source)
+    state = unfinished[0]["module"].flow.state_dict()
+    assert state.keys() == flow.state_dict().keys()
+    assert all(torch.equal(state[k], v) for k, v in flow.state_dict().items())
+
+
+def test_denseflow_does_not_grow(tmp_path, capsys, trained):
+    start = ["--start_from", trained / "dense/weights.safetensors", "--out", tmp_path]
+    text = message(capsys, *QUICK_DENSE, *start, "--model.modules=[2, 1]")
+    expected = "expected weights of this architecture, got one that differs in modules; give the"
+    assert f"error: --start_from: {expected} same" in text
+    text = message(capsys, *QUICK, *start)
+    assert "expected weights of a mixerflow, got those of a denseflow; give --family" in text
+
+
+def test_denseflow_is_not_compiled(tmp_path, capsys):
+    text = message(capsys, *QUICK_DENSE, "--compile", "--out", tmp_path)
+    assert text == (
+        "error: --compile: expected a mixerflow, of which the flow layers are compiled, got a "
+        "denseflow; leave it out"
+    )
 
 
 def test_deeper_weights_are_refused(tmp_path, capsys, trained, unfinished):

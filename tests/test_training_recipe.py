@@ -38,6 +38,85 @@ def test_schedule_by_hand():
     assert Recipe(steps=0).schedule(0) == 1
 
 
+def test_schedule_with_decay_and_fine_tuning_by_hand():
+    """Warm-up of 4 steps, halved every 3, the last 2 of 12 steps at a hundredth of the peak."""
+    recipe = Recipe(
+        1e-2, steps=12, warmup=4, decay=0.5, decay_every=3, fine_tune_steps=2, fine_tune_rate=1e-4
+    )
+    expected = [1 / 4, 2 / 4, 3 / 4, 4 / 4 / 2, 1 / 2, 1 / 2, 1 / 4, 1 / 4, 1 / 4, 1 / 8]
+    expected += [0.01, 0.01, 0.01]  # the last one is that of steps beyond
+    values = [recipe.schedule(step) for step in range(13)]
+    assert values == pytest.approx(expected, rel=1e-14)
+    constant = Recipe(steps=9, decay=1, decay_every=1)
+    assert [constant.schedule(step) for step in range(9)] == [1.0] * 9
+
+
+def test_cosine_before_fine_tuning_by_hand():
+    recipe = Recipe(1e-3, steps=10, warmup=2, fine_tune_steps=4)
+    half = 0.5
+    expected = [half, 1.0, 1.0, 0.5 * (1 + math.sqrt(0.5)), half, 0.5 * (1 - math.sqrt(0.5))]
+    assert [recipe.schedule(step) for step in range(6)] == pytest.approx(expected, abs=1e-15)
+    assert [recipe.schedule(step) for step in range(6, 10)] == [2e-5 / 1e-3] * 4
+
+
+def test_warmup_is_a_part_of_the_steps_or_their_number():
+    part, number = Recipe(steps=200, warmup=0.05), Recipe(steps=200, warmup=10)
+    for step in range(201):
+        assert part.schedule(step) == number.schedule(step)
+    assert Recipe(steps=5, warmup=1).schedule(0) == 1 == Recipe(steps=5, warmup=0).schedule(0)
+    # A run that is shorter than its warm-up rises to its end.
+    assert Recipe(steps=5, warmup=100).schedule(4) == 0.05
+
+
+def test_recipe_of_the_denseflow_paper():
+    """Appendix C, its epochs counted in steps of the training images that each had."""
+    recipe = Recipe.from_preset("denseflow-74-10")
+    epoch = 50_000 // 64
+    assert (recipe.steps, recipe.fine_tune_steps) == (650 * epoch, 70 * epoch)
+    assert (recipe.decay, recipe.decay_every) == (0.9975, epoch)
+    assert (recipe.optimizer, recipe.learning_rate, recipe.warmup) == ("adamax", 1e-3, 5000)
+    assert recipe.flip and recipe.gradient_clip is None and recipe.batch_size == 64
+    assert recipe.learning_rate * recipe.schedule(recipe.steps - 1) == pytest.approx(2e-5)
+    before = recipe.learning_rate * recipe.schedule(580 * epoch - 1)
+    assert before == pytest.approx(1e-3 * 0.9975**579)
+    faces = Recipe.from_preset("denseflow-74-10-celeba")
+    assert (faces.batch_size, faces.decay_every) == (32, 162_770 // 32)
+    assert (faces.decay, faces.fine_tune_steps) == (0.95, 5 * (162_770 // 32))
+
+
+def test_preset_that_is_none_is_named():
+    with pytest.raises(ValueError, match="preset to be one of 'cifar10', .*'anf', got 'cifar11'"):
+        Recipe.from_preset("cifar11")
+
+
+def test_optimisers_by_hand():
+    """Two parameters at two rates, three steps, of gradients that shrink and grow."""
+    gradients = [torch.tensor([0.3, -2.0]), torch.tensor([-0.1, 0.01]), torch.tensor([5.0, 0.5])]
+    beta1, beta2, small = 0.8, 0.6, 1e-8
+    for name in ("adam", "adamax"):
+        recipe = Recipe(1e-2, betas=(beta1, beta2), optimizer=name, steps=3)
+        weights = [nn.Parameter(torch.tensor([1.0, -1.0], dtype=torch.float64)) for _ in range(2)]
+        groups = [{"params": [w], "lr": 1e-2 * 10**i} for i, w in enumerate(weights)]
+        optimizer = recipe.optimizer_of(groups)
+        first, second = torch.zeros(2).double(), torch.zeros(2).double()
+        expected = [weight.detach().clone() for weight in weights]
+        for step, gradient in enumerate(gradients, start=1):
+            gradient = gradient.double()
+            for weight in weights:
+                weight.grad = gradient.clone()
+            optimizer.step()
+            first = beta1 * first + (1 - beta1) * gradient
+            if name == "adamax":
+                second = torch.maximum(beta2 * second, gradient.abs() + small)
+                change = first / (1 - beta1**step) / second
+            else:
+                second = beta2 * second + (1 - beta2) * gradient**2
+                change = first / (1 - beta1**step) / ((second / (1 - beta2**step)).sqrt() + small)
+            for i, weight in enumerate(weights):
+                expected[i] = expected[i] - 1e-2 * 10**i * change
+                torch.testing.assert_close(weight.detach(), expected[i], rtol=1e-12, atol=0)
+
+
 def test_last_pattern_that_fits_gives_the_rate():
     net = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1))
     recipe = Recipe(2e-3, layer_rates={"*": 0.5, "1.*": 0, "1.bias": 3.0, "2.[w]*": 0.5})
@@ -73,6 +152,21 @@ def test_pattern_that_fits_nothing_is_named():
         ({"steps": 1.5}, "steps.*got 1.5"),
         ({"betas": (0.9, 1.5)}, "betas.*got"),
         ({"betas": (0.9,)}, "betas.*got"),
+        ({"gradient_clip": 0}, "gradient_clip above 0, got 0; 5, or None for no bound"),
+        ({"warmup": -1}, "a number of steps or 0 <= warmup < 1, got -1"),
+        ({"warmup": 2.5}, "a number of steps or 0 <= warmup < 1, got 2.5"),
+        ({"warmup": True}, "a number of steps or 0 <= warmup < 1, got True"),
+        ({"optimizer": "sgd"}, "optimizer to be one of 'adam', 'adamax', got 'sgd'"),
+        ({"decay": 0.0, "decay_every": 1}, "0 < decay <= 1, got 0.0"),
+        ({"decay": 1.5, "decay_every": 1}, "0 < decay <= 1, got 1.5"),
+        ({"decay": 0.9, "decay_every": 0}, "decay_every to be a positive integer, got 0"),
+        ({"decay": 0.9}, "decay and decay_every together, got decay=0.9, decay_every=None; an epo"),
+        ({"decay_every": 9}, "decay and decay_every together, got decay=None, decay_every=9"),
+        ({"fine_tune_steps": -1}, "0 steps of fine-tuning or more, got -1"),
+        ({"fine_tune_steps": 1000}, "fewer fine_tune_steps than all 1000 steps, got 1000"),
+        ({"fine_tune_steps": 1, "steps": 0}, "fewer fine_tune_steps than all 0 steps, got 1"),
+        ({"fine_tune_steps": 9, "fine_tune_rate": 0}, "fine_tune_rate above 0, got 0"),
+        ({"fine_tune_rate": 1e-4}, "fine_tune_steps beside fine_tune_rate=0.0001, got none"),
     ],
 )
 def test_recipe_says_what_is_wrong(arguments, message):

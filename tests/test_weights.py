@@ -8,7 +8,16 @@ from nflows.transforms import AffineCouplingTransform
 from torch import nn
 
 from nflows_mixer import __version__, _files
-from nflows_mixer.flows import ImageFlow, grow, load_weights, mixerflow, read_metadata, save_weights
+from nflows_mixer.flows import (
+    ImageFlow,
+    denseflow,
+    grow,
+    load_weights,
+    mixerflow,
+    read_metadata,
+    save_weights,
+)
+from nflows_mixer.flows.weights import save_state
 from nflows_mixer.training import FlowModule, Recipe
 from nflows_mixer.transforms import ActNorm, AffineCoupling, PixelScaling
 from tests.training import SHAPE, noise_data, plain, train
@@ -75,6 +84,83 @@ def test_file_gives_back_the_flow_to_the_last_bit(tmp_path, options):
     assert torch.equal(
         again.eval().log_prob(images, context, noise), flow.log_prob(images, context, noise)
     )
+
+
+def small_denseflow(**options):
+    arguments = {"image_shape": SHAPE, "levels": 17, "dequantization": "uniform"}
+    arguments |= {"units": (2, 1), "modules": (1, 1), "growth": 2, "hidden_channels": 4}
+    arguments |= {"dense_layers": 1, "dense_growth": 4, "attention_channels": 4}
+    return denseflow(**arguments | options)
+
+
+def trained_denseflow(**options):
+    flow = small_denseflow(**options)
+    flow.initialize(pixels(40), context_for(options, 40))
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return flow.eval()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_classes": 3},
+        {"context_features": 2},
+        {"attention": False, "preconditioning": "previous", "swap": False},
+        {"augmentation": "input", "preconditioning": "learned"},
+        {"dequantization": "variational", "dequantization_channels": 4, "learned_prior": False},
+    ],
+    ids=lambda options: ",".join(options) or "plain",
+)
+def test_file_gives_back_the_denseflow_to_the_last_bit(tmp_path, options):
+    flow, path = trained_denseflow(**options), tmp_path / "flow.safetensors"
+    save_weights(flow, path, {"data": "noise"})
+    facts = read_metadata(path)
+    assert json.loads(facts["denseflow"])["growth"] == 2 and "mixerflow" not in facts
+    again = load_weights(path)
+    assert again.architecture == flow.architecture
+    state = again.state_dict()
+    for name, value in flow.state_dict().items():
+        assert torch.equal(state[name], value) and state[name].dtype == value.dtype, name
+    images, context = pixels(5), context_for(options, 5)
+    noise = flow.draw_noise(0, 1, torch.arange(5))
+    assert torch.equal(
+        again.eval().log_prob(images, context, noise), flow.log_prob(images, context, noise)
+    )
+    assert load_weights(path, again) is again
+
+
+@pytest.mark.parametrize("change", [{"tokens": "reshaped"}, {"preconditioning": "previous"}])
+def test_weights_of_another_denseflow_are_refused(tmp_path, change):
+    path = tmp_path / "flow.safetensors"
+    save_weights(trained_denseflow(), path)
+    with pytest.raises(ValueError, match="flow.safetensors: expected the weights of this flow"):
+        load_weights(path, small_denseflow(**change))
+
+
+def test_weights_of_the_other_family_are_refused(tmp_path):
+    save_weights(trained_denseflow(), tmp_path / "dense.safetensors")
+    save_weights(trained(), tmp_path / "mixer.safetensors")
+    for name, flow in (("dense", build()), ("mixer", small_denseflow())):
+        with pytest.raises(ValueError, match="expected the weights of this flow, got those of ano"):
+            load_weights(tmp_path / f"{name}.safetensors", flow)
+
+
+@pytest.mark.parametrize("family", ["mixerflow", "denseflow"])
+def test_file_of_before_an_option_was_added_has_its_default(tmp_path, family):
+    flow, option = {
+        "mixerflow": (trained(), "position_features"),
+        "denseflow": (trained_denseflow(), "learned_prior"),
+    }[family]
+    path = tmp_path / "flow.safetensors"
+    save_weights(flow, path)
+    arguments = json.loads(read_metadata(path)[family])
+    del arguments[option]
+    save_state(flow, path, {family: json.dumps(arguments)})
+    for again in (load_weights(path), load_weights(path, flow)):
+        assert again.architecture == flow.architecture
 
 
 def test_double_precision_comes_back_to_the_last_bit(tmp_path):
@@ -339,5 +425,6 @@ def test_flow_grows_by_a_layer_or_more(number):
 
 
 def test_flow_that_mixerflow_did_not_build_is_refused():
-    with pytest.raises(ValueError, match="a flow that mixerflow built, got another; add layers by"):
-        grow(ImageFlow(PixelScaling(17), SHAPE, levels=17), 2)
+    for flow in (ImageFlow(PixelScaling(17), SHAPE, levels=17), small_denseflow()):
+        with pytest.raises(ValueError, match="flow that mixerflow built, got another; add layers"):
+            grow(flow, 2)

@@ -46,7 +46,7 @@ def grow(flow: ImageFlow, num_layers: int, **changes) -> ImageFlow:
         >>> (deeper.transform_to_noise(images) - flow.transform_to_noise(images)).abs().max().item()
         0.0
     """
-    if flow.architecture is None:
+    if not isinstance(flow.architecture, MixerFlowArchitecture):
         raise mismatch("grow", "a flow that mixerflow built", "another", "add layers by hand")
     if num_layers <= flow.architecture.num_layers:
         raise mismatch(
@@ -72,7 +72,7 @@ def grow(flow: ImageFlow, num_layers: int, **changes) -> ImageFlow:
     }
     with torch.random.fork_rng(devices=[]):
         deeper = mixerflow(**{**arguments, **changes, **how, "num_layers": num_layers})
-    assert deeper.architecture is not None
+    assert isinstance(deeper.architecture, MixerFlowArchitecture)
     for name in ("patch_size", "layout"):
         old, new = flow.architecture.per_layer(name), deeper.architecture.per_layer(name)
         if old != new[: len(old)]:

@@ -5,18 +5,34 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from nflows_mixer import __version__
 from nflows_mixer._checks import mismatch
 from nflows_mixer._files import replace_file
+from nflows_mixer.flows.architecture import MixerFlowArchitecture
+from nflows_mixer.flows.denseflow import denseflow
+from nflows_mixer.flows.denseflow_architecture import DenseFlowArchitecture
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.mixerflow import mixerflow
 
+
+class Family(NamedTuple):
+    """Flows that one function builds, of what one class says."""
+
+    build: Callable[..., ImageFlow]
+    architecture: type[MixerFlowArchitecture] | type[DenseFlowArchitecture]
+
+
+FAMILIES = {
+    "mixerflow": Family(mixerflow, MixerFlowArchitecture),
+    "denseflow": Family(denseflow, DenseFlowArchitecture),
+}
+"""By the name under which a file keeps the architecture."""
 ADVICE = "pass the flow whose weights these are: load_weights(path, flow)"
 
 
@@ -45,9 +61,9 @@ def save_weights(
         True
     """
     facts = {"nflows_mixer": __version__, **(metadata or {})}
-    architecture = architecture_of(flow)
-    if architecture is not None:
-        facts["mixerflow"] = json.dumps(architecture)
+    architecture, family = architecture_of(flow), family_of(flow)
+    if architecture is not None and family is not None:
+        facts[family] = json.dumps(architecture)
     save_state(flow, path, facts)
 
 
@@ -81,7 +97,7 @@ def load_weights(path: str | os.PathLike, flow: ImageFlow | None = None) -> Imag
     Args:
         path: file that ``save_weights`` wrote.
         flow: takes the weights; built from the file's metadata where None, which can be done for
-            what ``mixerflow`` built from names and numbers alone.
+            what ``mixerflow`` or ``denseflow`` built from names and numbers alone.
 
     Returns:
         The flow, on the CPU where it was built here.
@@ -103,18 +119,20 @@ def load_weights(path: str | os.PathLike, flow: ImageFlow | None = None) -> Imag
     from safetensors.torch import load_file
 
     metadata = read_metadata(path)
-    saved = json.loads(metadata["mixerflow"]) if "mixerflow" in metadata else None
+    family = family_in(metadata)
+    arguments = {} if family is None else _tuples(json.loads(metadata[family]))
     try:
         state = load_file(path)
     except SafetensorError as error:
         raise _broken(path, error) from None
     if flow is None:
-        if saved is None:
+        if family is None:
             raise mismatch(str(path), "the architecture in its metadata", "none", ADVICE)
-        flow = mixerflow(**_tuples(saved))
+        flow = FAMILIES[family].build(**arguments)
         flow.to(next(value.dtype for value in state.values() if value.is_floating_point()))
     check_state(flow.state_dict(), state, str(path))
     own = architecture_of(flow)
+    saved = None if family is None else _as_json(FAMILIES[family].architecture(**arguments))
     if own is not None and saved is not None and own != saved:
         differing = ", ".join(
             f"{name}: {saved.get(name)} there, {own[name]} here"
@@ -158,24 +176,52 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
         raise _broken(path, error) from None
 
 
+def family_of(flow: ImageFlow) -> str | None:
+    """Return the name of the function that built the flow, or None if it was put together by hand.
+
+    Args:
+        flow: any.
+
+    Example:
+        >>> family_of(mixerflow("mnist"))
+        'mixerflow'
+    """
+    known = (
+        name for name, kind in FAMILIES.items() if type(flow.architecture) is kind.architecture
+    )
+    return next(known, None)
+
+
+def family_in(metadata: Mapping[str, str]) -> str | None:
+    """Return which function builds the flow of a file, or None if the file does not say.
+
+    Args:
+        metadata: what ``read_metadata`` returned.
+
+    Example:
+        >>> family_in({"data": "cifar10", "denseflow": "{}"})
+        'denseflow'
+    """
+    return next((name for name in FAMILIES if name in metadata), None)
+
+
 def architecture_of(flow: ImageFlow) -> dict[str, Any] | None:
     """Return the arguments that build the flow, as JSON has them; None if they are not only data.
 
     Args:
-        flow: what ``mixerflow`` built, or any other flow.
+        flow: what ``mixerflow`` or ``denseflow`` built, or any other flow.
 
     Example:
         >>> architecture_of(mixerflow("mnist"))["patch_size"]
         4
     """
-    if flow.architecture is None:
-        return None
-    arguments = {
-        field.name: getattr(flow.architecture, field.name)
-        for field in dataclasses.fields(flow.architecture)
-    }
+    return None if flow.architecture is None else _as_json(flow.architecture)
+
+
+def _as_json(architecture: MixerFlowArchitecture | DenseFlowArchitecture) -> dict[str, Any] | None:
+    fields = dataclasses.fields(architecture)
     try:
-        return json.loads(json.dumps(arguments))
+        return json.loads(json.dumps({f.name: getattr(architecture, f.name) for f in fields}))
     except TypeError:  # a factory or a distribution
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,8 +17,8 @@ from nflows_mixer._distributed import is_first_process
 from nflows_mixer._files import replace_file
 from nflows_mixer.data import ImageData, load_images
 from nflows_mixer.flows import (
-    PRESETS,
     MixerFlowArchitecture,
+    denseflow,
     grow,
     load_weights,
     mixerflow,
@@ -27,24 +26,28 @@ from nflows_mixer.flows import (
 )
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.imported import imported
-from nflows_mixer.flows.weights import architecture_of
+from nflows_mixer.flows.weights import FAMILIES, architecture_of, family_in, family_of
+from nflows_mixer.training.families import DEFAULTS, family_named
 from nflows_mixer.training.module import FlowModule
 from nflows_mixer.training.recipe import Recipe
 from nflows_mixer.training.report import table
 from nflows_mixer.training.run import fit
+from nflows_mixer.training.words import chosen_before, spelled, with_values
 
-SMALL = {"patch_size": 4, "num_layers": 4, "hidden_features": 64}
-SMALL_RECIPE = {"learning_rate": 3e-3, "steps": 1000, "batch_size": 100, "warmup": 0.05}
 OF_THE_DATA = {"image_shape", "levels", "num_classes"}
 OF_THE_START = ("config", "out", "resume", "overwrite", "progress")
 
 
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str, Any]:
-    """Train a MixerFlow as a command line says, and print what came out.
+def main(
+    argv: Sequence[str] | None = None, prog: str | None = None, family: str = "mixerflow"
+) -> dict[str, Any]:
+    """Train a flow as a command line says, and print what came out.
 
     Args:
         argv: the arguments; those of the process where None.
         prog: how the command is called, for the help.
+        family: "mixerflow" or "denseflow": what is trained where the arguments name neither a
+            family nor a preset.
 
     Returns:
         What was written to ``results.json``.
@@ -60,10 +63,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> dict[str
         >>> results["parameters"]
         74731
     """
-    given = [_spelled(word) for word in (sys.argv[1:] if argv is None else argv)]
-    given = _with_values(given)
+    given = [spelled(word) for word in (sys.argv[1:] if argv is None else argv)]
+    given = with_values(given)
     try:
-        parser = build_parser(prog, *_chosen_before(given))
+        preset, data, named = chosen_before(given)
+        parser = build_parser(prog, preset, data, family_named(preset, named, family))
         arguments = parser.parse_args(given)
         rest = {k: v for k, v in vars(arguments).items() if k not in ("config", "model", "recipe")}
         model = _read(vars(arguments.model), vars(parser.get_defaults().model))
@@ -88,6 +92,7 @@ def train(
     root: str = "data",
     size: int | None = None,
     shuffle: Literal["global", "local"] | None = None,
+    family: Literal["mixerflow", "denseflow"] = "mixerflow",
     preset: str | None = None,
     conditional: bool = False,
     start_from: str | None = None,
@@ -108,10 +113,10 @@ def train(
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train a MixerFlow on images, with any number of devices; evaluate it; draw samples.
+    """Train a flow on images, with any number of devices; evaluate it; draw samples.
 
     Args:
-        model: arguments of ``mixerflow``.
+        model: arguments of the function that builds the family.
         recipe: how it is trained.
         data: digits, cifar10, mnist, celeba64, imagenet32, imagenet64, animefaces, galaxy32, a
             file .npz or a folder of images.
@@ -119,11 +124,12 @@ def train(
         root: folder of downloads and of the data sets that are named.
         size: resize images to size x size.
         shuffle: shuffle the pixels of all images in the same way; local keeps patches of 4 x 4.
-        preset: architecture and recipe of a column of the paper's Table 8; given arguments change
-            them. Without one a small flow is trained.
+        family: what is trained, where no preset says it.
+        preset: architecture and recipe of a paper's table; given arguments change them. Without
+            one a small flow is trained.
         conditional: train on images given their labels.
-        start_from: weights (.safetensors) to start from, of this architecture or of one with fewer
-            layers, to which layers are added that start as the identity.
+        start_from: weights (.safetensors) to start from, of this architecture or, of a MixerFlow,
+            of one with fewer layers, to which layers are added that start as the identity.
         out: folder for what is written.
         seed: of the parameters, the order of images and the noise.
         accelerator: cpu, cuda, mps, or auto.
@@ -132,7 +138,7 @@ def train(
         precision: of the numbers; bf16 is in the conditioners only.
         memory: of the backward pass: full keeps activations, checkpoint computes those of a layer
             again, constant rebuilds them through inverses (with bf16-mixed as checkpoint).
-        compile: compile the flow layers; the first step takes a minute.
+        compile: compile the flow layers of a MixerFlow; the first step takes a minute.
         accumulate: parts that a batch is computed in, one after another.
         validate_every: steps between validations; a tenth of the run if left out.
         checkpoint_every: steps between checkpoints.
@@ -158,8 +164,14 @@ def train(
     """
     torch.manual_seed(seed)
     images = load_images(data, test=test_data, root=root, seed=seed, shuffle=shuffle, size=size)
-    arguments = _complete(model, images, conditional)
-    flow = mixerflow(compile=compile, memory=memory, **imported(arguments))
+    arguments = _complete(family, model, images, conditional)
+    if family == "mixerflow":
+        flow = mixerflow(compile=compile, memory=memory, **imported(arguments))
+    elif compile:
+        expected = "a mixerflow, of which the flow layers are compiled"
+        raise mismatch("--compile", expected, f"a {family}", "leave it out")
+    else:
+        flow = denseflow(memory=memory, **arguments)
     if start_from is not None:
         flow = _started_from(start_from, flow)
     if is_first_process():
@@ -174,7 +186,14 @@ def train(
         checkpoint_every=checkpoint_every,
         evaluation_images=evaluation_images,
         num_workers=num_workers,
-        facts={"model": arguments, "preset": preset, "precision": precision, "from": start_from},
+        facts={
+            "name": DEFAULTS[family].name,
+            "family": family,
+            "model": arguments,
+            "preset": preset,
+            "precision": precision,
+            "from": start_from,
+        },
         accelerator=accelerator,
         devices=devices,
         num_nodes=num_nodes,
@@ -184,13 +203,16 @@ def train(
     )
 
 
-def build_parser(prog: str | None, preset: str | None, data: str | None) -> ArgumentParser:
+def build_parser(
+    prog: str | None, preset: str | None, data: str | None, family: str = "mixerflow"
+) -> ArgumentParser:
     """Return the parser, whose defaults are those of the preset, or of a small flow.
 
     Args:
         prog: how the command is called, for the help.
-        preset: column of Table 8, or None.
-        data: what is trained on, where it is known: digits want smaller patches.
+        preset: of the family, or None.
+        data: what is trained on, where it is known: digits want a flow for small images.
+        family: whose arguments the model takes.
 
     Example:
         >>> build_parser(None, "galaxy32", None).get_defaults().model.hidden_features
@@ -203,19 +225,18 @@ def build_parser(prog: str | None, preset: str | None, data: str | None) -> Argu
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these.")
     parser.add_function_arguments(train, as_group=False, skip={"model", "recipe"})
-    parser.add_class_arguments(
-        MixerFlowArchitecture, "model", skip=set(OF_THE_DATA), instantiate=False
-    )
+    architecture, defaults = FAMILIES[family].architecture, DEFAULTS[family]
+    parser.add_class_arguments(architecture, "model", skip=set(OF_THE_DATA), instantiate=False)
     parser.add_class_arguments(Recipe, "recipe", instantiate=False)
-    model: dict[str, Any] = {**SMALL, **({"patch_size": 2} if data in (None, "digits") else {})}
-    recipe: dict[str, Any] = SMALL_RECIPE
+    model = {**defaults.small, **(defaults.digits if data in (None, "digits") else {})}
+    recipe = defaults.recipe
     if preset is not None:
-        if preset not in PRESETS:
-            raise mismatch("--preset", f"one of {', '.join(PRESETS)}", preset, "name a column")
-        model = vars(PRESETS[preset].architecture)
+        model = vars(defaults.presets[preset].architecture)
         recipe = vars(Recipe.from_preset(preset))
     parser.set_defaults(
         {
+            "family": family,
+            "out": f"runs/{family}",
             **{f"model.{k}": v for k, v in model.items() if k not in OF_THE_DATA},
             **{f"recipe.{k}": v for k, v in recipe.items()},
         }
@@ -225,13 +246,15 @@ def build_parser(prog: str | None, preset: str | None, data: str | None) -> Argu
 
 def _read(model: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out defaults of networks that nothing would read, where both flows are imported."""
-    imported = all("." in str(model[name]) for name in ("channel_flow", "patch_flow"))
+    imported = all("." in str(model.get(name)) for name in ("channel_flow", "patch_flow"))
     unread = {"hidden_features", "num_blocks"} if imported else set()
     return {k: v for k, v in model.items() if k not in unread or v != defaults[k]}
 
 
-def _complete(model: Mapping[str, Any], images: ImageData, conditional: bool) -> dict[str, Any]:
-    """Add to the arguments of ``mixerflow`` what the data say."""
+def _complete(
+    family: str, model: Mapping[str, Any], images: ImageData, conditional: bool
+) -> dict[str, Any]:
+    """Add to the arguments of the model what the data say."""
     arguments = {**model, "image_shape": images.image_shape, "levels": images.levels}
     if conditional:
         if images.num_classes is None:
@@ -239,7 +262,7 @@ def _complete(model: Mapping[str, Any], images: ImageData, conditional: bool) ->
                 "--conditional", "images with labels", f"{images.name} without", "leave it out"
             )
         arguments["num_classes"] = images.num_classes
-    if arguments.get("logit") is None and _dark(images):
+    if family == "mixerflow" and arguments.get("logit") is None and _dark(images):
         # Against a background of exact zeros ink is an outlier, which only a logit brings near.
         arguments["logit"] = 1e-3
     return arguments
@@ -272,25 +295,23 @@ def _announcement(images: ImageData, arguments: Mapping[str, Any]) -> str:
 
 def _started_from(path: str, flow: ImageFlow) -> ImageFlow:
     """Return ``flow`` with the weights of a file, whose flow may have had fewer layers."""
-    assert flow.architecture is not None
-    if "mixerflow" not in read_metadata(path):
+    wanted, there = family_of(flow), family_in(read_metadata(path))
+    if there is None:  # it was made of what a file does not hold
         return load_weights(path, flow)
+    if there != wanted:
+        advice = f"give --family {there}, or other weights"
+        raise mismatch("--start_from", f"weights of a {wanted}", f"those of a {there}", advice)
     trained = load_weights(path)
-    assert trained.architecture is not None
-    wanted = flow.architecture
-    if trained.architecture.num_layers < wanted.num_layers:
-        changes = {
-            name: getattr(wanted, name)
-            for name in ("patch_size", "layout")
-            if getattr(trained.architecture, name) != getattr(wanted, name)
-        }
-        trained = grow(trained, wanted.num_layers, **changes)
-    own, there = architecture_of(flow) or {}, architecture_of(trained) or {}
-    differing = [name for name in own if own[name] != there.get(name)]
+    expected = "weights of this architecture"
+    if isinstance(flow.architecture, MixerFlowArchitecture):
+        trained = _deepened(trained, flow.architecture)
+        expected += ", or of one with fewer layers"
+    own, before = architecture_of(flow) or {}, architecture_of(trained) or {}
+    differing = [name for name in own if own[name] != before.get(name)]
     if differing:
         raise mismatch(
             "--start_from",
-            "weights of this architecture, or of one with fewer layers",
+            expected,
             f"one that differs in {', '.join(differing)}",
             "give the same --model arguments",
         )
@@ -298,37 +319,11 @@ def _started_from(path: str, flow: ImageFlow) -> ImageFlow:
     return flow
 
 
-def _chosen_before(argv: Sequence[str]) -> tuple[str | None, str | None]:
-    """Return preset and data of a command line or its YAML file: other defaults depend on them."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--preset", "--data", "--config"):
-        first.add_argument(name)
-    known, _ = first.parse_known_args(argv)
-    config: dict[str, Any] = {}
-    if known.config is not None:
-        try:
-            config = yaml.safe_load(Path(known.config).read_text()) or {}
-        except yaml.YAMLError as error:
-            raise mismatch(known.config, "YAML", f"{error}", "look at that line") from None
-        if not isinstance(config, dict):
-            got = type(config).__name__
-            raise mismatch(known.config, "YAML of names with values", got, "write name: value")
-    return known.preset or config.get("preset"), known.data or config.get("data")
-
-
-def _spelled(word: str) -> str:
-    """Take ``--num-nodes`` for ``--num_nodes``."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
-
-
-def _with_values(words: Sequence[str]) -> list[str]:
-    """Take ``--resume`` for ``--resume true``."""
-    flags = {"--resume", "--overwrite", "--conditional", "--progress", "--compile"}
-    bare = [
-        word in flags and (i + 1 == len(words) or words[i + 1].startswith("--"))
-        for i, word in enumerate(words)
-    ]
-    return [f"{word}=true" if alone else word for word, alone in zip(words, bare)]
+def _deepened(trained: ImageFlow, wanted: MixerFlowArchitecture) -> ImageFlow:
+    """Return ``trained`` with as many layers as are wanted, if it has fewer."""
+    own = trained.architecture
+    assert isinstance(own, MixerFlowArchitecture)
+    if own.num_layers >= wanted.num_layers:
+        return trained
+    lists = [n for n in ("patch_size", "layout") if getattr(own, n) != getattr(wanted, n)]
+    return grow(trained, wanted.num_layers, **{name: getattr(wanted, name) for name in lists})

@@ -29,7 +29,8 @@ class HybridModule(FlowModule):
 
     L are the labelled images of the batch of B; those with label -1 count in the second term alone,
     which is semi-supervised training (``hide_labels`` makes such data). A weight below 1 favours
-    the classifier. A sum over images, the loss is the same in however many parts or processes.
+    the classifier. A sum over images, the loss is the same in however many parts or processes. The
+    latents of a flow that appends noise hold it, too.
 
     Args:
         flow: the flow, without a context.
@@ -76,7 +77,7 @@ class HybridModule(FlowModule):
                 "a classifier that is given the labels would learn nothing",
             )
         self.weight = weight
-        self.head = nn.Linear(math.prod(flow.image_shape), num_classes)
+        self.head = nn.Linear(_latent_features(flow), num_classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.head_average = (
@@ -144,6 +145,13 @@ class HybridModule(FlowModule):
             got = f"labels from {low} to {high}"
             raise mismatch("HybridModule", expected, got, "count classes from 0")
         return labels.long()
+
+
+def _latent_features(flow: ImageFlow) -> int:
+    """Pixels, and the noise that a stochastic transform appends to them; no other map adds any."""
+    of_pixels = flow.dequantization.noise_shape(flow.image_shape)
+    appended = math.prod(flow.noise_shape) - math.prod(of_pixels)
+    return math.prod(flow.image_shape) + appended
 
 
 def hide_labels(images: ImageDataset, kept: int, seed: int = 0) -> ImageDataset:

@@ -13,15 +13,16 @@ from nflows.transforms import BatchNorm
 from torch import Tensor
 
 from nflows_mixer._checks import mismatch
-from nflows_mixer._distributed import all_reduce_max, all_reduce_sum
+from nflows_mixer._distributed import all_reduce_sum
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.weights import check_state
 from nflows_mixer.likelihood import bits_per_dim
 from nflows_mixer.nn import all_reduce_batch_norm
-from nflows_mixer.noise import uniform_noise
 from nflows_mixer.training.average import moving_average
 from nflows_mixer.training.diagnosis import find_non_finite
+from nflows_mixer.training.draws import draw_noise, draw_step
 from nflows_mixer.training.recipe import Recipe
+from nflows_mixer.training.sums import FigureSums
 from nflows_mixer.transforms import ActNorm
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
@@ -35,17 +36,17 @@ class FlowModule(LightningModule):
     .. math:: \mathrm{loss} = -\frac{1}{B D \log 2} \sum_n \log p(x_n + u_n), \qquad
               u_n = u(\mathrm{seed}, \mathrm{step}, n)
 
-    The noise of an image is a function of the seed, the step and its place in the global batch,
-    so that a run that is resumed, or split over other numbers of processes, goes on with the same
-    numbers. The first batch initialises ActNorm, over all processes together, before the moving
-    average starts. A loss or gradient that is not finite stops the run before the parameters
-    change, with the name of the layer it came from.
+    The noise of an image, all that the flow draws, and whether it is mirrored are functions of the
+    seed, the step and its place in the global batch, so that a run that is resumed, or split over
+    other numbers of processes, goes on with the same numbers. The first batch initialises ActNorm,
+    over all processes together, before the moving average starts. A loss or gradient that is not
+    finite stops the run before the parameters change, with the name of the layer it came from.
 
     Args:
         flow: what is trained; ``ImageFlow.from_flow`` makes one of any nflows flow.
         recipe: how.
         conditional: whether the labels of the batches are the flow's context.
-        seed: of the noise.
+        seed: of the noise and the flips.
 
     Shapes:
         batches: images uint8 [B, C, H, W], alone or in a tuple, or (images, labels). Under
@@ -85,9 +86,7 @@ class FlowModule(LightningModule):
         self._norms = [part for part in flow.modules() if isinstance(part, ActNorm)]
         self._micro_batch = (0, 0)  # step, and how many images of it came before
         self._last: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
-        # By loader: of each figure the sum, then the number of images, then the largest bits/dim.
-        self._sums: dict[str, Tensor] = {}
-        self._names: tuple[str, ...] = ()
+        self._sums: dict[str, FigureSums] = {}  # by loader
 
     @property
     def evaluated(self) -> ImageFlow:
@@ -114,8 +113,8 @@ class FlowModule(LightningModule):
             all_reduce_batch_norm(self.flow)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam and its schedule, as the recipe says."""
-        optimizer = torch.optim.Adam(self.parameter_groups(), betas=self.recipe.betas)
+        """The optimiser and its schedule, as the recipe says."""
+        optimizer = self.recipe.optimizer_of(self.parameter_groups())
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.recipe.schedule)
         return {
             "optimizer": optimizer,
@@ -132,9 +131,10 @@ class FlowModule(LightningModule):
         self._micro_batch = (-1, 0)
         planned = self.trainer.estimated_stepping_batches
         if planned > self.recipe.steps:
+            beyond = self.recipe.learning_rate * self.recipe.schedule(self.recipe.steps)
             warnings.warn(
                 f"FlowModule: expected at most the recipe's {self.recipe.steps} steps, got a "
-                f"trainer that makes {planned}; the learning rate of those beyond is 0",
+                f"trainer that makes {planned}; the learning rate beyond is {beyond:g}",
                 stacklevel=2,
             )
         self._follow()
@@ -158,14 +158,13 @@ class FlowModule(LightningModule):
                 accumulated.
         """
         if not all(norm.initialized for norm in self._norms):
-            images, context = self._split(batch)
-            self.flow.initialize(images, context, self._training_noise(images))
+            images, context, noise = self._drawn(batch)
+            self.flow.initialize(images, context, noise)
             self._follow()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of this process's part of the batch."""
-        images, context = self._split(batch)
-        noise = self._training_noise(images)
+        images, context, noise = self._drawn(batch)
         # The noise is our own, and a data set whose first batch was right is taken to go on so,
         # rather than that each step waits for the device.
         self.flow.check_values = self.device.type == "cpu" or batch_idx == 0
@@ -186,7 +185,7 @@ class FlowModule(LightningModule):
         Args:
             images: uint8 [B, C, H, W].
             context: [B, F], or None.
-            noise: of the shape of ``images``.
+            noise: [B, *flow.noise_shape].
             labels: integers [B], for objectives that read them.
         """
         bits = bits_per_dim(self.flow.log_prob(images, context, noise), self.flow.image_shape)
@@ -200,7 +199,7 @@ class FlowModule(LightningModule):
         Args:
             images: uint8 [B, C, H, W].
             context: [B, F], or None.
-            noise: of the shape of ``images``.
+            noise: [B, *flow.noise_shape].
             labels: integers [B], for objectives that read them.
         """
         log_prob = self.evaluated.log_prob(images, context, noise)
@@ -223,7 +222,10 @@ class FlowModule(LightningModule):
         # What is frozen has gradients, too, which are no part of the step.
         moving = [group for group in optimizer.param_groups if group["initial_lr"] > 0]
         parameters = [p for group in moving for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.gradient_clip)
+        # One that no norm passes changes nothing. An infinite one would spoil all gradients if one
+        # is infinite, and none would be named.
+        bound = self.recipe.gradient_clip or torch.finfo(torch.float32).max
+        norm = torch.nn.utils.clip_grad_norm_(parameters, bound)
         assert self._last is not None
         images, context, noise, loss = self._last
         # All processes stop, or none: the search below exchanges statistics between them.
@@ -291,30 +293,15 @@ class FlowModule(LightningModule):
     @torch.no_grad()
     def _count(self, key: str, batch: Batch) -> None:
         images, context = self._split(batch)
-        before = int(self._sums[key][-2]) if key in self._sums else 0
-        noise = self._noise(images, 0, before)
+        sums = self._sums.setdefault(key, FigureSums())
+        noise = draw_noise(self.flow, self.seed, 0, self._index(images, sums.count))
         # What is reported is computed in the parameters' precision, whatever training used.
         with torch.autocast(self.device.type, enabled=False):
-            figures = self.figures(images, context, noise, self._labels(batch))
-        self._names = tuple(figures)
-        values = torch.stack(list(figures.values())).cpu().double()
-        new = torch.cat([values.sum(1), values.new_tensor([len(images)]), values[:1].amax(1)])
-        if key in self._sums:
-            old = self._sums[key]
-            new = torch.cat([(new + old)[:-1], torch.maximum(new, old)[-1:]])
-        self._sums[key] = new
+            sums.add(self.figures(images, context, noise, self._labels(batch)))
 
     def _reduced(self, key: str) -> dict[str, Tensor]:
-        own = self._sums[key]
-        if self.trainer.world_size > 1:
-            own = own.to(self.device)
-        *totals, count = all_reduce_sum(own[:-1])
-        means = {name: total / count for name, total in zip(self._names, totals)}
-        return {
-            **self.summarise(means),
-            "worst_image": all_reduce_max(own[-1]),
-            "evaluated_images": count,
-        }
+        means, worst, count = self._sums[key].reduced(self.device)
+        return {**self.summarise(means), "worst_image": worst, "evaluated_images": count}
 
     def _split(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         images = batch if isinstance(batch, Tensor) else batch[0]
@@ -333,18 +320,20 @@ class FlowModule(LightningModule):
         """Context of this process's last training batch, if there was one."""
         return None if self._last is None else self._last[1]
 
-    def _training_noise(self, images: Tensor) -> Tensor:
+    def _drawn(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Images of the present step, mirrored if the recipe says so, context and noise."""
+        images, context = self._split(batch)
         step, before = self._micro_batch
-        return self._noise(images, 1 + step, before)
+        index = self._index(images, before)
+        images, noise = draw_step(self.flow, images, self.seed, step, index, self.recipe.flip)
+        return images, context, noise
 
     def _follow(self) -> None:
         """Let a moving average that has seen no step start where the flow is, flags included."""
         if self.average is not None and not int(self.average.n_averaged):
             self.average.module.load_state_dict(self.flow.state_dict())
 
-    def _noise(self, images: Tensor, step: int, before: int) -> Tensor:
-        """Step 0 is that of evaluation; ``before`` images of this process came before."""
+    def _index(self, images: Tensor, before: int) -> Tensor:
+        """Places in the global batch of images of which this process had some ``before``."""
         place = before + torch.arange(len(images), device=images.device)
-        index = place * self.trainer.world_size + self.global_rank
-        dtype = next(self.flow.parameters()).dtype
-        return uniform_noise(self.seed, step, index, images.shape[1:], dtype)
+        return place * self.trainer.world_size + self.global_rank

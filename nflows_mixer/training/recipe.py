@@ -6,105 +6,211 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
 
-from nflows_mixer._checks import check_positive, mismatch
+from nflows_mixer._checks import check_choice, check_positive, mismatch
+from nflows_mixer.flows.denseflow_presets import DENSEFLOW_PRESETS
 from nflows_mixer.flows.presets import PRESETS
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    r"""Adam with a linear warm-up, a cosine to zero and a bound on the gradient.
+    r"""Adam or Adamax with a linear warm-up, a falling rate and a bound on the gradient.
 
-    .. math:: \eta_t = \eta \min\Big(1, \frac{t + 1}{w}\Big)
-              \cdot \tfrac12 \Big(1 + \cos \frac{\pi \max(t - w, 0)}{T - w}\Big), \qquad
-              w = \lfloor T \cdot \mathrm{warmup} \rfloor
+    .. math:: \eta_t = \eta \min\Big(1, \frac{t + 1}{w}\Big) \cdot
+              \begin{cases}
+              \tfrac12 \Big(1 + \cos \frac{\pi \max(t - w, 0)}{T - F - w}\Big)
+              & \text{without a decay} \\
+              \gamma^{\lfloor t / E \rfloor} & \text{with a decay } \gamma
+              \end{cases}
+              \quad (t < T - F), \qquad \eta_t = \eta_F \quad (t \ge T - F)
+
+    Step t is counted from 0. The last F steps fine-tune at a constant rate; there are none unless
+    they are asked for.
 
     Args:
         learning_rate: the peak, eta.
-        betas: of Adam.
-        gradient_clip: largest norm of the gradient.
+        betas: of the optimiser.
+        gradient_clip: largest norm of the gradient; None for no bound.
         steps: optimiser steps, T.
         batch_size: images per step, over all processes together.
-        warmup: part of the steps in which the rate rises to its peak; 0 for none.
+        warmup: steps in which the rate rises to its peak, w: their number, or below 1 a part of
+            all steps; 0 for none.
         ema_decay: of the exponential moving average of the weights (and buffers) that is then
             what is evaluated, sampled and saved; None for none.
         layer_rates: pattern of parameter names -> multiple of the learning rate, such as
             ``{"_transform._transforms.2.*": 0.1}``; 0 freezes. The last pattern that fits counts.
+        optimizer: "adam" or "adamax".
+        decay: gamma, which multiplies the rate every ``decay_every`` steps, in the warm-up too; 1
+            for a constant rate; None for a cosine to zero.
+        decay_every: E, the steps of an epoch: training images // batch size.
+        fine_tune_steps: F, the last of ``steps``.
+        fine_tune_rate: eta_F.
+        flip: whether each training image is mirrored, left to right, with probability 1/2.
 
     Raises:
-        ValueError: if a value is out of range.
+        ValueError: if a value is out of range, or nothing would read it.
 
     References:
         MixerFlow, Table 8 (the defaults are its column CIFAR-10, but for steps and batch size).
+        Kingma and Ba, Adam, 2015, Section 7.1 (Adamax). DenseFlow, Appendix C (decay, fine-tuning,
+        flips). The "5000 epochs" of its warm-up are iterations: its longest run has 650 epochs. In
+        the released code the warm-up's scheduler undoes the decay at each iteration, which is not
+        reproduced.
 
     Example:
         >>> recipe = Recipe(steps=100, warmup=0.1)
         >>> [round(recipe.schedule(step), 3) for step in (0, 9, 10, 55, 100)]
         [0.1, 1.0, 1.0, 0.5, 0.0]
+        >>> recipe = Recipe(steps=100, warmup=4, decay=0.5, decay_every=40, fine_tune_steps=10)
+        >>> [round(recipe.schedule(step), 3) for step in (0, 3, 39, 40, 80, 90)]
+        [0.25, 1.0, 1.0, 0.5, 0.25, 0.02]
     """
 
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
-    gradient_clip: float = 5.0
+    gradient_clip: float | None = 5.0
     steps: int = 1000
     batch_size: int = 100
-    warmup: float = 0.0
+    warmup: int | float = 0.0
     ema_decay: float | None = None
     layer_rates: Mapping[str, float] = field(default_factory=dict)
+    optimizer: str = "adam"
+    decay: float | None = None
+    decay_every: int | None = None
+    fine_tune_steps: int = 0
+    fine_tune_rate: float = 2e-5
+    flip: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 0:
-            raise mismatch("Recipe", "0 steps or more", self.steps, "give an integer")
+        for name, of in (("steps", ""), ("fine_tune_steps", " of fine-tuning")):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise mismatch("Recipe", f"0 steps{of} or more", value, "give an integer")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             expected = "two betas, each 0 or more and below 1"
             raise mismatch("Recipe", expected, self.betas, "(0.9, 0.999) is usual")
         check_positive("Recipe", "batch_size", self.batch_size)
-        for name in ("learning_rate", "gradient_clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                value = getattr(self, name)
-                raise mismatch("Recipe", f"{name} above 0", value, "1e-3 and 5 are usual")
-        if not 0 <= self.warmup < 1:
-            raise mismatch("Recipe", "0 <= warmup < 1", self.warmup, "0.05 is usual")
+        check_choice("Recipe", "optimizer", self.optimizer, tuple(OPTIMIZERS))
+        for name, usual in (
+            ("learning_rate", "1e-3"),
+            ("gradient_clip", "5, or None for no bound,"),
+            ("fine_tune_rate", "2e-5"),
+        ):
+            value = getattr(self, name)
+            if (name, value) != ("gradient_clip", None) and not 0 < value < math.inf:
+                raise mismatch("Recipe", f"{name} above 0", value, f"{usual} is usual")
+        counted = isinstance(self.warmup, int) and self.warmup is not True and self.warmup >= 1
+        if not (counted or 0 <= self.warmup < 1):
+            expected = "a number of steps or 0 <= warmup < 1"
+            raise mismatch("Recipe", expected, self.warmup, "0.05 is usual")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise mismatch("Recipe", "0 < ema_decay < 1", self.ema_decay, "0.999 is usual")
         if broken := {k: v for k, v in self.layer_rates.items() if not 0 <= v < math.inf}:
             raise mismatch("Recipe", "layer_rates of 0 or more", broken, "0 freezes a layer")
+        if self.decay is not None and not 0 < self.decay <= 1:
+            raise mismatch("Recipe", "0 < decay <= 1", self.decay, "0.95 is usual")
+        if self.decay_every is not None:
+            check_positive("Recipe", "decay_every", self.decay_every)
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        """Refuse options that nothing would read."""
+        if (self.decay is None) != (self.decay_every is None):
+            raise mismatch(
+                "Recipe",
+                "decay and decay_every together",
+                f"decay={self.decay}, decay_every={self.decay_every}",
+                "an epoch has training images // batch_size steps",
+            )
+        rate = type(self).__dataclass_fields__["fine_tune_rate"].default
+        if not self.fine_tune_steps and self.fine_tune_rate != rate:
+            raise mismatch(
+                "Recipe",
+                f"fine_tune_steps beside fine_tune_rate={self.fine_tune_rate:g}",
+                "none",
+                "give fine_tune_steps too",
+            )
+        if self.fine_tune_steps and self.fine_tune_steps >= self.steps:
+            raise mismatch(
+                "Recipe",
+                f"fewer fine_tune_steps than all {self.steps} steps",
+                self.fine_tune_steps,
+                "they are the last of steps; 0 leaves them out",
+            )
 
     @classmethod
     def from_preset(cls, preset: str) -> Recipe:
-        """Return the recipe of a column of Table 8, at its full length, with a warm-up.
+        """Return the recipe of a paper, at its full length.
 
-        The table names no warm-up. Without one, Adam's first step of 1e-3 makes a fresh flow of 30
-        layers overflow on CIFAR-10 at the second step; here the first twentieth of the steps is
-        one.
+        MixerFlow's Table 8 names no warm-up. Without one, Adam's first step of 1e-3 makes a fresh
+        flow of 30 layers overflow on CIFAR-10 at the second step; here the first twentieth of the
+        steps is one. DenseFlow's epochs are of training points // batch size steps; it names no
+        bound on the gradient, and there is none.
 
         Args:
-            preset: see ``PRESETS``.
+            preset: see ``PRESETS`` and ``DENSEFLOW_PRESETS``.
+
+        Raises:
+            ValueError: if there is no preset of that name.
 
         Example:
             >>> recipe = Recipe.from_preset("animefaces")
             >>> recipe.betas, recipe.warmup
             ((0.9, 0.99), 0.05)
+            >>> recipe = Recipe.from_preset("denseflow-74-10")
+            >>> recipe.steps, recipe.fine_tune_steps, recipe.decay_every
+            (507650, 54670, 781)
         """
-        column = PRESETS[preset]
+        check_choice("Recipe", "preset", preset, (*PRESETS, *DENSEFLOW_PRESETS))
+        if preset in PRESETS:
+            column = PRESETS[preset]
+            return cls(
+                column.learning_rate,
+                column.betas,
+                column.gradient_clip,
+                column.steps,
+                column.batch_size,
+                warmup=0.05,
+            )
+        model = DENSEFLOW_PRESETS[preset]
+        epoch = model.training_points // model.batch_size
         return cls(
-            column.learning_rate,
-            column.betas,
-            column.gradient_clip,
-            column.steps,
-            column.batch_size,
-            warmup=0.05,
+            model.learning_rate,
+            gradient_clip=None,
+            steps=(model.epochs + model.fine_tune_epochs) * epoch,
+            batch_size=model.batch_size,
+            warmup=5000,
+            optimizer="adamax",
+            decay=model.decay,
+            decay_every=epoch,
+            fine_tune_steps=model.fine_tune_epochs * epoch,
+            flip=True,
         )
 
     def schedule(self, step: int) -> float:
         """Return the multiple of the learning rate at ``step``, counted from 0."""
-        rising = int(self.steps * self.warmup)
-        if step < rising:
-            return (step + 1) / rising
-        falling = max(self.steps - rising, 1)
-        return 0.5 * (1 + math.cos(math.pi * min(step - rising, falling) / falling))
+        before_tuning = self.steps - self.fine_tune_steps
+        if self.fine_tune_steps and step >= before_tuning:
+            return self.fine_tune_rate / self.learning_rate
+        rising = int(self.warmup if self.warmup >= 1 else self.steps * self.warmup)
+        factor = (step + 1) / rising if step < rising else 1.0
+        if self.decay is not None:
+            assert self.decay_every is not None
+            return factor * self.decay ** (step // self.decay_every)
+        falling = max(before_tuning - rising, 1)
+        fallen = min(max(step - rising, 0), falling) / falling
+        return factor * 0.5 * (1 + math.cos(math.pi * fallen))
+
+    def optimizer_of(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """Return the optimiser of parameters in groups, as ``parameter_groups`` gives them."""
+        return OPTIMIZERS[self.optimizer](groups, betas=self.betas)
 
     def parameter_groups(self, module: nn.Module) -> list[dict]:
         """Return groups of the module's parameters with their learning rates, for an optimiser.

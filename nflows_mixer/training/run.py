@@ -25,8 +25,8 @@ from nflows_mixer._distributed import is_first_process
 from nflows_mixer._files import replace_file
 from nflows_mixer.data import ImageData
 from nflows_mixer.flows.weights import architecture_of, save_state, save_weights
-from nflows_mixer.noise import uniform_noise
 from nflows_mixer.training.checkpoints import AtomicCheckpointIO
+from nflows_mixer.training.draws import draw_step
 from nflows_mixer.training.hybrid import HybridModule
 from nflows_mixer.training.loaders import ImageDataModule
 from nflows_mixer.training.module import PRECISIONS, FlowModule
@@ -193,12 +193,12 @@ def _check(
 def _initialize(module: FlowModule, data: ImageData) -> None:
     """Initialise ActNorm as the first step would, where there is none."""
     first, *labels = data.train.subset(slice(module.recipe.batch_size))[:]
-    dtype = next(module.flow.parameters()).dtype
-    index = torch.arange(len(first))
-    noise = uniform_noise(module.seed, 1, index, module.flow.image_shape, dtype)
     device = next(module.flow.parameters()).device
+    index = torch.arange(len(first), device=device)
+    flip = module.recipe.flip
+    images, noise = draw_step(module.flow, first.to(device), module.seed, 0, index, flip)
     context = labels[0].to(device) if module.conditional else None
-    module.flow.initialize(first.to(device), context, noise.to(device))
+    module.flow.initialize(images, context, noise)
     if module.average is not None:
         module.average.module.load_state_dict(module.flow.state_dict())
 

@@ -159,16 +159,10 @@ class DenseFlowBlock(StochasticTransform):
         for i, (unit, passes) in enumerate(zip(self.units, self._passes_context)):
             outputs, logabsdet = unit(outputs, context if passes else None)
             total = total + logabsdet
-            if i == len(self.couplings):
-                continue
-            coupling = cast(CrossUnitCoupling, self.couplings[i])
-            augmented, logabsdet = coupling(outputs, self._read(kept, context), noises[i])
-            total = total + logabsdet
-            if self.preconditioning == "previous":
-                kept = [outputs]
-            elif self.preconditioning == "all" or (kept and i + 1 < len(self.couplings)):
-                kept.append(outputs)
-            outputs = augmented
+            if i < len(self.couplings):
+                # Names of its own, so that what it made on the way is free before the next unit.
+                outputs, logabsdet, kept = self._augment(i, outputs, kept, context, noises[i])
+                total = total + logabsdet
         return outputs, total, kept if self.preconditioning == "all" else []
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -192,6 +186,23 @@ class DenseFlowBlock(StochasticTransform):
     def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of one output, for one input [C, H, W]."""
         return (input_shape[0] + self.growth * len(self.couplings), *input_shape[1:])
+
+    def _augment(
+        self,
+        i: int,
+        outputs: Tensor,
+        kept: list[Tensor],
+        context: Tensor | None,
+        noise: Tensor | None,
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Append noise to the output of unit i: its outputs, logabsdet, and what is still read."""
+        coupling = cast(CrossUnitCoupling, self.couplings[i])
+        augmented, logabsdet = coupling(outputs, self._read(kept, context), noise)
+        if self.preconditioning != "all" and i + 1 == len(self.couplings):
+            return augmented, logabsdet, []
+        if self.preconditioning == "previous":
+            return augmented, logabsdet, [outputs]
+        return augmented, logabsdet, [*kept, outputs] if kept else []
 
     def _read(self, kept: Sequence[Tensor], context: Tensor | None) -> Tensor | None:
         if not kept:

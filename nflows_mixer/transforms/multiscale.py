@@ -92,7 +92,9 @@ class MultiScaleTransform(StochasticTransform):
         """Map images to flat latents, with ``noise`` standard normal, drawn where not given."""
         check_event(inputs, self.image_shape, "MultiScaleTransform", "build it for these images")
         noises = self._split_noise(inputs, noise)
-        outputs, dropped, earlier = inputs, [], list[Tensor]()
+        outputs = inputs
+        dropped: list[Tensor] = []
+        earlier: list[Tensor] = []
         total = torch.zeros(len(inputs), dtype=torch.float32, device=inputs.device)
         for part, passes, own in zip(self._parts(), self._passes_context, noises):
             given = context if passes else None

@@ -1,0 +1,88 @@
+"""What the command line knows of each family of flows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nflows_mixer._checks import check_choice, mismatch
+from nflows_mixer.flows import DENSEFLOW_PRESETS, PRESETS
+
+SMALL_RECIPE = {"learning_rate": 3e-3, "steps": 1000, "batch_size": 100, "warmup": 0.05}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What is trained where neither a preset nor an argument says more.
+
+    Args:
+        name: of the family, for reports.
+        presets: of the family.
+        small: arguments of a small flow.
+        digits: those that are others for images of 8 x 8.
+        recipe: of the small flow.
+    """
+
+    name: str
+    presets: Mapping[str, Any]
+    small: Mapping[str, Any]
+    digits: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+
+
+DEFAULTS = {
+    "mixerflow": Defaults(
+        "MixerFlow",
+        PRESETS,
+        small={"patch_size": 4, "num_layers": 4, "hidden_features": 64},
+        digits={"patch_size": 2},
+        recipe=SMALL_RECIPE,
+    ),
+    "denseflow": Defaults(
+        "DenseFlow",
+        DENSEFLOW_PRESETS,
+        small={
+            "units": (3, 1),
+            "modules": (2, 4),
+            "growth": 2,
+            "hidden_channels": 24,
+            "dense_layers": 2,
+            "dense_growth": 16,
+            "attention_channels": 12,
+            "dequantization": "uniform",
+        },
+        digits={},
+        recipe={**SMALL_RECIPE, "optimizer": "adamax", "learning_rate": 1e-2},
+    ),
+}
+"""By family."""
+
+
+def family_named(preset: str | None, given: str | None, default: str) -> str:
+    """Return the family of a preset, or that which was given, or the default.
+
+    Args:
+        preset: of any family, or None.
+        given: name of a family, or None.
+        default: where neither says more.
+
+    Raises:
+        ValueError: if the family or the preset is unknown, or the two do not go together.
+
+    Example:
+        >>> family_named(None, None, "mixerflow"), family_named("galaxy32", None, "denseflow")
+        ('mixerflow', 'mixerflow')
+    """
+    if given is not None:
+        check_choice("--family", "the family", given, tuple(DEFAULTS))
+    if preset is None:
+        return default if given is None else given
+    of = [family for family, defaults in DEFAULTS.items() if preset in defaults.presets]
+    if not of:
+        names = [name for defaults in DEFAULTS.values() for name in defaults.presets]
+        raise mismatch("--preset", f"one of {', '.join(names)}", preset, "name one of these")
+    if given not in (None, *of):
+        expected = f"{of[0]}, as the preset {preset} is one"
+        raise mismatch("--family", expected, given, "leave out one of the two")
+    return of[0]

@@ -1,0 +1,289 @@
+"""Training of a DenseFlow: flips, all its noise, decay, fine-tuning, runs that stop on the way."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch.nn import functional as F
+
+from nflows_mixer.evaluation import evaluate
+from nflows_mixer.flows import denseflow, load_weights
+from nflows_mixer.likelihood import bits_per_dim
+from nflows_mixer.noise import uniform_noise
+from nflows_mixer.training import FlowModule, HybridModule, Recipe, ShuffledBatches
+from nflows_mixer.training.draws import FLIPS, draw_noise, draw_step, random_flips
+from tests.training import (
+    SHAPE,
+    assert_same,
+    noise_data,
+    norms_of,
+    pixels,
+    plain,
+    run,
+    tiny,
+    train,
+)
+
+SMALL = {"units": (2, 1), "modules": (1, 1), "growth": 2, "hidden_channels": 4}
+SMALL |= {"dense_layers": 1, "dense_growth": 4, "attention_channels": 4}
+TUNED = {"warmup": 3, "decay": 0.7, "decay_every": 2, "fine_tune_steps": 2, "fine_tune_rate": 1e-3}
+TUNED |= {"optimizer": "adamax", "gradient_clip": None, "flip": True}
+
+
+def small(**options):
+    arguments = {"image_shape": SHAPE, "levels": 17, "dequantization": "uniform", **SMALL}
+    return denseflow(**arguments | options)
+
+
+LEARNED = {"dequantization": "variational", "dequantization_channels": 4}
+
+
+class Recording(FlowModule):
+    """Keeps what the loss was given."""
+
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.seen = []
+
+    def loss(self, images, context, noise, labels):
+        self.seen.append((images.clone(), noise.clone()))
+        return super().loss(images, context, noise, labels)
+
+
+class OfRank:
+    """What a module reads of its trainer to know its place among several processes."""
+
+    def __init__(self, rank, world_size):
+        self.global_rank, self.world_size = rank, world_size
+
+
+# Flips.
+
+
+def test_half_of_the_images_are_mirrored():
+    images = torch.randint(256, (4000, 2, 3, 4), dtype=torch.uint8)
+    seen = random_flips(images, seed=3, number=7, index=torch.arange(4000))
+    flipped = (seen == images.flip(-1)).flatten(1).all(1)
+    kept = (seen == images).flatten(1).all(1)
+    assert (flipped | kept).all() and seen.dtype == torch.uint8
+    assert abs(flipped.sum() - 2000) < 4 * math.sqrt(1000)
+    # And no more often than by chance the same ones at another step, or of another seed.
+    for other in ({"seed": 4, "number": 7}, {"seed": 3, "number": 8}):
+        again = random_flips(images, **other, index=torch.arange(4000))
+        same = (again == seen).flatten(1).all(1).sum()
+        assert abs(same - 2000) < 4 * math.sqrt(1000)
+
+
+def test_flips_are_a_function_of_the_place_alone():
+    images, index = pixels(30), torch.arange(30)
+    whole = random_flips(images, 0, 5, index)
+    for world_size in (2, 3):
+        for rank in range(world_size):
+            rows = slice(rank, None, world_size)
+            assert torch.equal(random_flips(images[rows], 0, 5, index[rows]), whole[rows])
+
+
+def test_flips_have_a_stream_of_their_own():
+    """Neither the noise of their step nor that of any other decides them."""
+    index = torch.arange(50)
+    flips = uniform_noise(0, FLIPS + 1, index, (1,))
+    steps = [uniform_noise(0, step, index, (1,)) for step in (*range(300), 2**40, FLIPS - 1)]
+    assert not any(torch.equal(flips, noise) for noise in steps)
+    images = pixels(50)
+    mirrored = torch.where(flips[:, :, None, None] < 0.5, images.flip(-1), images)
+    assert torch.equal(random_flips(images, 0, 1, index), mirrored)
+
+
+def test_step_has_the_noise_of_the_flow_and_its_flips_only_if_asked_for():
+    flow, images, index = small(**LEARNED).double(), pixels(6), torch.arange(6)
+    seen, noise = draw_step(flow, images, 2, 4, index, flip=False)
+    assert torch.equal(seen, images)
+    expected = flow.draw_noise(2, 5, index, torch.float64)
+    assert torch.equal(noise, expected) and noise.shape == (6, *flow.noise_shape)
+    seen, again = draw_step(flow, images, 2, 4, index, flip=True)
+    assert torch.equal(seen, random_flips(images, 2, 5, index)) and torch.equal(again, expected)
+    assert not torch.equal(seen, images)
+
+
+# Batches, whole and split.
+
+
+@plain
+@pytest.mark.parametrize("parts", [1, 2])
+def test_images_and_noise_of_a_step_do_not_depend_on_how_it_is_split(parts):
+    data, recipe = noise_data(), Recipe(1e-4, steps=4, batch_size=12, flip=True)
+    module = train(Recording(small(), recipe, seed=4), data, accumulate_grad_batches=parts)
+    batches = list(ShuffledBatches(20, 12, 4, seed=4))
+    for step, rows in enumerate(batches):
+        images, index = data.train.images(rows), torch.arange(12)
+        expected = draw_step(module.flow, images, 4, step, index, flip=True)
+        for whole, *got in zip(expected, *module.seen[parts * step : parts * (step + 1)]):
+            assert torch.equal(torch.cat(got), whole)
+    # As two processes see them, which have every other image of each part.
+    for rank in range(2):
+        ranked = FlowModule(module.flow, recipe, seed=4)
+        ranked.trainer = OfRank(rank, 2)
+        ranked._micro_batch = (3, 0)
+        for part, (images, noise) in zip(batches[3].chunk(parts), module.seen[3 * parts :]):
+            mine = data.train.images(part)[rank::2]
+            got = ranked._drawn(mine)
+            assert torch.equal(got[0], images[rank::2]) and torch.equal(got[2], noise[rank::2])
+            ranked.on_train_batch_end(None, mine, 0)
+
+
+@plain
+def test_first_batch_initialises_with_its_flips_and_noise():
+    data, flow = noise_data(), small().double()
+    rows = next(iter(ShuffledBatches(20, 10, 1, seed=3)))
+    images, noise = draw_step(flow, data.train.images(rows), 3, 0, torch.arange(10), flip=True)
+    expected = copy.deepcopy(flow).initialize(images, noise=noise)
+    unflipped = copy.deepcopy(flow).initialize(data.train.images(rows), noise=noise)
+    train(FlowModule(flow, Recipe(1e-300, steps=1, batch_size=10, flip=True), seed=3), data)
+    for ours, theirs in zip(norms_of(flow), norms_of(expected)):
+        torch.testing.assert_close(ours.log_scale, theirs.log_scale, rtol=0, atol=1e-200)
+    assert not torch.equal(norms_of(flow)[0].log_scale, norms_of(unflipped)[0].log_scale)
+
+
+def test_run_of_no_steps_initialises_as_the_first_step_would(tmp_path):
+    data, flow = noise_data(), small()
+    twin = copy.deepcopy(flow)
+    images = data.train.images(slice(10))
+    images, noise = draw_step(twin, images, 5, 0, torch.arange(10), flip=True)
+    twin.initialize(images, noise=noise)
+    run(FlowModule(flow, Recipe(steps=0, batch_size=10, flip=True), seed=5), data, tmp_path)
+    assert_same(flow, twin)
+
+
+# Steps.
+
+
+@plain
+@pytest.mark.parametrize("options", [{}, LEARNED], ids=["uniform", "learned"])
+def test_training_is_the_loop_written_by_hand(options):
+    data = noise_data((25, 5, 5))
+    flow = small(**options).double()
+    twin = copy.deepcopy(flow)
+    recipe = Recipe(1e-2, steps=6, batch_size=10, **TUNED)
+    rates = [1 / 3, 2 / 3, 0.7, 0.7, 0.1, 0.1]
+    optimizer = torch.optim.Adamax(twin.parameters(), 1e-2)
+    for step, rows in enumerate(ShuffledBatches(25, 10, 6, seed=5)):
+        index = torch.arange(10)
+        mirrored = uniform_noise(5, 2**63 + 1 + step, index, (1, 1, 1)) < 0.5
+        images = data.train.images(rows)
+        images = torch.where(mirrored, images.flip(3), images)
+        noise = twin.draw_noise(5, 1 + step, index, torch.float64)
+        if step == 0:
+            twin.initialize(images, noise=noise)
+        optimizer.param_groups[0]["lr"] = 1e-2 * rates[step]
+        optimizer.zero_grad()
+        bits_per_dim(twin.log_prob(images, noise=noise), SHAPE).mean().backward()
+        optimizer.step()
+    train(FlowModule(flow, recipe, seed=5), data)
+    assert_same(flow, twin)  # to the last bit: Adamax takes rounding errors for gradients
+
+
+def test_gradient_without_a_bound_is_left_as_it_is():
+    flow = small().initialize(pixels(20))
+    images, noise = pixels(5), draw_noise(flow, 0, 0, torch.arange(5))
+    module = FlowModule(flow, Recipe(gradient_clip=None))
+    optimizer = module.configure_optimizers()["optimizer"]
+    for parameter in flow.parameters():
+        parameter.grad = torch.full_like(parameter, 1e4)
+    module._last = (images, None, noise, torch.tensor(1.0))
+    module.configure_gradient_clipping(optimizer)
+    assert all((parameter.grad == 1e4).all() for parameter in flow.parameters())
+    # One that is not finite stops the run all the same.
+    name, parameter = list(flow.named_parameters())[3]
+    parameter.grad.flatten()[0] = math.inf
+    with pytest.raises(FloatingPointError, match=f"gradients are not of {name!r}"):
+        module.configure_gradient_clipping(optimizer)
+
+
+def test_rates_that_are_recorded(tmp_path):
+    recipe = Recipe(1e-2, steps=6, batch_size=10, **TUNED)
+    run(FlowModule(small(), recipe), noise_data(), tmp_path, record_every=1)
+    history = json.loads((tmp_path / "history.json").read_text())
+    rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+    # Each after its step.
+    assert rates == pytest.approx([1e-2 * 2 / 3, 7e-3, 7e-3, 1e-3, 1e-3, 1e-3])
+
+
+# Runs that stop in between.
+
+
+class StopAt(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_before_backward(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise InterruptedError("stopped here")
+
+
+@pytest.mark.parametrize("stop", [2, 5])
+def test_run_that_is_stopped_goes_on_with_the_same_numbers(tmp_path, stop):
+    """Before and in the fine-tuning."""
+    data, start = noise_data(), small(**LEARNED).double()
+    recipe = Recipe(1e-2, steps=6, batch_size=10, ema_decay=0.8, **TUNED)
+    options = {"checkpoint_every": 1, "record_every": 4, "validate_every": 6}
+    whole, stopped, resumed = (FlowModule(copy.deepcopy(start), recipe) for _ in range(3))
+    expected = run(whole, data, tmp_path / "whole", **options)
+    with pytest.raises(InterruptedError):
+        run(stopped, data, tmp_path / "stopped", callbacks=(StopAt(stop),), **options)
+    results = run(resumed, data, tmp_path / "stopped", resume=True, **options)
+    assert_same(whole, resumed)
+    assert results["bits_per_dim"] == expected["bits_per_dim"]
+
+
+def test_run_with_another_recipe_is_not_resumed(tmp_path):
+    data, recipe = noise_data(), {"steps": 2, "batch_size": 10, "decay": 0.5}
+    run(FlowModule(small(), Recipe(**recipe, decay_every=1)), data, tmp_path)
+    for change in ({"flip": True}, {"optimizer": "adamax"}):
+        module = FlowModule(small(), Recipe(**recipe, decay_every=1, **change))
+        with pytest.raises(ValueError, match=f"recipe.{next(iter(change))}: .* there, .* now"):
+            run(module, data, tmp_path, resume=True)
+
+
+# Figures, labels, embeddings.
+
+
+def test_figures_are_those_of_an_evaluation(tmp_path):
+    data = noise_data()
+    module = FlowModule(small(), Recipe(1e-2, steps=2, batch_size=10, flip=True))
+    results = run(module, data, tmp_path)
+    bits = evaluate(module.flow, data.test, seed=module.seed)
+    assert results["bits_per_dim"]["test"] == pytest.approx(bits.mean().item(), abs=1e-6)
+    assert results["worst_image"]["test"] == pytest.approx(bits.max().item(), abs=1e-6)
+    assert_same(load_weights(tmp_path / "weights.safetensors"), module.flow)
+
+
+def test_labels_are_not_mirrored(tmp_path):
+    data = noise_data(classes=3)
+    recipe = Recipe(1e-2, steps=2, batch_size=10, flip=True)
+    module = FlowModule(small(num_classes=3), recipe, conditional=True)
+    start = {name: p.clone() for name, p in module.flow.named_parameters()}
+    results = run(module, data, tmp_path)
+    assert math.isfinite(results["bits_per_dim"]["test"])
+    moved = {n for n, p in module.flow.named_parameters() if not torch.equal(p, start[n])}
+    assert any(name.startswith("_embedding_net") for name in moved)
+    rows = list(ShuffledBatches(20, 10, 2))[1]
+    assert torch.equal(module.last_context, data.train.labels(rows))
+
+
+@pytest.mark.parametrize("flow", [small, tiny], ids=["denseflow", "mixerflow"])
+def test_classifier_reads_all_latents(tmp_path, flow):
+    """Those of a DenseFlow are pixels and noise, in one row."""
+    data = noise_data(classes=3)
+    module = HybridModule(flow(), Recipe(1e-2, steps=2, batch_size=10, flip=True), num_classes=3)
+    run(module, data, tmp_path)
+    module.eval()
+    images, labels = data.test.images(), data.test.labels()
+    noise = draw_noise(module.flow, 1, 1, torch.arange(len(images)))
+    latents, log_prob = module.flow.transform_and_log_prob(images, None, noise)
+    assert latents[0].numel() == module.head.in_features
+    bits = -log_prob.mean() / (16 * math.log(2))
+    expected = F.cross_entropy(module.head(latents.flatten(1)), labels) + bits
+    torch.testing.assert_close(module.loss(images, None, noise, labels)[0], expected)
