@@ -22,6 +22,13 @@ def check_event(inputs: Tensor, event_shape: Sequence[int], owner: str, advice: 
         raise mismatch(owner, f"inputs of shape [{expected}]", list(inputs.shape), advice)
 
 
+def check_channels(inputs: Tensor, channels: int, owner: str) -> None:
+    """Raise unless ``inputs`` are images [B, channels, H, W]."""
+    if inputs.dim() != 4 or inputs.shape[1] != channels:
+        expected = f"images of shape [B, {channels}, H, W]"
+        raise mismatch(owner, expected, list(inputs.shape), "build it for this number of channels")
+
+
 def check_context(context: Tensor, batch: int, owner: str) -> None:
     """Raise unless ``context`` is one row of features per image, [B, F]."""
     if context.dim() != 2 or context.shape[0] != batch:

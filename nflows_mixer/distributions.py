@@ -228,8 +228,9 @@ class ProductDistribution(BaseDistribution):
 
     def __init__(self, parts: Mapping[str, BaseDistribution]) -> None:
         owner = "ProductDistribution"
-        if not parts or any(not name or "." in name for name in parts):
-            advice = "name each part by a word without dots"
+        taken = dir(nn.ModuleDict)
+        if not parts or any(not name or "." in name or name in taken for name in parts):
+            advice = "name each part by a word that no method of a ModuleDict has"
             raise mismatch(owner, "named parts", list(parts), advice)
         for name, part in parts.items():
             if not isinstance(part, BaseDistribution):
@@ -262,8 +263,35 @@ class ProductDistribution(BaseDistribution):
         leading = 1 if context is None else 2
         return torch.cat([latents.flatten(leading) for latents in drawn], dim=-1)
 
+    def as_torch(self, temperature: float = 1.0) -> distributions.Distribution:
+        """Raise: the parts have distributions of their own, and no one family for all."""
+        raise TypeError(
+            "ProductDistribution.as_torch: expected one family of distributions, got parts; ask "
+            "each of parts.values()"
+        )
+
     def _bases(self) -> list[BaseDistribution]:
         return [cast(BaseDistribution, part) for part in self.parts.values()]
+
+
+def standard_normal_log_prob(noise: Tensor) -> Tensor:
+    r"""Log-density of standard normal noise.
+
+    .. math:: \log q(e) = -\tfrac12 \sum_d \big(e_d^2 + \log 2 \pi\big)
+
+    Args:
+        noise: [B, ...].
+
+    Returns:
+        [B], in nats.
+
+    Example:
+        >>> standard_normal_log_prob(torch.zeros(1, 2)).exp().item()  # 1 / (2 pi)
+        0.159...
+    """
+    dimensions = math.prod(noise.shape[1:])
+    constant = dimensions * math.log(2 * math.pi)
+    return -0.5 * (noise.square().flatten(1).sum(1) + constant)
 
 
 def _learn(module: nn.Module, learnable: bool, **starts: Tensor) -> None:

@@ -86,6 +86,10 @@ def log_prob_draws(
         >>> log_prob_draws(flow, torch.zeros(3, 1, 2, 2, dtype=torch.uint8), num_samples=5).shape
         torch.Size([5, 3])
     """
+    if not hasattr(flow, "draw_noise"):
+        got = f"a {type(flow).__name__}, which draws its noise unseen"
+        advice = "ImageFlow.from_flow makes one of a flow on images"
+        raise mismatch("log_prob_draws", "a flow with draw_noise", got, advice)
     check_positive("log_prob_draws", "num_samples", num_samples)
     check_positive("log_prob_draws", "batch_size", batch_size)
     index = torch.arange(len(images)) if index is None else index

@@ -20,7 +20,8 @@ def jacobian_logabsdet(
     for index in range(len(inputs)):
         size = inputs[index].numel()
         copies = inputs[index : index + 1].expand(size, *inputs.shape[1:]).clone().requires_grad_()
-        given = None if context is None else context[index : index + 1].expand(size, -1)
+        given = None if context is None else context[index : index + 1]
+        given = None if given is None else given.expand(size, *given.shape[1:])
         outputs, _ = function(copies, given)
         (rows,) = torch.autograd.grad(outputs.flatten(1).diagonal().sum(), copies)
         results.append(torch.linalg.slogdet(rows.flatten(1)).logabsdet)

@@ -1,6 +1,6 @@
 """Deterministic transforms, by name: the properties of test_properties.py run over all of them.
 
-The stochastic one, UniformDequantization, has its own in test_image_flow.py.
+Those that draw noise are in stochastic_registry.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from torch import Tensor
 
 from nflows_mixer.bridges import from_normflows
 from nflows_mixer.flows import mixerflow
-from nflows_mixer.nn import MLP, LipschitzMLP, ResidualMLP, learned_positions, sinusoidal_positions
+from nflows_mixer.nn import (
+    MLP,
+    ConvConditioner,
+    DenseConditioner,
+    FusedConditioner,
+    LipschitzMLP,
+    ResidualMLP,
+    learned_positions,
+    sinusoidal_positions,
+)
 from nflows_mixer.transforms import (
     ActNorm,
     AdditiveCoupling,
@@ -27,13 +36,18 @@ from nflows_mixer.transforms import (
     AffineCoupling,
     ButterflyLinear,
     ChannelMixingTransform,
+    ConditionalNoise,
+    DenseFlowBlock,
     FlowLayer,
     FoldedCompositeTransform,
+    FullLinear,
+    GlowStep,
     InverseTransform,
     InvertibleConv1x1,
     KroneckerLinear,
     LogitTransform,
     LULinear,
+    MultiScaleTransform,
     PatchMixerTransform,
     PatchMixingTransform,
     PatchTransform,
@@ -44,6 +58,7 @@ from nflows_mixer.transforms import (
     ReversibleCompositeTransform,
     RLULinear,
     ShiftTransform,
+    SqueezeAndDrop,
     SqueezeTransform,
 )
 
@@ -52,9 +67,10 @@ from nflows_mixer.transforms import (
 class Case:
     """A transform to be tested.
 
-    ``shape`` is that of one input, ``domain`` draws inputs, ``std`` is that of the noise put on
-    every parameter, ``any_shape`` says that no input shape is wrong, and ``compiles`` that
-    ``torch.compile(fullgraph=True)`` takes it whole.
+    ``shape`` is that of one input, ``context_shape`` that of its context where this is no vector,
+    ``domain`` draws inputs, ``std`` is that of the noise put on every parameter, ``any_shape`` says
+    that no input shape is wrong, and ``compiles`` that ``torch.compile(fullgraph=True)`` takes it
+    whole.
     """
 
     make: Callable[[], Transform]
@@ -65,12 +81,22 @@ class Case:
     any_shape: bool = False
     compiles: bool = True
     out_shape: tuple[int, ...] | None = None
+    context_shape: tuple[int, ...] | None = None
+
+    @property
+    def context(self) -> tuple[int, ...] | None:
+        """Shape of one context, None where there is none."""
+        features = self.context_features
+        return self.context_shape or (None if features is None else (features,))
 
 
 lipschitz = partial(LipschitzMLP, hidden_features=16)
 narrow = partial(ResidualMLP, hidden_features=16)
 image_net = partial(torch.nn.Conv2d, kernel_size=3, padding=1)
 with_context = partial(ResidualMLP, hidden_features=16, context_features=3)
+conv = partial(ConvConditioner, hidden_channels=8)
+dense = partial(DenseConditioner, hidden_channels=8, num_layers=1, growth=4)
+fused = partial(FusedConditioner, hidden_channels=8, num_layers=2, growth=4, attention_channels=4)
 
 
 def maf(features: int, context_features: int | None = None) -> Transform:
@@ -99,6 +125,11 @@ def layer(features: int) -> FlowLayer:
 
 def mixer(image_shape, patch_size=2, flow=layer, **options) -> PatchMixerTransform:
     return PatchMixerTransform(image_shape, patch_size, flow, flow, **options)
+
+
+def glow(channels: int, steps: int = 2, composite=FoldedCompositeTransform) -> Transform:
+    """A few steps of Glow with its own coupling network."""
+    return composite([GlowStep(channels, conv) for _ in range(steps)])
 
 
 def image_flow(**options) -> Transform:
@@ -366,6 +397,65 @@ TRANSFORMS: dict[str, Case] = {
         (4, 6),
         context_features=3,
         compiles=False,
+    ),
+    "FullLinear": Case(lambda: FullLinear(6), (6,)),
+    "InvertibleConv1x1-full": Case(lambda: InvertibleConv1x1(3, "full"), (3, 2, 4)),
+    "SqueezeAndDrop": Case(lambda: SqueezeAndDrop(2), (1, 4, 6), out_shape=(4, 2, 3)),
+    "GlowStep": Case(lambda: GlowStep(4, fused), (4, 2, 4)),
+    "GlowStep-conv": Case(lambda: GlowStep(4, conv, "exp", "lu"), (4, 2, 4)),
+    "GlowStep-no-swap": Case(lambda: GlowStep(4, conv, swap=False), (4, 2, 4)),
+    "GlowStep-odd": Case(lambda: GlowStep(5, conv), (5, 2, 3)),
+    "GlowStep-context": Case(
+        lambda: GlowStep(4, partial(conv, context_features=3)), (4, 2, 4), context_features=3
+    ),
+    "ConditionalNoise-vector": Case(
+        lambda: ConditionalNoise(4, 3, num_steps=2, scale=1.7, network=dense),
+        (4, 2, 3),
+        context_features=3,
+    ),
+    "ConditionalNoise-maps": Case(
+        lambda: ConditionalNoise(4, 3, num_steps=2, network=dense),
+        (4, 2, 3),
+        context_shape=(3, 2, 3),
+    ),
+    "DenseFlowBlock-no-noise": Case(
+        lambda: DenseFlowBlock(4, 2, partial(GlowStep, conditioner=conv), growth=0), (4, 2, 4)
+    ),
+    "Folded-glow": Case(lambda: glow(4), (4, 2, 4)),
+    "Reversible-glow": Case(
+        lambda: glow(4, composite=partial(ReversibleCompositeTransform, anchors=1)), (4, 2, 4)
+    ),
+    "Reversible-glow-checkpoint": Case(
+        lambda: glow(4, composite=partial(ReversibleCompositeTransform, memory="checkpoint")),
+        (4, 2, 4),
+    ),
+    "MultiScale-glow": Case(
+        lambda: MultiScaleTransform(
+            [SqueezeTransform(2), glow(4), SqueezeAndDrop(2), glow(8), SqueezeAndDrop(1), glow(4)],
+            (1, 8, 4),
+        ),
+        (1, 8, 4),
+        out_shape=(32,),
+    ),
+    "MultiScale-mixer": Case(
+        lambda: MultiScaleTransform(
+            [mixer((1, 8, 4)), SqueezeAndDrop(2, 3), mixer((3, 4, 2), (2, 1))], (1, 8, 4)
+        ),
+        (1, 8, 4),
+        out_shape=(32,),
+    ),
+    "MultiScale-context": Case(
+        lambda: MultiScaleTransform(
+            [
+                mixer((1, 4, 4), flow=conditional_layer),
+                SqueezeAndDrop(2),
+                GlowStep(2, partial(conv, context_features=3)),
+            ],
+            (1, 4, 4),
+        ),
+        (1, 4, 4),
+        context_features=3,
+        out_shape=(16,),
     ),
     "Composite-of-nflows": Case(
         lambda: CompositeTransform(

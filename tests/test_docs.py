@@ -15,7 +15,8 @@ from nflows_mixer.transforms import LULinear, ReversibleCompositeTransform
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = ["index", "quickstart", "training", "data", "evaluation", "extending", "performance"]
+PAGES = ["index", "quickstart", "training", "data", "denseflow"]
+PAGES += ["evaluation", "extending", "performance"]
 ROOMS = ["bridges", "data", "evaluation", "flows", "kernels", "nn", "training", "transforms"]
 MODULES = ["distributions", "likelihood", "noise"]
 

@@ -32,8 +32,8 @@ def build(case: Case, dtype=torch.float64, device="cpu"):
 
 def draw(case: Case, batch=BATCH, dtype=torch.float64, device="cpu"):
     inputs = case.domain(batch, *case.shape, dtype=dtype, device=device)
-    features = case.context_features
-    context = features and torch.randn(batch, features, dtype=dtype, device=device)
+    shape = case.context
+    context = None if shape is None else torch.randn(batch, *shape, dtype=dtype, device=device)
     return inputs, context
 
 
@@ -117,7 +117,7 @@ def test_gradient_of_each_parameter(case, device):
     for name, parameter in transform.named_parameters():
         direction = torch.randn_like(parameter)
         slope = (parameter.grad * direction).sum()
-        step = 1e-5
+        step = 1e-7  # so short that no rectifier changes its side
         with torch.no_grad():
             parameter += step * direction
             above = loss()
@@ -129,7 +129,7 @@ def test_gradient_of_each_parameter(case, device):
         assert parameter.grad.norm() > 0, name
 
 
-@over(lambda case: case.context_features)
+@over(lambda case: case.context)
 @torch.no_grad()
 def test_context_matters_where_it_is_taken(case, device):
     transform = build(case, device=device)
@@ -184,7 +184,7 @@ def test_wrong_shape_is_an_error(case):
 @over(lambda case: case.compiles)
 def test_compiles_whole_with_its_gradients(case, request):
     # Whole models are made of the other cases, and their gradients take minutes to trace.
-    whole = "MixerFlow" in request.node.name
+    whole = any(name in request.node.name for name in ("MixerFlow", "MultiScale"))
     transform = build(case)
     inputs, context = draw(case)
     torch._dynamo.reset()
@@ -221,4 +221,10 @@ def test_autocast_stays_inside_conditioners(case, device):
 
 def test_no_transform_is_forgotten():
     used = {type(m).__name__ for case in TRANSFORMS.values() for m in case.make().modules()}
-    assert set(transforms.__all__) - used == {"UniformDequantization"}
+    # Those that draw noise are in a registry of their own; the two others draw some in places.
+    noisy = {name for name in transforms.__all__ if is_noisy(getattr(transforms, name))}
+    assert set(transforms.__all__) - used == noisy - {"DenseFlowBlock", "MultiScaleTransform"}
+
+
+def is_noisy(kind: type) -> bool:
+    return issubclass(kind, transforms.StochasticTransform)

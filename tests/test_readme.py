@@ -24,16 +24,23 @@ def test_code_runs(tmp_path, monkeypatch):
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
         assert len([line for line in block.splitlines() if line.strip()]) < 16
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     assert names["loss"].isfinite()
     assert names["bits"].isfinite().all()
     assert names["samples"].shape == (4, 3, 32, 32) and names["samples"].dtype == torch.uint8
     assert sum(p.numel() for p in names["flow"].parameters()) == names["results"]["parameters"]
     assert names["figures"]["images"] == 397 and names["figures"]["mean"] < 4.2
+    assert names["tighter"].shape == (8,) and names["cooler"].shape == (4, 1, 8, 8)
     calls = re.findall(r"`(mixerflow\([^`]+\))`", README.replace("\n", " "))
     assert len(calls) == 3
     for call in calls:  # those inside sentences, with the names of the blocks
         eval(call, names)
+    call, size = re.search(
+        r"`(denseflow\([^`]+\))` is the paper's model, ([\d,]+) ", README
+    ).groups()
+    with torch.device("meta"):
+        parameters = eval(call, names).parameters()
+    assert f"{sum(p.numel() for p in parameters):,}" == size
 
 
 @pytest.mark.parametrize(
@@ -57,9 +64,9 @@ def test_figures_of_precision_are_what_the_script_wrote():
 
 
 def test_command_of_the_tests_is_that_of_ci():
-    command = "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest"
+    install = "python3 -m venv .venv && .venv/bin/pip install -e '.[test]'"
     lines = [line for line in README.splitlines() if re.search(r"\[test\].*pytest", line)]
-    assert lines == [command]
+    assert lines == [f"{install} && .venv/bin/pytest -n auto"]
 
 
 def test_oldest_versions_are_those_of_setup_cfg():

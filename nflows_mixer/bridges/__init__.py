@@ -8,7 +8,7 @@ from nflows_mixer.bridges.composite import (
 )
 from nflows_mixer.bridges.domains import check_usable
 from nflows_mixer.bridges.inside import to_normflows, to_zuko
-from nflows_mixer.bridges.inspect import row_lengths, takes_context
+from nflows_mixer.bridges.inspect import row_lengths, shape_after, takes_context
 from nflows_mixer.bridges.invert import inverse_of
 from nflows_mixer.bridges.normflows_flows import from_normflows
 from nflows_mixer.bridges.residual import ResidualTransform
@@ -30,6 +30,7 @@ __all__ = [
     "inverse_of",
     "no_volume_change",
     "row_lengths",
+    "shape_after",
     "takes_context",
     "to_normflows",
     "to_zuko",

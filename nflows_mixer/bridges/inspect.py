@@ -1,9 +1,11 @@
-"""What a transform of any library says of itself: the length of its rows, and its context."""
+"""What a transform of any library says of itself: lengths of rows, shapes, and its context."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nflows.transforms import CompositeTransform as NflowsComposite
-from nflows.transforms import InverseTransform, Permutation, Transform
+from nflows.transforms import InverseTransform, Permutation, SqueezeTransform, Transform
 from torch import nn
 
 
@@ -28,6 +30,33 @@ def row_lengths(transform: Transform) -> set[int]:
         return {len(transform._permutation)}
     features = getattr(transform, "features", None)
     return {features} if isinstance(features, int) else set()
+
+
+def shape_after(transform: Transform, shape: Sequence[int]) -> tuple[int, ...]:
+    """Shape of one output of a transform, for inputs of this shape.
+
+    A transform that changes the shape says so by a method ``output_shape(shape)``; nflows' own
+    squeeze is known, and composites are asked for their parts. Everything else keeps it.
+
+    Args:
+        transform: any nflows transform.
+        shape: of one input, such as (C, H, W).
+
+    Example:
+        >>> from nflows.transforms import LULinear
+        >>> shape_after(NflowsComposite([SqueezeTransform(2)]), (3, 8, 8))
+        (12, 4, 4)
+        >>> shape_after(LULinear(3), (3,))
+        (3,)
+    """
+    if hasattr(transform, "output_shape"):
+        return tuple(transform.output_shape(shape))  # type: ignore[operator]
+    if isinstance(transform, NflowsComposite):
+        for part in transform._transforms:
+            shape = shape_after(part, shape)
+    elif isinstance(transform, SqueezeTransform):
+        return tuple(transform.get_output_shape(*shape))
+    return tuple(shape)
 
 
 def takes_context(module: nn.Module) -> bool:

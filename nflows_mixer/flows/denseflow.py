@@ -38,9 +38,9 @@ def denseflow(preset: str | None = None, *, memory: str = "full", **arguments: A
 
     Args:
         preset: "denseflow-74-10", "denseflow-45-6", "vflow", ...: see ``DENSEFLOW_PRESETS``.
-        memory: of the units in the backward pass: "full" keeps activations; "checkpoint" computes
-            those of a module again from its inputs; "constant" rebuilds the inputs, too. See
-            ``ReversibleCompositeTransform``.
+        memory: of the backward pass: "full" keeps activations; "checkpoint" computes those of a
+            coupling again from its inputs; "constant" rebuilds the inputs, too. See
+            ``ReversibleCompositeTransform``. A learned dequantisation is computed again in both.
         **arguments: those of ``DenseFlowArchitecture``; ``image_shape`` is needed where there is
             no preset.
 
@@ -83,11 +83,13 @@ def denseflow(preset: str | None = None, *, memory: str = "full", **arguments: A
     composite: Callable[[list[Transform]], Transform] = FoldedCompositeTransform
     if memory != "full":
         composite = partial(ReversibleCompositeTransform, memory=memory)
-    return _build(DenseFlowArchitecture(**arguments), composite)
+    return _build(DenseFlowArchitecture(**arguments), composite, memory != "full")
 
 
 def _build(
-    spec: DenseFlowArchitecture, composite: Callable[[list[Transform]], Transform]
+    spec: DenseFlowArchitecture,
+    composite: Callable[[list[Transform]], Transform],
+    checkpoint: bool,
 ) -> ImageFlow:
     shape = spec.image_shape
     parts: list[Transform] = [PixelScaling(spec.levels), SqueezeTransform(2)]
@@ -107,7 +109,7 @@ def _build(
             partial(_unit, spec, composite, modules),
             growth,
             spec.preconditioning if growth else None,
-            spec.embedded_features,
+            spec.embedded_features if growth and spec.preconditioning else None,
             earlier,
         )
         parts.append(block)
@@ -131,7 +133,7 @@ def _build(
         spec.levels,
         features,
         None if classes is None else ClassEmbedding(classes, features or 0),
-        dequantization_of(kind, shape, spec.levels, width),
+        dequantization_of(kind, shape, spec.levels, width, checkpoint),
     )
     flow.architecture = spec
     return flow
@@ -143,7 +145,8 @@ def _augmentation(spec: DenseFlowArchitecture, channels: int) -> Transform:
         return CrossUnitCoupling(channels, spec.growth)
     width = spec.dequantization_channels
     noise = ConditionalNoise(spec.growth, width, network=noise_network(width))
-    return LearnedAugmentation(channels, noise, noise_encoder(width, stride=1)(channels, width))
+    encoder = noise_encoder(width, stride=1)(channels, width)
+    return LearnedAugmentation(channels, spec.growth, noise, encoder)
 
 
 def _unit(
@@ -163,11 +166,11 @@ def _conditioner(spec: DenseFlowArchitecture, in_channels: int, out_channels: in
     """Return the network of one coupling."""
     features = spec.embedded_features
     if spec.conditioner == "conv":
-        return ConvConditioner(in_channels, out_channels, spec.hidden_channels, features)
+        return ConvConditioner(in_channels, out_channels, spec.width, features)
     return FusedConditioner(
         in_channels,
         out_channels,
-        spec.hidden_channels,
+        spec.width,
         spec.dense_layers,
         spec.dense_growth,
         spec.dense,

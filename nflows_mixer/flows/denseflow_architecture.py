@@ -26,7 +26,7 @@ OWNER = "denseflow"
 
 @dataclass(frozen=True)
 class DenseFlowArchitecture:
-    """What a DenseFlow is made of; the defaults are DenseFlow-74-10 as it was published.
+    """What a DenseFlow is made of; the defaults are DenseFlow-74-10 as published, but for tokens.
 
     Args:
         image_shape: (C, H, W); H and W are multiples of 2 to the number of blocks.
@@ -34,14 +34,15 @@ class DenseFlowArchitecture:
         units: of each block. Each block but the first begins with a squeeze, of whose channels
             half are dropped.
         modules: glow-like modules in each unit, block by block.
-        growth: channels of noise behind each unit but the last of a block; 0 for none.
+        growth: channels of noise behind each unit but the last of a block; 0 for none. Some block
+            has to have two units.
         augmentation: where noise is appended: "units", as above, or "input", ``growth`` channels
             to the squeezed image alone.
         preconditioning: what the noise is computed from: of "units" the representations of this
             "block" (as published), of "all" blocks (as the paper says), or of the "previous" unit
             alone; of "input" a "learned" q(e | x), as VFlow; None for white noise, for either.
         conditioner: network of the couplings: "fused", or Glow's, "conv".
-        hidden_channels: of the conditioner: 48 of the fused one, 512 of Glow's.
+        hidden_channels: of the conditioner; where None 48 of the fused one, 512 of Glow's.
         dense_layers: of the dense block of a fused conditioner.
         dense_growth: of that dense block.
         dense: whether a fused conditioner has its dense block.
@@ -50,7 +51,7 @@ class DenseFlowArchitecture:
         heads: of the attention.
         landmarks: of the attention.
         tokens: of the attention: "positions", as in the paper, or "reshaped", as published.
-        scale: of the couplings, see ``AffineCoupling``.
+        scale: of the modules' couplings, see ``AffineCoupling``; that of noise is "tanh".
         swap: whether modules end with a swap of the halves (as published; not in the paper).
         dequantization: "variational" or "uniform".
         dequantization_channels: width of the networks of a variational dequantisation, and of
@@ -82,7 +83,7 @@ class DenseFlowArchitecture:
     augmentation: str = "units"
     preconditioning: str | None = "block"
     conditioner: str = "fused"
-    hidden_channels: int = 48
+    hidden_channels: int | None = None
     dense_layers: int = 7
     dense_growth: int = 64
     dense: bool = True
@@ -116,11 +117,9 @@ class DenseFlowArchitecture:
         if height % factor or width % factor:
             expected = f"a height and width that {factor} divides, for {len(self.units)} blocks"
             raise mismatch(OWNER, expected, (height, width), "use fewer blocks, or pad the images")
-        for name in ("hidden_channels", "dense_layers", "dense_growth", "attention_channels"):
+        for name in ("dense_layers", "dense_growth", "attention_channels", "heads", "landmarks"):
             check_positive(OWNER, name, getattr(self, name))
-        for name in ("heads", "landmarks"):
-            check_positive(OWNER, name, getattr(self, name))
-        for name in ("context_features", "num_classes"):
+        for name in ("hidden_channels", "context_features", "num_classes"):
             if getattr(self, name) is not None:
                 check_positive(OWNER, name, getattr(self, name))
         for name, choices in [
@@ -136,25 +135,41 @@ class DenseFlowArchitecture:
         check_dequantization(OWNER, kind, self.dequantization_channels)
         if self.growth != 0:
             check_positive(OWNER, "growth", self.growth)
-        of_place = {"units": PRECONDITIONING, "input": ("learned", None)}[self.augmentation]
-        if self.growth:
-            check_choice(OWNER, "preconditioning", self.preconditioning, of_place)
+        places = {"units": PRECONDITIONING, "input": ("learned", None)}
+        known = places[self.augmentation] if self.growth else (*PRECONDITIONING, "learned")
+        check_choice(OWNER, "preconditioning", self.preconditioning, known)
+        if self.growth and self.augmentation == "units" and max(self.units) == 1:
+            expected = "a block of two units or more, for noise between them"
+            advice = "split a unit in two, or pass growth=0"
+            raise mismatch(OWNER, expected, f"units={tuple(self.units)}", advice)
         self._check_read()
 
     def _check_read(self) -> None:
         """Refuse options that this architecture would not read."""
-        fused = ("dense_layers", "dense_growth", "dense", "attention", "attention_channels")
+        if not (self.dense or self.attention):
+            raise mismatch(OWNER, "a dense block or attention", "neither", "leave one of them on")
+        fused = self.conditioner == "fused"
+        of_attention = ("attention_channels", "heads", "landmarks", "tokens")
         readers = {
-            **{name: self.conditioner == "fused" for name in (*fused, "heads", "landmarks")},
-            "tokens": self.conditioner == "fused" and self.attention,
-            "augmentation": self.growth > 0,
+            **dict.fromkeys(("dense", "attention"), fused),
+            **dict.fromkeys(("dense_layers", "dense_growth"), fused and self.dense),
+            **dict.fromkeys(of_attention, fused and self.attention),
+            **dict.fromkeys(("augmentation", "preconditioning"), self.growth > 0),
         }
         for name, read in readers.items():
             default: Any = type(self).__dataclass_fields__[name].default
             value = getattr(self, name)
             if value != default and not read:
-                got = f"conditioner={self.conditioner!r}, growth={self.growth}"
+                got = f"conditioner={self.conditioner!r}, dense={self.dense}, "
+                got += f"attention={self.attention}, growth={self.growth}"
                 raise mismatch(OWNER, f"what reads {name}={value!r}", got, f"leave {name} out")
+
+    @property
+    def width(self) -> int:
+        """Hidden channels of the conditioner."""
+        if self.hidden_channels is None:
+            return {"fused": 48, "conv": 512}[self.conditioner]
+        return self.hidden_channels
 
     @property
     def embedded_features(self) -> int | None:

@@ -17,7 +17,11 @@ CHANNELS = 64
 
 
 def dequantization_of(
-    kind: str, image_shape: tuple[int, int, int], levels: int, channels: int = CHANNELS
+    kind: str,
+    image_shape: tuple[int, int, int],
+    levels: int,
+    channels: int = CHANNELS,
+    checkpoint: bool = False,
 ) -> UniformDequantization | VariationalDequantization:
     """Return the dequantisation of this name.
 
@@ -26,6 +30,7 @@ def dequantization_of(
         image_shape: (C, H, W).
         levels: number of pixel values.
         channels: of the networks of a variational one: their width, growth and features.
+        checkpoint: whether these are computed again in the backward pass.
 
     Example:
         >>> small = dequantization_of("variational", (1, 8, 8), 17, channels=8)
@@ -40,6 +45,7 @@ def dequantization_of(
         partial(NEARLY_UNIFORM, network=noise_network(channels)),
         noise_encoder(channels),
         context_features=channels,
+        checkpoint=checkpoint,
     )
 
 

@@ -31,7 +31,7 @@ class CheckedFlow(Flow):
     Abstract: use ``ImageFlow`` or ``DequantizedFlow``, whose arguments these are.
 
     Args:
-        transform: deterministic transform from images to the base's shape.
+        transform: from images to the base's shape.
         image_shape: (C, H, W).
         distribution: base of [B, ...]; ``DiagonalNormal(image_shape)`` where None.
         context_features: length of the context that has to be given; None where there is none.
@@ -172,7 +172,7 @@ class DequantizedFlow(CheckedFlow):
     with the ImageFlow that returned it; ``sample_and_log_prob`` is exact here.
 
     Args:
-        transform: deterministic transform from images to the base's shape.
+        transform: from images to the base's shape.
         image_shape: (C, H, W).
         distribution: base of [B, ...]; ``DiagonalNormal(image_shape)`` where None.
         context_features: length of the context that has to be given; None where there is none.
@@ -180,7 +180,7 @@ class DequantizedFlow(CheckedFlow):
 
     Raises:
         ValueError: if images have another shape, are no real numbers, or are not finite, or the
-            context is missing, unwanted or of another shape.
+            context is missing, unwanted or of another shape; or if the transform draws noise.
 
     Example:
         >>> from nflows_mixer.flows import mixerflow
@@ -190,6 +190,21 @@ class DequantizedFlow(CheckedFlow):
         >>> torch.allclose(flow.deterministic.log_prob(images), log_prob, atol=1e-3)
         True
     """
+
+    def __init__(
+        self,
+        transform: Transform,
+        image_shape: Sequence[int],
+        distribution: Distribution | None = None,
+        context_features: int | None = None,
+        embedding_net: nn.Module | None = None,
+    ) -> None:
+        super().__init__(transform, image_shape, distribution, context_features, embedding_net)
+        for name, part in self._transform.named_modules():
+            if getattr(part, "stochastic_forward", False):
+                got = f"{type(part).__name__} at {name!r}"
+                advice = "an ImageFlow takes it, whose log_prob is a bound"
+                raise mismatch("DequantizedFlow", "a deterministic transform", got, advice)
 
     def log_prob(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density of dequantised images [B, C, H, W], in nats, [B]."""

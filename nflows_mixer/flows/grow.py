@@ -47,7 +47,8 @@ def grow(flow: ImageFlow, num_layers: int, **changes) -> ImageFlow:
         0.0
     """
     if not isinstance(flow.architecture, MixerFlowArchitecture):
-        raise mismatch("grow", "a flow that mixerflow built", "another", "add layers by hand")
+        got = "one put together by hand" if flow.architecture is None else "one of denseflow's"
+        raise mismatch("grow", "a flow that mixerflow built", got, "add layers by hand")
     if num_layers <= flow.architecture.num_layers:
         raise mismatch(
             "grow", f"more than {flow.architecture.num_layers} layers", num_layers, "add some"

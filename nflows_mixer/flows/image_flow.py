@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from nflows.distributions.base import Distribution
@@ -17,17 +15,17 @@ from nflows_mixer._checks import mismatch
 from nflows_mixer._modes import in_mode
 from nflows_mixer.flows.architecture import MixerFlowArchitecture
 from nflows_mixer.flows.denseflow_architecture import DenseFlowArchitecture
-from nflows_mixer.flows.dequantized_flow import CheckedFlow, DequantizedFlow
-from nflows_mixer.noise import mixed_noise
+from nflows_mixer.flows.dequantized_flow import DequantizedFlow
+from nflows_mixer.flows.noisy_flow import NoisyFlow
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.dequantize import UniformDequantization
 from nflows_mixer.transforms.folded import FoldedCompositeTransform
+from nflows_mixer.transforms.multiscale import MultiScaleTransform
 from nflows_mixer.transforms.pixels import PixelScaling
-from nflows_mixer.transforms.stochastic import check_noise_is_passed
 from nflows_mixer.transforms.variational import VariationalDequantization
 
 
-class ImageFlow(CheckedFlow):
+class ImageFlow(NoisyFlow):
     r"""A flow on integer images: an nflows ``Flow`` with the dequantisation inside.
 
     .. math:: \log P(x) \ge \mathbb E_u \big[\log p_Z(f(x + u)) + \log|\det J_f(x + u)|\big],
@@ -79,22 +77,31 @@ class ImageFlow(CheckedFlow):
         embedding_net: nn.Module | None = None,
         dequantization: UniformDequantization | VariationalDequantization | None = None,
     ) -> None:
-        super().__init__(transform, image_shape, distribution, context_features, embedding_net)
-        check_noise_is_passed(self._transform, "ImageFlow")
-        if dequantization is None:
-            dequantization = UniformDequantization(levels)
-        if dequantization.levels != levels:
-            got = dequantization.levels
+        super().__init__(
+            transform,
+            image_shape,
+            distribution,
+            context_features,
+            embedding_net,
+            UniformDequantization(levels) if dequantization is None else dequantization,
+        )
+        if self.dequantization.levels != levels:
+            got = self.dequantization.levels
             advice = "build both with the number of levels of the data"
             raise mismatch("ImageFlow", f"a dequantisation of {levels} levels", got, advice)
-        self.dequantization = dequantization
         self.architecture: MixerFlowArchitecture | DenseFlowArchitecture | None = None
         # Reading the largest pixel, or the range of the noise, waits for the device: whoever knows
         # both, as training does from its second batch on, switches it off.
         self.check_values = True
 
     @classmethod
-    def from_flow(cls, flow: Flow, image_shape: Sequence[int], levels: int = 256) -> ImageFlow:
+    def from_flow(
+        cls,
+        flow: Flow,
+        image_shape: Sequence[int],
+        levels: int = 256,
+        dequantization: UniformDequantization | VariationalDequantization | None = None,
+    ) -> ImageFlow:
         """Put the scaling and dequantisation of pixels before any nflows flow on real images.
 
         Args:
@@ -102,6 +109,7 @@ class ImageFlow(CheckedFlow):
                 not copied.
             image_shape: (C, H, W).
             levels: number of pixel values.
+            dequantization: of the same levels; ``UniformDequantization`` where None.
 
         Returns:
             A flow on uint8 images, which takes context where ``flow`` does.
@@ -115,9 +123,15 @@ class ImageFlow(CheckedFlow):
             >>> flow.log_prob(torch.randint(17, (5, 1, 8, 8), dtype=torch.uint8)).shape
             torch.Size([5])
         """
-        transform = FoldedCompositeTransform([PixelScaling(levels), flow._transform])
+        parts = [PixelScaling(levels), flow._transform]
+        noisy = getattr(flow._transform, "stochastic_forward", False)
         return cls(
-            transform, image_shape, flow._distribution, levels, embedding_net=flow._embedding_net
+            MultiScaleTransform(parts, image_shape) if noisy else FoldedCompositeTransform(parts),
+            image_shape,
+            flow._distribution,
+            levels,
+            embedding_net=flow._embedding_net,
+            dequantization=dequantization,
         )
 
     @property
@@ -199,50 +213,6 @@ class ImageFlow(CheckedFlow):
         """
         with in_mode(self, training=False):
             return self._dequantize(inputs, context, self._median_noise(inputs))[0]
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        """Shape of the noise that ``log_prob`` takes for one image.
-
-        That of the dequantisation; if the transform draws noise, too, one row with both, flat.
-        """
-        shapes = [shape for _, shape in self._noises]
-        return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
-
-    def draw_noise(
-        self, seed: int, step: int, index: Tensor, dtype: torch.dtype = torch.float32
-    ) -> Tensor:
-        """All noise of these images, as a function of (seed, step, index): see ``uniform_noise``.
-
-        Args:
-            seed: of the run.
-            step: of the training, or number of the draw.
-            index: of each image, integers [B].
-            dtype: of the noise, float32 or float64.
-
-        Returns:
-            [B, *noise_shape], on the device of ``index``.
-        """
-        row = mixed_noise(seed, step, index, self._noises, dtype)
-        return row.reshape(-1, *self.noise_shape)
-
-    @property
-    def _is_stochastic(self) -> bool:
-        return getattr(self._transform, "stochastic_forward", False)
-
-    @property
-    def _noises(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Kind and shape of the noise of each part that draws some, of one image."""
-        parts: list[Any] = [self.dequantization]
-        parts += [self._transform] if self._is_stochastic else []
-        return [(part.noise_kind, part.noise_shape(self.image_shape)) for part in parts]
-
-    def _median_noise(self, inputs: Tensor) -> Tensor:
-        medians = [
-            torch.full((len(inputs), math.prod(shape)), 0.0 if kind == "normal" else 0.5)
-            for kind, shape in self._noises
-        ]
-        return torch.cat(medians, dim=1).reshape(-1, *self.noise_shape).to(inputs.device)
 
     def sample(
         self,
@@ -329,18 +299,3 @@ class ImageFlow(CheckedFlow):
                 "draw it with torch.rand",
             )
         return (*self.dequantization(images, noise=own), given)
-
-    def _split_noise(self, noise: Tensor | None, batch: int) -> tuple[Tensor | None, list[Tensor]]:
-        """Noise of the dequantisation, and that of the transform if it takes some."""
-        if noise is None or not self._is_stochastic:
-            return noise, []
-        if tuple(noise.shape) != (batch, *self.noise_shape):
-            raise mismatch(
-                "ImageFlow",
-                f"noise of shape {[batch, *self.noise_shape]}",
-                list(noise.shape),
-                "draw it with flow.draw_noise(seed, step, index)",
-            )
-        (_, shape), (_, others) = self._noises
-        own, rest = noise.split([math.prod(shape), math.prod(others)], dim=1)
-        return own.reshape(batch, *shape), [rest.reshape(batch, *others)]

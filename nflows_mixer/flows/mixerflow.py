@@ -110,11 +110,13 @@ def mixerflow(
     composite = partial(FoldedCompositeTransform, compile=compile)
     if memory != "full":
         composite = partial(ReversibleCompositeTransform, memory=memory, compile=compile)
-    return _build(MixerFlowArchitecture(**arguments), composite)
+    return _build(MixerFlowArchitecture(**arguments), composite, memory != "full")
 
 
 def _build(
-    spec: MixerFlowArchitecture, composite: Callable[[list[Transform]], Transform]
+    spec: MixerFlowArchitecture,
+    composite: Callable[[list[Transform]], Transform],
+    checkpoint: bool,
 ) -> ImageFlow:
     if spec.logit is None:
         transforms: list[Transform] = [PixelScaling(spec.levels)]
@@ -149,7 +151,11 @@ def _build(
         spec.embedded_features,
         None if classes is None else ClassEmbedding(classes, spec.embedded_features or 0),
         dequantization_of(
-            spec.dequantization, spec.image_shape, spec.levels, spec.dequantization_channels
+            spec.dequantization,
+            spec.image_shape,
+            spec.levels,
+            spec.dequantization_channels,
+            checkpoint,
         ),
     )
     flow.architecture = spec

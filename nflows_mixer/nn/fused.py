@@ -21,7 +21,8 @@ class FusedConditioner(nn.Module):
               \mathrm{BN}([\mathrm{dense}(h), \mathrm{attention}(h)])))\big)
 
     The dense block sees 3x3 neighbours, attention all positions. The last convolution starts at
-    zero. At the defaults it has 1,568,840 parameters and 24 (in) + 49 (out) for each channel.
+    zero. At the defaults it has 1,568,840 parameters, 48 more for each channel that it reads, and
+    49 for each that it writes.
 
     Args:
         in_channels: of x.
@@ -49,7 +50,7 @@ class FusedConditioner(nn.Module):
 
     Example:
         >>> net = FusedConditioner(6, 12)
-        >>> sum(p.numel() for p in net.parameters()) - 24 * 6 * 2 - 49 * 12
+        >>> sum(p.numel() for p in net.parameters()) - 48 * 6 - 49 * 12
         1568840
     """
 

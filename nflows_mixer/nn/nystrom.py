@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nflows_mixer._checks import check_choice, check_positive, mismatch
+from nflows_mixer._checks import check_channels, check_choice, check_positive
 from nflows_mixer._modes import without_autocast
 
 
@@ -19,11 +19,12 @@ class NystromAttention(nn.Module):
               A_2 = \mathrm{softmax}(\tilde Q \tilde K^\top), \quad
               A_3 = \mathrm{softmax}(\tilde Q K^\top)
 
-    with Q scaled by :math:`d^{-1/2}`, and landmarks :math:`\tilde Q, \tilde K`: means over equal
-    segments of the positions, row by row of the image. The pseudo-inverse :math:`A_2^+` is found
-    by iteration (see ``pseudo_inverse``). Time and memory grow linearly with the number of
-    positions. With as many landmarks as positions it is ordinary attention,
-    :math:`\mathrm{softmax}(Q K^\top) V`, once the iteration has converged.
+    with Q scaled by :math:`d^{-1/2}`, and landmarks :math:`\tilde Q, \tilde K`: means over segments
+    of the positions, row by row of the image (segments that overlap, where landmarks do not divide
+    positions). The pseudo-inverse :math:`A_2^+` is found by iteration (see ``pseudo_inverse``).
+    Time and memory grow linearly with the number of positions. Where there are no more positions
+    than landmarks, each is its own landmark, and what is computed is what this then is in the limit
+    of many iterations: ordinary attention, :math:`\mathrm{softmax}(Q K^\top) V`.
 
     Args:
         channels: of inputs and outputs.
@@ -75,10 +76,7 @@ class NystromAttention(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Attend between the positions of [B, C, H, W]."""
-        if features.dim() != 4 or features.shape[1] != self.channels:
-            expected = f"features of shape [B, {self.channels}, H, W]"
-            advice = "build it for these channels"
-            raise mismatch("NystromAttention", expected, list(features.shape), advice)
+        check_channels(features, self.channels, "NystromAttention")
         if self.tokens == "positions":
             tokens = rearrange(features, "b c h w -> b (h w) c")
         else:
@@ -97,6 +95,8 @@ class NystromAttention(nn.Module):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         query = query * self.head_channels**-0.5
+        if query.shape[2] <= self.landmarks:
+            return (query @ key.mT).softmax(-1) @ value
         query_marks, key_marks = self._marks(query), self._marks(key)
         of_tokens = (query @ key_marks.mT).softmax(-1)
         of_marks = (query_marks @ key.mT).softmax(-1)
@@ -109,7 +109,7 @@ class NystromAttention(nn.Module):
 
     def _marks(self, rows: Tensor) -> Tensor:
         """Means over segments, [B, heads, landmarks, d]."""
-        count = min(self.landmarks, rows.shape[2])
+        count = self.landmarks
         if rows.shape[2] % count == 0:
             return rearrange(rows, "b heads (m n) d -> b heads m n d", m=count).mean(3)
         flat = rearrange(rows, "b heads n d -> (b heads) d n")
@@ -127,7 +127,8 @@ def pseudo_inverse(matrix: Tensor, iterations: int) -> Tensor:
 
     Args:
         matrix: A, [..., n, n].
-        iterations: how many; each at least triples the part of the singular values that is done.
+        iterations: how many; what a small singular value and its inverse make together grows
+            3.25-fold with each, towards 1.
 
     Returns:
         [..., n, n].

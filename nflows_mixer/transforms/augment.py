@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflows_mixer._checks import check_choice, check_positive, mismatch
+from nflows_mixer._checks import check_channels, check_choice, check_positive, mismatch
+from nflows_mixer.bridges import adapted
+from nflows_mixer.distributions import standard_normal_log_prob
 from nflows_mixer.nn import CrossUnitNetwork
 from nflows_mixer.nn.maps import with_context_maps
-from nflows_mixer.transforms.coupling import LOG_SCALES
-from nflows_mixer.transforms.stochastic import StochasticTransform, standard_normal_log_prob
+from nflows_mixer.transforms.coupling import LOG_SCALES, ConditionerLike
+from nflows_mixer.transforms.stochastic import StochasticTransform
 
 
 class _Augmentation(StochasticTransform):
@@ -36,17 +37,8 @@ class _Augmentation(StochasticTransform):
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Cut the noise off [B, C + K, H, W]; nothing is evaluated, and the log-det is 0."""
-        self._check(inputs, self.channels + self.noise_channels)
+        check_channels(inputs, self.channels + self.noise_channels, type(self).__name__)
         return inputs[:, : self.channels], inputs.new_zeros(len(inputs))
-
-    def _check(self, inputs: Tensor, channels: int) -> None:
-        if inputs.dim() != 4 or inputs.shape[1] != channels:
-            raise mismatch(
-                type(self).__name__,
-                f"images of shape [B, {channels}, H, W]",
-                list(inputs.shape),
-                "build it for these channels",
-            )
 
 
 class CrossUnitCoupling(_Augmentation):
@@ -64,8 +56,8 @@ class CrossUnitCoupling(_Augmentation):
         channels: C, of z.
         noise_channels: K, of the noise that is appended.
         context_channels: of c; 0 for white noise.
-        network: factory ``(in_channels, out_channels) -> network`` of g; it gives u and the shift
-            one behind the other.
+        network: network g, or a factory ``(in_channels, out_channels) -> network``; it gives u and
+            the shift one behind the other, 2 K channels.
         scale: named scale s of g's first output, see ``AffineCoupling``.
 
     Shapes:
@@ -91,22 +83,26 @@ class CrossUnitCoupling(_Augmentation):
         channels: int,
         noise_channels: int,
         context_channels: int = 0,
-        network: Callable[[int, int], nn.Module] = CrossUnitNetwork,
+        network: ConditionerLike = CrossUnitNetwork,
         scale: str = "tanh",
     ) -> None:
         super().__init__(channels, noise_channels)
         check_choice("CrossUnitCoupling", "scale", scale, tuple(LOG_SCALES))
+        if context_channels != 0:
+            check_positive("CrossUnitCoupling", "context_channels", context_channels)
         self.context_channels = context_channels
         self.takes_context = context_channels > 0
         self.scale = scale
-        self.network = network(context_channels, 2 * noise_channels) if context_channels else None
+        if not isinstance(network, nn.Module) and context_channels:
+            network = network(context_channels, 2 * noise_channels)
+        self.network = network if isinstance(network, nn.Module) and context_channels else None
 
     def forward(
         self, inputs: Tensor, context: Tensor | None = None, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Append ``noise`` [B, K, H, W], standard normal, drawn where not given."""
-        self._check(inputs, self.channels)
-        noise = self._noise_for(inputs, noise, inputs.dtype)
+        check_channels(inputs, self.channels, "CrossUnitCoupling")
+        noise = self.noise_for(inputs, noise, inputs.dtype)
         logabsdet = -standard_normal_log_prob(noise)
         if self.network is None:
             return torch.cat((inputs, noise), dim=1), logabsdet
@@ -139,8 +135,9 @@ class LearnedAugmentation(_Augmentation):
 
     Args:
         channels: C, of x.
+        noise_channels: K, of the noise that is appended.
         noise: f, which maps noise [B, K, H, W] with :math:`\phi(x)` as its context, such as
-            ``ConditionalNoise``; it says K as ``channels``.
+            ``ConditionalNoise``.
         encoder: network of :math:`\phi`, from [B, C, H, W] to features of that resolution.
 
     Shapes:
@@ -156,15 +153,16 @@ class LearnedAugmentation(_Augmentation):
         >>> from nflows_mixer.nn import DenseEncoder
         >>> from nflows_mixer.transforms import ConditionalNoise
         >>> noise = ConditionalNoise(6, context_features=64)
-        >>> augment = LearnedAugmentation(12, noise, DenseEncoder(12, stride=1))
+        >>> augment = LearnedAugmentation(12, 6, noise, DenseEncoder(12, stride=1))
         >>> augment(torch.randn(2, 12, 4, 4))[0].shape
         torch.Size([2, 18, 4, 4])
     """
 
-    def __init__(self, channels: int, noise: Transform, encoder: nn.Module) -> None:
-        features: Any = noise.channels
-        super().__init__(channels, features)
-        self.noise = noise
+    def __init__(
+        self, channels: int, noise_channels: int, noise: Transform, encoder: nn.Module
+    ) -> None:
+        super().__init__(channels, noise_channels)
+        self.noise = adapted(noise, "LearnedAugmentation")
         self.encoder = encoder
         self.takes_context = False
 
@@ -172,8 +170,8 @@ class LearnedAugmentation(_Augmentation):
         self, inputs: Tensor, context: Tensor | None = None, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Append what becomes of ``noise`` [B, K, H, W], standard normal, drawn if not given."""
-        self._check(inputs, self.channels)
-        noise = self._noise_for(inputs, noise, inputs.dtype)
+        check_channels(inputs, self.channels, "LearnedAugmentation")
+        noise = self.noise_for(inputs, noise, inputs.dtype)
         features = self.encoder(inputs).to(inputs.dtype)
         made, logabsdet = self.noise(noise, features)
         return torch.cat((inputs, made), dim=1), logabsdet - standard_normal_log_prob(noise)

@@ -9,13 +9,13 @@ import torch
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflows_mixer._checks import check_choice, check_positive, mismatch
+from nflows_mixer._checks import check_channels, check_choice, check_positive, mismatch
 from nflows_mixer._modes import running_statistics
-from nflows_mixer.bridges import adapted, inverse_of, takes_context
+from nflows_mixer.bridges import built, inverse_of, takes_context
 from nflows_mixer.nn import CrossUnitNetwork
 from nflows_mixer.nn.maps import with_context_maps
 from nflows_mixer.transforms.augment import CrossUnitCoupling
-from nflows_mixer.transforms.stochastic import StochasticTransform
+from nflows_mixer.transforms.stochastic import StochasticTransform, check_noise_is_passed
 
 PRECONDITIONING = ("block", "all", "previous", None)
 
@@ -35,7 +35,8 @@ class DenseFlowBlock(StochasticTransform):
     preconditioning     what :math:`g_i` reads
     ==================  ==================================================================
     "block"             :math:`z_0, \dots, z_{i - 1}` of this block
-    "all"               these, and those of the blocks before, squeezed (see ``run``)
+    "all"               these, and those of the blocks before, squeezed (see ``run``); of the
+                        output of a block, what is kept: it is :math:`z_0` of the next
     "previous"          :math:`z_{i - 1}` alone
     None                nothing: the noise is white
     ==================  ==================================================================
@@ -45,7 +46,8 @@ class DenseFlowBlock(StochasticTransform):
     Args:
         channels: C, of the input.
         num_units: n.
-        unit: factory ``channels -> transform`` of a unit, any deterministic transform of images.
+        unit: factory ``channels -> transform`` of a unit: any deterministic transform of images
+            that keeps their shape.
         growth: K, channels of noise behind each unit but the last; 0 for none.
         preconditioning: as above.
         context_features: length of the user's context that the couplings read; None for none.
@@ -91,16 +93,28 @@ class DenseFlowBlock(StochasticTransform):
         check_choice(owner, "preconditioning", preconditioning, PRECONDITIONING)
         if growth != 0:
             check_positive(owner, "growth", growth)
+        if isinstance(unit, nn.Module):
+            got = f"a ready {type(unit).__name__}"
+            advice = "units have other channels: pass `lambda channels: ...`"
+            raise mismatch(owner, "a factory of units", got, advice)
+        if context_features and preconditioning is None:
+            got = f"context_features={context_features}"
+            raise mismatch(owner, "no context for white noise", got, "units get theirs anyway")
         if earlier_channels and preconditioning != "all":
             expected = "preconditioning='all' to read blocks before"
             raise mismatch(owner, expected, repr(preconditioning), "leave earlier_channels out")
         self.channels = channels
         self.growth = growth
         self.preconditioning = preconditioning
-        self.context_features = context_features if preconditioning is not None else None
+        self.context_features = context_features
         self.earlier_channels = earlier_channels
         widths = [channels + growth * i for i in range(num_units)]
-        self.units = nn.ModuleList(adapted(unit(width), owner) for width in widths)
+        self.units = nn.ModuleList(built(unit, width, owner) for width in widths)
+        for made in self.units:
+            if getattr(made, "stochastic_forward", False):
+                got, advice = type(made).__name__, "append noise by growth, between units"
+                raise mismatch(owner, "deterministic units", got, advice)
+            check_noise_is_passed(cast(Transform, made), owner)
         self.couplings = nn.ModuleList()
         # Of z_0, z_1, ...: the output of a unit has the channels of its input.
         of_representations = [channels, *widths]
@@ -128,7 +142,7 @@ class DenseFlowBlock(StochasticTransform):
         inputs: Tensor,
         context: Tensor | None = None,
         noise: Tensor | None = None,
-        earlier: Sequence[Tensor] = (),
+        earlier: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """``forward``, given the representations of blocks before, and with its own.
 
@@ -136,23 +150,25 @@ class DenseFlowBlock(StochasticTransform):
             inputs: [B, C, H, W].
             context: [B, F].
             noise: [B, (n - 1) K, H, W].
-            earlier: of blocks before, [B, ..., H, W], with ``earlier_channels`` together.
+            earlier: of blocks before, [B, ..., H, W], with ``earlier_channels`` together; None
+                for a block that has no couplings to read them.
 
         Returns:
             Outputs, logabsdet, and the representations that later blocks read: none but where the
             preconditioning is "all".
         """
-        self._check(inputs, self.channels)
-        if sum(part.shape[1] for part in earlier) != self.earlier_channels:
+        check_channels(inputs, self.channels, "DenseFlowBlock")
+        earlier = () if earlier is None else earlier
+        got = [list(part.shape) for part in earlier]
+        if self.couplings and sum(shape[1] for shape in got) != self.earlier_channels:
             expected = f"{self.earlier_channels} channels of representations of blocks before"
-            got = [list(part.shape) for part in earlier]
-            advice = "put the blocks into a MultiScaleTransform, which passes them on"
+            advice = "let a MultiScaleTransform pass them on, built for as many"
             raise mismatch("DenseFlowBlock", expected, got, advice)
         if noise is not None and not self.couplings:
             raise mismatch("DenseFlowBlock", "no noise", list(noise.shape), "it appends none")
         noises: Sequence[Tensor | None] = [None] * len(self.couplings)
         if noise is not None:
-            noises = self._noise_for(inputs, noise, inputs.dtype).split(self.growth, dim=1)
+            noises = self.noise_for(inputs, noise, inputs.dtype).split(self.growth, dim=1)
         kept = [*earlier, inputs] if self.preconditioning is not None else []
         outputs = inputs
         total = torch.zeros(len(inputs), dtype=torch.float32, device=inputs.device)
@@ -167,7 +183,8 @@ class DenseFlowBlock(StochasticTransform):
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map back through the units, and cut the noise off; no coupling is evaluated."""
-        self._check(inputs, self.channels + self.growth * len(self.couplings))
+        channels = self.channels + self.growth * len(self.couplings)
+        check_channels(inputs, channels, "DenseFlowBlock")
         outputs = inputs
         total = torch.zeros(len(inputs), dtype=torch.float32, device=inputs.device)
         with running_statistics(self):
@@ -210,9 +227,3 @@ class DenseFlowBlock(StochasticTransform):
         representations = torch.cat(list(kept), dim=1)
         features = self.context_features or 0
         return with_context_maps(representations, context, features, "DenseFlowBlock")
-
-    def _check(self, inputs: Tensor, channels: int) -> None:
-        if inputs.dim() != 4 or inputs.shape[1] != channels:
-            expected = f"images of shape [B, {channels}, H, W]"
-            advice = "build it for these channels"
-            raise mismatch("DenseFlowBlock", expected, list(inputs.shape), advice)

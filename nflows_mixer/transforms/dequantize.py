@@ -58,7 +58,7 @@ class UniformDequantization(StochasticTransform):
         """Add ``noise`` in [0, 1], drawn where not given, of the shape of ``inputs``."""
         check_pixels(inputs, "UniformDequantization")
         pixels = inputs.to(self._like.dtype)
-        outputs = add_below_one(pixels, self._noise_for(inputs, noise, pixels.dtype))
+        outputs = add_below_one(pixels, self.noise_for(inputs, noise, pixels.dtype))
         return outputs, outputs.new_zeros(outputs.shape[0])
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

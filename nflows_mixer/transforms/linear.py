@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from nflows_mixer._checks import (
     ROWS_ADVICE,
+    check_channels,
     check_choice,
     check_event,
     check_positive,
-    mismatch,
 )
 from nflows_mixer.transforms.affine import AffineMaps, is_affine
 
@@ -250,13 +250,7 @@ class InvertibleConv1x1(Transform):
         return self._map_pixels(self.linear.inverse, inputs)
 
     def _map_pixels(self, function, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        if inputs.dim() != 4 or inputs.shape[1] != self.channels:
-            raise mismatch(
-                "InvertibleConv1x1",
-                f"images of shape [B, {self.channels}, H, W]",
-                list(inputs.shape),
-                "build it for this number of channels",
-            )
+        check_channels(inputs, self.channels, "InvertibleConv1x1")
         batch, _, height, width = inputs.shape
         pixels, logabsdet = function(rearrange(inputs, "b c h w -> (b h w) c"))
         images = rearrange(pixels, "(b h w) c -> b c h w", b=batch, h=height, w=width)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from nflows_mixer._checks import check_event, check_image_shape, mismatch
 from nflows_mixer._modes import running_statistics
-from nflows_mixer.bridges import adapted, inverse_of, takes_context
+from nflows_mixer.bridges import adapted, inverse_of, shape_after, takes_context
 from nflows_mixer.transforms.dense_flow_block import DenseFlowBlock
-from nflows_mixer.transforms.squeeze import SqueezeAndDrop
+from nflows_mixer.transforms.squeeze import SqueezeAndDrop, SqueezeTransform
 from nflows_mixer.transforms.stochastic import StochasticTransform, check_noise_is_passed
 
 
@@ -30,7 +30,7 @@ class MultiScaleTransform(StochasticTransform):
 
     Args:
         transforms: the parts, from data to noise. Those that change the shape of an image say how
-            by a method ``output_shape(shape)``.
+            (see ``bridges.shape_after``).
         image_shape: (C, H, W) of the input.
 
     Shapes:
@@ -67,7 +67,7 @@ class MultiScaleTransform(StochasticTransform):
         self._passes_context = [takes_context(part) for part in self._transforms]
         self.latent_shapes: dict[str, tuple[int, ...]] = {}
         self._noise_shapes: list[tuple[int, ...] | None] = []
-        shape = self.image_shape
+        shape: tuple[int, ...] = self.image_shape
         for part in self._parts():
             check_noise_is_passed(part, owner)
             noisy = getattr(part, "stochastic_forward", False)
@@ -76,14 +76,17 @@ class MultiScaleTransform(StochasticTransform):
                 advice = "dequantise before it, as ImageFlow does"
                 raise mismatch(owner, "parts with normal noise", got, advice)
             self._noise_shapes.append(part.noise_shape(shape) if noisy else None)
-            if hasattr(part, "output_shape"):
-                shape = part.output_shape(shape)
+            shape = shape_after(part, shape)
             if isinstance(part, SqueezeAndDrop):
                 kept = part.number_kept(shape[0])
                 name = f"drop_{len(self.latent_shapes) + 1}"
                 self.latent_shapes[name] = (shape[0] - kept, *shape[1:])
                 shape = (kept, *shape[1:])
         self.latent_shapes["final"] = shape
+        readers = [
+            i for i, part in enumerate(self._parts()) if _reads_earlier(part) and part.couplings
+        ]
+        self._last_reader = max(readers, default=-1)
         self.stochastic_forward = any(shape is not None for shape in self._noise_shapes)
 
     def forward(
@@ -96,20 +99,24 @@ class MultiScaleTransform(StochasticTransform):
         dropped: list[Tensor] = []
         earlier: list[Tensor] = []
         total = torch.zeros(len(inputs), dtype=torch.float32, device=inputs.device)
-        for part, passes, own in zip(self._parts(), self._passes_context, noises):
-            given = context if passes else None
-            if isinstance(part, DenseFlowBlock):
-                outputs, logabsdet, new = part.run(outputs, given, own, tuple(earlier))
-                earlier = new
+        for i, (part, own) in enumerate(zip(self._parts(), noises)):
+            given = context if self._passes_context[i] else None
+            if _reads_earlier(part):
+                # A last block without noise reads nothing, and then nothing was kept for it.
+                read = earlier if i <= self._last_reader else None
+                outputs, logabsdet, earlier = part.run(outputs, given, own, read)
+                if i >= self._last_reader:
+                    earlier = []
             elif own is not None:
                 outputs, logabsdet = part(outputs, given, own)
             else:
                 outputs, logabsdet = part(outputs, given)
             total = total + logabsdet
+            if isinstance(part, SqueezeTransform):
+                earlier = [part(representation)[0] for representation in earlier]
             if isinstance(part, SqueezeAndDrop):
                 outputs, drop = part.divide(outputs)
                 dropped.append(drop)
-                earlier = [part(representation)[0] for representation in earlier]
         pieces = [*dropped, outputs]
         got = [tuple(piece.shape[1:]) for piece in pieces]
         if got != list(self.latent_shapes.values()):
@@ -144,6 +151,10 @@ class MultiScaleTransform(StochasticTransform):
             for (name, shape), piece in zip(self.latent_shapes.items(), latents.split(sizes, dim=1))
         }
 
+    def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """One row for all latents."""
+        return (sum(math.prod(shape) for shape in self.latent_shapes.values()),)
+
     def noise_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         """One row for the noise of all parts."""
         return (sum(math.prod(shape) for shape in self._noise_shapes if shape is not None),)
@@ -158,9 +169,14 @@ class MultiScaleTransform(StochasticTransform):
         if not self.stochastic_forward:
             advice = "none of its parts draws any"
             raise mismatch("MultiScaleTransform", "no noise", list(noise.shape), advice)
-        row = self._noise_for(inputs, noise, inputs.dtype)
+        row = self.noise_for(inputs, noise, inputs.dtype)
         sizes = [0 if shape is None else math.prod(shape) for shape in self._noise_shapes]
         return [
             None if shape is None else piece.reshape(-1, *shape)
             for shape, piece in zip(self._noise_shapes, row.split(sizes, dim=1))
         ]
+
+
+def _reads_earlier(part: nn.Module) -> bool:
+    """Whether a part is a block that hands its representations on to later ones."""
+    return isinstance(part, DenseFlowBlock) and part.preconditioning == "all"

@@ -60,6 +60,9 @@ class SqueezeTransform(Transform):
         """Shape of one output, for one input [C, H, W]."""
         channels, height, width = input_shape
         s = self.factor
+        if height % s or width % s:
+            expected = f"[C, H, W] with H and W multiples of {s}"
+            raise mismatch(type(self).__name__, expected, list(input_shape), "crop or pad them")
         return channels * s**2, height // s, width // s
 
     @staticmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -21,7 +20,9 @@ class StochasticTransform(Transform):
 
     Abstract. ``forward`` takes the noise as a third argument, and draws it where it is not given,
     so that tests, importance weights and runs that are resumed may give it. ``inverse`` is
-    deterministic; its log-det leaves out what was dropped.
+    deterministic; its log-det leaves out what was dropped. So ``log_prob`` of a flow with such a
+    part is a bound, and nflows' ``sample_and_log_prob``, which takes the log-det of the inverse, is
+    wrong for it.
 
     References:
         DenseFlow, Equations 5 to 9; Nielsen et al., SurVAE flows, 2020.
@@ -45,8 +46,17 @@ class StochasticTransform(Transform):
             input_shape: shape of one input, such as (C, H, W).
         """
 
-    def _noise_for(self, inputs: Tensor, noise: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Return the noise that was given, checked, or draw some."""
+    def noise_for(self, inputs: Tensor, noise: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return the noise that was given, checked, or draw some.
+
+        Args:
+            inputs: of ``forward``, [B, ...].
+            noise: what ``forward`` was given, or None.
+            dtype: of the noise.
+
+        Raises:
+            ValueError: if noise of another shape was given.
+        """
         shape = (inputs.shape[0], *self.noise_shape(inputs.shape[1:]))
         if noise is None:
             draw = torch.rand if self.noise_kind == "uniform" else torch.randn
@@ -59,26 +69,6 @@ class StochasticTransform(Transform):
                 "draw as much as noise_shape says",
             )
         return noise.to(dtype)
-
-
-def standard_normal_log_prob(noise: Tensor) -> Tensor:
-    r"""Log-density of standard normal noise.
-
-    .. math:: \log q(e) = -\tfrac12 \sum_d \big(e_d^2 + \log 2 \pi\big)
-
-    Args:
-        noise: [B, ...].
-
-    Returns:
-        [B], in nats.
-
-    Example:
-        >>> standard_normal_log_prob(torch.zeros(1, 2)).exp().item()  # 1 / (2 pi)
-        0.159...
-    """
-    dimensions = math.prod(noise.shape[1:])
-    constant = dimensions * math.log(2 * math.pi)
-    return -0.5 * (noise.square().flatten(1).sum(1) + constant)
 
 
 def check_noise_is_passed(transform: Transform, owner: str) -> None:

@@ -9,12 +9,15 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 from nflows_mixer._checks import check_image_shape, check_levels, mismatch
+from nflows_mixer.bridges import adapted
+from nflows_mixer.distributions import standard_normal_log_prob
 from nflows_mixer.nn import DenseEncoder
 from nflows_mixer.transforms.conditional_noise import ConditionalNoise
 from nflows_mixer.transforms.dequantize import add_below_one, check_pixels, round_down
-from nflows_mixer.transforms.stochastic import StochasticTransform, standard_normal_log_prob
+from nflows_mixer.transforms.stochastic import StochasticTransform
 
 NEARLY_UNIFORM = partial(ConditionalNoise, scale=1.7)
 """Noise of whose sigmoid nearly every value is as likely, before training."""
@@ -40,6 +43,7 @@ class VariationalDequantization(StochasticTransform):
         encoder: factory ``(in_channels, out_channels) -> network`` of :math:`\phi`, which halves
             the resolution.
         context_features: channels of :math:`\phi(x)`.
+        checkpoint: whether activations are not kept for the backward pass, but computed again.
 
     Shapes:
         inputs uint8 [B, C, H, W], noise [B, 4 C, H / 2, W / 2], outputs [B, C, H, W] in
@@ -69,6 +73,7 @@ class VariationalDequantization(StochasticTransform):
         noise: Callable[[int, int], nn.Module] = NEARLY_UNIFORM,
         encoder: Callable[[int, int], nn.Module] = DenseEncoder,
         context_features: int = 64,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         owner = "VariationalDequantization"
@@ -80,7 +85,8 @@ class VariationalDequantization(StochasticTransform):
             raise mismatch(owner, "an even height and width", (height, width), advice)
         self.levels = levels
         self.encoder = encoder(channels, context_features)
-        self.noise = noise(4 * channels, context_features)
+        self.noise = adapted(noise(4 * channels, context_features), owner)
+        self.checkpoint = checkpoint
         self.register_buffer("_like", torch.zeros(()), persistent=False)
 
     def forward(
@@ -93,13 +99,19 @@ class VariationalDequantization(StochasticTransform):
             advice = "build it for these images"
             raise mismatch("VariationalDequantization", expected, list(inputs.shape), advice)
         pixels = inputs.to(self._like.dtype)
-        noise = self._noise_for(inputs, noise, pixels.dtype)
-        features = self.encoder(2 * pixels / (self.levels - 1) - 1).to(pixels.dtype)
-        made, logabsdet = self.noise(noise, features)
+        noise = self.noise_for(inputs, noise, pixels.dtype)
+        if self.checkpoint and torch.is_grad_enabled():
+            made, logabsdet = checkpointed(self._make, pixels, noise, use_reentrant=False)
+        else:
+            made, logabsdet = self._make(pixels, noise)
         logits = rearrange(made, "b (c s t) h w -> b c (h s) (w t)", s=2, t=2)
         of_sigmoid = -(F.softplus(logits) + F.softplus(-logits)).flatten(1).sum(1)
         total = logabsdet + of_sigmoid - standard_normal_log_prob(noise)
         return add_below_one(pixels, logits.sigmoid()), total
+
+    def _make(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.encoder(2 * pixels / (self.levels - 1) - 1).to(pixels.dtype)
+        return self.noise(noise, features)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Round down to uint8 pixels, and clamp to the levels there are."""
