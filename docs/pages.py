@@ -22,6 +22,7 @@ RUNS = {
     "train_mixerflow": ["digits", "cifar10-unshuffled", "cifar10-shuffled", "cifar10-fresh"],
     "maf_mnist": ["maf-mnist", "maf-mnist-zuko", "maf-mnist-6-layers"],
     "zuko_spline": ["zuko-spline"],
+    "train_denseflow": ["denseflow-digits"],
     "class_conditional": ["class-conditional"],
     "hybrid_digits": ["hybrid-digits"],
     "moons_nflows": ["moons/nflows"],
@@ -38,6 +39,8 @@ BENCHMARKS = {
     "exactness": ["speed/results/exactness-*.md"],
     "scaling": ["scaling/results.md", "scaling/scaling.png"],
     "structured": ["scaling/likelihood.md"],
+    "denseflow_cost": ["denseflow/results/cost-*.md", "denseflow/results/cost-*.png"],
+    "denseflow_ablation": ["denseflow/results/ablation-*.md", "denseflow/results/ablation-*.png"],
 }
 
 
@@ -55,6 +58,7 @@ def write(folder):
     (folder / "results.md").write_text(overview(runs))
     (folder / "shuffles.md").write_text(shuffles(runs))
     (folder / "presets.md").write_text(presets())
+    (folder / "denseflow_presets.md").write_text(denseflow_presets())
     for name in BENCHMARKS:
         (folder / f"{name}.md").write_text(benchmark(name, folder / "pictures"))
     (folder / "evaluation.md").write_text(evaluation(folder / "pictures"))
@@ -318,6 +322,35 @@ def presets():
             f"| `{name}` | {' x '.join(map(str, spec.image_shape))} | {spec.patch_size} | "
             f"{spec.num_layers} | {spec.hidden_features} | {spec.channel_flow} | "
             f"{sizes[key]:,} | {preset.learning_rate:g} | {preset.steps:,} | "
+            f"{preset.batch_size} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def denseflow_presets():
+    """The models of the DenseFlow paper, as the package has them, with counted sizes."""
+    import torch
+
+    from nflows_mixer.flows import DENSEFLOW_PRESETS, denseflow
+
+    head = "| preset | in the paper | image | units x modules | noise channels | parameters |"
+    lines = [head + " epochs | batch |", "|---|---|---|---|---|--:|--:|--:|"]
+    sizes = {}
+    for name, preset in DENSEFLOW_PRESETS.items():
+        spec = preset.architecture
+        key = repr(dataclasses.astuple(spec))
+        if key not in sizes:
+            with torch.device("meta"):
+                sizes[key] = sum(p.numel() for p in denseflow(name).parameters())
+        place = preset.source.removeprefix("DenseFlow, ")
+        blocks = ", ".join(f"{units} x {n}" for units, n in zip(spec.units, spec.modules))
+        kind = {"block": "preconditioned", None: "white"}.get(
+            spec.preconditioning, spec.preconditioning
+        )
+        noise = f"{spec.growth}, {kind}" if spec.growth else "none"
+        lines.append(
+            f"| `{name}` | {place} | {' x '.join(map(str, spec.image_shape))} | {blocks} | "
+            f"{noise} | {sizes[key]:,} | {preset.epochs} + {preset.fine_tune_epochs} | "
             f"{preset.batch_size} |"
         )
     return "\n".join(lines) + "\n"

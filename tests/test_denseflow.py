@@ -440,6 +440,9 @@ def test_labels_reach_every_network_that_takes_them():
     ]
     read += [m[0].weight.grad[:, -5:] for m in flow.modules() if isinstance(m, CrossUnitNetwork)]
     assert len(read) == 6 + 2 and all(slopes.norm() > 0 for slopes in read)
+    # Representations of 4 channels, and of 24, and 5 of the labels behind them.
+    networks = [module for module in flow.modules() if isinstance(module, CrossUnitNetwork)]
+    assert [network[0].in_channels for network in networks] == [4 + 5, 24 // 2 + 5]
     assert flow._embedding_net.weight.grad.abs().min() > 0
 
 

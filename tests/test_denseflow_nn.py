@@ -70,7 +70,8 @@ def inverse_by_hand(matrix: Tensor, iterations: int) -> Tensor:
     if iterations >= 40:
         return torch.linalg.pinv(matrix)
     one = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
-    z = matrix.mT / (matrix.norm(1, (-2, -1), True) * matrix.norm(math.inf, (-2, -1), True))
+    norms = [torch.linalg.matrix_norm(matrix, p, keepdim=True) for p in (1, math.inf)]
+    z = matrix.mT / (norms[0] * norms[1])
     for _ in range(iterations):
         az = matrix @ z
         z = z @ (13 * one - az @ (15 * one - az @ (7 * one - az))) / 4

@@ -221,7 +221,9 @@ def build_parser(
     parser = ArgumentParser(
         prog=prog,
         usage="%(prog)s [--data DATA] [--preset PRESET] [--out OUT] [options]",
-        description=(train.__doc__ or "").split("\n")[0],
+        description=(train.__doc__ or "")
+        .split("\n")[0]
+        .replace("a flow", f"a {DEFAULTS[family].name}"),
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these.")
     parser.add_function_arguments(train, as_group=False, skip={"model", "recipe"})

@@ -43,17 +43,23 @@ DEFAULTS = {
         "DenseFlow",
         DENSEFLOW_PRESETS,
         small={
-            "units": (3, 1),
-            "modules": (2, 4),
-            "growth": 2,
+            "units": (2, 1),
+            "modules": (3, 4),
+            "growth": 3,
             "hidden_channels": 24,
             "dense_layers": 2,
             "dense_growth": 16,
             "attention_channels": 12,
-            "dequantization": "uniform",
+            "dequantization_channels": 12,
         },
         digits={},
-        recipe={**SMALL_RECIPE, "optimizer": "adamax", "learning_rate": 1e-2},
+        recipe={
+            **SMALL_RECIPE,
+            "optimizer": "adamax",
+            "learning_rate": 1e-2,
+            "steps": 800,
+            "ema_decay": 0.99,
+        },
     ),
 }
 """By family."""

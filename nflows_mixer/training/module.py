@@ -185,7 +185,7 @@ class FlowModule(LightningModule):
         Args:
             images: uint8 [B, C, H, W].
             context: [B, F], or None.
-            noise: [B, *flow.noise_shape].
+            noise: ``[B, *flow.noise_shape]``.
             labels: integers [B], for objectives that read them.
         """
         bits = bits_per_dim(self.flow.log_prob(images, context, noise), self.flow.image_shape)
@@ -199,7 +199,7 @@ class FlowModule(LightningModule):
         Args:
             images: uint8 [B, C, H, W].
             context: [B, F], or None.
-            noise: [B, *flow.noise_shape].
+            noise: ``[B, *flow.noise_shape]``.
             labels: integers [B], for objectives that read them.
         """
         log_prob = self.evaluated.log_prob(images, context, noise)

@@ -1,0 +1,1 @@
+"""What DenseFlow costs beside its convolutions alone, and its paper's ablations scaled down."""

@@ -1,0 +1,226 @@
+"""Table 4 of the DenseFlow paper, scaled down: equal parameters, equal steps, several seeds.
+
+    python -m benchmarks.denseflow.ablation --data cifar10_train.npz --test cifar10_test.npz
+    python -m benchmarks.denseflow.ablation --data digits --size 8 --only '["1", "6"]' --seeds '[0]'
+
+Rows differ in what the paper's differ in: augmentation, preconditioned noise, the networks of the
+couplings. In the paper all rows have as many modules, and their sizes differ; here the width of
+each row is chosen so that all have as many parameters, those of the cross-unit networks counted.
+The images are means over squares of pixels, rounded; the split is that of
+``nflows_mixer.data.load_images``. Noise of dequantisation is uniform in all rows. The learning rate
+is the same for all: of 0.003 to 0.04 the best for row 1 and for row 6, in shorter runs with another
+seed, of which validation images were evaluated.
+
+Each row with each seed is a job, which is written to results/ablation-NAME.json as soon as it is
+done, with the table and the picture of what is there; a command that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import reduce
+from jsonargparse import auto_cli
+from torch import Tensor
+
+from benchmarks.denseflow.rows import (
+    ROWS,
+    Scale,
+    arguments_of,
+    cross_unit_parameters,
+    parameters_of,
+    widths_of,
+)
+from benchmarks.denseflow.table import RESULTS, write
+from benchmarks.scaling.likelihood import trained
+from benchmarks.speed.environment import machine, versions
+from nflows_mixer.data import ImageData, ImageDataset, load_images
+from nflows_mixer.evaluation import evaluate
+from nflows_mixer.flows import denseflow
+from nflows_mixer.training import Recipe
+
+
+def main(
+    data: str,
+    test: str | None = None,
+    name: str | None = None,
+    size: int = 16,
+    only: list[str] = list(ROWS),  # noqa: B006, B008 (read only)
+    seeds: list[int] = [0, 1, 2],  # noqa: B006
+    parameters: int = 150_000,
+    steps: int = 800,
+    batch_size: int = 32,
+    learning_rate: float = 4e-2,
+    evaluated: int = 500,
+    draws: int = 16,
+    out: str = str(RESULTS),
+):
+    """Bits per dimension of the rows of Table 4, at equal parameters and equal steps.
+
+    Args:
+        data: what to train on: a name, or an .npz file, see ``load_images``.
+        test: .npz file of images to report, where ``data`` is a file.
+        name: of the data set, for the report and the file; that of the data where None.
+        size: height and width that images are averaged down to.
+        only: rows, by name, see ``benchmarks.denseflow.rows.ROWS``.
+        seeds: of the parameters, the order of the images and the noise; one job for each.
+        parameters: of every row, as near as widths allow.
+        steps: of the optimiser.
+        batch_size: images per step.
+        learning_rate: its peak; a warm-up of a tenth of the steps, a cosine to zero.
+        evaluated: test images.
+        draws: of the importance-weighted bound.
+        out: folder for the results.
+    """
+    torch.set_num_threads(1)
+    images, scale = averaged_down(load_images(data, test=test), size), Scale()
+    name = name or images.name
+    recipe = Recipe(
+        learning_rate,
+        steps=steps,
+        batch_size=batch_size,
+        warmup=0.1,
+        optimizer="adamax",
+        flip=True,
+    )
+    setting = {
+        "name": name,
+        "data": images.describe(),
+        "parameters": parameters,
+        "scale": asdict(scale),
+        "recipe": asdict(recipe),
+        "evaluated_images": min(evaluated, len(reported(images))),
+        "draws": draws,
+    }
+    path = Path(out, f"ablation-{name.lower()}.json")
+    setting = json.loads(json.dumps(setting))
+    done = jobs_in(path, setting)
+    for row in only:
+        arguments = arguments_of(ROWS[row], scale, images.image_shape, images.levels)
+        left = [seed for seed in seeds if (row, seed) not in done]
+        if left:
+            arguments |= widths_of(arguments, parameters)
+        for seed in left:
+            job = {
+                "row": row,
+                "seed": seed,
+                **run(arguments, images, recipe, seed, evaluated, draws),
+            }
+            results = {
+                "setting": setting,
+                "machine": machine("cpu", 1),
+                "cores": os.cpu_count(),
+                "versions": versions(),
+                # Of another process, too, that does other rows.
+                "jobs": sorted(
+                    [*jobs_in(path, setting).values(), job],
+                    key=lambda job: (list(ROWS).index(job["row"]), job["seed"]),
+                ),
+            }
+            write(path, results)
+            print(
+                f"{row}, seed {seed}: {job['parameters']:,} parameters, "
+                f"{job['bits_per_dim']:.4f} bits/dim, {job['importance_bits_per_dim']:.4f} "
+                f"importance-weighted, {job['train_cpu_seconds']:.0f} s"
+            )
+    print(path.with_suffix(".md").read_text())
+
+
+def run(
+    arguments: dict[str, Any],
+    images: ImageData,
+    recipe: Recipe,
+    seed: int,
+    evaluated: int,
+    draws: int,
+) -> dict[str, Any]:
+    """Train one model, and evaluate it on the first test images.
+
+    Args:
+        arguments: of ``denseflow``.
+        images: what to train and evaluate on.
+        recipe: how.
+        seed: of parameters, order and noise.
+        evaluated: images.
+        draws: of the importance-weighted bound.
+    """
+    torch.manual_seed(seed)
+    flow = denseflow(**arguments)
+    seconds = trained(flow, images, recipe, seed)
+    held_out = reported(images).images(slice(evaluated))
+    return {
+        "parameters": parameters_of(flow),
+        "cross_unit_parameters": cross_unit_parameters(flow),
+        "hidden_channels": arguments["hidden_channels"],
+        "dense_growth": arguments["dense_growth"] if arguments["conditioner"] == "fused" else None,
+        "bits_per_dim": evaluate(flow, held_out).mean().item(),
+        "importance_bits_per_dim": evaluate(flow, held_out, draws=draws, bound="importance")
+        .mean()
+        .item(),
+        "train_cpu_seconds": round(seconds, 1),
+    }
+
+
+def reported(images: ImageData) -> ImageDataset:
+    """Return the test part; every source that is read here has one."""
+    assert images.test is not None
+    return images.test
+
+
+def averaged_down(images: ImageData, size: int) -> ImageData:
+    """Return images of this height and width: means over squares of pixels, rounded.
+
+    Args:
+        images: square ones, of a multiple of the size.
+        size: height and width.
+    """
+    _, height, width = images.image_shape
+    if height != width or height % size:
+        raise ValueError(
+            f"expected square images of a multiple of {size}, got {height} x {width}; give "
+            "another --size"
+        )
+    parts = {
+        name: ImageDataset(averaged(getattr(images, name).images(), height // size))
+        for name in ("train", "validation", "test")
+    }
+    return replace(images, **parts)
+
+
+def averaged(pixels: Tensor, factor: int) -> Tensor:
+    """Return means over squares of ``factor`` by ``factor`` pixels, rounded, uint8 [N, C, H, W]."""
+    pattern = "n c (h s) (w t) -> n c h w"
+    parts = [
+        reduce(part.float(), pattern, "mean", s=factor, t=factor).round()
+        for part in pixels.split(5000)
+    ]
+    return torch.cat(parts).to(torch.uint8)
+
+
+def jobs_in(path: Path, setting: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return the jobs of a file by row and seed, none where there is no file.
+
+    Args:
+        path: of the JSON file.
+        setting: that the jobs must be of.
+    """
+    if not path.exists():
+        return {}
+    results = json.loads(path.read_text())
+    if results["setting"] != setting:
+        there = results["setting"]
+        changed = [key for key in setting if there.get(key) != setting[key]]
+        raise ValueError(
+            f"expected jobs of this setting in {path}, got others: {', '.join(changed)} differ; "
+            "give another --out or --name"
+        )
+    return {(job["row"], job["seed"]): job for job in results["jobs"]}
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)

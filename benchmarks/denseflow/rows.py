@@ -1,0 +1,159 @@
+"""The rows of DenseFlow's Table 4, scaled down to equal numbers of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+from torch import nn
+
+from nflows_mixer.flows import denseflow
+from nflows_mixer.flows.denseflow_presets import DENSEFLOW_PRESETS
+from nflows_mixer.nn import CrossUnitNetwork
+
+OFFSETS = range(-2, 3)
+"""Of the growth of dense blocks from 4/3 of the width, which is 64 of 48 in the published models:
+with one width alone, parameters come in steps too large to be equal."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model that is compared.
+
+    Args:
+        preset: of the paper's model, whose choices it has.
+        published: bits/dim on CIFAR-10 in Table 4; None for what the paper has in words alone.
+        augmented: whether noise is appended.
+        preconditioned: whether that noise is computed from earlier representations.
+        fused: whether the couplings' networks are dense blocks beside attention, or Glow's.
+        changes: arguments that differ from the preset's.
+    """
+
+    preset: str
+    published: float | None
+    augmented: bool
+    preconditioned: bool
+    fused: bool
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+ROWS = {
+    "1": Row("table4-none", 3.42, False, False, False),
+    "2": Row("table4-white", 3.40, True, False, False),
+    "3": Row("table4-preconditioned", 3.37, True, True, False),
+    "4": Row("table4-fused", 3.14, False, False, True),
+    "5": Row("table4-fused-white", 3.08, True, False, True),
+    "6": Row("denseflow-45-6", 3.07, True, True, True),
+    "previous": Row("denseflow-45-6", None, True, True, True, {"preconditioning": "previous"}),
+    "no attention": Row("denseflow-45-6", None, True, True, True, {"attention": False}),
+}
+"""Name -> row; numbers as in Table 4, then the two ablations of Section 3.5's text."""
+TABLE = tuple(name for name, row in ROWS.items() if row.published is not None)
+"""Names of the rows of Table 4."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What all rows have in common, in the place of DenseFlow-45-6's sizes.
+
+    Args:
+        units: of each block; 1 where there is no augmentation.
+        modules: in each unit; without augmentation, as many in all.
+        growth: channels of noise behind each unit but the last of a block.
+        dense_layers: of the fused networks.
+        attention_channels: of the fused networks.
+    """
+
+    units: tuple[int, ...] = (3, 1)
+    modules: tuple[int, ...] = (2, 4)
+    growth: int = 6
+    dense_layers: int = 2
+    attention_channels: int = 8
+
+
+def arguments_of(row: Row, scale: Scale, image_shape: Sequence[int], levels: int) -> dict[str, Any]:
+    """Return arguments of ``denseflow``, all but the widths.
+
+    Args:
+        row: what is built.
+        scale: how large.
+        image_shape: (C, H, W).
+        levels: number of pixel values.
+    """
+    arguments = {
+        **vars(DENSEFLOW_PRESETS[row.preset].architecture),
+        "image_shape": tuple(image_shape),
+        "levels": levels,
+        "dequantization": "uniform",
+        "units": scale.units,
+        "modules": scale.modules,
+        "growth": scale.growth,
+        **row.changes,
+    }
+    if not row.augmented:
+        arguments["growth"] = 0
+        arguments["units"] = (1,) * len(scale.units)
+        arguments["modules"] = tuple(u * m for u, m in zip(scale.units, scale.modules))
+    if row.fused:
+        arguments["dense_layers"] = scale.dense_layers
+        if arguments["attention"]:
+            arguments["attention_channels"] = scale.attention_channels
+    return arguments
+
+
+def widths_of(arguments: dict[str, Any], parameters: int) -> dict[str, int]:
+    """Return the widths with which a model comes nearest to a number of parameters.
+
+    Args:
+        arguments: of ``denseflow``, all but the widths.
+        parameters: how many are wanted.
+
+    Returns:
+        ``hidden_channels``, and of fused networks ``dense_growth``, too.
+    """
+    fused = arguments["conditioner"] == "fused"
+
+    def widths(hidden: int, offset: int) -> dict[str, int]:
+        growth = {"dense_growth": max(1, round(4 * hidden / 3) + offset)} if fused else {}
+        return {"hidden_channels": hidden, **growth}
+
+    @cache
+    def count(hidden: int, offset: int) -> int:
+        return parameters_of(denseflow(**{**arguments, **widths(hidden, offset)}))
+
+    found = [
+        (nearest(partial(count, offset=offset), parameters), offset)
+        for offset in (OFFSETS if fused else (0,))
+    ]
+    return widths(*min(found, key=lambda pair: abs(count(*pair) - parameters)))
+
+
+def nearest(count: Callable[[int], int], aim: int) -> int:
+    """Return the integer, 1 or more, whose count comes nearest to an aim, by bisection.
+
+    Args:
+        count: a function that grows.
+        aim: the count that is wanted.
+    """
+    low, high = 1, 2
+    while count(high) < aim:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) < aim else (low, middle)
+    return min((low, high), key=lambda width: abs(count(width) - aim))
+
+
+def parameters_of(flow: nn.Module, kind: type[nn.Module] | None = None) -> int:
+    """Return the number of parameters of a model, or of its modules of one kind."""
+    parts = [part for part in flow.modules() if kind is None or isinstance(part, kind)]
+    return sum(
+        p.numel() for part in (parts[:1] if kind is None else parts) for p in part.parameters()
+    )
+
+
+def cross_unit_parameters(flow: nn.Module) -> int:
+    """Return the number of parameters that precondition noise."""
+    return parameters_of(flow, CrossUnitNetwork)
