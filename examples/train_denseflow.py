@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from nflows_mixer.evaluation.command import evaluate_weights
-from nflows_mixer.training import table, write_results
+from nflows_mixer.training import write_results
 from nflows_mixer.training.command import main as train
 
 DRAWS = 64  # of all noise, for each held-out image
@@ -33,17 +33,16 @@ def folder_of(argv):
 
 
 def main(argv):
-    results = train(argv, family="denseflow")
+    out = folder_of(argv)
+    results = train([*argv, "--out", str(out)], family="denseflow")
     if not results:  # of several processes the first one has them
         return
-    out = folder_of(argv)
     config = yaml.safe_load((out / "config.yaml").read_text())
     report = evaluate_weights(
         str(out / "weights.safetensors"),
         **{name: config[name] for name in ("data", "test_data", "root", "size", "seed")},
         images=config["evaluation_images"],
         draws=DRAWS,
-        flipped=config["recipe"]["flip"],
         out=str(out),
     )
     average = report["bits_per_dim"]["mean"]
@@ -60,7 +59,7 @@ def main(argv):
         "",
     ]
     write_results(results, out)
-    print(f"\n{table(results)}\nsee {out}")
+    print("\n".join(results["notes"]))
 
 
 if __name__ == "__main__":

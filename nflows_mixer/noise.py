@@ -164,7 +164,11 @@ def philox(
     """
     c0, c1, c2, c3 = torch.broadcast_tensors(
         *map(torch.as_tensor, counter[:2]),
-        *(torch.as_tensor(word, device=counter[0].device) for word in counter[2:]),
+        # Not as_tensor, whose copy of a number to a device waits for it.
+        *(
+            word if isinstance(word, Tensor) else torch.full((), word, device=counter[0].device)
+            for word in counter[2:]
+        ),
     )
     k0, k1 = key
     for _ in range(10):

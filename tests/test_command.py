@@ -5,6 +5,7 @@ import io
 import json
 import runpy
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ import torch
 import yaml
 
 from nflows_mixer.flows import DENSEFLOW_PRESETS, PRESETS, load_weights
-from nflows_mixer.training import run
-from nflows_mixer.training.command import build_parser, main
+from nflows_mixer.flows.weights import family_of
+from nflows_mixer.training import Recipe, run
+from nflows_mixer.training.command import build_parser, main, train
 from nflows_mixer.transforms.reversible import COMPILES
 
+KEPT = Path(__file__).resolve().parents[1] / "examples" / "results"
 MODEL = ["--model.num_layers=1", "--model.num_flow_layers=1", "--model.hidden_features=8"]
 RUN = ["--recipe.steps=2", "--recipe.batch_size=20", "--evaluation_images=8"]
 DENSE = ["--family=denseflow", "--model.units=[2,1]", "--model.modules=[1,1]"]
@@ -211,7 +214,7 @@ def test_family_of_a_script_is_that_of_its_preset_or_argument_first(tmp_path, ca
     (tmp_path / "run.yaml").write_text("family: mixerflow\n")
     assert config("--config", str(tmp_path / "run.yaml"))["family"] == "mixerflow"
     main(["--out", str(tmp_path)], family="denseflow")
-    assert unfinished[0]["facts"]["family"] == "denseflow"
+    assert family_of(unfinished[0]["module"].flow) == "denseflow"
 
 
 def test_small_denseflow_fits_its_images(unfinished, tmp_path):
@@ -236,8 +239,38 @@ def test_preset_of_the_denseflow_paper(preset, capsys):
     recipe = config["recipe"]
     assert recipe["steps"] == (model.epochs + model.fine_tune_epochs) * epoch
     assert recipe["fine_tune_steps"] == model.fine_tune_epochs * epoch
-    assert (recipe["decay"], recipe["decay_every"]) == (model.decay, epoch)
+    assert (recipe["decay"], recipe["decay_every"]) == (model.decay, None)
     assert (recipe["warmup"], recipe["flip"], recipe["gradient_clip"]) == (5000, True, None)
+
+
+def test_preset_is_shortened_as_its_error_says(tmp_path, capsys, unfinished):
+    flags = ["--preset=denseflow-74-10", "--recipe.steps=50", "--out", str(tmp_path)]
+    flags += [f"--model.{name}" for name in ("units=[2,1]", "modules=[1,1]", "growth=2")]
+    for more in ("--recipe.fine_tune_steps=5", "--recipe.warmup=10"):
+        text = message(capsys, *flags)
+        assert "(give --recipe.fine_tune_steps and --recipe.warmup too)" in text
+        flags.append(more)
+    main(flags)
+    (given,) = unfinished
+    assert given["module"].recipe.steps == 50 and given["module"].recipe.decay == 0.9975
+
+
+def test_small_denseflow_is_the_run_that_is_kept(capsys):
+    kept = yaml.safe_load((KEPT / "denseflow-digits/config.yaml").read_text())
+    config = yaml.safe_load(printed_config(capsys, "--family=denseflow"))
+    assert (config["model"], config["recipe"]) == (kept["model"], kept["recipe"])
+
+
+def test_file_of_another_family_names_it(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("model: {dense_layers: 2}\n")
+    text = message(capsys, "--config", tmp_path / "run.yaml", "--out", tmp_path / "out")
+    expected = "expected an argument of a mixerflow, got one of a denseflow"
+    assert text == f"error: --model.dense_layers: {expected}; give --family denseflow"
+
+
+def test_label_of_another_family_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected denseflow, as the preset denseflow-45-6 is one"):
+        train({}, Recipe(steps=0), preset="denseflow-45-6", out=str(tmp_path))
 
 
 @pytest.mark.parametrize("flag, value", [("5000", 5000), ("1", 1), ("0.25", 0.25), ("0", 0)])
@@ -292,10 +325,12 @@ def test_help_lists_options_with_their_descriptions(capsys, monkeypatch):
         (["--config=none.yaml"], ["none.yaml"]),
         (["--start_from=none.safetensors"], ["none.safetensors"]),
         (["--family=glow"], ["--family", "'mixerflow', 'denseflow'", "'glow'"]),
-        (["--family=denseflow"], ["num_layers"]),
+        (["--family=denseflow"], ["--model.num_layers", "give --family mixerflow"]),
         (["--preset=denseflow-45-6", "--family=mixerflow"], ["expected denseflow", "preset"]),
         (["--preset=cifar10", "--family=denseflow"], ["expected mixerflow, as the preset cifar10"]),
-        (["--recipe.decay=0.5"], ["decay and decay_every together", "None"]),
+        (["--recipe.decay_every=1"], ["a decay beside decay_every=1"]),
+        (["--model.units=[2,1]"], ["--model.units", "one of a denseflow; give --family denseflow"]),
+        (["--recipe.flip", "--shuffle=global"], ["flip", "shuffled pixels", "leave out one"]),
         (["--recipe.fine_tune_rate=0.1"], ["fine_tune_steps beside"]),
         (["--recipe.optimizer=sgd"], ["'adam', 'adamax', got 'sgd'"]),
     ],

@@ -161,7 +161,7 @@ def test_models_share_weights_and_agree():
 
 def test_cost_command_writes_what_the_table_needs(tmp_path, capsys):
     sizes = {**SMALL, "modules": [4, 1], "image_shape": [1, 8, 8], "dequantization": "uniform"}
-    cost.main("denseflow-45-6", 4, (2, 4), rounds=1, changes=sizes, out=str(tmp_path))
+    cost.main("denseflow-45-6", 4, (8, 16), rounds=1, changes=sizes, out=str(tmp_path))
     (path,) = tmp_path.glob("cost-cpu-*.json")
     results = json.loads(path.read_text())
     written = path.with_suffix(".md").read_text()
@@ -176,7 +176,8 @@ def test_cost_command_writes_what_the_table_needs(tmp_path, capsys):
         assert timed["rounds"] == [timed["milliseconds"]]
     memory = results["mib_per_image"]
     assert memory["full"]["kept"] > memory["checkpoint"]["kept"] > 0
-    assert all(of["peak"] > 0 for of in memory.values())
+    # At the end of the forward pass all that is kept is there.
+    assert all(of["peak"] >= of["kept"] for of in memory.values())
 
 
 @pytest.mark.parametrize("name", ROWS)

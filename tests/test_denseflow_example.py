@@ -43,7 +43,8 @@ def test_digits_end_with_bounds_and_neighbours(tmp_path, monkeypatch, capsys):
 
     printed, results = capsys.readouterr().out, json.loads((out / "results.json").read_text())
     assert (out / "results.md").read_text() == table(results)
-    assert printed.endswith(f"{table(results)}\nsee {out}\n")
+    assert printed.endswith("\n".join(results["notes"]) + "\n") and f"see {out}" in printed
+    assert printed.count("| DenseFlow |") == 1
     assert results["notes"][0] in table(results) and str(tmp_path) not in json.dumps(results)
     for name in ("samples", "neighbours", "curve"):
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"

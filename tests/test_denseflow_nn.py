@@ -20,6 +20,7 @@ from nflows_mixer.nn import (
     DenseEncoder,
     FusedConditioner,
     NystromAttention,
+    nystrom,
 )
 from nflows_mixer.nn.nystrom import pseudo_inverse
 from tests.test_errors import expect
@@ -372,6 +373,23 @@ def test_half_precision_is_close(kind):
     assert outputs.dtype == torch.bfloat16
     error = (outputs - exact).square().mean().sqrt() / exact.std()
     assert 0 < error < 0.02
+
+
+@torch.no_grad()
+def test_inverse_is_found_in_single_precision(monkeypatch):
+    """Half precision would not converge: of it there are the products around the inverse alone."""
+    found = []
+
+    def spied(matrix, iterations):
+        found.append((matrix, pseudo_inverse(matrix, iterations)))
+        return found[-1][1]
+
+    monkeypatch.setattr(nystrom, "pseudo_inverse", spied)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert NystromAttention(8)(torch.randn(2, 8, 4, 4)).dtype == torch.bfloat16
+    ((matrix, inverse),) = found
+    assert matrix.dtype == torch.float32
+    assert torch.equal(pseudo_inverse(matrix, 6), inverse)
 
 
 def test_gradients_of_the_fused_conditioner():

@@ -1,6 +1,7 @@
 """Training of a DenseFlow: flips, all its noise, decay, fine-tuning, runs that stop on the way."""
 
 import copy
+import dataclasses
 import json
 import math
 
@@ -10,11 +11,12 @@ from lightning.pytorch import Callback
 from torch.nn import functional as F
 
 from nflows_mixer.evaluation import evaluate
-from nflows_mixer.flows import denseflow, load_weights
+from nflows_mixer.flows import denseflow, load_weights, read_metadata
 from nflows_mixer.likelihood import bits_per_dim
 from nflows_mixer.noise import uniform_noise
 from nflows_mixer.training import FlowModule, HybridModule, Recipe, ShuffledBatches
-from nflows_mixer.training.draws import FLIPS, draw_noise, draw_step, random_flips
+from nflows_mixer.training.diagnosis import clip_gradient
+from nflows_mixer.training.step_noise import FLIPS, draw_noise, draw_step, random_flips
 from tests.training import (
     SHAPE,
     assert_same,
@@ -202,6 +204,32 @@ def test_gradient_without_a_bound_is_left_as_it_is():
         module.configure_gradient_clipping(optimizer)
 
 
+def test_gradient_whose_norm_overflows_is_named():
+    flow = small().initialize(pixels(20))
+    images, noise = pixels(5), draw_noise(flow, 0, 0, torch.arange(5))
+    for bound in (None, 5.0):
+        module = FlowModule(flow, Recipe(gradient_clip=bound))
+        optimizer = module.configure_optimizers()["optimizer"]
+        for parameter in flow.parameters():
+            parameter.grad = torch.full_like(parameter, 1e25)
+        name, parameter = list(flow.named_parameters())[3]
+        parameter.grad *= -100
+        module._last = (images, None, noise, torch.tensor(1.0))
+        said = f"norm of the gradients overflows; the largest is of {name!r}, up to 1e\\+27"
+        with pytest.raises(FloatingPointError, match=said):
+            module.configure_gradient_clipping(optimizer)
+
+
+def test_gradient_is_scaled_to_its_bound():
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    for parameter, gradient in zip(parameters, ([3.0, 0.0], [0.0, 4.0])):
+        parameter.grad = torch.tensor(gradient)
+    assert clip_gradient(parameters, 10.0) == 5 == clip_gradient(parameters, None)
+    assert parameters[0].grad.tolist() == [3.0, 0.0]
+    assert clip_gradient(parameters, 1.0) == 5
+    torch.testing.assert_close(parameters[1].grad, torch.tensor([0.0, 0.8]))
+
+
 def test_rates_that_are_recorded(tmp_path):
     recipe = Recipe(1e-2, steps=6, batch_size=10, **TUNED)
     run(FlowModule(small(), recipe), noise_data(), tmp_path, record_every=1)
@@ -247,6 +275,30 @@ def test_run_with_another_recipe_is_not_resumed(tmp_path):
             run(module, data, tmp_path, resume=True)
 
 
+def test_run_of_before_an_option_is_resumed(tmp_path):
+    """Where the run has what is its default now; the name is none of the run's."""
+    data, recipe = noise_data(), Recipe(steps=2, batch_size=10)
+    run(FlowModule(small(), recipe), data, tmp_path)
+    description = tmp_path / "run.json"
+    written = json.loads(description.read_text())
+    del written["family"], written["recipe"]["flip"], written["recipe"]["fine_tune_rate"]
+    del written["architecture"]["swap"]
+    description.write_text(json.dumps({**written, "name": "another"}))
+    assert run(FlowModule(small(), recipe), data, tmp_path, resume=True)["steps"] == 2
+    description.write_text(json.dumps(written))
+    flipped = FlowModule(small(), Recipe(steps=2, batch_size=10, flip=True))
+    with pytest.raises(ValueError, match="differs in recipe.flip: None there, True now; give"):
+        run(flipped, data, tmp_path, resume=True)
+    with pytest.raises(ValueError, match="architecture.swap: None there, False now"):
+        run(FlowModule(small(swap=False), recipe), data, tmp_path, resume=True)
+
+
+def test_shuffled_images_are_not_mirrored(tmp_path):
+    data = dataclasses.replace(noise_data(), shuffle={"mode": "global"})
+    with pytest.raises(ValueError, match="beside the recipe's flip, got shuffled pixels; mirr"):
+        run(FlowModule(small(), Recipe(steps=2, batch_size=10, flip=True)), data, tmp_path)
+
+
 # Figures, labels, embeddings.
 
 
@@ -258,6 +310,9 @@ def test_figures_are_those_of_an_evaluation(tmp_path):
     assert results["bits_per_dim"]["test"] == pytest.approx(bits.mean().item(), abs=1e-6)
     assert results["worst_image"]["test"] == pytest.approx(bits.max().item(), abs=1e-6)
     assert_same(load_weights(tmp_path / "weights.safetensors"), module.flow)
+    assert read_metadata(tmp_path / "weights.safetensors")["flip"] == "true"
+    text = (tmp_path / "results.md").read_text()
+    assert "| DenseFlow |" in text and "one draw of\nthe noise for each test image" in text
 
 
 def test_labels_are_not_mirrored(tmp_path):

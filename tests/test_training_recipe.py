@@ -64,8 +64,33 @@ def test_warmup_is_a_part_of_the_steps_or_their_number():
     for step in range(201):
         assert part.schedule(step) == number.schedule(step)
     assert Recipe(steps=5, warmup=1).schedule(0) == 1 == Recipe(steps=5, warmup=0).schedule(0)
-    # A run that is shorter than its warm-up rises to its end.
-    assert Recipe(steps=5, warmup=100).schedule(4) == 0.05
+
+
+def test_epoch_of_a_decay_is_that_of_the_images():
+    recipe = Recipe(steps=9, batch_size=10, decay=0.5)
+    with pytest.raises(ValueError, match="decay_every, the steps of an epoch, got none; give it"):
+        recipe.schedule(0)
+    whole = recipe.resolved(39)
+    assert [whole.schedule(step) for step in (0, 2, 3, 8)] == [1, 1, 0.5, 0.25]
+    assert recipe.resolved(9).decay_every == 1 and recipe.decay_every is None
+    # Nothing falls in less than an epoch; what is given or not needed stays.
+    assert recipe.resolved(500).schedule(8) == 1
+    given, cosine = Recipe(steps=9, decay=0.5, decay_every=2), Recipe(steps=9)
+    assert given.resolved(500) is given and cosine.resolved(500) is cosine
+
+
+@plain
+def test_trainer_gives_the_recipe_its_epoch(tmp_path):
+    recipe = Recipe(1e-2, steps=5, batch_size=10, decay=0.5)
+    results = run(FlowModule(tiny(), recipe), noise_data(), tmp_path, record_every=1)
+    assert results["recipe"]["decay_every"] == 2
+    assert json.loads((tmp_path / "run.json").read_text())["recipe"]["decay_every"] == 2
+    history = json.loads((tmp_path / "history.json").read_text())
+    rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+    assert rates == pytest.approx([1e-2, 5e-3, 5e-3, 2.5e-3, 2.5e-3])  # each after its step
+    # And the same where the trainer is the user's own.
+    module = train(FlowModule(tiny(), recipe), noise_data())
+    assert module.recipe.decay_every == 2
 
 
 def test_recipe_of_the_denseflow_paper():
@@ -73,14 +98,15 @@ def test_recipe_of_the_denseflow_paper():
     recipe = Recipe.from_preset("denseflow-74-10")
     epoch = 50_000 // 64
     assert (recipe.steps, recipe.fine_tune_steps) == (650 * epoch, 70 * epoch)
-    assert (recipe.decay, recipe.decay_every) == (0.9975, epoch)
+    assert (recipe.decay, recipe.decay_every) == (0.9975, None)
+    recipe = recipe.resolved(50_000)
     assert (recipe.optimizer, recipe.learning_rate, recipe.warmup) == ("adamax", 1e-3, 5000)
     assert recipe.flip and recipe.gradient_clip is None and recipe.batch_size == 64
     assert recipe.learning_rate * recipe.schedule(recipe.steps - 1) == pytest.approx(2e-5)
     before = recipe.learning_rate * recipe.schedule(580 * epoch - 1)
     assert before == pytest.approx(1e-3 * 0.9975**579)
     faces = Recipe.from_preset("denseflow-74-10-celeba")
-    assert (faces.batch_size, faces.decay_every) == (32, 162_770 // 32)
+    assert faces.batch_size == 32
     assert (faces.decay, faces.fine_tune_steps) == (0.95, 5 * (162_770 // 32))
 
 
@@ -160,8 +186,13 @@ def test_pattern_that_fits_nothing_is_named():
         ({"decay": 0.0, "decay_every": 1}, "0 < decay <= 1, got 0.0"),
         ({"decay": 1.5, "decay_every": 1}, "0 < decay <= 1, got 1.5"),
         ({"decay": 0.9, "decay_every": 0}, "decay_every to be a positive integer, got 0"),
-        ({"decay": 0.9}, "decay and decay_every together, got decay=0.9, decay_every=None; an epo"),
-        ({"decay_every": 9}, "decay and decay_every together, got decay=None, decay_every=9"),
+        ({"decay_every": 9}, "a decay beside decay_every=9, got none; give decay too"),
+        ({"decay": 0.9, "decay_every": 1000}, "decay_every below the 1000 steps .* got 1000"),
+        ({"warmup": 1000}, "fewer than the 1000 steps before .*, got 1000; a run of fewer steps"),
+        ({"warmup": 500, "fine_tune_steps": 500}, "fewer than the 500 steps before .*, got 500"),
+        ({"warmup": 0.9, "fine_tune_steps": 500}, "fewer than the 500 steps before .*, got 0.9"),
+        ({"flip": 1}, "flip of True or False, got 1"),
+        ({"flip": "no"}, "flip of True or False, got 'no'"),
         ({"fine_tune_steps": -1}, "0 steps of fine-tuning or more, got -1"),
         ({"fine_tune_steps": 1000}, "fewer fine_tune_steps than all 1000 steps, got 1000"),
         ({"fine_tune_steps": 1, "steps": 0}, "fewer fine_tune_steps than all 0 steps, got 1"),

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -59,7 +60,7 @@ def main(
     device: str = "cpu",
     dtype: str = "float32",
     threads: int = 1,
-    rounds: int = 4,
+    rounds: int = 5,
     calls: int = 1,
     changes: dict[str, Any] = {},  # noqa: B006 (read only)
     out: str = str(RESULTS),
@@ -152,11 +153,13 @@ class Models:
         return self.evaluated.sample(len(self.images))
 
     def loss(self, memory: str, images: Tensor) -> Tensor:
-        """Mean bits/dim of images, after gradients are deleted."""
-        flow = self.trained[memory]
-        for parameter in flow.parameters():
-            parameter.grad = None
-        return bits_per_dim(flow.log_prob(images), self.image_shape).mean()
+        """Mean bits/dim of images."""
+        return bits_per_dim(self.trained[memory].log_prob(images), self.image_shape).mean()
+
+    def forward_backward(self, memory: str) -> None:
+        """Mean bits/dim of the batch and its gradients, from none."""
+        self.trained[memory].zero_grad(set_to_none=True)
+        self.loss(memory, self.images).backward()
 
     def times(self, rounds: int, calls: int) -> dict[str, Any]:
         """Return multiply-adds, and times and ratios of everything that is timed."""
@@ -202,22 +205,21 @@ class Models:
 
     def mib_per_image(self, batch_sizes: tuple[int, int]) -> dict[str, dict[str, float]]:
         """Return MiB that one image more keeps, and adds to the peak, of each way to train."""
-        found = {}
         small, large = batch_sizes
+        found = {}
         for memory in MEMORY:
             kept, peaks = [], []
             for images in map(self.draw, batch_sizes):
-                step = self._step(memory, images)
-                step()  # after which gradients are there
-                kept.append(
-                    kept_bytes(self.trained[memory], lambda m=memory, i=images: self.loss(m, i))
-                )
-                peaks.append(peak_bytes(step, self.device))
+                loss = partial(self.loss, memory, images)
+                loss().backward()  # so that gradients are there, to which others are added
+                kept.append(kept_bytes(self.trained[memory], loss))
+                peaks.append(peak_bytes(lambda of=loss: of().backward(), self.device))
             per_image = (large - small) * 2**20
             found[memory] = {
                 "kept": (kept[1] - kept[0]) / per_image,
                 "peak": (peaks[1] - peaks[0]) / per_image,
             }
+            self.trained[memory].zero_grad(set_to_none=True)
         return found
 
     def inexact(self) -> list[str]:
@@ -229,9 +231,6 @@ class Models:
             for name in part.inexact
         )
 
-    def _step(self, memory: str, images: Tensor) -> Callable[[], None]:
-        return lambda: self.loss(memory, images).backward()
-
     def _tasks(self, found: dict[str, list[Convolution]]) -> dict[str, dict[str, Callable]]:
         floors = {
             kind: Floor(those, len(self.images), self.device, self.dtype)
@@ -242,7 +241,7 @@ class Models:
             "sampling": {ALONE: floors["sampling"].forward, "full": self.sample},
             "training": {
                 ALONE: floors["training"].training,
-                **{memory: self._step(memory, self.images) for memory in MEMORY},
+                **{memory: partial(self.forward_backward, memory) for memory in MEMORY},
             },
         }
 

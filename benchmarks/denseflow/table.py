@@ -175,9 +175,9 @@ def _of_setting(results: dict[str, Any]) -> str:
         f"{scale['modules']}, growth {scale['growth']}, uniform dequantisation. Bits/dim of "
         f"the first {setting['evaluated_images']:,} test images, of one draw of all noise each and "
         f"importance-weighted over {setting['draws']} draws; mean ± standard deviation over "
-        f"seeds. {results['machine']}, torch {results['versions']['torch']}. Published figures and those here "
-        "are of other images and models, and are not to be compared with each other: only what "
-        "changes from row to row is. Width: hidden channels, and growth of the dense "
+        f"seeds. {results['machine']}, torch {results['versions']['torch']}. Published figures and "
+        "those here are of other images and models, and are not to be compared with each other: "
+        "only what changes from row to row is. Width: hidden channels, and growth of the dense "
         "block.\n"
     )
 

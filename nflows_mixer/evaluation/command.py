@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +42,8 @@ def evaluate_weights(
     temperatures: tuple[float, ...] = (0.6, 0.8, 1.0),
     neighbours: int = 5,
     crop: int | None = None,
-    flipped: bool = False,
+    flipped: bool | None = None,
+    neighbour_temperature: float = 1.0,
     outside: str | None = None,
     probe_steps: int = 0,
     fid_weights: str | None = None,
@@ -71,7 +73,9 @@ def evaluate_weights(
         neighbours: training images to show beside each sample.
         crop: side of the part around the centre by which they are compared; the whole image if
             not given.
-        flipped: whether training images are compared mirrored, too, as after training with flips.
+        flipped: whether training images are compared mirrored, too; if they were in training,
+            where left out.
+        neighbour_temperature: of the samples that are compared.
         outside: other images, named as data is, to tell from those the flow was trained on.
         probe_steps: steps by which a linear classifier is fitted to the embeddings of every
             depth; 0 for none, 2000 is usual.
@@ -105,6 +109,9 @@ def evaluate_weights(
         (20, 4)
     """
     check_positive(OWNER, "neighbours", neighbours)
+    if not (math.isfinite(neighbour_temperature) and neighbour_temperature >= 0):
+        got = neighbour_temperature
+        raise mismatch(OWNER, "a neighbour_temperature of at least 0", got, "1 is the default")
     place = _device(device)
     facts = {name: _parsed(text) for name, text in read_metadata(weights).items()}
     source = _images(facts, data, test_data, root, size)
@@ -112,6 +119,10 @@ def evaluate_weights(
     held_out = (source.test or source.validation).subset(slice(images))
     _check_images("images", flow, source, "name the data that the flow was trained on")
     centre(source.image_shape[1:], crop)
+    if neighbours > len(source.train):
+        expected = f"at most {len(source.train)} neighbours, as many as there are training images"
+        raise mismatch(OWNER, expected, neighbours, "5 is usual")
+    flipped = bool(facts.get("flip", False)) if flipped is None else flipped
     conditional = flow.context_features is not None or isinstance(
         flow._embedding_net, ClassEmbedding
     )
@@ -157,11 +168,16 @@ def evaluate_weights(
         )
         report["frechet_inception_distance"] = {"samples": count, "distance": distance}
     context = classes_in_turn(flow, COMPARED)
-    samples = draw_samples(flow, COMPARED if context is None else 1, seed=seed, context=context)
+    number = COMPARED if context is None else 1
+    samples = draw_samples(
+        flow, number, seed=seed, context=context, temperature=neighbour_temperature
+    )
     unseen = held_out.images(slice(COMPARED))
     copies = memorisation_report(
         samples, source.train, unseen, neighbours, crop=crop, flipped=flipped
     )
+    if neighbour_temperature != 1.0:
+        copies["temperature"] = neighbour_temperature
     report["memorisation"] = copies
     content = json.dumps(report, indent=2) + "\n"
     replace_file(Path(out) / "evaluation.json", content.encode())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nflows_mixer.data import ImageDataset
 from nflows_mixer.evaluation.interpolation import interpolation, reconstruction
+from nflows_mixer.evaluation.neighbours import centre
 from nflows_mixer.evaluation.pictures import save_neighbours, save_rows
 from nflows_mixer.evaluation.sampling import temperature_grid
 from nflows_mixer.flows import ImageFlow
@@ -101,13 +102,27 @@ def draw_neighbours(
     distances = torch.tensor(report["distances"][:10])
     indices = torch.tensor(report["indices"][:10])
     nearest = train.images(indices.flatten()).unflatten(0, indices.shape)
+    if report["flipped"]:
+        nearest = _as_compared(samples[:10].cpu(), nearest, report["crop"])
     height, width = report["crop"]
     part = "all" if (height, width) == samples.shape[-2:] else "the central"
     mirrored = ", mirrored or not" if report["flipped"] else ""
+    at = f" at temperature {report['temperature']:g}" if "temperature" in report else ""
     title = (
-        f"samples, and the training images nearest to them{mirrored}\n"
+        f"samples{at}, and the training images nearest to them{mirrored}\n"
         f"(mean squared difference over {part} {height} x {width} pixels;\n"
         f"median {report['samples']['median']:.4g}, "
         f"of held-out images {report['held_out']['median']:.4g})"
     )
     save_neighbours(out / "neighbours.png", samples[:10], nearest, distances, levels, title)
+
+
+def _as_compared(samples: Tensor, nearest: Tensor, crop: Sequence[int]) -> Tensor:
+    """Mirror those neighbours [M, k, C, H, W] that are nearer so."""
+    rows, columns = centre(samples.shape[-2:], crop)
+    of_samples = samples[:, None, :, rows, columns].double()
+    plain, mirrored = (
+        (view[..., rows, columns].double() - of_samples).square().flatten(2).sum(2)
+        for view in (nearest, nearest.flip(-1))
+    )
+    return torch.where((mirrored < plain)[..., None, None, None], nearest.flip(-1), nearest)

@@ -73,6 +73,7 @@ def denseflow(preset: str | None = None, *, memory: str = "full", **arguments: A
         raise TypeError(
             f"denseflow: expected arguments among {', '.join(sorted(known))}, "
             f"got {', '.join(unknown)}; see DenseFlowArchitecture for what each one is"
+            + ("; torch.compile what you call" if "compile" in unknown else "")
         )
     if "image_shape" not in arguments:
         raise TypeError(

@@ -22,7 +22,7 @@ from nflows_mixer.bridges import adapted, takes_context
 from nflows_mixer.distributions import BaseDistribution, DiagonalNormal
 from nflows_mixer.nn import ClassEmbedding
 
-CONTEXT_ADVICE = "build it with context_features=..."
+CONTEXT_ADVICE = "build it with context_features=..., or num_classes=... for labels"
 
 
 class CheckedFlow(Flow):

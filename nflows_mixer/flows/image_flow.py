@@ -241,7 +241,8 @@ class ImageFlow(NoisyFlow):
         raise RuntimeError(
             "ImageFlow.sample_and_log_prob: expected a deterministic flow, got one with "
             "dequantisation inside, where the density of what was sampled is not the likelihood of "
-            "its pixels; call log_prob(sample(n)), or deterministic.sample_and_log_prob(n)"
+            "its pixels; call log_prob(sample(n)), or, where the transform draws no noise of its "
+            "own, deterministic.sample_and_log_prob(n)"
         )
 
     @torch.no_grad()

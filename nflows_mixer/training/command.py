@@ -27,12 +27,12 @@ from nflows_mixer.flows import (
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.imported import imported
 from nflows_mixer.flows.weights import FAMILIES, architecture_of, family_in, family_of
-from nflows_mixer.training.families import DEFAULTS, family_named
+from nflows_mixer.training.families import DEFAULTS, check_names, family_named, small_model
 from nflows_mixer.training.module import FlowModule
 from nflows_mixer.training.recipe import Recipe
 from nflows_mixer.training.report import table
 from nflows_mixer.training.run import fit
-from nflows_mixer.training.words import chosen_before, spelled, with_values
+from nflows_mixer.training.words import chosen_before, model_names, spelled, with_values
 
 OF_THE_DATA = {"image_shape", "levels", "num_classes"}
 OF_THE_START = ("config", "out", "resume", "overwrite", "progress")
@@ -67,7 +67,9 @@ def main(
     given = with_values(given)
     try:
         preset, data, named = chosen_before(given)
-        parser = build_parser(prog, preset, data, family_named(preset, named, family))
+        family = family_named(preset, named, family)
+        check_names(model_names(given), family)
+        parser = build_parser(prog, preset, data, family)
         arguments = parser.parse_args(given)
         rest = {k: v for k, v in vars(arguments).items() if k not in ("config", "model", "recipe")}
         model = _read(vars(arguments.model), vars(parser.get_defaults().model))
@@ -125,8 +127,9 @@ def train(
         size: resize images to size x size.
         shuffle: shuffle the pixels of all images in the same way; local keeps patches of 4 x 4.
         family: what is trained, where no preset says it.
-        preset: architecture and recipe of a paper's table; given arguments change them. Without
-            one a small flow is trained.
+        preset: architecture and recipe of a paper's table, which the command line takes for the
+            defaults of model and recipe (a small flow where there is none); to this function it is
+            a label in the results, and has to be one of the family.
         conditional: train on images given their labels.
         start_from: weights (.safetensors) to start from, of this architecture or, of a MixerFlow,
             of one with fewer layers, to which layers are added that start as the identity.
@@ -162,6 +165,7 @@ def train(
         >>> results["steps"]
         0
     """
+    family_named(preset, family, family)  # raises where the two do not go together
     torch.manual_seed(seed)
     images = load_images(data, test=test_data, root=root, seed=seed, shuffle=shuffle, size=size)
     arguments = _complete(family, model, images, conditional)
@@ -187,8 +191,6 @@ def train(
         evaluation_images=evaluation_images,
         num_workers=num_workers,
         facts={
-            "name": DEFAULTS[family].name,
-            "family": family,
             "model": arguments,
             "preset": preset,
             "precision": precision,
@@ -230,8 +232,7 @@ def build_parser(
     architecture, defaults = FAMILIES[family].architecture, DEFAULTS[family]
     parser.add_class_arguments(architecture, "model", skip=set(OF_THE_DATA), instantiate=False)
     parser.add_class_arguments(Recipe, "recipe", instantiate=False)
-    model = {**defaults.small, **(defaults.digits if data in (None, "digits") else {})}
-    recipe = defaults.recipe
+    model, recipe = small_model(family, data), defaults.recipe
     if preset is not None:
         model = vars(defaults.presets[preset].architecture)
         recipe = vars(Recipe.from_preset(preset))

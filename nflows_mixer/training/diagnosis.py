@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nflows_mixer.flows.image_flow import ImageFlow
+
+
+def clip_gradient(parameters: Sequence[nn.Parameter], bound: float | None) -> Tensor:
+    r"""Scale gradients to a norm of at most ``bound``; leave them as they are if it is not finite.
+
+    .. math:: g' = g \min(1, c / \lVert g \rVert)
+
+    Args:
+        parameters: whose gradients are scaled, all together.
+        bound: c; None for none.
+
+    Returns:
+        The norm before, a scalar.
+
+    Example:
+        >>> weight = nn.Parameter(torch.zeros(2))
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> clip_gradient([weight], 1.0).item()
+        5.0
+    """
+    bound = math.inf if bound is None else bound
+    try:
+        return nn.utils.clip_grad_norm_(parameters, bound, error_if_nonfinite=True)
+    except RuntimeError:
+        norm = _norm([p.grad for p in parameters if p.grad is not None])
+        if torch.isfinite(norm):  # another error
+            raise
+        return norm
 
 
 @torch.no_grad()
@@ -26,7 +55,8 @@ def find_non_finite(
     Returns:
         A sentence that names the parameters that are broken; or the first part that makes a value
         that is not finite of ones that are, with its class; or the parameters whose gradients are
-        broken; or says that nothing was found.
+        broken, or whose finite gradient is the largest where the norm of all overflows; or says
+        that nothing was found.
 
     Example:
         >>> from nflows_mixer.flows import mixerflow
@@ -85,7 +115,19 @@ def find_non_finite(
         return "the forward pass is finite, and the gradients are not of " + (
             ", ".join(map(repr, broken[-3:])) + more
         )
+    gradients = {n: p.grad for n, p in flow.named_parameters() if p.grad is not None}
+    if gradients and not torch.isfinite(_norm(list(gradients.values()))):
+        sizes = {name: gradient.abs().max().item() for name, gradient in gradients.items()}
+        largest = max(sizes, key=lambda name: sizes[name])
+        return (
+            "the forward pass and the gradients are finite, and the norm of the gradients "
+            f"overflows; the largest is of {largest!r}, up to {sizes[largest]:.3g}"
+        )
     return "the forward pass and the gradients of a second run are finite"
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    return torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm()
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nflows_mixer._checks import check_choice, mismatch
 from nflows_mixer.flows import DENSEFLOW_PRESETS, PRESETS
+from nflows_mixer.flows.weights import FAMILIES
 
 SMALL_RECIPE = {"learning_rate": 3e-3, "steps": 1000, "batch_size": 100, "warmup": 0.05}
 
@@ -20,14 +22,12 @@ class Defaults:
         name: of the family, for reports.
         presets: of the family.
         small: arguments of a small flow.
-        digits: those that are others for images of 8 x 8.
         recipe: of the small flow.
     """
 
     name: str
     presets: Mapping[str, Any]
     small: Mapping[str, Any]
-    digits: Mapping[str, Any]
     recipe: Mapping[str, Any]
 
 
@@ -36,7 +36,6 @@ DEFAULTS = {
         "MixerFlow",
         PRESETS,
         small={"patch_size": 4, "num_layers": 4, "hidden_features": 64},
-        digits={"patch_size": 2},
         recipe=SMALL_RECIPE,
     ),
     "denseflow": Defaults(
@@ -52,7 +51,6 @@ DEFAULTS = {
             "attention_channels": 12,
             "dequantization_channels": 12,
         },
-        digits={},
         recipe={
             **SMALL_RECIPE,
             "optimizer": "adamax",
@@ -63,6 +61,47 @@ DEFAULTS = {
     ),
 }
 """By family."""
+
+
+def small_model(family: str, data: str | None) -> dict[str, Any]:
+    """Return the arguments of a small flow.
+
+    Args:
+        family: of the flow.
+        data: what it is for; the digits where None, whose 8 x 8 pixels want smaller patches.
+
+    Example:
+        >>> small_model("mixerflow", "digits")["patch_size"]
+        2
+    """
+    digits = {"patch_size": 2} if family == "mixerflow" and data in (None, "digits") else {}
+    return {**DEFAULTS[family].small, **digits}
+
+
+def check_names(names: Collection[str], family: str) -> None:
+    """Refuse arguments of a model that only another family has.
+
+    Args:
+        names: of the arguments.
+        family: what is trained.
+
+    Raises:
+        ValueError: if there are such; it says whose they are.
+
+    Example:
+        >>> check_names(["patch_size"], "mixerflow")
+    """
+    fields = {
+        name: {field.name for field in dataclasses.fields(kind.architecture)}
+        for name, kind in FAMILIES.items()
+    }
+    for name in names:
+        for other, theirs in fields.items():
+            if name in theirs - fields[family]:
+                expected = f"an argument of a {family}"
+                raise mismatch(
+                    f"--model.{name}", expected, f"one of a {other}", f"give --family {other}"
+                )
 
 
 def family_named(preset: str | None, given: str | None, default: str) -> str:

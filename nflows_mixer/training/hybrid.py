@@ -30,14 +30,14 @@ class HybridModule(FlowModule):
     L are the labelled images of the batch of B; those with label -1 count in the second term alone,
     which is semi-supervised training (``hide_labels`` makes such data). A weight below 1 favours
     the classifier. A sum over images, the loss is the same in however many parts or processes. The
-    latents of a flow that appends noise hold it, too.
+    latents of a flow that appends noise hold it, too, and its accuracy is that of one draw of it.
 
     Args:
         flow: the flow, without a context.
         recipe: how it is trained.
         num_classes: of the labels.
         weight: of bits per dimension beside the cross-entropy in nats.
-        seed: of the noise.
+        seed: of the noise and the flips.
 
     Shapes:
         batches: (images uint8 [B, C, H, W], labels [B] from 0 to num_classes - 1, or -1).

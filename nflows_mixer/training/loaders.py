@@ -126,7 +126,8 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         data: what ``load_images`` gave.
-        recipe: says the batch size and how many batches there are.
+        recipe: says the batch size and how many batches there are; a ``decay_every`` that it
+            leaves out is an epoch of these data.
         seed: of the order.
         evaluation_images: images of each part that are evaluated, the first ones, at most; all
             where None, but of the training part not more than are held out.
@@ -154,7 +155,7 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         if evaluation_images is not None:
             check_positive("ImageDataModule", "evaluation_images", evaluation_images)
-        self.data, self.recipe, self.seed = data, recipe, seed
+        self.data, self.recipe, self.seed = data, recipe.resolved(len(data.train)), seed
         self.evaluation_batch_size = evaluation_batch_size
         self.num_workers = num_workers
         held_out = {"validation": data.validation, "test": data.test}

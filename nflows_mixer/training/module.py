@@ -19,9 +19,10 @@ from nflows_mixer.flows.weights import check_state
 from nflows_mixer.likelihood import bits_per_dim
 from nflows_mixer.nn import all_reduce_batch_norm
 from nflows_mixer.training.average import moving_average
-from nflows_mixer.training.diagnosis import find_non_finite
-from nflows_mixer.training.draws import draw_noise, draw_step
+from nflows_mixer.training.diagnosis import clip_gradient, find_non_finite
+from nflows_mixer.training.loaders import ImageDataModule
 from nflows_mixer.training.recipe import Recipe
+from nflows_mixer.training.step_noise import draw_noise, draw_step
 from nflows_mixer.training.sums import FigureSums
 from nflows_mixer.transforms import ActNorm
 
@@ -44,7 +45,7 @@ class FlowModule(LightningModule):
 
     Args:
         flow: what is trained; ``ImageFlow.from_flow`` makes one of any nflows flow.
-        recipe: how.
+        recipe: how; a ``decay_every`` that it leaves out is set by an ``ImageDataModule``.
         conditional: whether the labels of the batches are the flow's context.
         seed: of the noise and the flips.
 
@@ -94,7 +95,10 @@ class FlowModule(LightningModule):
         return self.flow if self.average is None else cast(ImageFlow, self.average.module)
 
     def setup(self, stage: str) -> None:
-        """Let batch normalisation see the batch of all processes."""
+        """Take an epoch of the data for one; batch normalisation sees all processes' batch."""
+        images = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(images, ImageDataModule):
+            self.recipe = self.recipe.resolved(len(images.data.train))
         if self.trainer.precision not in PRECISIONS:
             raise mismatch(
                 "FlowModule",
@@ -222,10 +226,7 @@ class FlowModule(LightningModule):
         # What is frozen has gradients, too, which are no part of the step.
         moving = [group for group in optimizer.param_groups if group["initial_lr"] > 0]
         parameters = [p for group in moving for p in group["params"]]
-        # One that no norm passes changes nothing. An infinite one would spoil all gradients if one
-        # is infinite, and none would be named.
-        bound = self.recipe.gradient_clip or torch.finfo(torch.float32).max
-        norm = torch.nn.utils.clip_grad_norm_(parameters, bound)
+        norm = clip_gradient(parameters, self.recipe.gradient_clip)
         assert self._last is not None
         images, context, noise, loss = self._last
         # All processes stop, or none: the search below exchanges statistics between them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,10 @@ from nflows_mixer.flows.denseflow_presets import DENSEFLOW_PRESETS
 from nflows_mixer.flows.presets import PRESETS
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
+SHORTER = (
+    "a run of fewer steps wants a fine_tune_steps and a warmup of its own (give "
+    "--recipe.fine_tune_steps and --recipe.warmup too)"
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Recipe:
         optimizer: "adam" or "adamax".
         decay: gamma, which multiplies the rate every ``decay_every`` steps, in the warm-up too; 1
             for a constant rate; None for a cosine to zero.
-        decay_every: E, the steps of an epoch: training images // batch size.
+        decay_every: E; where None an epoch of the images that are trained on, see ``resolved``.
         fine_tune_steps: F, the last of ``steps``.
         fine_tune_rate: eta_F.
         flip: whether each training image is mirrored, left to right, with probability 1/2.
@@ -118,17 +123,15 @@ class Recipe:
             raise mismatch("Recipe", "0 < decay <= 1", self.decay, "0.95 is usual")
         if self.decay_every is not None:
             check_positive("Recipe", "decay_every", self.decay_every)
+        if not isinstance(self.flip, bool):
+            raise mismatch("Recipe", "flip of True or False", self.flip, "False is usual")
         self._check_combinations()
 
     def _check_combinations(self) -> None:
         """Refuse options that nothing would read."""
-        if (self.decay is None) != (self.decay_every is None):
-            raise mismatch(
-                "Recipe",
-                "decay and decay_every together",
-                f"decay={self.decay}, decay_every={self.decay_every}",
-                "an epoch has training images // batch_size steps",
-            )
+        if self.decay is None and self.decay_every is not None:
+            expected = f"a decay beside decay_every={self.decay_every}"
+            raise mismatch("Recipe", expected, "none", "give decay too")
         rate = type(self).__dataclass_fields__["fine_tune_rate"].default
         if not self.fine_tune_steps and self.fine_tune_rate != rate:
             raise mismatch(
@@ -142,7 +145,19 @@ class Recipe:
                 "Recipe",
                 f"fewer fine_tune_steps than all {self.steps} steps",
                 self.fine_tune_steps,
-                "they are the last of steps; 0 leaves them out",
+                f"they are the last of steps, and 0 leaves them out; {SHORTER}",
+            )
+        before_tuning = self.steps - self.fine_tune_steps
+        if self.steps and self._rising() >= before_tuning:
+            expected = f"a warm-up of fewer than the {before_tuning} steps before fine-tuning"
+            raise mismatch("Recipe", expected, self.warmup, SHORTER)
+        never = self.decay_every is not None and self.decay_every >= before_tuning
+        if self.steps and self.decay != 1 and never:
+            raise mismatch(
+                "Recipe",
+                f"decay_every below the {before_tuning} steps before fine-tuning",
+                self.decay_every,
+                "the rate would never fall; decay=1 is a constant rate",
             )
 
     @classmethod
@@ -151,8 +166,9 @@ class Recipe:
 
         MixerFlow's Table 8 names no warm-up. Without one, Adam's first step of 1e-3 makes a fresh
         flow of 30 layers overflow on CIFAR-10 at the second step; here the first twentieth of the
-        steps is one. DenseFlow's epochs are of training points // batch size steps; it names no
-        bound on the gradient, and there is none.
+        steps is one. DenseFlow's epochs are of training points // batch size steps, but those
+        of the decay are of the images that are trained on; it names no bound on the gradient, and
+        there is none.
 
         Args:
             preset: see ``PRESETS`` and ``DENSEFLOW_PRESETS``.
@@ -165,8 +181,8 @@ class Recipe:
             >>> recipe.betas, recipe.warmup
             ((0.9, 0.99), 0.05)
             >>> recipe = Recipe.from_preset("denseflow-74-10")
-            >>> recipe.steps, recipe.fine_tune_steps, recipe.decay_every
-            (507650, 54670, 781)
+            >>> recipe.steps, recipe.fine_tune_steps, recipe.decay, recipe.decay_every
+            (507650, 54670, 0.9975, None)
         """
         check_choice("Recipe", "preset", preset, (*PRESETS, *DENSEFLOW_PRESETS))
         if preset in PRESETS:
@@ -189,24 +205,54 @@ class Recipe:
             warmup=5000,
             optimizer="adamax",
             decay=model.decay,
-            decay_every=epoch,
             fine_tune_steps=model.fine_tune_epochs * epoch,
             flip=True,
         )
 
+    def resolved(self, train_images: int) -> Recipe:
+        r"""Return this recipe with the ``decay_every`` that the data give, where it has none.
+
+        .. math:: E = \max(\lfloor N / B \rfloor, 1)
+
+        Nothing changes where there is no decay. In a run of no more than an epoch none is due.
+
+        Args:
+            train_images: how many are trained on, N.
+
+        Example:
+            >>> Recipe(batch_size=100, decay=0.9).resolved(1344).decay_every
+            13
+        """
+        if self.decay is None or self.decay_every is not None:
+            return self
+        whole = copy.copy(self)
+        # Not through __init__, which refuses as a mistake what is asked for by nobody here.
+        object.__setattr__(whole, "decay_every", max(train_images // self.batch_size, 1))
+        return whole
+
     def schedule(self, step: int) -> float:
-        """Return the multiple of the learning rate at ``step``, counted from 0."""
+        """Return the multiple of the learning rate at ``step``, counted from 0.
+
+        Raises:
+            ValueError: if there is a decay, and nothing has said yet how long an epoch is.
+        """
         before_tuning = self.steps - self.fine_tune_steps
         if self.fine_tune_steps and step >= before_tuning:
             return self.fine_tune_rate / self.learning_rate
-        rising = int(self.warmup if self.warmup >= 1 else self.steps * self.warmup)
+        rising = self._rising()
         factor = (step + 1) / rising if step < rising else 1.0
         if self.decay is not None:
-            assert self.decay_every is not None
+            if self.decay_every is None:
+                expected = "decay_every, the steps of an epoch"
+                raise mismatch("Recipe", expected, "none", "give it, or take resolved(images)")
             return factor * self.decay ** (step // self.decay_every)
         falling = max(before_tuning - rising, 1)
         fallen = min(max(step - rising, 0), falling) / falling
         return factor * 0.5 * (1 + math.cos(math.pi * fallen))
+
+    def _rising(self) -> int:
+        """The steps of the warm-up."""
+        return int(self.warmup if self.warmup >= 1 else self.steps * self.warmup)
 
     def optimizer_of(self, groups: list[dict[str, Any]]) -> Optimizer:
         """Return the optimiser of parameters in groups, as ``parameter_groups`` gives them."""

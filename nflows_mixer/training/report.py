@@ -57,6 +57,9 @@ def table(results: Mapping[str, Any]) -> str:
     if shuffle := results.get("shuffle"):
         named += f", pixels shuffled ({shuffle['mode']})"
     recipe, versions = results["recipe"], results["versions"]
+    # Other flows may draw more noise than that.
+    pixels_alone = results.get("family", "mixerflow") == "mixerflow"
+    one = "one dequantisation\ndraw" if pixels_alone else "one draw of\nthe noise"
     return "\n".join(
         [
             f"| {named}, {results['evaluated_images'][part]:,} {part} images | bits/dim |",
@@ -68,8 +71,8 @@ def table(results: Mapping[str, Any]) -> str:
             f"{recipe['batch_size']} of {results['train_images']:,} training images ("
             f"{results['evaluated_images']['train']:,} of them have",
             f"{results['bits_per_dim']['train']:.3f} bits/dim), seed {results['seed']}, split "
-            f"{results['split_hash']}; one dequantisation",
-            f"draw for each {part} image, the worst {results['worst_image'][part]:.3f}; "
+            f"{results['split_hash']}; {one} for each "
+            f"{part} image, the worst {results['worst_image'][part]:.3f}; "
             f"{results['train_seconds']:.0f} s on {results['machine']}, torch {versions['torch']}.",
             "",
         ]

@@ -24,18 +24,19 @@ from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer._distributed import is_first_process
 from nflows_mixer._files import replace_file
 from nflows_mixer.data import ImageData
-from nflows_mixer.flows.weights import architecture_of, save_state, save_weights
+from nflows_mixer.flows.weights import architecture_of, family_of, save_state, save_weights
 from nflows_mixer.training.checkpoints import AtomicCheckpointIO
-from nflows_mixer.training.draws import draw_step
+from nflows_mixer.training.families import DEFAULTS
 from nflows_mixer.training.hybrid import HybridModule
 from nflows_mixer.training.loaders import ImageDataModule
 from nflows_mixer.training.module import PRECISIONS, FlowModule
 from nflows_mixer.training.outcome import collect, draw
 from nflows_mixer.training.progress import ProgressBar
-from nflows_mixer.training.records import (
-    Record,
-)
+from nflows_mixer.training.recipe import Recipe
+from nflows_mixer.training.records import Record
 from nflows_mixer.training.report import write_results
+from nflows_mixer.training.same_run import differences
+from nflows_mixer.training.step_noise import draw_step
 
 CHECKPOINT = "last.ckpt"
 
@@ -100,13 +101,16 @@ def fit(
         >>> sorted(results["bits_per_dim"])
         ['test', 'train', 'validation']
     """
-    out, recipe = Path(out), module.recipe
+    out = Path(out)
     _check(module, data, trainer, validate_every, checkpoint_every)
     if resume and overwrite:
         raise mismatch("fit", "resume or overwrite", "both", "leave one out")
-    run = _describe(module, data, facts or {})
     record = Record(out, every=record_every, seed=module.seed)
-    images = ImageDataModule(data, recipe, module.seed, evaluation_images, num_workers=num_workers)
+    images = ImageDataModule(
+        data, module.recipe, module.seed, evaluation_images, num_workers=num_workers
+    )
+    recipe = images.recipe
+    run = _describe(module, recipe, data, facts or {})
     parts = trainer.get("accumulate_grad_batches", 1)
     with _quiet():
         pl_trainer = Trainer(
@@ -156,6 +160,7 @@ def fit(
     write_results(results, out)
     draw(module, images, results, record, out)
     facts_of_file = {"data": data.describe(), "step": pl_trainer.global_step, "seed": module.seed}
+    facts_of_file |= {"flip": recipe.flip}
     facts_of_file |= {name: run[name] for name in ("preset", "model") if name in run}
     texts = {name: json.dumps(value) for name, value in facts_of_file.items()}
     save_weights(module.evaluated, out / "weights.safetensors", texts)
@@ -180,6 +185,10 @@ def _check(
             f"{list(data.image_shape)} of {data.levels}",
             "build the flow with the image_shape and levels of the data",
         )
+    if module.recipe.flip and data.shuffle is not None:
+        expected = "images as they are beside the recipe's flip"
+        advice = "mirrored, they are others than those to evaluate; leave out one of the two"
+        raise mismatch("fit", expected, "shuffled pixels", advice)
     precision = str(trainer.get("precision", PRECISIONS[0]))
     if precision not in (*PRECISIONS, "32", "64", "bf16"):  # on a CPU Lightning would replace it
         expected = f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
@@ -209,6 +218,7 @@ _MEANT_SO = (
     ".*GPU available but not used.*",
     ".*LeafSpec.* is deprecated.*",  # its own use of torch
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*Grad strides do not match bucket view strides.*",  # of convolutions of 1 x 1
 )
 
 
@@ -242,14 +252,19 @@ def _strategy(trainer: Mapping[str, Any]) -> Any:
     return DDPStrategy(gradient_as_bucket_view=True, **options)
 
 
-def _describe(module: FlowModule, data: ImageData, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two runs the same run, as JSON has it."""
+def _describe(
+    module: FlowModule, recipe: Recipe, data: ImageData, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What makes two runs the same run, as JSON has it; but for the name."""
+    family = family_of(module.flow)
     described = {
         **data.describe(),
+        "name": "flow" if family is None else DEFAULTS[family].name,
+        "family": family,
         **facts,
         "architecture": architecture_of(module.flow),
         "parameters": sum(p.numel() for p in module.flow.parameters()),
-        "recipe": dataclasses.asdict(module.recipe),
+        "recipe": dataclasses.asdict(recipe),
         "objective": type(module).__name__,
         "conditional": module.conditional,
         "seed": module.seed,
@@ -274,22 +289,14 @@ def _prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) -
         )
     elif there and description.exists():
         before = json.loads(description.read_text())
-        if changed := sorted(k for k in {*run, *before} if run.get(k) != before.get(k)):
+        if changed := differences(before, run):
             raise mismatch(
                 "fit",
                 f"the run that is in {str(out)!r}",
-                "one that differs in "
-                + "; ".join(_difference(k, before.get(k), run.get(k)) for k in changed),
+                "one that differs in " + "; ".join(changed),
                 "give what it was started with, or name another folder",
             )
     replace_file(description, (json.dumps(run, indent=2) + "\n").encode())
     if resume and checkpoint.exists():
         return checkpoint
     return None
-
-
-def _difference(name: str, before: Any, now: Any) -> str:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
-        return "; ".join(_difference(f"{name}.{k}", before.get(k), now.get(k)) for k in keys)
-    return f"{name}: {before} there, {now} now"

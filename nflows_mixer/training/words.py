@@ -32,19 +32,47 @@ def chosen_before(argv: Sequence[str]) -> tuple[str | None, str | None, str | No
     for name in ("--preset", "--data", "--family", "--config"):
         first.add_argument(name)
     known, _ = first.parse_known_args(argv)
-    config: dict[str, Any] = {}
-    if known.config is not None:
-        try:
-            config = yaml.safe_load(Path(known.config).read_text()) or {}
-        except yaml.YAMLError as error:
-            raise mismatch(known.config, "YAML", f"{error}", "look at that line") from None
-        if not isinstance(config, dict):
-            got = type(config).__name__
-            raise mismatch(known.config, "YAML of names with values", got, "write name: value")
+    config = _read(known.config)
     preset, data, family = (
         getattr(known, name) or config.get(name) for name in ("preset", "data", "family")
     )
     return preset, data, family
+
+
+def model_names(argv: Sequence[str]) -> list[str]:
+    """Return the names of the model's arguments that a command line or its YAML file gives.
+
+    Args:
+        argv: the words, spelled as ``spelled`` does.
+
+    Raises:
+        ValueError: if the file is no YAML of names with values.
+
+    Example:
+        >>> model_names(["--model.num_layers=3", "--seed=1", "--model.units", "[2, 1]"])
+        ['num_layers', 'units']
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    known, words = first.parse_known_args(argv)
+    model = _read(known.config).get("model")
+    given = [word.partition("=")[0] for word in words if word.startswith("--model.")]
+    names = [name.removeprefix("--model.") for name in given]
+    return [*(model if isinstance(model, dict) else ()), *names]
+
+
+def _read(path: str | None) -> dict[str, Any]:
+    """What the file says, if there is one."""
+    if path is None:
+        return {}
+    try:
+        config = yaml.safe_load(Path(path).read_text()) or {}
+    except yaml.YAMLError as error:
+        raise mismatch(path, "YAML", f"{error}", "look at that line") from None
+    if not isinstance(config, dict):
+        got = type(config).__name__
+        raise mismatch(path, "YAML of names with values", got, "write name: value")
+    return config
 
 
 def spelled(word: str) -> str:
