@@ -317,9 +317,7 @@ def test_wrong_calls():
         transform(torch.zeros(2, 1, 4, 4), noise=torch.zeros(2, 0))
     # What becomes of the shape is not said by a part of one's own that only flattens.
     silent = MultiScaleTransform([Flatten()], (1, 4, 4))
-    with expect(
-        ValueError, r"latents of shapes \[\(1, 4, 4\)\], got \[\(16,\)\]; .*output_shape"
-    ):
+    with expect(ValueError, r"latents of shapes \[\(1, 4, 4\)\], got \[\(16,\)\]; .*output_shape"):
         silent(torch.zeros(2, 1, 4, 4))
     with expect(ValueError, r"shape \[B, 14\], got \[2, 13\]"):
         product().log_prob(torch.zeros(2, 13))

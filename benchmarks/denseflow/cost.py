@@ -56,11 +56,11 @@ MEMORY = ("full", "checkpoint", "constant")
 def main(
     preset: str = "denseflow-74-10",
     batch_size: int = 4,
-    memory_batch_sizes: tuple[int, int] = (2, 4),
+    memory_batch_sizes: tuple[int, int] = (8, 16),
     device: str = "cpu",
     dtype: str = "float32",
     threads: int = 1,
-    rounds: int = 5,
+    rounds: int = 4,
     calls: int = 1,
     changes: dict[str, Any] = {},  # noqa: B006 (read only)
     out: str = str(RESULTS),
@@ -209,9 +209,9 @@ class Models:
         found = {}
         for memory in MEMORY:
             kept, peaks = [], []
+            self.forward_backward(memory)  # so that gradients are there, to which others are added
             for images in map(self.draw, batch_sizes):
                 loss = partial(self.loss, memory, images)
-                loss().backward()  # so that gradients are there, to which others are added
                 kept.append(kept_bytes(self.trained[memory], loss))
                 peaks.append(peak_bytes(lambda of=loss: of().backward(), self.device))
             per_image = (large - small) * 2**20

@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.denseflow.convolutions import ALONE
-from benchmarks.denseflow.rows import ROWS
+from benchmarks.denseflow.rows import ROWS, TEXT
 
 
 def save_cost(path: Path, results: dict[str, Any]) -> None:
@@ -71,7 +71,7 @@ def save_ablation(path: Path, results: dict[str, Any]) -> None:
     axes[0].set_yticks(range(len(names)), labels=[_label(name) for name in names])
     axes[0].invert_yaxis()
     for axis in axes:
-        axis.set_xlabel("bits/dim")
+        axis.set_xlabel("bits/dim" if axis is axes[0] else "bits/dim, one draw")
         axis.margins(y=0.1)
         axis.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=100, bbox_inches="tight", metadata={"Software": None})
@@ -84,6 +84,6 @@ def _label(name: str) -> str:
         "preconditioned": row.preconditioned,
         "fusion": row.fused,
     }
-    if row.published is None:
-        return name
+    if name in TEXT:
+        return f"6, {TEXT[name]}"
     return f"{name}: {', '.join(part for part, there in parts.items() if there) or 'none'}"

@@ -15,17 +15,13 @@ from typing import Any
 
 from benchmarks.denseflow.convolutions import ALONE
 from benchmarks.denseflow.picture import save_ablation, save_cost
-from benchmarks.denseflow.rows import ROWS, TABLE
+from benchmarks.denseflow.rows import ROWS, TABLE, TEXT, WORSE
 
 RESULTS = Path(__file__).parent / "results"
 BOUNDS = {"bits_per_dim": "of one draw", "importance_bits_per_dim": "of {draws} draws"}
 """What a job has -> how it is called."""
 STEPS = (("1", "2"), ("2", "3"), ("1", "3"), ("4", "5"), ("5", "6"), ("4", "6"))
 FUSIONS = (("1", "4"), ("2", "5"), ("3", "6"))
-WORSE = 0.01
-"""Than row 6, by which the paper's text has each of the rows below."""
-TEXT = {"previous": "noise from the previous unit alone", "no attention": "no attention"}
-"""Rows of that text; it compared the second on ImageNet32."""
 
 
 def cost_table(results: dict[str, Any]) -> str:

@@ -96,9 +96,6 @@ class FlowModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take an epoch of the data for one; batch normalisation sees all processes' batch."""
-        images = self.trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(images, ImageDataModule):
-            self.recipe = self.recipe.resolved(len(images.data.train))
         if self.trainer.precision not in PRECISIONS:
             raise mismatch(
                 "FlowModule",
@@ -106,6 +103,9 @@ class FlowModule(LightningModule):
                 self.trainer.precision,
                 "log-determinants need float32, and steps that overflow would be left out",
             )
+        images = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(images, ImageDataModule):
+            self.recipe = self.recipe.resolved(len(images.data.train))
         if self.trainer.world_size > 1:
             if any(isinstance(part, BatchNorm) for part in self.flow.modules()):
                 raise mismatch(
