@@ -538,3 +538,19 @@ def test_module_ends_with_the_message(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["training", "--recipe.steps=-1"])
     with pytest.raises(SystemExit, match="^error: Recipe: expected 0 steps or more, got -1; give"):
         runpy.run_module("nflows_mixer.training", run_name="__main__")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model.attention=false"],
+        ["--model.dense=false"],
+        ["--model.conditioner=conv"],
+        ["--model.growth=0"],
+        ["--model.dequantization=uniform"],
+    ],
+)
+def test_defaults_that_a_small_denseflow_does_not_read_are_left_out(options, tmp_path):
+    sizes = ["--model.units=[2, 1]", "--model.modules=[1, 1]", "--recipe.steps=0"]
+    quiet = ["--family=denseflow", "--progress=false", "--accelerator=cpu"]
+    assert main([*quiet, *sizes, *options, "--evaluation_images=10", "--out", str(tmp_path)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,18 +148,10 @@ class DenseFlowArchitecture:
         """Refuse options that this architecture would not read."""
         if not (self.dense or self.attention):
             raise mismatch(OWNER, "a dense block or attention", "neither", "leave one of them on")
-        fused = self.conditioner == "fused"
-        of_attention = ("attention_channels", "heads", "landmarks", "tokens")
-        readers = {
-            **dict.fromkeys(("dense", "attention"), fused),
-            **dict.fromkeys(("dense_layers", "dense_growth"), fused and self.dense),
-            **dict.fromkeys(of_attention, fused and self.attention),
-            **dict.fromkeys(("augmentation", "preconditioning"), self.growth > 0),
-        }
-        for name, read in readers.items():
+        for name in unread(vars(self)):
             default: Any = type(self).__dataclass_fields__[name].default
             value = getattr(self, name)
-            if value != default and not read:
+            if value != default:
                 got = f"conditioner={self.conditioner!r}, dense={self.dense}, "
                 got += f"attention={self.attention}, growth={self.growth}"
                 raise mismatch(OWNER, f"what reads {name}={value!r}", got, f"leave {name} out")
@@ -177,3 +169,30 @@ class DenseFlowArchitecture:
         if self.num_classes is not None and self.context_features is None:
             return 16
         return self.context_features
+
+
+def unread(arguments: Mapping[str, Any]) -> list[str]:
+    """Return the options that an architecture of these arguments would not read.
+
+    Args:
+        arguments: of ``DenseFlowArchitecture``; what is left out is at its default.
+
+    Example:
+        >>> unread({"dense": False, "growth": 0})
+        ['dense_layers', 'dense_growth', 'augmentation', 'preconditioning']
+    """
+    fields = DenseFlowArchitecture.__dataclass_fields__
+
+    def value(name: str) -> Any:
+        return arguments.get(name, fields[name].default)
+
+    fused, noisy = value("conditioner") == "fused", value("growth") != 0
+    learned = noisy and value("preconditioning") == "learned"
+    readers = {
+        ("dense", "attention"): fused,
+        ("dense_layers", "dense_growth"): fused and value("dense"),
+        ("attention_channels", "heads", "landmarks", "tokens"): fused and value("attention"),
+        ("augmentation", "preconditioning"): noisy,
+        ("dequantization_channels",): learned or value("dequantization") == "variational",
+    }
+    return [name for names, read in readers.items() if not read for name in names]

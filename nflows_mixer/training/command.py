@@ -24,6 +24,7 @@ from nflows_mixer.flows import (
     mixerflow,
     read_metadata,
 )
+from nflows_mixer.flows.denseflow_architecture import unread
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.imported import imported
 from nflows_mixer.flows.weights import FAMILIES, architecture_of, family_in, family_of
@@ -248,10 +249,11 @@ def build_parser(
 
 
 def _read(model: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out defaults of networks that nothing would read, where both flows are imported."""
+    """Leave out defaults of the small flow that the one asked for would not read."""
     imported = all("." in str(model.get(name)) for name in ("channel_flow", "patch_flow"))
-    unread = {"hidden_features", "num_blocks"} if imported else set()
-    return {k: v for k, v in model.items() if k not in unread or v != defaults[k]}
+    left = ["hidden_features", "num_blocks"] if imported else []
+    left += unread(model) if "growth" in model else []
+    return {k: v for k, v in model.items() if k not in left or v != defaults[k]}
 
 
 def _complete(
