@@ -11,13 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.denseflow import ablation, cost, table
-from benchmarks.denseflow.convolutions import (
-    ALONE,
-    Convolution,
-    Floor,
-    convolutions,
-    multiply_adds,
-)
+from benchmarks.denseflow.convolutions import ALONE, Convolution, convolutions
 from benchmarks.denseflow.rows import (
     ROWS,
     TABLE,
@@ -28,6 +22,7 @@ from benchmarks.denseflow.rows import (
     parameters_of,
     widths_of,
 )
+from benchmarks.speed.floor import Floor, multiply_adds
 from nflows_mixer.flows import denseflow
 from nflows_mixer.transforms import GlowStep
 

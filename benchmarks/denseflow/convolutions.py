@@ -42,6 +42,10 @@ class Convolution:
         (height, width), (rows, columns) = self.outputs, self.kernel
         return self.in_channels * self.out_channels * rows * columns * height * width
 
+    def buffers(self, batch_size: int, device: str, dtype: torch.dtype) -> _Buffers:
+        """Return what runs it for a batch."""
+        return _Buffers(self, batch_size, device, dtype)
+
 
 def convolutions(flow: nn.Module, task: Callable[[], object]) -> list[Convolution]:
     """Return the convolutions of a call: those of networks in their order, then the invertible.
@@ -73,44 +77,6 @@ def convolutions(flow: nn.Module, task: Callable[[], object]) -> list[Convolutio
             if inside and isinstance(part, InvertibleConv1x1):
                 found.append(_pointwise(part.channels, inside[-1]))
     return found
-
-
-def multiply_adds(found: list[Convolution]) -> int:
-    """Multiply-adds of one image, forward."""
-    return sum(convolution.multiply_adds for convolution in found)
-
-
-class Floor:
-    """Runs convolutions for a batch; equal ones share their buffers, which stay in the cache.
-
-    Args:
-        found: of one image.
-        batch_size: images.
-        device: of the buffers.
-        dtype: of the buffers.
-    """
-
-    def __init__(
-        self,
-        found: list[Convolution],
-        batch_size: int,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        buffers = {each: _Buffers(each, batch_size, device, dtype) for each in found}
-        self.steps = [buffers[each] for each in found]
-
-    def forward(self) -> None:
-        """The convolutions of one evaluation, or of sampling."""
-        for step in self.steps:
-            step.forward()
-
-    def training(self) -> None:
-        """Those of one training step: forward, and of inputs and weights backward."""
-        for step in self.steps:
-            step.forward()
-        for step in reversed(self.steps):
-            step.backward()
 
 
 class _Buffers:

@@ -33,16 +33,11 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor, nn
 
-from benchmarks.denseflow.convolutions import (
-    ALONE,
-    Convolution,
-    Floor,
-    convolutions,
-    multiply_adds,
-)
+from benchmarks.denseflow.convolutions import ALONE, Convolution, convolutions
 from benchmarks.denseflow.table import RESULTS, cost_table, write
 from benchmarks.speed.environment import machine, versions
 from benchmarks.speed.files import path_of
+from benchmarks.speed.floor import Floor, multiply_adds
 from benchmarks.speed.interleaved import clock, interleaved, ratios
 from benchmarks.speed.memory import peak_bytes
 from benchmarks.speed.variants.base import settle

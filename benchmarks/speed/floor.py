@@ -6,8 +6,9 @@ normalisation, no memory that is not in a cache. The products are read off the f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,10 @@ class Product:
     def multiply_adds(self) -> int:
         """Of one image, forward."""
         return self.rows * self.inputs * self.outputs
+
+    def buffers(self, batch_size: int, device: str, dtype: torch.dtype) -> _Buffers:
+        """Return what runs it for a batch."""
+        return _Buffers(self, batch_size, device, dtype)
 
 
 def matrix_products(flow: nn.Module, collapsed: bool = False) -> list[Product]:
@@ -73,16 +78,27 @@ def collapsed_sizes(network: ResidualMLP) -> list[tuple[int, int]]:
     return [*kept, (hidden, outputs), (skip, outputs)]
 
 
-def multiply_adds(products: list[Product]) -> int:
+class Operation(Protocol):
+    """What a floor is made of: hashable, so that equal ones can share their buffers."""
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of one image, forward."""
+
+    def buffers(self, batch_size: int, device: str, dtype: torch.dtype) -> Any:
+        """Return what runs it for a batch: an object with ``forward`` and ``backward``."""
+
+
+def multiply_adds(operations: Sequence[Operation]) -> int:
     """Multiply-adds of one image, forward."""
-    return sum(product.multiply_adds for product in products)
+    return sum(operation.multiply_adds for operation in operations)
 
 
 class Floor:
-    """Runs products for a batch; equal products share their buffers, which stay in the cache.
+    """Runs operations for a batch; equal ones share their buffers, which stay in the cache.
 
     Args:
-        products: of one image.
+        operations: of one image.
         batch_size: images.
         device: of the buffers.
         dtype: of the buffers.
@@ -90,21 +106,21 @@ class Floor:
 
     def __init__(
         self,
-        products: list[Product],
+        operations: Sequence[Operation],
         batch_size: int,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        buffers = {product: _Buffers(product, batch_size, device, dtype) for product in products}
-        self.steps = [buffers[product] for product in products]
+        buffers = {each: each.buffers(batch_size, device, dtype) for each in operations}
+        self.steps = [buffers[each] for each in operations]
 
     def forward(self) -> None:
-        """The products of one evaluation, or of sampling."""
+        """Those of one evaluation, or of sampling."""
         for step in self.steps:
             step.forward()
 
     def training(self) -> None:
-        """The products of one training step: forward, and of inputs and weights backward."""
+        """Those of one training step: forward, and of inputs and weights backward."""
         for step in self.steps:
             step.forward()
         for step in reversed(self.steps):
