@@ -61,6 +61,7 @@ from nflows_mixer.transforms import (
     SqueezeAndDrop,
     SqueezeTransform,
 )
+from tests import baseline_registry
 
 
 @dataclass(frozen=True)
@@ -467,6 +468,21 @@ TRANSFORMS: dict[str, Case] = {
         (1, 4, 4),
         compiles=False,
     ),
+}
+
+TRANSFORMS |= {
+    f"Baseline-{name}": Case(make, shape, compiles=False)
+    for name, (make, shape) in baseline_registry.LAYERS.items()
+}
+TRANSFORMS |= {
+    f"Baseline-{name}": Case(
+        make,
+        baseline_registry.SHAPE,
+        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
+        compiles=False,
+        out_shape=(16,),
+    )
+    for name, make in baseline_registry.FLOWS.items()
 }
 
 

@@ -1,0 +1,1 @@
+"""What the claims of this repository and of the papers are measured by: see README.md."""

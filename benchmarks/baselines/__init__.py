@@ -1,0 +1,1 @@
+"""Flows of other papers that MixerFlow's tables compare with."""

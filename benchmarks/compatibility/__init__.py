@@ -1,0 +1,1 @@
+"""Which flows of nflows, zuko and normflows work as channel and patch flows."""

@@ -1,0 +1,1 @@
+"""Errors of round trips, log-determinants and integrals of trained flows."""
