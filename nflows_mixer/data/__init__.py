@@ -2,6 +2,6 @@
 
 from nflows_mixer.data.dataset import ImageDataset
 from nflows_mixer.data.image_data import ImageData
-from nflows_mixer.data.images import load_images
+from nflows_mixer.data.images import load_images, shuffled
 
-__all__ = ["ImageData", "ImageDataset", "load_images"]
+__all__ = ["ImageData", "ImageDataset", "load_images", "shuffled"]

@@ -96,7 +96,7 @@ def load_images(
         expected = "a shuffle_patch with shuffle='local' alone"
         raise mismatch("load_images", expected, f"shuffle={shuffle!r}", "leave it out")
     data = _named(str(source), root, seed) if named else _paths(source, test, root, seed, size)
-    return data if shuffle is None else _shuffled(data, shuffle, shuffle_patch, seed)
+    return data if shuffle is None else shuffled(data, shuffle, shuffle_patch, seed)
 
 
 def _named(name: str, root: Path, seed: int) -> ImageData:
@@ -171,7 +171,27 @@ def _open(
     )
 
 
-def _shuffled(data: ImageData, mode: str, patch_size: int | None, seed: int) -> ImageData:
+def shuffled(
+    data: ImageData, mode: str, patch_size: int | None = None, seed: int = 0
+) -> ImageData:
+    """Return the images with the pixels of all of them shuffled in the same way.
+
+    Args:
+        data: the images.
+        mode: "global" or "local".
+        patch_size: of the local shuffle; 4 if None.
+        seed: the permutation is a function of it.
+
+    Raises:
+        ValueError: as ``PermutePixels`` does.
+
+    References:
+        MixerFlow, Section 5.4.1.
+
+    Example:
+        >>> shuffled(load_images("digits"), "local", patch_size=2).shuffle
+        {'mode': 'local', 'patch_size': 2, 'seed': 0}
+    """
     pixels = PixelShuffle(data.image_shape, mode, patch_size, seed)
     return replace(
         data,

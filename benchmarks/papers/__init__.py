@@ -1,0 +1,1 @@
+"""The tables of the two papers, row by row: see benchmarks/README.md."""

@@ -1,0 +1,153 @@
+"""What the tables claim, which is the order of their rows, beside what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import sqrt
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.papers.figures import figure_of
+from benchmarks.papers.rows import HIGHER_IS_BETTER, ROWS, ROWS_OF, Row
+
+Results = Mapping[tuple[str, int], Mapping[str, Any]]
+"""(name of a run, seed) -> result."""
+SHUFFLED = ("mixerflow-4", "mixerflow-5")
+"""Tables of shuffled images."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """That one row is better than another.
+
+    Args:
+        words: which is better than which, as published.
+        published: by how much, above 0.
+        here: by how much, of each seed that both have; below 0 where it comes out the other way.
+    """
+
+    words: str
+    published: float
+    here: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return mean(self.here)
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the mean; None of one seed."""
+        return stdev(self.here) / sqrt(len(self.here)) if len(self.here) > 1 else None
+
+    @property
+    def verdict(self) -> str:
+        """As published, the other way, or undecided: within two standard errors of nothing."""
+        if self.error is not None and abs(self.mean) < 2 * self.error:
+            return "undecided"
+        return "as published" if self.mean > 0 else "the other way"
+
+
+def claims_of(size: str, table: str, data: str, results: Results) -> list[Comparison]:
+    """Return what one column of a table claims, as far as there are results.
+
+    Args:
+        size: "paper" or "small".
+        table: key of ``TABLES``.
+        data: data set.
+        results: of runs of this size and of one budget.
+    """
+    rows = [row for row in ROWS_OF[size] if (row.table, row.run.data) == (table, data)]
+    if table not in SHUFFLED:
+        return comparisons(rows, results)
+    shuffled = [row for row in rows if row.run.shuffle]
+    plain = [row for row in ROWS_OF[size] if row.run.data == data and not row.run.shuffle]
+    published = {
+        row.label: row.published
+        for row in ROWS
+        if row.table == "mixerflow-1" and row.run.data == data and row.published is not None
+    }
+    return [
+        *comparisons(shuffled, results),
+        *degradations(shuffled, plain, published, results),
+    ]
+
+
+def comparisons(rows: Iterable[Row], results: Results) -> list[Comparison]:
+    """Return all pairs of rows of a column that were published in an order.
+
+    Args:
+        rows: of one table and data set; only those with the same figure and shuffle are compared.
+        results: of the runs that were done.
+    """
+    found = []
+    for first, second in combinations(rows, 2):
+        alike = (first.figure, first.run.shuffle) == (second.figure, second.run.shuffle)
+        if not alike or first.published is None or second.published is None:
+            continue
+        sign = -1 if first.figure in HIGHER_IS_BETTER else 1
+        difference = sign * (second.published - first.published)
+        better, worse = (first, second) if difference > 0 else (second, first)
+        here = _differences(better, worse, sign, results)
+        if difference and here:
+            words = f"{better.label} better than {worse.label}"
+            found.append(Comparison(words, round(abs(difference), 4), here))
+    return found
+
+
+def degradations(
+    shuffled: Sequence[Row], plain: Sequence[Row], published: Mapping[str, float], results: Results
+) -> list[Comparison]:
+    """Return by how much less a shuffle costs the last of the rows than each of the others.
+
+    Args:
+        shuffled: rows of a table of shuffled images, MixerFlow the last.
+        plain: rows of the same models on the same images as they are.
+        published: label -> bits/dim on these, as published; of models of other sizes, too.
+        results: of the runs that were done.
+    """
+    before = {row.run.model: row for row in plain}
+    *others, ours = [row for row in shuffled if row.run.model in before]
+
+    def cost(row: Row, seed: int) -> float | None:
+        pair = [
+            figure_of(r, results[r.run.name, seed])
+            for r in (before[row.run.model], row)
+            if (r.run.name, seed) in results
+        ]
+        return pair[1] - pair[0] if len(pair) == 2 else None  # type: ignore[operator]
+
+    found = []
+    for other in others:
+        assert other.published is not None and ours.published is not None
+        difference = (other.published - published[other.label]) - (
+            ours.published - published[ours.label]
+        )
+        here = [
+            theirs - own
+            for seed in _seeds(results)
+            if (theirs := cost(other, seed)) is not None and (own := cost(ours, seed)) is not None
+        ]
+        if here:
+            words = f"the shuffle costs {ours.label} less than {other.label}"
+            found.append(Comparison(words, round(difference, 4), tuple(here)))
+    return found
+
+
+def _differences(better: Row, worse: Row, sign: int, results: Results) -> tuple[float, ...]:
+    found = []
+    for seed in _seeds(results):
+        pair = [
+            figure_of(row, results[row.run.name, seed])
+            for row in (better, worse)
+            if (row.run.name, seed) in results
+        ]
+        if len(pair) == 2 and None not in pair:
+            found.append(sign * (pair[1] - pair[0]))  # type: ignore[operator]
+    return tuple(found)
+
+
+def _seeds(results: Results) -> list[int]:
+    return sorted({seed for _, seed in results})

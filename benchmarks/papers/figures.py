@@ -1,0 +1,120 @@
+"""What a row reports of the result of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.papers.budgets import BUDGETS, Budget
+from benchmarks.papers.rows import Row
+from benchmarks.papers.run import path_of, trained, write
+from nflows_mixer.data import ImageData
+from nflows_mixer.evaluation import (
+    draw_samples,
+    embeddings,
+    frechet_inception_distance,
+    linear_probe,
+)
+from nflows_mixer.flows import ImageFlow
+from nflows_mixer.flows.denseflow_presets import DENSEFLOW_PRESETS
+
+PLACES = {
+    "bits_per_dim": ("bits_per_dim", "test"),
+    "probe_loss": ("probe", "loss"),
+    "probe_accuracy": ("probe", "accuracy"),
+    "training_hours": ("published_training", "hours"),
+    "fid": ("fid", "distance"),
+}
+"""Figure -> where it is in a result."""
+
+
+def figure_of(row: Row, result: Mapping[str, Any]) -> float | None:
+    """Return the figure of a row, None where it is not in the result.
+
+    Args:
+        row: what is asked for.
+        result: of its run. Where a data set has no test part, its validation part is reported.
+    """
+    part, name = PLACES[row.figure]
+    found = result.get(part)
+    if found is None:
+        return None
+    if row.figure == "bits_per_dim":
+        return found.get(name, found["validation"])
+    return 100 * found[name] if row.figure == "probe_accuracy" else found[name]
+
+
+def with_figure(
+    row: Row,
+    result: Mapping[str, Any],
+    images: ImageData,
+    out: str | Path,
+    scratch: str | Path,
+    inception: str | Path | None = None,
+) -> dict[str, Any]:
+    """Return a result with the figure of a row, which is computed and kept where it is missing.
+
+    Args:
+        row: what is asked for.
+        result: of its run.
+        images: that it was trained on.
+        out: folder of the results.
+        scratch: folder of the weights.
+        inception: weights of the Inception network; without them no FID is computed.
+    """
+    part = PLACES[row.figure][0]
+    if part in result or (part == "fid" and inception is None):
+        return dict(result)
+    size, budget, seed = result["size"], result["budget"]["name"], result["seed"]
+    allowed = BUDGETS[size][budget]
+    if part == "published_training":
+        found = published_training(row, result)
+    else:
+        flow = trained(row.run, size, budget, seed, images, scratch)
+        flow = flow.to("cuda" if torch.cuda.is_available() else "cpu")
+        if part == "probe":
+            found = probe(flow, images, allowed, seed)
+        else:
+            assert inception is not None
+            found = fid(flow, images, allowed, seed, inception)
+    result = {**result, part: found}
+    write(path_of(row.run, size, budget, seed, out), result)
+    return result
+
+
+def probe(flow: ImageFlow, images: ImageData, budget: Budget, seed: int) -> dict[str, Any]:
+    """Fit a linear classifier to the latents of labelled images; test it on those of others."""
+    assert images.test is not None
+    parts = (
+        images.train.subset(slice(budget.probed)),
+        images.test.subset(slice(None if budget.probed is None else budget.probed // 5)),
+    )
+    found: list[Any] = []
+    for part in parts:
+        found += [embeddings(flow, part), part.labels()]
+    fitted = asdict(linear_probe(*found, seed=seed))
+    return {**fitted, "train_images": len(parts[0]), "test_images": len(parts[1])}
+
+
+def fid(
+    flow: ImageFlow, images: ImageData, budget: Budget, seed: int, inception: str | Path
+) -> dict[str, Any]:
+    """Compare samples with as many training images, at most, as there are."""
+    samples = draw_samples(flow, budget.generated, seed=seed)
+    real = images.train.subset(slice(budget.generated))
+    device = next(flow.parameters()).device
+    distance = frechet_inception_distance(samples, real, inception, images.levels, device=device)
+    return {"distance": distance, "samples": len(samples), "images": len(real)}
+
+
+def published_training(row: Row, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the published number of epochs would take at the speed of this run."""
+    preset = DENSEFLOW_PRESETS[row.run.model]
+    epochs = preset.epochs + preset.fine_tune_epochs
+    seen = epochs * preset.training_points
+    speed = result["images_per_second"]
+    return {"hours": seen / speed / 3600, "epochs": epochs, "images_per_second": speed}

@@ -1,0 +1,212 @@
+"""The models of the papers' tables, whole and scaled down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.baselines.autoregressive import made, maf
+from benchmarks.baselines.butterfly import butterfly
+from benchmarks.baselines.emerging import emerging
+from benchmarks.baselines.glow import glow
+from benchmarks.baselines.macow import macow
+from benchmarks.baselines.neural_spline import neural_spline
+from benchmarks.baselines.periodic import periodic
+from benchmarks.baselines.woodbury import woodbury
+from nflows_mixer.flows import ImageFlow, denseflow, mixerflow
+from nflows_mixer.flows.denseflow_presets import DENSEFLOW_PRESETS
+from nflows_mixer.flows.presets import PRESETS
+
+LOGIT = 1e-3
+"""Of MNIST, where without one the ink on a background of zeros makes first steps overflow."""
+SCALES = ("paper", "small", "smoke")
+"""As published; scaled down for a CPU, all of a table to as many parameters; and tiny."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of a table.
+
+    Args:
+        label: what the table calls it.
+        build: function of (C, H, W), levels and more arguments.
+        paper: those arguments, as published.
+        small: the same, scaled down to images of 16 x 16 (MNIST: 28 x 28) and to as many
+            parameters as the other models of the table; None where it is not scaled down.
+        smoke: the same, as small as they go.
+        parameters: the published number, in millions; None where there is none.
+        rates: scale -> learning rate, of those where it differs from that of the data.
+        preset: of a DenseFlow, whose recipe it has.
+    """
+
+    label: str
+    build: Callable[..., ImageFlow]
+    paper: Mapping[str, Any] = field(default_factory=dict)
+    small: Mapping[str, Any] | None = None
+    smoke: Mapping[str, Any] = field(default_factory=dict)
+    parameters: float | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
+    preset: str | None = None
+
+    def at(self, scale: str, image_shape: Sequence[int], levels: int) -> ImageFlow:
+        """Build it.
+
+        Args:
+            scale: one of ``SCALES``.
+            image_shape: (C, H, W).
+            levels: number of pixel values.
+        """
+        arguments = getattr(self, scale)
+        if arguments is None:
+            raise ValueError(f"{self.label}: expected a scale that it has, got {scale!r}")
+        return self.build(image_shape=tuple(image_shape), levels=levels, **arguments)
+
+
+_TINY: dict[str, Any] = {"hidden_channels": 8, "scales": 2, "steps": 1}
+_TINY_MIXER: dict[str, Any] = {"num_layers": 2, "num_flow_layers": 1, "hidden_features": 8}
+_TINY_DENSE: dict[str, Any] = {
+    "units": (2, 1),
+    "modules": (1, 1),
+    "growth": 2,
+    "hidden_channels": 8,
+    "dense_layers": 1,
+    "dense_growth": 4,
+    "attention_channels": 4,
+    "dequantization_channels": 8,
+}
+# Of images of 16 x 16: MixerFlow, and baselines of two scales with eight steps each, whose
+# widths give them its number of parameters.
+_SMALL: dict[str, Any] = {"scales": 2, "steps": 8}
+_SMALL_MIXER: dict[str, Any] = {"patch_size": 2, "num_layers": 4, "hidden_features": 64}
+
+
+def _preset(name: str) -> dict[str, Any]:
+    """Arguments of a preset of MixerFlow, but for those that the images say."""
+    arguments = dict(vars(PRESETS[name].architecture))
+    return {k: v for k, v in arguments.items() if k not in ("image_shape", "levels")}
+
+
+def _mixer(
+    preset: str,
+    parameters: float | None = None,
+    small: Mapping[str, Any] | str | None = None,
+    label: str = "MixerFlow",
+    rates: Mapping[str, float] | None = None,
+    **changes: Any,
+) -> Model:
+    """A MixerFlow: a preset, with some of it changed at all scales."""
+    paper = _preset(preset) | changes
+    tiny = paper | _TINY_MIXER
+    if isinstance(small, Mapping):
+        small = _SMALL_MIXER | changes | small
+    return Model(label, mixerflow, paper, small, tiny, parameters, rates or {})
+
+
+def _dense(preset: str, label: str, parameters: float | None = None) -> Model:
+    """A DenseFlow of a preset."""
+    architecture = vars(DENSEFLOW_PRESETS[preset].architecture)
+    paper = {k: v for k, v in architecture.items() if k not in ("image_shape", "levels")}
+    tiny = dict(paper)
+    for key, value in _TINY_DENSE.items():
+        if key == "growth" and not paper["growth"]:
+            continue
+        if key in ("dense_layers", "dense_growth", "attention_channels"):
+            if paper["conditioner"] != "fused":
+                continue
+        tiny[key] = value
+    if not paper["growth"]:
+        tiny["units"] = (1, 1)
+    return Model(label, denseflow, paper, None, tiny, parameters, preset=preset)
+
+
+MODELS: dict[str, Model] = {
+    "glow-11": Model("Glow", glow, {}, _SMALL | {"hidden_channels": 85}, _TINY, 11.02),
+    "glow-37": Model("Glow", glow, {"scales": 4, "steps": 16}, None, _TINY, 37.04),
+    "glow-44": Model("Glow", glow, {"steps": 32}, "glow-11", _TINY, 44.24),
+    "spline-11": Model(
+        "Neural Spline",
+        neural_spline,
+        {},
+        _SMALL | {"hidden_channels": 28},
+        _TINY,
+        10.91,
+    ),
+    "spline-38": Model(
+        "Neural Spline",
+        neural_spline,
+        {"hidden_channels": 224, "scales": 4, "steps": 16},
+        None,
+        _TINY,
+        38.31,
+    ),
+    "spline-90": Model(
+        "Neural Spline",
+        neural_spline,
+        {"hidden_channels": 472, "steps": 32},
+        "spline-11",
+        _TINY,
+        89.9,
+    ),
+    "macow": Model("MaCow", macow, {}, _SMALL | {"hidden_channels": 54}, _TINY, 11.43),
+    "woodbury": Model("Woodbury", woodbury, {}, _SMALL | {"hidden_channels": 81}, _TINY, 11.02),
+    "emerging": Model("Emerging", emerging, {}, _SMALL | {"hidden_channels": 70}, _TINY, 11.43),
+    "periodic": Model("Periodic", periodic, {}, _SMALL | {"hidden_channels": 78}, _TINY, 11.21),
+    "butterfly": Model("ButterflyFlow", butterfly, {}, _SMALL | {"hidden_channels": 30}, _TINY),
+    "mixerflow-32": _mixer("cifar10", 11.34, small={}),
+    "mixerflow-64": _mixer("imagenet64", 18.90),
+    "mixerflow-galaxy": _mixer("galaxy32"),
+    "mixerflow-base": _mixer("cifar10", None, {}, "base", linear=None, shift=None),
+    "mixerflow-base-60": _mixer(
+        "cifar10", None, {"num_layers": 8}, "60 layers", linear=None, shift=None, num_layers=60
+    ),
+    "mixerflow-base-linear": _mixer("cifar10", None, {}, "linear blocks", shift=None),
+    "mixerflow-base-shift": _mixer("cifar10", None, {}, "shift layers", linear=None),
+    "made": Model("MADE", made, {}, {"hidden_features": 512}, {"hidden_features": 8}),
+    "maf": Model(
+        "MAF",
+        maf,
+        {"num_layers": 10},
+        {"num_layers": 5, "hidden_features": 512},
+        {"num_layers": 2, "hidden_features": 8},
+    ),
+    "mixerflow-maf": _mixer(
+        "cifar10", None, {}, "MixerFlow with MAF", channel_flow="maf", patch_flow="maf"
+    ),
+    "made-mnist": Model(
+        "MADE",
+        made,
+        {"logit": LOGIT},
+        {"hidden_features": 512, "logit": LOGIT},
+        {"hidden_features": 8, "logit": LOGIT},
+    ),
+    "maf-mnist": Model(
+        "MAF",
+        maf,
+        {"num_layers": 10, "logit": LOGIT},
+        {"num_layers": 5, "hidden_features": 512, "logit": LOGIT},
+        {"num_layers": 2, "hidden_features": 8, "logit": LOGIT},
+    ),
+    "mixerflow-mnist": _mixer(
+        "mnist",
+        None,
+        {"patch_size": 4},
+        "MixerFlow with MAF",
+        channel_flow="maf",
+        patch_flow="maf",
+        linear="rlu",
+        shift=None,
+        logit=LOGIT,
+    ),
+    "denseflow-74-10": _dense("denseflow-74-10", "DenseFlow-74-10", 130.65),
+    "denseflow-74-10-imagenet32": _dense("denseflow-74-10-imagenet32", "DenseFlow-74-10", 130.65),
+    "denseflow-74-10-celeba": _dense("denseflow-74-10-celeba", "DenseFlow-74-10", 130.65),
+    "denseflow-74-10-imagenet64": _dense("denseflow-74-10-imagenet64", "DenseFlow-74-10", 130.65),
+    "table4-none": _dense("table4-none", "none"),
+    "table4-white": _dense("table4-white", "noise"),
+    "table4-preconditioned": _dense("table4-preconditioned", "preconditioned noise"),
+    "table4-fused": _dense("table4-fused", "two-way fusion"),
+    "table4-fused-white": _dense("table4-fused-white", "fusion, noise"),
+    "denseflow-45-6": _dense("denseflow-45-6", "fusion, preconditioned noise", 75.02),
+}
+"""Name -> model. Numbers behind names are millions of parameters."""
