@@ -67,8 +67,8 @@ class PeriodicConvolution(Transform):
         check_channels(inputs, self.channels, "PeriodicConvolution")
         with torch.autocast(inputs.device.type, enabled=False):
             matrices = self.matrices(inputs.shape[2], inputs.shape[3])
-            frequencies = torch.einsum("hwkc,bchw->bkhw", matrices, torch.fft.rfft2(inputs))
-            outputs = torch.fft.irfft2(frequencies, s=inputs.shape[2:])
+            frequencies = torch.einsum("hwkc,bchw->bkhw", matrices, self._frequencies(inputs))
+            outputs = self._from_frequencies(frequencies, inputs)
             return outputs, self._logabsdet(matrices, inputs)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -76,9 +76,9 @@ class PeriodicConvolution(Transform):
         check_channels(inputs, self.channels, "PeriodicConvolution")
         with torch.autocast(inputs.device.type, enabled=False):
             matrices = self.matrices(inputs.shape[2], inputs.shape[3])
-            frequencies = torch.fft.rfft2(inputs).permute(2, 3, 1, 0)
+            frequencies = self._frequencies(inputs).permute(2, 3, 1, 0)
             frequencies = torch.linalg.solve(matrices, frequencies).permute(3, 2, 0, 1)
-            outputs = torch.fft.irfft2(frequencies, s=inputs.shape[2:])
+            outputs = self._from_frequencies(frequencies, inputs)
             return outputs, -self._logabsdet(matrices, inputs)
 
     def matrices(self, height: int, width: int) -> Tensor:
@@ -94,6 +94,15 @@ class PeriodicConvolution(Transform):
         offsets = torch.arange(self.kernel_size, device=frequencies.device) - self.kernel_size // 2
         angles = 2 * math.pi * frequencies[:, None] * offsets
         return torch.polar(torch.ones_like(angles), angles)
+
+    @staticmethod
+    def _frequencies(images: Tensor) -> Tensor:
+        # Before torch 2.5, the FFT of a CPU refuses a batch of nothing: one image stands in.
+        return torch.fft.rfft2(images if len(images) else images.new_zeros(1, *images.shape[1:]))
+
+    @staticmethod
+    def _from_frequencies(frequencies: Tensor, like: Tensor) -> Tensor:
+        return torch.fft.irfft2(frequencies, s=like.shape[2:])[: len(like)]
 
     def _logabsdet(self, matrices: Tensor, inputs: Tensor) -> Tensor:
         of_columns = torch.linalg.slogdet(matrices).logabsdet.sum(0)

@@ -45,6 +45,8 @@ BUDGETS = {
     },
 }
 """Size of the models -> budget; what is scaled down has no published budget."""
+PROBE_STEPS = {"smoke": 20, "short": 2_000, "long": 2_000, "paper": 2_000}
+"""Budget -> optimiser steps of a linear probe."""
 SMALL_RATES = {"cifar10": 1e-2, "mnist": 5e-3}
 """Data set -> learning rate of scaled-down models, but for those that say otherwise.
 

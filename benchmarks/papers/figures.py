@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.papers.budgets import BUDGETS, Budget
+from benchmarks.papers.budgets import BUDGETS, PROBE_STEPS, Budget
 from benchmarks.papers.rows import Row
 from benchmarks.papers.run import path_of, trained, write
 from nflows_mixer.data import ImageData
@@ -77,7 +77,7 @@ def with_figure(
         flow = trained(row.run, size, budget, seed, images, scratch)
         flow = flow.to("cuda" if torch.cuda.is_available() else "cpu")
         if part == "probe":
-            found = probe(flow, images, allowed, seed)
+            found = probe(flow, images, allowed, seed, PROBE_STEPS[budget])
         else:
             assert inception is not None
             found = fid(flow, images, allowed, seed, inception)
@@ -86,7 +86,9 @@ def with_figure(
     return result
 
 
-def probe(flow: ImageFlow, images: ImageData, budget: Budget, seed: int) -> dict[str, Any]:
+def probe(
+    flow: ImageFlow, images: ImageData, budget: Budget, seed: int, steps: int
+) -> dict[str, Any]:
     """Fit a linear classifier to the latents of labelled images; test it on those of others."""
     assert images.test is not None
     parts = (
@@ -96,7 +98,7 @@ def probe(flow: ImageFlow, images: ImageData, budget: Budget, seed: int) -> dict
     found: list[Any] = []
     for part in parts:
         found += [embeddings(flow, part), part.labels()]
-    fitted = asdict(linear_probe(*found, seed=seed))
+    fitted = asdict(linear_probe(*found, seed=seed, steps=steps))
     return {**fitted, "train_images": len(parts[0]), "test_images": len(parts[1])}
 
 

@@ -169,6 +169,7 @@ MODELS: dict[str, Model] = {
         {"num_layers": 10},
         {"num_layers": 5, "hidden_features": 512},
         {"num_layers": 2, "hidden_features": 8},
+        rates={"small": 3e-3},  # at 0.01 its first steps overflow
     ),
     "mixerflow-maf": _mixer(
         "cifar10", None, {}, "MixerFlow with MAF", channel_flow="maf", patch_flow="maf"

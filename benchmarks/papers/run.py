@@ -15,12 +15,30 @@ from benchmarks.papers.budgets import BUDGETS, recipe_of
 from benchmarks.papers.images import NOISE
 from benchmarks.papers.models import MODELS
 from benchmarks.papers.rows import Run
+from benchmarks.papers.throughput import throughput
 from nflows_mixer._files import replace_file
 from nflows_mixer.data import ImageData
 from nflows_mixer.flows import ImageFlow, load_weights
 from nflows_mixer.training import FlowModule, fit
 
 WEIGHTS = "weights.safetensors"
+KEPT = (
+    "parameters",
+    "bits_per_dim",
+    "worst_image",
+    "evaluated_images",
+    "yardsticks",
+    "round_trip_error",
+    "steps",
+    "train_seconds",
+    "images_per_second",
+    "peak_memory_mb",
+    "training_operations_per_image",
+    "fraction_of_peak",
+    "machine",
+    "versions",
+)
+"""What a result keeps of the figures of a run."""
 
 
 def result_of(
@@ -81,11 +99,15 @@ def result_of(
         enable_progress_bar=progress,
     )
     history = json.loads((folder / "history.json").read_text())
-    left = ("model", "architecture", "name", "family", "objective", "conditional", "recipe", "seed")
+    if module.device.type == "cuda":
+        some = images.validation.images(slice(8))
+        figures |= throughput(module.flow, some, figures["images_per_second"])
+    else:
+        del figures["peak_memory_mb"]  # of the process, which may have trained others before
     result = {
         **setting,
         "date": time.strftime("%Y-%m-%d"),
-        **{key: value for key, value in figures.items() if key not in (*setting, *left)},
+        **{key: figures[key] for key in KEPT if key in figures},
         "history": curve(history, module.recipe.batch_size),
     }
     write(path, result)
