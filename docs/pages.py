@@ -39,6 +39,8 @@ BENCHMARKS = {
     "exactness": ["speed/results/exactness-*.md"],
     "scaling": ["scaling/results.md", "scaling/scaling.png"],
     "structured": ["scaling/likelihood.md"],
+    "parameters": ["papers/results/parameters.md"],
+    "papers": ["papers/results/*/*.md", "papers/results/*/*.png", "papers/results/*.png"],
     "denseflow_cost": ["denseflow/results/cost-*.md", "denseflow/results/cost-*.png"],
     "denseflow_ablation": ["denseflow/results/ablation-*.md", "denseflow/results/ablation-*.png"],
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from benchmarks.papers.budgets import BUDGETS, recipe_of
 from benchmarks.papers.images import NOISE
@@ -77,40 +78,44 @@ def result_of(
     allowed = BUDGETS[size][budget]
     setting = describe(run, size, budget, seed, images)
     path = path_of(run, size, budget, seed, out)
-    if path.exists():
-        found = json.loads(path.read_text())
-        if changed := [key for key in setting if found.get(key) != setting[key]]:
-            raise ValueError(
-                f"expected a result of this setting in {path}, got one of another: "
-                f"{', '.join(changed)} differ; delete it, or give another --out"
-            )
-        return found
     folder = folder_of(run, size, budget, seed, scratch)
-    flow = build(run, size, budget, images, seed)
-    module = FlowModule(flow, recipe_of(run, size, allowed), seed=seed)
-    figures = fit(
-        module,
-        images,
-        folder,
-        resume=True,
-        evaluation_images=allowed.evaluated,
-        record_every=10 if allowed.steps is not None and allowed.steps < 10_000 else 100,
-        accelerator=accelerator,
-        enable_progress_bar=progress,
-    )
-    history = json.loads((folder / "history.json").read_text())
-    if module.device.type == "cuda":
-        some = images.validation.images(slice(8))
-        figures |= throughput(module.flow, some, figures["images_per_second"])
-    else:
-        del figures["peak_memory_mb"]  # of the process, which may have trained others before
-    result = {
-        **setting,
-        "date": time.strftime("%Y-%m-%d"),
-        **{key: figures[key] for key in KEPT if key in figures},
-        "history": curve(history, module.recipe.batch_size),
-    }
-    write(path, result)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Rows of several tables may have one run, and several processes may do the rows.
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if path.exists():
+            found = json.loads(path.read_text())
+            if changed := [key for key in setting if found.get(key) != setting[key]]:
+                raise ValueError(
+                    f"expected a result of this setting in {path}, got one of another: "
+                    f"{', '.join(changed)} differ; delete it, or give another --out"
+                )
+            return found
+        flow = build(run, size, budget, images, seed)
+        module = FlowModule(flow, recipe_of(run, size, allowed), seed=seed)
+        figures = fit(
+            module,
+            images,
+            folder,
+            resume=True,
+            checkpoint_every=min(500, max(1, module.recipe.steps // 10)),
+            evaluation_images=allowed.evaluated,
+            record_every=10 if allowed.steps is not None and allowed.steps < 10_000 else 100,
+            accelerator=accelerator,
+            enable_progress_bar=progress,
+        )
+        if module.device.type == "cuda":
+            some = images.validation.images(slice(8))
+            figures |= throughput(module.flow, some, figures["images_per_second"])
+        else:
+            del figures["peak_memory_mb"]  # of the process, which may have trained others before
+        history = json.loads((folder / "history.json").read_text())
+        result = {
+            **setting,
+            "date": time.strftime("%Y-%m-%d"),
+            **{key: figures[key] for key in KEPT if key in figures},
+            "history": curve(history, module.recipe.batch_size),
+        }
+        write(path, result)
     return result
 
 

@@ -1,0 +1,205 @@
+"""Results that are kept: which there are, of which rows, and how seeds are summed up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import isfinite, nan, sqrt
+from pathlib import Path
+from typing import Any
+
+from benchmarks.papers.budgets import BUDGETS
+from benchmarks.papers.claims import SHUFFLED, Comparison, claims_of, comparisons
+from benchmarks.papers.figures import figure_of
+from benchmarks.papers.rows import ROWS, ROWS_OF, Row, scaled_down
+
+RESULTS = Path(__file__).parent / "results"
+DASH = "–"
+PLACES = {"probe_accuracy": 2, "training_hours": 0, "fid": 2}
+"""Figure -> places behind the point, where they are not three."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What there is of one size and budget.
+
+    Args:
+        size: "paper" or "small".
+        budget: name of a budget of this size.
+        folder: where it is.
+        results: (name of a run, seed) -> result, of real images alone.
+        synthetic: how many were left out because their images are noise.
+        other_version: how many, because their images are not of the version of their rows.
+    """
+
+    size: str
+    budget: str
+    folder: Path
+    results: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    synthetic: int = 0
+    other_version: int = 0
+
+    def of(self, row: Row) -> list[dict[str, Any]]:
+        """Return the results of a row, by seed."""
+        keys = sorted(key for key in self.results if key[0] == row.run.name)
+        return [self.results[key] for key in keys]
+
+    def figures(self, row: Row) -> list[float]:
+        """Return what a row reports, of each seed that has it."""
+        found = (figure_of(row, result) for result in self.of(row))
+        return [value for value in found if value is not None]
+
+
+def read(results: str | Path) -> list[Kept]:
+    """Return what is kept, by size and budget, the longest budget of a size last.
+
+    Args:
+        results: folder of folders SIZE-BUDGET of JSON files.
+    """
+    found = []
+    for size, budgets in BUDGETS.items():
+        for budget in budgets:
+            folder = Path(results, f"{size}-{budget}")
+            files = sorted(folder.glob("*.json"))
+            if files:
+                found.append(_sorted_out(size, budget, folder, files))
+    return found
+
+
+def _sorted_out(size: str, budget: str, folder: Path, files: Iterable[Path]) -> Kept:
+    versions = {row.run.name: row.version for row in ROWS_OF[size]}
+    results, synthetic, other_version = {}, 0, 0
+    for file in files:
+        result = json.loads(file.read_text())
+        version = versions.get(result["name"], "")
+        if result["synthetic"]:
+            synthetic += 1
+        elif version and version not in result["data"]["version"].split():
+            other_version += 1
+        else:
+            results[result["name"], result["seed"]] = result
+    return Kept(size, budget, folder, results, synthetic, other_version)
+
+
+@dataclass(frozen=True)
+class Column:
+    """Rows whose figures can stand below each other.
+
+    Args:
+        table: key of ``TABLES``.
+        data: data set.
+        version: of the data set.
+        figure: key of ``FIGURES``.
+        rows: as published, and the same at the size of the column.
+    """
+
+    table: str
+    data: str
+    version: str
+    figure: str
+    rows: tuple[tuple[Row, Row], ...]
+
+    def claims(self, kept: Kept) -> list[Comparison]:
+        """Return what the rows claim beside each other, as far as there are results."""
+        if self.table in SHUFFLED:
+            return claims_of(kept.size, self.table, self.data, kept.results)
+        return comparisons([row for _, row in self.rows], kept.results)
+
+
+def columns(size: str) -> list[Column]:
+    """Return the columns of all tables, in the order of the papers."""
+    found: dict[tuple[str, str, str, str], list[tuple[Row, Row]]] = {}
+    for row in ROWS:
+        sized = row if size == "paper" else scaled_down(row)
+        if sized is not None:
+            key = (row.table, row.run.data, row.version, row.figure)
+            found.setdefault(key, []).append((row, sized))
+    return [Column(*key, tuple(rows)) for key, rows in found.items()]
+
+
+def command(size: str, budget: str, expression: str, seeds: Iterable[int] = (0,)) -> str:
+    """Return the command that runs what an expression of pytest's ``-k`` selects."""
+    words = ["pytest benchmarks -m", "gpu" if size == "paper" else "cpu"]
+    words += ["-k", f'"{expression}"' if " " in expression else expression]
+    if budget != "short":
+        words += ["--budget", budget]
+    if (listed := ",".join(map(str, sorted(seeds)))) not in ("", "0"):
+        words += ["--seeds", listed]
+    return " ".join(words)
+
+
+def expression_of(row: Row, size: str) -> str:
+    """Return what selects the test of one row among those of its size, and no other test."""
+    longer = [
+        other.name.removeprefix(row.name)
+        for other in ROWS_OF[size]
+        if other != row and other.name.startswith(row.name)
+    ]
+    last = row.name.split("-")[-1]
+    return " and not ".join((row.name, *(last + rest for rest in longer)))
+
+
+def published_of(row: Row) -> str:
+    """Return the published figure as it was printed, or a dash."""
+    if row.published is None:
+        return DASH
+    return f"{row.published:.{min(PLACES.get(row.figure, 2), 2)}f}"
+
+
+def verdict_of(claim: Comparison) -> str:
+    """Return the verdict of a claim; without one where a figure is not finite."""
+    return claim.verdict if all(map(isfinite, claim.here)) else "not finite"
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """Return the mean; NaN or infinite where one is."""
+    return sum(values) / len(values) if values else nan
+
+
+def deviation_of(values: Sequence[float]) -> float | None:
+    """Return the standard deviation, NaN where a value is not finite; None of fewer than two."""
+    if len(values) < 2:
+        return None
+    center = mean_of(values)
+    squares = ((value - center) * (value - center) for value in values)
+    return sqrt(sum(squares) / (len(values) - 1))
+
+
+def error_of(values: Sequence[float]) -> float | None:
+    """Return the standard error of the mean; None of fewer than two values."""
+    deviation = deviation_of(values)
+    return None if deviation is None else deviation / sqrt(len(values))
+
+
+def text_of(
+    values: Sequence[float],
+    places: int,
+    error: Callable[[Sequence[float]], float | None] = deviation_of,
+    sign: str = "",
+) -> str:
+    """Return mean ± error, or a dash where there is no value.
+
+    Args:
+        values: of the seeds.
+        places: behind the point.
+        error: what stands behind the sign of plus and minus.
+        sign: "+" to show that of the mean, too.
+    """
+    if not values:
+        return DASH
+    spread = error(values)
+    text = f"{mean_of(values):{sign},.{places}f}"
+    return text if spread is None else f"{text} ± {spread:.{places}f}"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], words: int) -> str:
+    """Return a table.
+
+    Args:
+        head: names of the columns.
+        rows: their cells.
+        words: how many of the columns, from the left, are words; the others are figures.
+    """
+    rule = ["---"] * words + ["--:"] * (len(head) - words)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *rows])

@@ -1,0 +1,191 @@
+"""Pictures of the shuffles: curves of training, and what a shuffle costs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from benchmarks.papers.claims import SHUFFLED
+from benchmarks.papers.figures import figure_of
+from benchmarks.papers.kept import Column, Kept, columns, mean_of
+from benchmarks.papers.models import MODELS
+from benchmarks.papers.rows import ROWS, TABLES, Row
+
+PARTS = ("train", "validation")
+"""What curves are of."""
+FIRST = 0.1
+"""Part of the steps that may be above the picture: the first are far off, and would flatten it."""
+
+
+def save_pictures(kept: Kept) -> list[Path]:
+    """Draw what there is of the tables of shuffled images, and return the files.
+
+    Args:
+        kept: results, in whose folder the pictures are written.
+    """
+    found = []
+    tables = [column for column in columns(kept.size) if column.table in SHUFFLED]
+    for column in tables:
+        if any(kept.of(row) for _, row in column.rows if row.run.shuffle):
+            found.append(kept.folder / f"curves-{column.table}-{column.data}.png")
+            save_curves(found[-1], column, kept)
+    for data in dict.fromkeys(column.data for column in tables):
+        costs = _costs([column for column in tables if column.data == data], kept)
+        if any(here for _, here in costs.values()):
+            found.append(kept.folder / f"degradation-{data}.png")
+            save_degradation(found[-1], costs, kept)
+    return found
+
+
+def save_curves(path: Path, column: Column, kept: Kept) -> None:
+    """Draw bits/dim over steps and over seconds: means over seeds, single seeds thin.
+
+    Args:
+        path: of the PNG file.
+        column: of a table of shuffled images.
+        kept: results.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    figure = Figure((10, 7), layout="constrained")
+    axes = figure.subplots(2, 2, sharey="row")
+    rows = list(_lines(column, kept))
+    colors = {label: f"C{i}" for i, label in enumerate(dict.fromkeys(r.label for r in rows))}
+    for part, pair in zip(PARTS, axes):
+        shown: list[float] = []
+        for row in rows:
+            curves = [_points(result, part) for result in kept.of(row)]
+            style = {"color": colors[row.label], "linestyle": "-" if row.run.shuffle else "--"}
+            for axis, over in zip(pair, (0, 1)):
+                for points in curves:
+                    axis.plot([p[over] for p in points], [p[2] for p in points], lw=0.5, **style)
+                middle = _mean_curve(curves)
+                axis.plot([p[over] for p in middle], [p[2] for p in middle], lw=1.8, **style)
+            shown += [bits for points in curves for bits in _late(points)]
+        _limit(pair[0], shown)
+        pair[0].set_ylabel(f"{part.replace('train', 'training')} bits/dim")
+    for axis, label in zip(axes[1], ("steps", "seconds of training")):
+        axis.set_xlabel(label)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.margins(x=0.01)
+    handles = [Line2D([], [], color=color, label=label) for label, color in colors.items()]
+    shuffle = column.rows[-1][1].run.shuffle
+    for label, style in ((f"{shuffle} shuffle", "-"), ("no shuffle", "--")):
+        handles.append(Line2D([], [], color="gray", linestyle=style, label=label))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    figure.suptitle(f"{TABLES[column.table]}: {column.data}, {_budget(kept)}", fontsize="medium")
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def save_degradation(
+    path: Path, costs: Mapping[str, tuple[float | None, Sequence[float]]], kept: Kept
+) -> None:
+    """Draw what shuffles cost: published on the left, ours on an axis of their own.
+
+    Args:
+        path: of the PNG file.
+        costs: label -> published bits/dim more than without a shuffle, and ours of each seed.
+        kept: results.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure((9, 1.2 + 0.4 * len(costs)), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for place, (published, here) in enumerate(costs.values()):
+        if published is not None:
+            axes[0].plot(published, place, "ko")
+        axes[1].plot(here, [place] * len(here), "C0o", alpha=0.5)
+        if here:
+            axes[1].plot(mean_of(here), place, "k|", markersize=14)
+    axes[0].set_yticks(range(len(costs)), labels=list(costs))
+    axes[0].invert_yaxis()
+    axes[0].set_title("published: full-size models, full training", fontsize="small")
+    axes[1].set_title(f"ours: {_budget(kept)}; points: seeds, bar: mean", fontsize="small")
+    for axis in axes:
+        axis.axvline(0, color="gray", linewidth=0.8)
+        axis.set_xlabel("bits/dim more than without a shuffle")
+        axis.margins(x=0.08, y=0.1)
+        axis.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def _budget(kept: Kept) -> str:
+    result = next(iter(kept.results.values()))
+    shape = " x ".join(map(str, result["data"]["image_shape"]))
+    models = "scaled-down models" if kept.size == "small" else "models of published sizes"
+    return f"{models}, images of {shape}, {result['steps']:,} steps"
+
+
+def _lines(column: Column, kept: Kept) -> Iterator[Row]:
+    """Rows with results, each followed by the same model without a shuffle."""
+    for _, row in column.rows:
+        if row.run.shuffle:
+            plain = replace(row, run=replace(row.run, shuffle=None))
+            yield from (each for each in (row, plain) if kept.of(each))
+
+
+def _points(result: Mapping[str, Any], part: str) -> list[tuple[float, float, float]]:
+    """Return (step, seconds, bits/dim) of a curve."""
+    return [(p["step"], p["seconds"], p[part]) for p in result["history"] if part in p]
+
+
+def _mean_curve(
+    curves: Sequence[Sequence[tuple[float, float, float]]],
+) -> list[tuple[float, float, float]]:
+    """Return means over seeds, of seconds too, at the steps that all seeds have."""
+    at: dict[float, list[tuple[float, float]]] = defaultdict(list)
+    for points in curves:
+        for step, seconds, bits in points:
+            at[step].append((seconds, bits))
+    return [
+        (step, mean_of([s for s, _ in found]), mean_of([bits for _, bits in found]))
+        for step, found in sorted(at.items())
+        if len(found) == len(curves)
+    ]
+
+
+def _late(points: Sequence[tuple[float, float, float]]) -> Iterator[float]:
+    last = points[-1][0] if points else 0
+    return (bits for step, _, bits in points if step > FIRST * last and isfinite(bits))
+
+
+def _limit(axis: Any, values: Iterable[float]) -> None:
+    shown = list(values)
+    if shown:
+        margin = 0.05 * (max(shown) - min(shown)) + 1e-3
+        axis.set_ylim(min(shown) - margin, max(shown) + margin)
+
+
+def _costs(
+    tables: Iterable[Column], kept: Kept
+) -> dict[str, tuple[float | None, tuple[float, ...]]]:
+    """Label -> what a shuffle costs, published and here of each seed that has both runs.
+
+    Published figures without a shuffle are those of Table 1, of models of other sizes, too.
+    """
+    found = {}
+    for column in tables:
+        before = {
+            row.label: row.published
+            for row in ROWS
+            if row.table == "mixerflow-1" and row.run.data == column.data
+        }
+        for original, row in column.rows:
+            start = before.get(original.label)
+            if original.run.shuffle is None or start is None or original.published is None:
+                continue
+            plain = replace(row.run, shuffle=None).name
+            here = tuple(
+                figure_of(row, result) - figure_of(row, kept.results[plain, result["seed"]])
+                for result in kept.of(row)
+                if (plain, result["seed"]) in kept.results
+            )
+            label = f"{MODELS[row.run.model].label}, {row.run.shuffle}"
+            found[label] = (original.published - start, here)
+    return found

@@ -1,0 +1,241 @@
+"""README.md of the benchmarks: how they are run, and a row for each claim."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.papers.budgets import BUDGETS
+from benchmarks.papers.kept import (
+    DASH,
+    PLACES,
+    Column,
+    Kept,
+    columns,
+    command,
+    expression_of,
+    markdown,
+    published_of,
+    text_of,
+    verdict_of,
+)
+from benchmarks.papers.rows import FIGURES, TABLES, Row, scaled_down
+
+BENCHMARKS = Path(__file__).parents[1]
+FILES = "--data cifar10_train.npz --test cifar10_test.npz"
+MEASUREMENTS = {
+    "speed of training, log-likelihoods and sampling, beside the matrix products alone": (
+        "python -m benchmarks.speed.measure",
+        "speed/results/speed-*",
+    ),
+    "memory of a training step, by depth": (
+        "python -m benchmarks.speed.memory",
+        "speed/results/memory-*",
+    ),
+    "inverses of masked autoregressive flows": (
+        "python -m benchmarks.speed.maf",
+        "speed/results/maf-*",
+    ),
+    "exactness of constant memory and of bfloat16": (
+        f"python -m benchmarks.speed.exactness {FILES}",
+        "speed/results/exactness-*",
+    ),
+    "cost by image size": ("python -m benchmarks.scaling.measure", "scaling/[rs]*"),
+    "bits/dim of structured linear blocks": (
+        f"python -m benchmarks.scaling.likelihood {FILES}",
+        "scaling/likelihood*",
+    ),
+    "loading images": ("python -m benchmarks.loading.measure", "loading/results*"),
+    "trust: round trips, log-determinants, integrals": (
+        "python -m benchmarks.trust.table",
+        "../docs/trust*",
+    ),
+    "compatibility with layers of nflows, zuko and normflows": (
+        "python -m benchmarks.compatibility.table",
+        "../docs/compatibility*",
+    ),
+    "cost of DenseFlow, beside its convolutions alone": (
+        "python -m benchmarks.denseflow.cost",
+        "denseflow/results/cost-*",
+    ),
+    "ablation of DenseFlow, scaled down": (
+        f"python -m benchmarks.denseflow.ablation {FILES}",
+        "denseflow/results/ablation-*",
+    ),
+}
+"""What is measured beside the tables -> its command and its files, from this folder."""
+
+HOW_TO_RUN = """\
+Made by `python -m benchmarks.papers.report`; not written by hand.
+
+Every row of the tables of MixerFlow and DenseFlow is a test, which trains what the row is about:
+
+```bash
+pytest benchmarks/ -m gpu                # models of published sizes, on CUDA, 1,000 steps each
+pytest benchmarks/ -m gpu --budget paper # the same, as long as published
+pytest benchmarks/ -m cpu                # scaled down to small images: minutes for each row
+pytest benchmarks/ --budget smoke        # two steps of tiny models: that every command runs
+python -m benchmarks.papers.report --results runs/papers/results  # tables, claims and pictures
+python -m benchmarks.papers.samples      # samples of scaled-down models side by side
+```
+
+- `--budget smoke|short|long|paper`: how long rows are trained (short). {budgets}
+- `--root FOLDER`: data sets (data). They are never downloaded. For each data set NAME there is
+  `NAME_train.npz` with `NAME_test.npz` (`images`, uint8 [N, H, W, C], and `labels` for the linear
+  probe), or the folder that torchvision or the data set's own archive leaves, see
+  `nflows_mixer.data.load_images`. NAME is one of {names}. Rows without their images are skipped,
+  with a message; the smoke budget takes random pixels in their place, whose results are marked
+  synthetic and never reported. ImageNet is of two versions that do not compare: MixerFlow's tables
+  need the old one, DenseFlow's the new one.
+- `--seeds 0,1,2`: one run for each (0).
+- `--out FOLDER`: results, a JSON file for each run in `SIZE-BUDGET/` (runs/papers/results).
+  A row whose result is there is read, not trained. Those of this page are in
+  `benchmarks/papers/results`.
+- `--scratch FOLDER`: checkpoints, weights, curves and samples of each run (runs/papers/runs).
+  A run that was stopped goes on from its last checkpoint when the command is given again.
+- `--inception FILE`: weights of the Inception network, without which rows of the FID are skipped.
+
+A row passes where its figure is finite. The order of the rows of a table is a test of its own,
+`-k test_order`, which is an expected failure where a claim comes out the other way.
+"""
+
+
+def readme(kept: Sequence[Kept], path: Path) -> str:
+    """Return the page.
+
+    Args:
+        kept: all results.
+        path: where it will be, for the links.
+    """
+    real = [each for each in kept if each.results and each.budget != "smoke"]
+    names = dict.fromkeys(f"`{column.data}`" for column in columns("paper"))
+    parts = [
+        "# Benchmarks",
+        HOW_TO_RUN.format(budgets=_budgets(), names=", ".join(names)).strip(),
+        "## Claims",
+        "Published figures are of full-size models and full training. Ours are of the budget that "
+        "is named beside them, the longest that was run, and are to be compared with each other: "
+        "the models of `-m cpu` are scaled down, and so are their images. Means ± standard "
+        "deviations over seeds.",
+        markdown(
+            ["claim", "published", "ours", "budget", "machine", "date", "command"],
+            [line for column in columns("paper") for line in _lines(column, real)],
+            words=7,
+        ),
+    ]
+    if orders := list(_orders(real)):
+        text = (
+            "How many of the pairs of rows come out in the published order, and in tables of "
+            "shuffled images how many of the differences between what the shuffle costs. "
+            "Undecided: within two standard errors of 0."
+        )
+        head = ["table", "budget", "as published", "undecided", "the other way", "command"]
+        parts += ["### Order", text, markdown(head, orders, words=6)]
+    if synthetic := sum(each.synthetic for each in kept):
+        parts.append(f"Left out: {synthetic} of synthetic images, which are no results.")
+    pages = [_link(each.folder / "report.md", path) for each in real]
+    if pages:
+        parts.append(f"All figures of each budget, with their settings: {', '.join(pages)}.")
+    parts += ["## Other measurements", _measurements(path)]
+    pictures = list(_pictures(real, path))
+    if pictures:
+        parts += ["## Pictures", *pictures]
+    return "\n\n".join(parts) + "\n"
+
+
+def _budgets() -> str:
+    texts = []
+    for size, mark in (("paper", "gpu"), ("small", "cpu")):
+        steps = [
+            f"{name} {'as published' if of.steps is None else f'{of.steps:,}'}"
+            for name, of in BUDGETS[size].items()
+        ]
+        texts.append(f"Steps of `-m {mark}`: {', '.join(steps)}.")
+    return " ".join(texts)
+
+
+def _lines(column: Column, kept: Sequence[Kept]) -> Iterator[list[str]]:
+    """Rows of the table of claims: of published size, then the same scaled down."""
+    for row, _ in column.rows:
+        for size, sized in (("paper", row), ("small", scaled_down(row))):
+            if sized is not None:
+                yield _line(row, sized, size, kept)
+
+
+def _line(original: Row, row: Row, size: str, kept: Sequence[Kept]) -> list[str]:
+    figure = "" if row.figure == "bits_per_dim" else f", {FIGURES[row.figure]}"
+    version = f" ({row.version})" if row.version else ""
+    shuffle = f", {row.run.shuffle} shuffle" if row.run.shuffle else ""
+    table = TABLES[row.table].split(":")[0]
+    claim = f"{table}: {row.run.data}{version}{shuffle}, {row.label}{figure}"
+    published = published_of(original)
+    expression = expression_of(row, size)
+    for each in reversed(kept):
+        figures = each.figures(row) if each.size == size else []
+        if figures:
+            results = each.of(row)
+            return [
+                claim,
+                published,
+                text_of(figures, PLACES.get(row.figure, 3)),
+                _budget(each, results[0]["steps"]),
+                ", ".join(dict.fromkeys(result["machine"] for result in results)),
+                max(result["date"] for result in results),
+                f"`{command(size, each.budget, expression, (r['seed'] for r in results))}`",
+            ]
+    what = "published size" if size == "paper" else "scaled down"
+    asked = f"`{command(size, 'short', expression)}`"
+    return [claim, published, "not run", what, DASH, DASH, asked]
+
+
+def _budget(kept: Kept, steps: int) -> str:
+    what = "published size" if kept.size == "paper" else "scaled down"
+    return f"{what}, {kept.budget}: {steps:,} steps"
+
+
+def _orders(kept: Iterable[Kept]) -> Iterator[list[str]]:
+    """One row for each table and data set, of each budget."""
+    for each in kept:
+        found: dict[tuple[str, str], list[str]] = {}
+        for column in columns(each.size):
+            verdicts = [verdict_of(claim) for claim in column.claims(each)]
+            found.setdefault((column.table, column.data), []).extend(verdicts)
+        for (table, data), verdicts in found.items():
+            if verdicts:
+                other = len(verdicts) - verdicts.count("as published")
+                undecided = verdicts.count("undecided")
+                yield [
+                    f"{TABLES[table].split(':')[0]}: {data}",
+                    f"{each.size}-{each.budget}",
+                    f"{len(verdicts) - other} of {len(verdicts)}",
+                    str(undecided),
+                    str(other - undecided),
+                    f"`{command(each.size, each.budget, f'test_order and {table}-{data}')}`",
+                ]
+
+
+def _measurements(path: Path) -> str:
+    lines = []
+    for what, (asked, pattern) in MEASUREMENTS.items():
+        tables = [_link(file, path) for file in _found(pattern, ".md")]
+        lines.append([what, f"`{asked}`", ", ".join(tables) or "not kept"])
+    return markdown(["measurement", "command", "kept table"], lines, words=3)
+
+
+def _pictures(kept: Iterable[Kept], path: Path) -> Iterator[str]:
+    for each in kept:
+        for picture in sorted(each.folder.glob("*.png")):
+            yield f"{each.size}-{each.budget}, {picture.stem}:\n\n!{_link(picture, path)}"
+    for what, (_, pattern) in MEASUREMENTS.items():
+        for picture in _found(pattern, ".png"):
+            yield f"{what[0].upper()}{what[1:]}:\n\n!{_link(picture, path)}"
+
+
+def _found(pattern: str, ending: str) -> list[Path]:
+    return sorted(BENCHMARKS.glob(pattern + ending))
+
+
+def _link(file: Path, page: Path) -> str:
+    where = os.path.relpath(file.resolve(), page.resolve().parent)
+    return f"[{file.stem}]({Path(where).as_posix()})"

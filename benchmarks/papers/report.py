@@ -1,0 +1,275 @@
+"""Write down what came out beside what was published.
+
+    python -m benchmarks.papers.report                # of the results that are kept here
+    python -m benchmarks.papers.report --results runs/papers/results
+
+Of each folder SIZE-BUDGET of results: report.md with all tables that have a result and what they
+claim, and pictures of the shuffles. Then README.md: of the results that are kept here the one of
+this folder's parent, of others one beside them. All are made of the results alone, whenever this
+is run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from math import inf, isnan, nan
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import auto_cli
+
+from benchmarks.papers.budgets import BUDGETS
+from benchmarks.papers.claims import SHUFFLED
+from benchmarks.papers.kept import (
+    DASH,
+    PLACES,
+    RESULTS,
+    Column,
+    Kept,
+    columns,
+    command,
+    error_of,
+    markdown,
+    mean_of,
+    published_of,
+    read,
+    text_of,
+    verdict_of,
+)
+from benchmarks.papers.models import MODELS
+from benchmarks.papers.picture import save_pictures
+from benchmarks.papers.readme import readme
+from benchmarks.papers.rows import FIGURES, TABLES, Row
+
+NOTES = {
+    "mixerflow-4": "Published parameters of MixerFlow are those of Table 1; this table prints "
+    "11.43 M for what can only be the same model.",
+    "denseflow-2": "Here: what the published number of epochs would take at the speed of the run.",
+}
+"""Table -> what has to be known beside it."""
+
+
+def main(results: str = str(RESULTS)) -> None:
+    """Write report.md and pictures for each budget that has results, and README.md.
+
+    Args:
+        results: folder of the results.
+    """
+    folder = Path(results)
+    kept = read(folder)
+    for each in kept:
+        (each.folder / "report.md").write_text(report(each))
+        for path in save_pictures(each):
+            print(path)
+        print(each.folder / "report.md")
+    path = Path(__file__).parents[1] if folder.resolve() == RESULTS else folder
+    path /= "README.md"
+    path.write_text(readme(kept, path))
+    print(path)
+
+
+def report(kept: Kept) -> str:
+    """Return the page of one size and budget."""
+    parts = [
+        f"# {_title(kept)}",
+        "Made by `python -m benchmarks.papers.report`; not written by hand.",
+        _introduction(kept),
+    ]
+    empty = []
+    for column in columns(kept.size):
+        if any(kept.of(row) for _, row in column.rows):
+            parts += _section(column, kept)
+        else:
+            empty.append(f"{TABLES[column.table]} ({_of_data(column)})")
+    if empty:
+        parts.append(f"No result at this budget: {'; '.join(dict.fromkeys(empty))}.")
+    parts += left_out(kept)
+    return "\n\n".join(parts) + "\n"
+
+
+def left_out(kept: Kept) -> list[str]:
+    """Return a line for each kind of results that is not reported."""
+    lines = []
+    if kept.synthetic:
+        lines.append(f"Left out: {kept.synthetic} of synthetic images, which are no results.")
+    if kept.other_version:
+        lines.append(
+            f"Left out: {kept.other_version} of another version of the data set than the table's."
+        )
+    return lines
+
+
+def _title(kept: Kept) -> str:
+    models = "Models of published sizes" if kept.size == "paper" else "Scaled-down models"
+    if kept.budget == "smoke":
+        models = "Tiny models"
+    return f"{models}, budget {kept.budget}"
+
+
+def _introduction(kept: Kept) -> str:
+    budget = BUDGETS[kept.size][kept.budget]
+    steps = "the published number of steps" if budget.steps is None else f"{budget.steps:,} steps"
+    text = f"Published: full-size models, full training. Ours: {steps}"
+    if kept.budget == "smoke":
+        return f"{text}, which show that the commands run and are no results."
+    if kept.size == "small":
+        text += (
+            ", of scaled-down models on images averaged down, all models of a table with about as "
+            "many parameters. Published figures and ours are of other images, models and lengths "
+            "of training, and are not to be compared with each other: what can be is the order of "
+            "rows and what changes between them"
+        )
+    elif kept.budget != "paper":
+        text += (
+            ", a part of the published training: figures are not to be compared with published "
+            "ones, the order of rows can be"
+        )
+    return (
+        f"{text}. Ours are means ± standard deviations over seeds; the worst image and its "
+        "bits/dim are of all seeds. Differences in claims are means ± standard errors, of seeds "
+        "that both rows have; above 0 means as published, within two standard errors of 0 "
+        "undecided. Of one seed there is neither deviation nor error."
+    )
+
+
+def _section(column: Column, kept: Kept) -> list[str]:
+    figure = FIGURES[column.figure]
+    title = TABLES[column.table]
+    parts = [f"## {title}: {_of_data(column)}, {figure}", _table(column, kept)]
+    if column.table in NOTES:
+        parts.append(NOTES[column.table])
+    parts += _claims(column, kept)
+    results = [result for _, row in column.rows for result in kept.of(row)]
+    parts.append(_setting(column, results, kept))
+    if column.table in SHUFFLED:
+        names = [f"curves-{column.table}-{column.data}.png", f"degradation-{column.data}.png"]
+        there = [name for name in names if (kept.folder / name).exists()]
+        parts += [f"![{Path(name).stem}]({name})" for name in there]
+    return parts
+
+
+def _of_data(column: Column) -> str:
+    return column.data + (f", {column.version} version" if column.version else "")
+
+
+def _table(column: Column, kept: Kept) -> str:
+    figure = FIGURES[column.figure]
+    here = f"ours ({kept.budget} budget)"
+    head = [
+        "model",
+        "published: parameters",
+        f"published: {figure}",
+        f"{here}: parameters",
+        f"{here}: {figure}",
+        "seeds",
+        "worst image, bits/dim",
+        "training, s",
+        "images/s",
+    ]
+    cells = [_cells(original, row, kept) for original, row in column.rows]
+    return markdown(head, cells, words=1)
+
+
+def _cells(original: Row, row: Row, kept: Kept) -> list[str]:
+    model, results, figures = MODELS[original.run.model], kept.of(row), kept.figures(row)
+    label = row.label
+    if original.table in SHUFFLED:
+        label += f", {row.run.shuffle} shuffle" if row.run.shuffle else ", no shuffle"
+    worst = [result["worst_image"] for result in results]
+    return [
+        label,
+        DASH if model.parameters is None else f"{model.parameters:.2f} M",
+        published_of(original),
+        ", ".join(dict.fromkeys(f"{result['parameters']:,}" for result in results)) or DASH,
+        text_of(figures, PLACES.get(row.figure, 3)),
+        str(len(figures)) if figures else DASH,
+        f"{_highest([of.get('test', of['validation']) for of in worst]):.2f}" if worst else DASH,
+        f"{mean_of([r['train_seconds'] for r in results]):,.0f}" if results else DASH,
+        f"{mean_of([r['images_per_second'] for r in results]):,.0f}" if results else DASH,
+    ]
+
+
+def _highest(values: Iterable[float]) -> float:
+    """Of bits/dim, where NaN is the worst of all."""
+    highest = -inf
+    for value in values:
+        highest = nan if isnan(value) or isnan(highest) else max(value, highest)
+    return highest
+
+
+def _claims(column: Column, kept: Kept) -> list[str]:
+    claims = column.claims(kept)
+    if not claims:
+        return ["No claim can be checked yet: that takes results of two rows."]
+    lines = [
+        [
+            claim.words,
+            f"{claim.published:+.2f}",
+            text_of(claim.here, 3, error_of, "+"),
+            str(len(claim.here)),
+            verdict_of(claim),
+        ]
+        for claim in claims
+    ]
+    head = ["claim", "published: by", f"ours ({kept.budget} budget): by", "seeds", "verdict"]
+    counts = Counter(verdict_of(claim) for claim in claims)
+    same = counts.pop("as published", 0)
+    others = "".join(f"; {verdict}: {count}" for verdict, count in sorted(counts.items()))
+    return [
+        markdown(head, lines, words=1),
+        f"{same} of {len(claims)} claims come out as published{others}.",
+    ]
+
+
+def _setting(column: Column, results: Sequence[Mapping[str, Any]], kept: Kept) -> str:
+    seeds = {result["seed"] for result in results}
+    words = f"{column.table}-{column.data}"
+    return (
+        f"{_each(_steps(r) for r in results)}; {_optimiser(results)}; "
+        f"{_each(_data(r) for r in results)}; "
+        f"{_each(_evaluated(r) for r in results)}; {_each(r['machine'] for r in results)}; torch "
+        f"{_each(r['versions']['torch'] for r in results)}; "
+        f"{_each(sorted(r['date'] for r in results))}. "
+        f"`{command(kept.size, kept.budget, words, seeds)}`, then "
+        "`python -m benchmarks.papers.report`."
+    )
+
+
+def _each(texts: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(texts))
+
+
+def _steps(result: Mapping[str, Any]) -> str:
+    return f"{result['steps']:,} steps of {result['recipe']['batch_size']} images"
+
+
+def _data(result: Mapping[str, Any]) -> str:
+    data = result["data"]
+    version = f" ({data['version']})" if data["version"] else ""
+    shape = " x ".join(map(str, data["image_shape"]))
+    return (
+        f"{data['data']}{version}, split {data['split_hash']}, {data['train_images']:,} images of "
+        f"{shape} to train on"
+    )
+
+
+def _evaluated(result: Mapping[str, Any]) -> str:
+    part, count = list(result["evaluated_images"].items())[-1]
+    return f"figures of {count:,} {part} images"
+
+
+def _optimiser(results: Sequence[Mapping[str, Any]]) -> str:
+    """The usual one, and the models that have another."""
+    of_model: dict[str, str] = {}
+    for result in results:
+        recipe = result["recipe"]
+        text = f"{recipe['optimizer'].capitalize()} at {recipe['learning_rate']:g}"
+        of_model[MODELS[result["run"]["model"]].label] = text
+    usual = Counter(of_model.values()).most_common(1)[0][0]
+    others = [f"{label}: {text}" for label, text in of_model.items() if text != usual]
+    return usual + (f" ({', '.join(others)})" if others else "")
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,71 @@
+"""Samples of scaled-down models side by side, beside held-out images.
+
+    python -m benchmarks.papers.samples --root data --scratch runs/papers/runs
+
+Glow and MixerFlow, and MixerFlow without shift layers: 64 samples each at temperature 1, with the
+same seed. Models are those that `pytest benchmarks -m cpu` left; one that was not trained is left
+out, and the command says how to train it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import auto_cli
+
+from benchmarks.papers.budgets import BUDGETS
+from benchmarks.papers.images import SMALL, images_of
+from benchmarks.papers.kept import RESULTS, command, expression_of
+from benchmarks.papers.rows import ROWS_OF, Run
+from benchmarks.papers.run import trained
+from nflows_mixer.evaluation import draw_samples, save_grids
+
+DATA, SIZE, BUDGET, SEED, COUNT = "cifar10", "small", "short", 0, 64
+PANELS = {
+    "glow-11": "Glow",
+    "mixerflow-32": "MixerFlow",
+    "mixerflow-base-linear": "MixerFlow without shift layers",
+}
+"""Model -> title of its samples."""
+
+
+def main(
+    root: str = "data",
+    scratch: str = "runs/papers/runs",
+    out: str = str(RESULTS / f"{SIZE}-{BUDGET}" / "samples.png"),
+) -> None:
+    """Draw and write samples.
+
+    Args:
+        root: folder of the data sets.
+        scratch: folder of the weights.
+        out: PNG file to write.
+    """
+    images = images_of(DATA, root, None, SMALL[DATA])
+    assert images.test is not None
+    panels = {"held-out images": images.test.images(slice(COUNT))}
+    for model, title in PANELS.items():
+        run = Run(model, DATA)
+        try:
+            flow = trained(run, SIZE, BUDGET, SEED, images, scratch)
+        except FileNotFoundError as missing:
+            print(f"left out: {title}: {missing}: {_command(run)}")
+            continue
+        panels[title] = draw_samples(flow, COUNT, temperature=1.0, seed=SEED)
+    if len(panels) == 1:
+        raise SystemExit("expected weights of one model or more, got none; nothing is written")
+    steps = BUDGETS[SIZE][BUDGET].steps
+    title = f"{COUNT} samples each after {steps} steps, temperature 1, seed {SEED}"
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    save_grids(out, panels, images.levels, title=title)
+    print(out)
+
+
+def _command(run: Run) -> str:
+    """Of the first row that trains it."""
+    row = next(row for row in ROWS_OF[SIZE] if row.run == run)
+    return command(SIZE, BUDGET, expression_of(row, SIZE))
+
+
+if __name__ == "__main__":
+    auto_cli(main)
