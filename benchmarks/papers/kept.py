@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from math import isfinite, nan, sqrt
+from dataclasses import dataclass, field, replace
+from math import isfinite, isnan, nan, sqrt
 from pathlib import Path
 from typing import Any
 
 from benchmarks.papers.budgets import BUDGETS
-from benchmarks.papers.claims import SHUFFLED, Comparison, claims_of, comparisons
+from benchmarks.papers.claims import SHUFFLED, Comparison, comparisons, degradations
 from benchmarks.papers.figures import figure_of
+from benchmarks.papers.images import NOISE
 from benchmarks.papers.rows import ROWS, ROWS_OF, Row, scaled_down
 
 RESULTS = Path(__file__).parent / "results"
@@ -73,7 +74,7 @@ def _sorted_out(size: str, budget: str, folder: Path, files: Iterable[Path]) -> 
     for file in files:
         result = json.loads(file.read_text())
         version = versions.get(result["name"], "")
-        if result["synthetic"]:
+        if result["synthetic"] or result["data"]["version"].startswith(NOISE):
             synthetic += 1
         elif version and version not in result["data"]["version"].split():
             other_version += 1
@@ -102,9 +103,15 @@ class Column:
 
     def claims(self, kept: Kept) -> list[Comparison]:
         """Return what the rows claim beside each other, as far as there are results."""
-        if self.table in SHUFFLED:
-            return claims_of(kept.size, self.table, self.data, kept.results)
-        return comparisons([row for _, row in self.rows], kept.results)
+        if self.table not in SHUFFLED:
+            return comparisons([row for _, row in self.rows], kept.results)
+        shuffled = [row for _, row in self.rows if row.run.shuffle]
+        published = unshuffled(self.data)
+        plain = [without_shuffle(row) for row in shuffled if row.label in published]
+        return [
+            *comparisons(shuffled, kept.results),
+            *degradations(shuffled, plain, published, kept.results),
+        ]
 
 
 def columns(size: str) -> list[Column]:
@@ -116,6 +123,24 @@ def columns(size: str) -> list[Column]:
             key = (row.table, row.run.data, row.version, row.figure)
             found.setdefault(key, []).append((row, sized))
     return [Column(*key, tuple(rows)) for key, rows in found.items()]
+
+
+def unshuffled(data: str) -> dict[str, float]:
+    """Return label -> bits/dim of images as they are, as published; of models of other sizes, too.
+
+    Args:
+        data: data set.
+    """
+    return {
+        row.label: row.published
+        for row in ROWS
+        if row.table == "mixerflow-1" and row.run.data == data and row.published is not None
+    }
+
+
+def without_shuffle(row: Row) -> Row:
+    """Return the row of the same model on the same images as they are."""
+    return replace(row, run=replace(row.run, shuffle=None))
 
 
 def command(size: str, budget: str, expression: str, seeds: Iterable[int] = (0,)) -> str:
@@ -188,8 +213,8 @@ def text_of(
     """
     if not values:
         return DASH
-    spread = error(values)
-    text = f"{mean_of(values):{sign},.{places}f}"
+    spread, center = error(values), mean_of(values)
+    text = f"{center:{'' if isnan(center) else sign},.{places}f}"
     return text if spread is None else f"{text} ± {spread:.{places}f}"
 
 

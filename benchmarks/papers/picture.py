@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from benchmarks.papers.claims import SHUFFLED
-from benchmarks.papers.figures import figure_of
-from benchmarks.papers.kept import Column, Kept, columns, mean_of
-from benchmarks.papers.models import MODELS
-from benchmarks.papers.rows import ROWS, TABLES, Row
+from benchmarks.papers.kept import Column, Kept, columns, mean_of, unshuffled, without_shuffle
+from benchmarks.papers.rows import TABLES, Row
 
 PARTS = ("train", "validation")
 """What curves are of."""
+Costs = dict[str, tuple[float, list[float]]]
+"""Label -> bits/dim more than without a shuffle, as published and ours of each seed."""
 FIRST = 0.1
 """Part of the steps that may be above the picture: the first are far off, and would flatten it."""
 
@@ -62,7 +61,7 @@ def save_curves(path: Path, column: Column, kept: Kept) -> None:
             curves = [_points(result, part) for result in kept.of(row)]
             style = {"color": colors[row.label], "linestyle": "-" if row.run.shuffle else "--"}
             for axis, over in zip(pair, (0, 1)):
-                for points in curves:
+                for points in curves if len(curves) > 1 else []:
                     axis.plot([p[over] for p in points], [p[2] for p in points], lw=0.5, **style)
                 middle = _mean_curve(curves)
                 axis.plot([p[over] for p in middle], [p[2] for p in middle], lw=1.8, **style)
@@ -76,37 +75,35 @@ def save_curves(path: Path, column: Column, kept: Kept) -> None:
         axis.margins(x=0.01)
     handles = [Line2D([], [], color=color, label=label) for label, color in colors.items()]
     shuffle = column.rows[-1][1].run.shuffle
-    for label, style in ((f"{shuffle} shuffle", "-"), ("no shuffle", "--")):
-        handles.append(Line2D([], [], color="gray", linestyle=style, label=label))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
-    figure.suptitle(f"{TABLES[column.table]}: {column.data}, {_budget(kept)}", fontsize="medium")
+    handles.append(Line2D([], [], color="gray", linestyle="-", label=f"{shuffle} shuffle"))
+    handles.append(Line2D([], [], color="gray", linestyle="--", label="no shuffle"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    title = f"{TABLES[column.table]}: {column.data}, {_budget(kept)}; thin: seeds, thick: mean"
+    figure.suptitle(title, fontsize="medium")
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
-def save_degradation(
-    path: Path, costs: Mapping[str, tuple[float | None, Sequence[float]]], kept: Kept
-) -> None:
+def save_degradation(path: Path, costs: Costs, kept: Kept) -> None:
     """Draw what shuffles cost: published on the left, ours on an axis of their own.
 
     Args:
         path: of the PNG file.
-        costs: label -> published bits/dim more than without a shuffle, and ours of each seed.
+        costs: of the shuffles.
         kept: results.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure((9, 1.2 + 0.4 * len(costs)), layout="constrained")
+    figure = Figure((10, 1.4 + 0.4 * len(costs)), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for place, (published, here) in enumerate(costs.values()):
-        if published is not None:
-            axes[0].plot(published, place, "ko")
+        axes[0].plot(published, place, "ko")
         axes[1].plot(here, [place] * len(here), "C0o", alpha=0.5)
         if here:
             axes[1].plot(mean_of(here), place, "k|", markersize=14)
     axes[0].set_yticks(range(len(costs)), labels=list(costs))
     axes[0].invert_yaxis()
-    axes[0].set_title("published: full-size models, full training", fontsize="small")
-    axes[1].set_title(f"ours: {_budget(kept)}; points: seeds, bar: mean", fontsize="small")
+    axes[0].set_title("published: full-size models,\nfull training", fontsize="small")
+    axes[1].set_title(f"ours: {_budget(kept)}\n(points: seeds, bar: mean)", fontsize="small")
     for axis in axes:
         axis.axvline(0, color="gray", linewidth=0.8)
         axis.set_xlabel("bits/dim more than without a shuffle")
@@ -126,8 +123,7 @@ def _lines(column: Column, kept: Kept) -> Iterator[Row]:
     """Rows with results, each followed by the same model without a shuffle."""
     for _, row in column.rows:
         if row.run.shuffle:
-            plain = replace(row, run=replace(row.run, shuffle=None))
-            yield from (each for each in (row, plain) if kept.of(each))
+            yield from (each for each in (row, without_shuffle(row)) if kept.of(each))
 
 
 def _points(result: Mapping[str, Any], part: str) -> list[tuple[float, float, float]]:
@@ -162,30 +158,22 @@ def _limit(axis: Any, values: Iterable[float]) -> None:
         axis.set_ylim(min(shown) - margin, max(shown) + margin)
 
 
-def _costs(
-    tables: Iterable[Column], kept: Kept
-) -> dict[str, tuple[float | None, tuple[float, ...]]]:
-    """Label -> what a shuffle costs, published and here of each seed that has both runs.
-
-    Published figures without a shuffle are those of Table 1, of models of other sizes, too.
-    """
-    found = {}
+def _costs(tables: Iterable[Column], kept: Kept) -> Costs:
+    """What a shuffle costs, of each seed that has both runs; without one figures are Table 1's."""
+    found: Costs = {}
     for column in tables:
-        before = {
-            row.label: row.published
-            for row in ROWS
-            if row.table == "mixerflow-1" and row.run.data == column.data
-        }
+        before = unshuffled(column.data)
         for original, row in column.rows:
-            start = before.get(original.label)
-            if original.run.shuffle is None or start is None or original.published is None:
-                continue
-            plain = replace(row.run, shuffle=None).name
-            here = tuple(
-                figure_of(row, result) - figure_of(row, kept.results[plain, result["seed"]])
-                for result in kept.of(row)
-                if (plain, result["seed"]) in kept.results
-            )
-            label = f"{MODELS[row.run.model].label}, {row.run.shuffle}"
-            found[label] = (original.published - start, here)
+            if row.run.shuffle and row.label in before and original.published is not None:
+                plain = {r["seed"]: r for r in kept.of(without_shuffle(row))}
+                pairs = [(r, plain[r["seed"]]) for r in kept.of(row) if r["seed"] in plain]
+                found[f"{row.label}, {row.run.shuffle}"] = (
+                    original.published - before[row.label],
+                    [_bits(shuffled) - _bits(as_it_is) for shuffled, as_it_is in pairs],
+                )
     return found
+
+
+def _bits(result: Mapping[str, Any]) -> float:
+    found = result["bits_per_dim"]
+    return found.get("test", found["validation"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.papers.budgets import BUDGETS
+from benchmarks.papers.claims import SHUFFLED
 from benchmarks.papers.kept import (
     DASH,
     PLACES,
@@ -25,6 +27,10 @@ from benchmarks.papers.rows import FIGURES, TABLES, Row, scaled_down
 BENCHMARKS = Path(__file__).parents[1]
 FILES = "--data cifar10_train.npz --test cifar10_test.npz"
 MEASUREMENTS = {
+    "parameters of the models, beside the published numbers": (
+        "python -m benchmarks.papers.parameters",
+        "papers/results/parameters*",
+    ),
     "speed of training, log-likelihoods and sampling, beside the matrix products alone": (
         "python -m benchmarks.speed.measure",
         "speed/results/speed-*",
@@ -60,11 +66,19 @@ MEASUREMENTS = {
         "denseflow/results/cost-*",
     ),
     "ablation of DenseFlow, scaled down": (
-        f"python -m benchmarks.denseflow.ablation {FILES}",
+        f"python -m benchmarks.denseflow.ablation {FILES} --name CIFAR-10",
         "denseflow/results/ablation-*",
     ),
 }
 """What is measured beside the tables -> its command and its files, from this folder."""
+
+CAPTIONS = {
+    "curves": "Training and validation of {stem}, with and without the shuffle",
+    "degradation": "What a shuffle costs, {stem}",
+    "samples": "Held-out images beside 64 samples of each model, at temperature 1 with one seed "
+    "(`python -m benchmarks.papers.samples`)",
+}
+"""Beginning of a picture's name -> what it shows; the rest of the name stands in its place."""
 
 HOW_TO_RUN = """\
 Made by `python -m benchmarks.papers.report`; not written by hand.
@@ -90,7 +104,7 @@ python -m benchmarks.papers.samples      # samples of scaled-down models side by
   need the old one, DenseFlow's the new one.
 - `--seeds 0,1,2`: one run for each (0).
 - `--out FOLDER`: results, a JSON file for each run in `SIZE-BUDGET/` (runs/papers/results).
-  A row whose result is there is read, not trained. Those of this page are in
+  A row whose result is there is read, not trained. Those that are kept are in
   `benchmarks/papers/results`.
 - `--scratch FOLDER`: checkpoints, weights, curves and samples of each run (runs/papers/runs).
   A run that was stopped goes on from its last checkpoint when the command is given again.
@@ -166,7 +180,7 @@ def _lines(column: Column, kept: Sequence[Kept]) -> Iterator[list[str]]:
 def _line(original: Row, row: Row, size: str, kept: Sequence[Kept]) -> list[str]:
     figure = "" if row.figure == "bits_per_dim" else f", {FIGURES[row.figure]}"
     version = f" ({row.version})" if row.version else ""
-    shuffle = f", {row.run.shuffle} shuffle" if row.run.shuffle else ""
+    shuffle = f", {row.run.shuffle or 'no'} shuffle" if row.table in SHUFFLED else ""
     table = TABLES[row.table].split(":")[0]
     claim = f"{table}: {row.run.data}{version}{shuffle}, {row.label}{figure}"
     published = published_of(original)
@@ -179,7 +193,7 @@ def _line(original: Row, row: Row, size: str, kept: Sequence[Kept]) -> list[str]
                 claim,
                 published,
                 text_of(figures, PLACES.get(row.figure, 3)),
-                _budget(each, results[0]["steps"]),
+                _budget(each, results[0]),
                 ", ".join(dict.fromkeys(result["machine"] for result in results)),
                 max(result["date"] for result in results),
                 f"`{command(size, each.budget, expression, (r['seed'] for r in results))}`",
@@ -189,9 +203,11 @@ def _line(original: Row, row: Row, size: str, kept: Sequence[Kept]) -> list[str]
     return [claim, published, "not run", what, DASH, DASH, asked]
 
 
-def _budget(kept: Kept, steps: int) -> str:
+def _budget(kept: Kept, result: Mapping[str, Any]) -> str:
     what = "published size" if kept.size == "paper" else "scaled down"
-    return f"{what}, {kept.budget}: {steps:,} steps"
+    version = result["data"]["version"]
+    images = f", {version}" if version.startswith("of ") else ""
+    return f"{what}, {kept.budget}: {result['steps']:,} steps{images}"
 
 
 def _orders(kept: Iterable[Kept]) -> Iterator[list[str]]:
@@ -226,7 +242,9 @@ def _measurements(path: Path) -> str:
 def _pictures(kept: Iterable[Kept], path: Path) -> Iterator[str]:
     for each in kept:
         for picture in sorted(each.folder.glob("*.png")):
-            yield f"{each.size}-{each.budget}, {picture.stem}:\n\n!{_link(picture, path)}"
+            kind, _, rest = picture.stem.partition("-")
+            caption = CAPTIONS.get(kind, picture.stem).format(stem=rest)
+            yield f"{caption}; {each.size}-{each.budget}:\n\n!{_link(picture, path)}"
     for what, (_, pattern) in MEASUREMENTS.items():
         for picture in _found(pattern, ".png"):
             yield f"{what[0].upper()}{what[1:]}:\n\n!{_link(picture, path)}"

@@ -5,8 +5,7 @@
 
 Of each folder SIZE-BUDGET of results: report.md with all tables that have a result and what they
 claim, and pictures of the shuffles. Then README.md: of the results that are kept here the one of
-this folder's parent, of others one beside them. All are made of the results alone, whenever this
-is run.
+the benchmarks, of others one beside them.
 """
 
 from __future__ import annotations
@@ -42,6 +41,11 @@ from benchmarks.papers.picture import save_pictures
 from benchmarks.papers.readme import readme
 from benchmarks.papers.rows import FIGURES, TABLES, Row
 
+ON_GPUS = {
+    "peak_memory_mb": ("peak memory, MB", "{:,.0f}"),
+    "fraction_of_peak": ("of the GPU's float32 peak", "{:.1%}"),
+}
+"""What results have on a GPU alone -> its column, and how it is written."""
 NOTES = {
     "mixerflow-4": "Published parameters of MixerFlow are those of Table 1; this table prints "
     "11.43 M for what can only be the same model.",
@@ -59,10 +63,10 @@ def main(results: str = str(RESULTS)) -> None:
     folder = Path(results)
     kept = read(folder)
     for each in kept:
-        (each.folder / "report.md").write_text(report(each))
-        for path in save_pictures(each):
-            print(path)
-        print(each.folder / "report.md")
+        pictures = save_pictures(each)
+        page = each.folder / "report.md"
+        page.write_text(report(each))
+        print(*pictures, page, sep="\n")
     path = Path(__file__).parents[1] if folder.resolve() == RESULTS else folder
     path /= "README.md"
     path.write_text(readme(kept, path))
@@ -72,16 +76,16 @@ def main(results: str = str(RESULTS)) -> None:
 def report(kept: Kept) -> str:
     """Return the page of one size and budget."""
     parts = [
-        f"# {_title(kept)}",
+        f"### {_title(kept)}",
         "Made by `python -m benchmarks.papers.report`; not written by hand.",
         _introduction(kept),
     ]
     empty = []
     for column in columns(kept.size):
-        if any(kept.of(row) for _, row in column.rows):
+        if any(kept.figures(row) for _, row in column.rows):
             parts += _section(column, kept)
         else:
-            empty.append(f"{TABLES[column.table]} ({_of_data(column)})")
+            empty.append(_title_of(column))
     if empty:
         parts.append(f"No result at this budget: {'; '.join(dict.fromkeys(empty))}.")
     parts += left_out(kept)
@@ -115,10 +119,10 @@ def _introduction(kept: Kept) -> str:
         return f"{text}, which show that the commands run and are no results."
     if kept.size == "small":
         text += (
-            ", of scaled-down models on images averaged down, all models of a table with about as "
-            "many parameters. Published figures and ours are of other images, models and lengths "
-            "of training, and are not to be compared with each other: what can be is the order of "
-            "rows and what changes between them"
+            ", of scaled-down models, on images averaged down to 16 x 16, but MNIST's 28 x 28. "
+            "Published figures and ours are of other images, models and lengths of training, and "
+            "are not to be compared with each other: what can be is the order of rows and what "
+            "changes between them. Models of Tables 1, 4 and 5 have about as many parameters"
         )
     elif kept.budget != "paper":
         text += (
@@ -126,31 +130,26 @@ def _introduction(kept: Kept) -> str:
             "ones, the order of rows can be"
         )
     return (
-        f"{text}. Ours are means ± standard deviations over seeds; the worst image and its "
-        "bits/dim are of all seeds. Differences in claims are means ± standard errors, of seeds "
+        f"{text}. Ours are means ± standard deviations over seeds; the worst image is "
+        "that of all seeds. Differences in claims are means ± standard errors, of seeds "
         "that both rows have; above 0 means as published, within two standard errors of 0 "
         "undecided. Of one seed there is neither deviation nor error."
     )
 
 
 def _section(column: Column, kept: Kept) -> list[str]:
-    figure = FIGURES[column.figure]
-    title = TABLES[column.table]
-    parts = [f"## {title}: {_of_data(column)}, {figure}", _table(column, kept)]
+    parts = [f"#### {_title_of(column)}", _table(column, kept)]
     if column.table in NOTES:
         parts.append(NOTES[column.table])
     parts += _claims(column, kept)
     results = [result for _, row in column.rows for result in kept.of(row)]
     parts.append(_setting(column, results, kept))
-    if column.table in SHUFFLED:
-        names = [f"curves-{column.table}-{column.data}.png", f"degradation-{column.data}.png"]
-        there = [name for name in names if (kept.folder / name).exists()]
-        parts += [f"![{Path(name).stem}]({name})" for name in there]
     return parts
 
 
-def _of_data(column: Column) -> str:
-    return column.data + (f", {column.version} version" if column.version else "")
+def _title_of(column: Column) -> str:
+    version = f" of the {column.version} version" if column.version else ""
+    return f"{TABLES[column.table]} ({column.data}{version}, {FIGURES[column.figure]})"
 
 
 def _table(column: Column, kept: Kept) -> str:
@@ -168,6 +167,15 @@ def _table(column: Column, kept: Kept) -> str:
         "images/s",
     ]
     cells = [_cells(original, row, kept) for original, row in column.rows]
+    for key, (name, form) in ON_GPUS.items():
+        measured = [
+            [result[key] for result in kept.of(row) if result.get(key) is not None]
+            for _, row in column.rows
+        ]
+        if any(measured):
+            head.append(name)
+            for line, values in zip(cells, measured):
+                line.append(form.format(mean_of(values)) if values else DASH)
     return markdown(head, cells, words=1)
 
 

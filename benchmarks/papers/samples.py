@@ -13,7 +13,6 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
-from benchmarks.papers.budgets import BUDGETS
 from benchmarks.papers.images import SMALL, images_of
 from benchmarks.papers.kept import RESULTS, command, expression_of
 from benchmarks.papers.rows import ROWS_OF, Run
@@ -54,10 +53,8 @@ def main(
         panels[title] = draw_samples(flow, COUNT, temperature=1.0, seed=SEED)
     if len(panels) == 1:
         raise SystemExit("expected weights of one model or more, got none; nothing is written")
-    steps = BUDGETS[SIZE][BUDGET].steps
-    title = f"{COUNT} samples each after {steps} steps, temperature 1, seed {SEED}"
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    save_grids(out, panels, images.levels, title=title)
+    save_grids(out, panels, images.levels)
     print(out)
 
 
