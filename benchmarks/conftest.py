@@ -21,6 +21,12 @@ def pytest_addoption(parser):
     group.addoption(
         "--scratch", default="runs/papers/runs", help="folder of checkpoints and weights"
     )
+    group.addoption(
+        "--accumulate",
+        type=int,
+        default=1,
+        help="parts that a batch is computed in, where a GPU is too small for the whole (1)",
+    )
     group.addoption("--inception", help="weights of the Inception network, for the FID")
 
 

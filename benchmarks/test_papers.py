@@ -49,14 +49,16 @@ def test_row(size, row, seed, pytestconfig):
     height = SMALL[row.run.data] if size == "small" else None
     try:
         images = images_of(row.run.data, option("--root"), row.run.shuffle, height, row.version)
+        if budget == "smoke":
+            images = first_images(images, 64, 16)
     except Absent as absent:
         if budget != "smoke":
             pytest.skip(str(absent))
         images = noise_images(row.run.data, height)
-    if budget == "smoke":
-        images = first_images(images, 64, 16)
     accelerator = "auto" if size == "paper" else "cpu"
-    result = result_of(row.run, size, budget, seed, images, out, scratch, accelerator)
+    result = result_of(
+        row.run, size, budget, seed, images, out, scratch, accelerator, option("--accumulate")
+    )
     result = with_figure(row, result, images, out, scratch, option("--inception"))
     figure = figure_of(row, result)
     print(f"{row.name}: {figure:.4f}, published {row.published}")

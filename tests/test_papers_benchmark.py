@@ -466,12 +466,9 @@ def test_means_and_deviations_by_hand():
 def test_shuffles_are_drawn_and_shown(tmp_path):
     keep(tmp_path, shuffled_results())
     report_main(str(tmp_path))
-    text = (tmp_path / "small-short" / "report.md").read_text()
     for name in ("curves-mixerflow-4-cifar10.png", "degradation-cifar10.png"):
         assert (tmp_path / "small-short" / name).read_bytes()[:4] == b"\x89PNG"
-        assert (
-            f"]({name})" in text and f"small-short/{name}" in (tmp_path / "README.md").read_text()
-        )
+        assert f"](small-short/{name})" in (tmp_path / "README.md").read_text()
 
 
 def test_readme_has_a_row_for_each_claim(tmp_path):

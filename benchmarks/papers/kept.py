@@ -92,7 +92,8 @@ class Column:
         data: data set.
         version: of the data set.
         figure: key of ``FIGURES``.
-        rows: as published, and the same at the size of the column.
+        rows: as published, and the same at the size of the column; a row that was published at
+            no other size stands for itself.
     """
 
     table: str
@@ -100,6 +101,11 @@ class Column:
     version: str
     figure: str
     rows: tuple[tuple[Row, Row], ...]
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What its rows have in common, at any size."""
+        return self.table, self.data, self.version, self.figure
 
     def claims(self, kept: Kept) -> list[Comparison]:
         """Return what the rows claim beside each other, as far as there are results."""
@@ -116,12 +122,11 @@ class Column:
 
 def columns(size: str) -> list[Column]:
     """Return the columns of all tables, in the order of the papers."""
+    published = {scaled_down(row): row for row in ROWS} if size == "small" else {}
     found: dict[tuple[str, str, str, str], list[tuple[Row, Row]]] = {}
-    for row in ROWS:
-        sized = row if size == "paper" else scaled_down(row)
-        if sized is not None:
-            key = (row.table, row.run.data, row.version, row.figure)
-            found.setdefault(key, []).append((row, sized))
+    for row in ROWS_OF[size]:
+        key = (row.table, row.run.data, row.version, row.figure)
+        found.setdefault(key, []).append((published.get(row, row), row))
     return [Column(*key, tuple(rows)) for key, rows in found.items()]
 
 

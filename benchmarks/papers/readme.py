@@ -22,7 +22,7 @@ from benchmarks.papers.kept import (
     text_of,
     verdict_of,
 )
-from benchmarks.papers.rows import FIGURES, TABLES, Row, scaled_down
+from benchmarks.papers.rows import FIGURES, TABLES, Row
 
 BENCHMARKS = Path(__file__).parents[1]
 FILES = "--data cifar10_train.npz --test cifar10_test.npz"
@@ -170,11 +170,15 @@ def _budgets() -> str:
 
 
 def _lines(column: Column, kept: Sequence[Kept]) -> Iterator[list[str]]:
-    """Rows of the table of claims: of published size, then the same scaled down."""
+    """Rows of the table of claims: of published size, each followed by the same scaled down."""
+    same = (other for other in columns("small") if other.key == column.key)
+    scaled = {original: row for other in same for original, row in other.rows}
     for row, _ in column.rows:
-        for size, sized in (("paper", row), ("small", scaled_down(row))):
-            if sized is not None:
-                yield _line(row, sized, size, kept)
+        yield _line(row, row, "paper", kept)
+        if row in scaled:
+            yield _line(row, scaled.pop(row), "small", kept)
+    for original, row in scaled.items():  # of no published size
+        yield _line(original, row, "small", kept)
 
 
 def _line(original: Row, row: Row, size: str, kept: Sequence[Kept]) -> list[str]:

@@ -52,6 +52,11 @@ NOTES = {
     "denseflow-2": "Here: what the published number of epochs would take at the speed of the run.",
 }
 """Table -> what has to be known beside it."""
+SMALL_NOTES = {
+    "mixerflow-9": "The row of both, linear blocks and shift layers, is MixerFlow with this "
+    "table's learning rate; its published figure is that of Table 1.",
+}
+"""Table -> what has to be known beside it where models are scaled down."""
 
 
 def main(results: str = str(RESULTS)) -> None:
@@ -139,8 +144,9 @@ def _introduction(kept: Kept) -> str:
 
 def _section(column: Column, kept: Kept) -> list[str]:
     parts = [f"#### {_title_of(column)}", _table(column, kept)]
-    if column.table in NOTES:
-        parts.append(NOTES[column.table])
+    for notes in (NOTES, SMALL_NOTES if kept.size == "small" else {}):
+        if column.table in notes:
+            parts.append(notes[column.table])
     parts += _claims(column, kept)
     results = [result for _, row in column.rows for result in kept.of(row)]
     parts.append(_setting(column, results, kept))

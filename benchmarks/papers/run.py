@@ -51,7 +51,7 @@ def result_of(
     out: str | Path,
     scratch: str | Path,
     accelerator: str = "auto",
-    progress: bool = False,
+    accumulate: int = 1,
 ) -> dict[str, Any]:
     """Train and evaluate a run, or go on with it, or read its result if there is one.
 
@@ -67,7 +67,8 @@ def result_of(
         out: folder of the results, one JSON file for each run.
         scratch: folder of checkpoints and weights.
         accelerator: of Lightning's Trainer.
-        progress: whether to show a bar.
+        accumulate: parts that a batch is computed in, where a GPU is too small for the whole;
+            BatchNorm then sees a part at a time.
 
     Returns:
         What is in the file.
@@ -76,7 +77,7 @@ def result_of(
         ValueError: if the file, or the checkpoint, is of another setting.
     """
     allowed = BUDGETS[size][budget]
-    setting = describe(run, size, budget, seed, images)
+    setting = describe(run, size, budget, seed, images, accumulate)
     path = path_of(run, size, budget, seed, out)
     folder = folder_of(run, size, budget, seed, scratch)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,8 @@ def result_of(
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         if path.exists():
             found = json.loads(path.read_text())
-            if changed := [key for key in setting if found.get(key) != setting[key]]:
+            names = (*setting, "accumulate")  # which is there only where batches are in parts
+            if changed := [key for key in names if found.get(key) != setting.get(key)]:
                 raise ValueError(
                     f"expected a result of this setting in {path}, got one of another: "
                     f"{', '.join(changed)} differ; delete it, or give another --out"
@@ -101,7 +103,8 @@ def result_of(
             evaluation_images=allowed.evaluated,
             record_every=10 if allowed.steps is not None and allowed.steps < 10_000 else 100,
             accelerator=accelerator,
-            enable_progress_bar=progress,
+            accumulate_grad_batches=accumulate,
+            enable_progress_bar=False,
         )
         if module.device.type == "cuda":
             some = images.validation.images(slice(8))
@@ -119,7 +122,9 @@ def result_of(
     return result
 
 
-def describe(run: Run, size: str, budget: str, seed: int, images: ImageData) -> dict[str, Any]:
+def describe(
+    run: Run, size: str, budget: str, seed: int, images: ImageData, accumulate: int = 1
+) -> dict[str, Any]:
     """Return what makes two results those of the same run, as JSON has it."""
     allowed = BUDGETS[size][budget]
     arguments = getattr(MODELS[run.model], scale_of(size, budget))
@@ -134,6 +139,8 @@ def describe(run: Run, size: str, budget: str, seed: int, images: ImageData) -> 
         "arguments": {key: str(value) for key, value in arguments.items()},
         "recipe": asdict(recipe_of(run, size, allowed)),
     }
+    if accumulate > 1:
+        described["accumulate"] = accumulate
     return json.loads(json.dumps(described))
 
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks.papers.samples --root data --scratch runs/papers/runs
 
-Glow and MixerFlow, and MixerFlow without shift layers: 64 samples each at temperature 1, with the
-same seed. Models are those that `pytest benchmarks -m cpu` left; one that was not trained is left
-out, and the command says how to train it.
+Glow and MixerFlow, and MixerFlow with and without shift layers at the learning rate of the
+ablation: 64 samples each at temperature 1, with the same seed. Models are those that
+`pytest benchmarks -m cpu` left; one that was not trained is left out, and the command says how to
+train it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ DATA, SIZE, BUDGET, SEED, COUNT = "cifar10", "small", "short", 0, 64
 PANELS = {
     "glow-11": "Glow",
     "mixerflow-32": "MixerFlow",
-    "mixerflow-base-linear": "MixerFlow without shift layers",
+    "mixerflow-both": "ablation: with shift layers",
+    "mixerflow-base-linear": "without shift layers",
 }
 """Model -> title of its samples."""
 
