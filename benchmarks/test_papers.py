@@ -10,16 +10,14 @@ tested is that all figures are finite; the order of the rows of a table is a tes
 is reported as an expected failure where it comes out the other way.
 """
 
-import json
 from math import isfinite
-from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.papers.claims import claims_of
 from benchmarks.papers.figures import figure_of, with_figure
 from benchmarks.papers.images import SMALL, Absent, first_images, images_of, noise_images
+from benchmarks.papers.kept import columns, read
 from benchmarks.papers.rows import ROWS_OF
 from benchmarks.papers.run import result_of
 
@@ -30,9 +28,9 @@ CASES = [
     for row in rows
 ]
 COLUMNS = [
-    pytest.param(size, *column, id="-".join((*column, size)), marks=MARKS[size])
-    for size, rows in ROWS_OF.items()
-    for column in dict.fromkeys((row.table, row.run.data) for row in rows)
+    pytest.param(size, column, id=f"{column.name}-{size}", marks=MARKS[size])
+    for size in ROWS_OF
+    for column in columns(size)
 ]
 
 
@@ -65,15 +63,15 @@ def test_row(size, row, seed, pytestconfig):
     assert isfinite(figure)
 
 
-@pytest.mark.parametrize("size, table, data", COLUMNS)
-def test_order(size, table, data, pytestconfig):
+@pytest.mark.parametrize("size, column", COLUMNS)
+def test_order(size, column, pytestconfig):
     budget = pytestconfig.getoption("--budget")
     if budget == "smoke":
         pytest.skip("two steps order nothing")
-    folder = Path(pytestconfig.getoption("--out"), f"{size}-{budget}")
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    results = {(result["name"], result["seed"]): result for result in found}
-    claims = claims_of(size, table, data, results)
+    kept = [
+        k for k in read(pytestconfig.getoption("--out")) if (k.size, k.budget) == (size, budget)
+    ]
+    claims = column.claims(kept[0]) if kept else []
     if not claims:
         pytest.skip("expected results of two rows or more, got fewer: run the rows first")
     other = [claim for claim in claims if claim.verdict != "as published"]

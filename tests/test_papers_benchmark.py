@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback
 
 from benchmarks.papers import run as runs
-from benchmarks.papers.claims import Comparison, claims_of, degradations
+from benchmarks.papers.claims import Comparison, comparisons, degradations
 from benchmarks.papers.figures import figure_of
 from benchmarks.papers.images import (
     NOISE,
@@ -157,6 +157,10 @@ def row_of(name, size="small"):
     return next(row for row in ROWS_OF[size] if row.name == name)
 
 
+def rows_of(table):
+    return [row for row in ROWS_OF["small"] if row.table == table]
+
+
 def results_of(figures, table="mixerflow-1-cifar10-plain", **more):
     """(model, seed) -> bits/dim as the mapping that claims take."""
     found = {}
@@ -181,7 +185,7 @@ def test_verdict_by_hand():
 def test_claims_are_of_the_seeds_that_both_rows_have():
     figures = {("glow-11", 0): 5.0, ("glow-11", 1): 5.2, ("glow-11", 7): 9.0}
     figures |= {("mixerflow-32", 0): 4.9, ("mixerflow-32", 1): 5.3}
-    [claim] = claims_of("small", "mixerflow-1", "cifar10", results_of(figures))
+    [claim] = comparisons(rows_of("mixerflow-1"), results_of(figures))
     assert claim.words == "MixerFlow better than Glow"
     assert claim.published == pytest.approx(0.05)
     assert claim.here == pytest.approx((0.1, -0.1))
@@ -194,7 +198,7 @@ def test_of_accuracies_the_higher_is_better():
     for (name, _), result in results.items():
         better = "mixerflow" in name
         result["probe"] = {"loss": 1.9 if better else 1.6, "accuracy": 0.45 if better else 0.4}
-    loss, accuracy = claims_of("small", "mixerflow-7", "cifar10", results)
+    loss, accuracy = comparisons(rows_of("mixerflow-7"), results)
     assert (loss.published, accuracy.published) == pytest.approx((0.15, 3.88))
     assert loss.here == pytest.approx((-0.3,)) and loss.verdict == "the other way"
     assert accuracy.here == pytest.approx((5.0,)) and accuracy.verdict == "as published"
@@ -502,7 +506,8 @@ def test_commands_select_their_rows_alone(size):
         expression = expression_of(row, size)
         assert selected(expression, [*cases, *orders]) == [row.name + ending]
         column = f"{row.table}-{row.run.data}"
-        assert selected(column, orders) == [f"{column}-{size}"]
+        figures = [c.name for c in columns(size) if c.key[:2] == (row.table, row.run.data)]
+        assert selected(column, orders) == [f"{name}-{size}" for name in figures]
         whole = [r for r in ROWS_OF[size] if (r.table, r.run.data) == (row.table, row.run.data)]
         assert selected(column, cases) == [r.name + ending for r in whole]
 

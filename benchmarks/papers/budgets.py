@@ -60,7 +60,7 @@ def recipe_of(run: Run, size: str, budget: Budget) -> Recipe:
 
     The published recipe of the data set is that of all models of a MixerFlow table: Adam, a cosine
     to zero, a bound of 5 on the gradient. Baselines have its rate, too, unless theirs is named in
-    ``Model.rates``. The first twentieth of all steps, 20 at least, is a warm-up.
+    ``Model.rates``. The first twentieth of all steps is a warm-up.
 
     Args:
         run: what is trained.
@@ -88,6 +88,6 @@ def recipe_of(run: Run, size: str, budget: Budget) -> Recipe:
             learning_rate=model.rates.get(size, recipe.learning_rate),
             steps=recipe.steps if budget.steps is None else budget.steps,
         )
-        if recipe.warmup * recipe.steps < 20:
-            recipe = replace(recipe, warmup=20)
+        if recipe.warmup * recipe.steps < 1:  # too short for the warm-up that the rate needs
+            recipe = replace(recipe, learning_rate=1e-5)
     return replace(recipe, batch_size=budget.batch_size or recipe.batch_size)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import sqrt
+from math import isfinite, nan, sqrt
 from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.papers.figures import figure_of
-from benchmarks.papers.rows import HIGHER_IS_BETTER, ROWS, ROWS_OF, Row
+from benchmarks.papers.rows import HIGHER_IS_BETTER, Row
 
 Results = Mapping[tuple[str, int], Mapping[str, Any]]
 """(name of a run, seed) -> result."""
@@ -40,39 +40,19 @@ class Comparison:
     @property
     def error(self) -> float | None:
         """Standard error of the mean; None of one seed."""
-        return stdev(self.here) / sqrt(len(self.here)) if len(self.here) > 1 else None
+        if len(self.here) == 1:
+            return None
+        spread = stdev(self.here) if all(map(isfinite, self.here)) else nan
+        return spread / sqrt(len(self.here))
 
     @property
     def verdict(self) -> str:
-        """As published, the other way, or undecided: within two standard errors of nothing."""
+        """As published, the other way, undecided (within two standard errors of 0), not finite."""
+        if not isfinite(self.mean):
+            return "not finite"
         if self.error is not None and abs(self.mean) < 2 * self.error:
             return "undecided"
         return "as published" if self.mean > 0 else "the other way"
-
-
-def claims_of(size: str, table: str, data: str, results: Results) -> list[Comparison]:
-    """Return what one column of a table claims, as far as there are results.
-
-    Args:
-        size: "paper" or "small".
-        table: key of ``TABLES``.
-        data: data set.
-        results: of runs of this size and of one budget.
-    """
-    rows = [row for row in ROWS_OF[size] if (row.table, row.run.data) == (table, data)]
-    if table not in SHUFFLED:
-        return comparisons(rows, results)
-    shuffled = [row for row in rows if row.run.shuffle]
-    plain = [row for row in ROWS_OF[size] if row.run.data == data and not row.run.shuffle]
-    published = {
-        row.label: row.published
-        for row in ROWS
-        if row.table == "mixerflow-1" and row.run.data == data and row.published is not None
-    }
-    return [
-        *comparisons(shuffled, results),
-        *degradations(shuffled, plain, published, results),
-    ]
 
 
 def comparisons(rows: Iterable[Row], results: Results) -> list[Comparison]:

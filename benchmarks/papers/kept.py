@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite, isnan, nan, sqrt
+from math import isnan, nan, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,12 @@ class Column:
         """What its rows have in common, at any size."""
         return self.table, self.data, self.version, self.figure
 
+    @property
+    def name(self) -> str:
+        """Of the test of its order."""
+        figure = "" if self.figure == "bits_per_dim" else f"-{self.figure}"
+        return f"{self.table}-{self.data}{figure}"
+
     def claims(self, kept: Kept) -> list[Comparison]:
         """Return what the rows claim beside each other, as far as there are results."""
         if self.table not in SHUFFLED:
@@ -175,11 +181,6 @@ def published_of(row: Row) -> str:
     if row.published is None:
         return DASH
     return f"{row.published:.{min(PLACES.get(row.figure, 2), 2)}f}"
-
-
-def verdict_of(claim: Comparison) -> str:
-    """Return the verdict of a claim; without one where a figure is not finite."""
-    return claim.verdict if all(map(isfinite, claim.here)) else "not finite"
 
 
 def mean_of(values: Sequence[float]) -> float:

@@ -20,7 +20,6 @@ from benchmarks.papers.kept import (
     markdown,
     published_of,
     text_of,
-    verdict_of,
 )
 from benchmarks.papers.rows import FIGURES, TABLES, Row
 
@@ -219,7 +218,7 @@ def _orders(kept: Iterable[Kept]) -> Iterator[list[str]]:
     for each in kept:
         found: dict[tuple[str, str], list[str]] = {}
         for column in columns(each.size):
-            verdicts = [verdict_of(claim) for claim in column.claims(each)]
+            verdicts = [claim.verdict for claim in column.claims(each)]
             found.setdefault((column.table, column.data), []).extend(verdicts)
         for (table, data), verdicts in found.items():
             if verdicts:

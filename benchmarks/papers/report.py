@@ -34,7 +34,6 @@ from benchmarks.papers.kept import (
     published_of,
     read,
     text_of,
-    verdict_of,
 )
 from benchmarks.papers.models import MODELS
 from benchmarks.papers.picture import save_pictures
@@ -222,12 +221,12 @@ def _claims(column: Column, kept: Kept) -> list[str]:
             f"{claim.published:+.2f}",
             text_of(claim.here, 3, error_of, "+"),
             str(len(claim.here)),
-            verdict_of(claim),
+            claim.verdict,
         ]
         for claim in claims
     ]
     head = ["claim", "published: by", f"ours ({kept.budget} budget): by", "seeds", "verdict"]
-    counts = Counter(verdict_of(claim) for claim in claims)
+    counts = Counter(claim.verdict for claim in claims)
     same = counts.pop("as published", 0)
     others = "".join(f"; {verdict}: {count}" for verdict, count in sorted(counts.items()))
     return [
