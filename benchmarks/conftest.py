@@ -1,6 +1,7 @@
 """Options of the papers' tables: budget, data, seeds, folders."""
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +17,10 @@ def pytest_addoption(parser):
     group.addoption("--root", default="data", help="folder of the data sets (data)")
     group.addoption("--seeds", default="0", help="seeds, such as 0,1,2 (0)")
     group.addoption(
-        "--out", default="runs/papers/results", help="folder of the results, JSON files"
+        "--out", help="folder of the results, JSON files (runs/papers/results; of smoke, none)"
     )
     group.addoption(
-        "--scratch", default="runs/papers/runs", help="folder of checkpoints and weights"
+        "--scratch", help="folder of checkpoints and weights (runs/papers/runs; of smoke, none)"
     )
     group.addoption(
         "--accumulate",
@@ -36,10 +37,21 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("seed", seeds, ids=[f"seed{seed}" for seed in seeds])
 
 
+@pytest.fixture(scope="session")
+def folders(request, tmp_path_factory):
+    """Those of results and of checkpoints; what a smoke run leaves is of no use to another."""
+    smoke = request.config.getoption("--budget") == "smoke"
+    kept = tmp_path_factory.mktemp("papers") if smoke else Path("runs/papers")
+    option = request.config.getoption
+    return Path(option("--out") or kept / "results"), Path(option("--scratch") or kept / "runs")
+
+
 @pytest.fixture(autouse=True)
 def _as_in_a_program():
-    """Warnings are shown, and no errors; all rows of the CPU have one thread each."""
+    """Warnings are shown, and no errors; one thread on a CPU, and float32 on a GPU, for all."""
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         yield

@@ -44,6 +44,9 @@ def neural_spline(
     .. math:: y_b = \mathrm{RQS}_{f(x_a)}(x_b), \qquad
               \log|\det J| = \sum_k \log \mathrm{RQS}'_k(x_{b,k})
 
+    The paper on MixerFlow names neither width nor bins: these were chosen for its 10.91 million
+    parameters.
+
     Args:
         image_shape: (C, H, W).
         hidden_channels: of the couplings' networks.

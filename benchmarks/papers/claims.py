@@ -9,6 +9,8 @@ from math import isfinite, nan, sqrt
 from statistics import mean, stdev
 from typing import Any
 
+from scipy.stats import t as student_t
+
 from benchmarks.papers.figures import figure_of
 from benchmarks.papers.rows import HIGHER_IS_BETTER, Row
 
@@ -47,10 +49,15 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """As published, the other way, undecided (within two standard errors of 0), not finite."""
+        """As published, the other way, or why it is neither.
+
+        Of one seed nothing is decided; of more, what is outside of the 95% of Student's t.
+        """
         if not isfinite(self.mean):
             return "not finite"
-        if self.error is not None and abs(self.mean) < 2 * self.error:
+        if self.error is None:
+            return "one seed"
+        if abs(self.mean) < student_t.ppf(0.975, len(self.here) - 1) * self.error:
             return "undecided"
         return "as published" if self.mean > 0 else "the other way"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.papers.budgets import BUDGETS, PROBE_STEPS, Budget
+from benchmarks.papers.budgets import BUDGETS, PROBE_STEPS, Budget, draws_of
 from benchmarks.papers.rows import Row
-from benchmarks.papers.run import path_of, trained, write
+from benchmarks.papers.run import folder_of, locked, path_of, trained, write
 from nflows_mixer.data import ImageData
 from nflows_mixer.evaluation import (
     draw_samples,
     embeddings,
+    evaluate,
     frechet_inception_distance,
     linear_probe,
 )
@@ -24,6 +26,7 @@ from nflows_mixer.flows.denseflow_presets import DENSEFLOW_PRESETS
 
 PLACES = {
     "bits_per_dim": ("bits_per_dim", "test"),
+    "importance_bits_per_dim": ("importance_bits_per_dim", "test"),
     "probe_loss": ("probe", "loss"),
     "probe_accuracy": ("probe", "accuracy"),
     "training_hours": ("published_training", "hours"),
@@ -54,6 +57,7 @@ def with_figure(
     images: ImageData,
     out: str | Path,
     scratch: str | Path,
+    accelerator: str = "auto",
     inception: str | Path | None = None,
 ) -> dict[str, Any]:
     """Return a result with the figure of a row, which is computed and kept where it is missing.
@@ -64,26 +68,51 @@ def with_figure(
         images: that it was trained on.
         out: folder of the results.
         scratch: folder of the weights.
+        accelerator: "cpu", or "auto" for a GPU where there is one.
         inception: weights of the Inception network; without them no FID is computed.
+
+    Raises:
+        FileNotFoundError: if the weights are needed and gone.
     """
     part = PLACES[row.figure][0]
-    if part in result or (part == "fid" and inception is None):
-        return dict(result)
     size, budget, seed = result["size"], result["budget"]["name"], result["seed"]
-    allowed = BUDGETS[size][budget]
-    if part == "published_training":
-        found = published_training(row, result)
-    else:
-        flow = trained(row.run, size, budget, seed, images, scratch)
-        flow = flow.to("cuda" if torch.cuda.is_available() else "cpu")
-        if part == "probe":
-            found = probe(flow, images, allowed, seed, PROBE_STEPS[budget])
+    path = path_of(row.run, size, budget, seed, out)
+    with locked(folder_of(row.run, size, budget, seed, scratch)):
+        # Another row of this run may have added to it by now.
+        result = json.loads(path.read_text())
+        if part in result or (part == "fid" and inception is None):
+            return dict(result)
+        if part == "published_training":
+            found = published_training(row, result)
         else:
-            assert inception is not None
-            found = fid(flow, images, allowed, seed, inception)
-    result = {**result, part: found}
-    write(path_of(row.run, size, budget, seed, out), result)
+            device = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+            flow = trained(row.run, size, budget, seed, images, scratch).to(device)
+            allowed = BUDGETS[size][budget]
+            if part == "probe":
+                found = probe(flow, images, allowed, seed, PROBE_STEPS[budget])
+            elif part == "importance_bits_per_dim":
+                found = importance(flow, images, allowed, draws_of(row.run, budget))
+            else:
+                assert inception is not None
+                found = fid(flow, images, allowed, seed, inception)
+        result = {**result, part: found}
+        write(path, result)
     return result
+
+
+def importance(
+    flow: ImageFlow, images: ImageData, budget: Budget, draws: int
+) -> dict[str, float | int]:
+    """Evaluate the importance-weighted bound of test images, which a DenseFlow is reported by."""
+    assert images.test is not None
+    part = images.test.subset(slice(budget.evaluated))
+    bits = evaluate(flow, part, draws=draws, bound="importance")
+    return {
+        "test": bits.mean().item(),
+        "worst_image": bits.max().item(),
+        "draws": draws,
+        "test_images": len(part),
+    }
 
 
 def probe(
@@ -98,7 +127,8 @@ def probe(
     found: list[Any] = []
     for part in parts:
         found += [embeddings(flow, part), part.labels()]
-    fitted = asdict(linear_probe(*found, seed=seed, steps=steps))
+    device = next(flow.parameters()).device
+    fitted = asdict(linear_probe(*found, seed=seed, steps=steps, device=device))
     return {**fitted, "train_images": len(parts[0]), "test_images": len(parts[1])}
 
 

@@ -42,7 +42,7 @@ class Absent(Exception):
 def images_of(
     data: str, root: str, shuffle: str | None = None, size: int | None = None, version: str = ""
 ) -> ImageData:
-    """Return a data set, which is looked for and never downloaded.
+    """Return a data set, which is looked for; no download is started where there is none.
 
     ``NAME_train.npz`` with ``NAME_test.npz`` come first, as ``load_images`` reads them; then
     ``NAME_test.npz`` alone, of which a tenth is held out and which is called what it is; then what
@@ -53,7 +53,7 @@ def images_of(
         root: folder of data sets.
         shuffle: "global", "local" or None.
         size: height and width that images are averaged down to; None for as they are.
-        version: that the data set has to be of, where there are two.
+        version: that the data set has to be of, where there are two; .npz files say none.
 
     Raises:
         Absent: if there is none, or one of the other version.
@@ -76,9 +76,9 @@ def images_of(
             f"{root}; load_images({data!r}, root={root!r}) says how to get them, or does it"
         )
     if version and images.version != version:
+        got = images.version or "images that do not say theirs, as an .npz file does not"
         raise Absent(
-            f"expected the {version} version of {data} in {root}, got {images.version}: the two "
-            "do not compare"
+            f"expected the {version} version of {data} in {root}, got {got}: the two do not compare"
         )
     if size is not None and size != images.image_shape[1]:
         images = averaged_down(images, size)

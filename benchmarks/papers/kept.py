@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isnan, nan, sqrt
 from pathlib import Path
@@ -14,11 +15,16 @@ from benchmarks.papers.claims import SHUFFLED, Comparison, comparisons, degradat
 from benchmarks.papers.figures import figure_of
 from benchmarks.papers.images import NOISE
 from benchmarks.papers.rows import ROWS, ROWS_OF, Row, scaled_down
+from nflows_mixer._checks import mismatch
 
 RESULTS = Path(__file__).parent / "results"
 DASH = "–"
 PLACES = {"probe_accuracy": 2, "training_hours": 0, "fid": 2}
 """Figure -> places behind the point, where they are not three."""
+BITS = ("bits_per_dim", "importance_bits_per_dim")
+"""Figures that simple models of the same images have, too."""
+ONE_SEED = "one seed"
+"""What a claim of one seed is counted as, whatever it says."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +119,32 @@ class Column:
         figure = "" if self.figure == "bits_per_dim" else f"-{self.figure}"
         return f"{self.table}-{self.data}{figure}"
 
+    def yardstick(self, kept: Kept) -> tuple[str, float] | None:
+        """Return the best of the simple models of the same images and its bits/dim.
+
+        None where figures are no bits/dim, or no result has a simple model. Images with a shuffle
+        and without have the same, but for the draw of noise.
+        """
+        if self.figure in BITS:
+            for result in (result for _, row in self.rows for result in kept.of(row)):
+                if found := result.get("yardsticks"):
+                    return min(found.items(), key=lambda scored: scored[1])
+        return None
+
     def claims(self, kept: Kept) -> list[Comparison]:
-        """Return what the rows claim beside each other, as far as there are results."""
+        """Return what the rows claim beside each other, as far as there are results.
+
+        Raises:
+            ValueError: if these are of different budgets or splits of the data.
+        """
+        rows = [row for _, row in self.rows]
         if self.table not in SHUFFLED:
-            return comparisons([row for _, row in self.rows], kept.results)
-        shuffled = [row for _, row in self.rows if row.run.shuffle]
+            _check_terms(self.name, [result for row in rows for result in kept.of(row)])
+            return comparisons(rows, kept.results)
+        shuffled = [row for row in rows if row.run.shuffle]
         published = unshuffled(self.data)
         plain = [without_shuffle(row) for row in shuffled if row.label in published]
+        _check_terms(self.name, [r for row in (*shuffled, *plain) for r in kept.of(row)])
         return [
             *comparisons(shuffled, kept.results),
             *degradations(shuffled, plain, published, kept.results),
@@ -134,6 +159,32 @@ def columns(size: str) -> list[Column]:
         key = (row.table, row.run.data, row.version, row.figure)
         found.setdefault(key, []).append((published.get(row, row), row))
     return [Column(*key, tuple(rows)) for key, rows in found.items()]
+
+
+def _check_terms(owner: str, results: Iterable[Mapping[str, Any]]) -> None:
+    """Raise unless results are of one budget and, of each shuffle, one split."""
+    first: dict[str, tuple[str, Any]] = {}
+    for result in results:
+        terms = {
+            "budget": result["budget"],
+            "accumulate": result.get("accumulate", 1),
+            f"split, {result['run']['shuffle'] or 'no'} shuffle": result["data"]["split_hash"],
+        }
+        name = f"{result['name']}-{result['seed']}"
+        for term, value in terms.items():
+            other, known = first.setdefault(term, (name, value))
+            if value != known:
+                raise mismatch(
+                    owner,
+                    f"results on equal terms ({term})",
+                    f"{known} of {other} and {value} of {name}",
+                    "run one of them again, or keep them in folders of their own",
+                )
+
+
+def tally(claims: Iterable[Comparison]) -> Counter[str]:
+    """Return verdict -> number of claims of two seeds or more; those of one as ``ONE_SEED``."""
+    return Counter(ONE_SEED if len(claim.here) == 1 else claim.verdict for claim in claims)
 
 
 def unshuffled(data: str) -> dict[str, float]:

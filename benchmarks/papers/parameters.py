@@ -47,7 +47,7 @@ def table(found: dict[str, int]) -> str:
         tables = ", ".join(dict.fromkeys(_named(row.table) for row in rows))
         published = difference = ""
         if model.parameters is not None:
-            published = f"{model.parameters:.2f}M"
+            published = f"{model.parameters:.4g}M"
             difference = f"{100 * (count / (1e6 * model.parameters) - 1):+.2f}%"
         cells = [model.label, images, tables, f"{count:,}", published, difference]
         lines.append(f"| {' | '.join(cells)} |")

@@ -16,6 +16,8 @@ PARTS = ("train", "validation")
 """What curves are of."""
 Costs = dict[str, tuple[float, list[float]]]
 """Label -> bits/dim more than without a shuffle, as published and ours of each seed."""
+LEGEND = 6
+"""Columns of the legend, at most."""
 FIRST = 0.1
 """Part of the steps that may be above the picture: the first are far off, and would flatten it."""
 
@@ -54,6 +56,8 @@ def save_curves(path: Path, column: Column, kept: Kept) -> None:
     figure = Figure((10, 7), layout="constrained")
     axes = figure.subplots(2, 2, sharey="row")
     rows = list(_lines(column, kept))
+    yardstick = column.yardstick(kept)
+    simple: dict[str, Any] = {"color": "gray", "linestyle": ":", "linewidth": 1.2}
     colors = {label: f"C{i}" for i, label in enumerate(dict.fromkeys(r.label for r in rows))}
     for part, pair in zip(PARTS, axes):
         shown: list[float] = []
@@ -66,6 +70,10 @@ def save_curves(path: Path, column: Column, kept: Kept) -> None:
                 middle = _mean_curve(curves)
                 axis.plot([p[over] for p in middle], [p[2] for p in middle], lw=1.8, **style)
             shown += [bits for points in curves for bits in _late(points)]
+        if yardstick:
+            shown.append(yardstick[1])
+            for axis in pair:
+                axis.axhline(yardstick[1], **simple)
         _limit(pair[0], shown)
         pair[0].set_ylabel(f"{part.replace('train', 'training')} bits/dim")
     for axis, label in zip(axes[1], ("steps", "seconds of training")):
@@ -77,7 +85,14 @@ def save_curves(path: Path, column: Column, kept: Kept) -> None:
     shuffle = column.rows[-1][1].run.shuffle
     handles.append(Line2D([], [], color="gray", linestyle="-", label=f"{shuffle} shuffle"))
     handles.append(Line2D([], [], color="gray", linestyle="--", label="no shuffle"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    if yardstick:
+        handles.append(Line2D([], [], label=f"({yardstick[0]})", **simple))
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), LEGEND),
+        frameon=False,
+    )
     title = f"{TABLES[column.table]}: {column.data}, {_budget(kept)}; thin: seeds, thick: mean"
     figure.suptitle(title, fontsize="medium")
     figure.savefig(path, dpi=100, metadata={"Software": None})

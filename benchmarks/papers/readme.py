@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.denseflow.rows import ROWS as ABLATED
+from benchmarks.denseflow.table import TABLE, agreement, by_row
 from benchmarks.papers.budgets import BUDGETS
-from benchmarks.papers.claims import SHUFFLED
+from benchmarks.papers.claims import SHUFFLED, Comparison
 from benchmarks.papers.kept import (
     DASH,
+    ONE_SEED,
     PLACES,
     Column,
     Kept,
@@ -19,12 +23,19 @@ from benchmarks.papers.kept import (
     expression_of,
     markdown,
     published_of,
+    tally,
     text_of,
 )
 from benchmarks.papers.rows import FIGURES, TABLES, Row
 
 BENCHMARKS = Path(__file__).parents[1]
 FILES = "--data cifar10_train.npz --test cifar10_test.npz"
+ABLATION = BENCHMARKS / "denseflow/results/ablation-cifar-10.json"
+"""DenseFlow's Table 4 scaled down, which has a command of its own."""
+ABLATE = f"python -m benchmarks.denseflow.ablation --name CIFAR-10 {FILES}"
+NOT_RUN = "not run"
+VERDICTS = ("undecided", "the other way", "not finite", ONE_SEED)
+"""What may become of a claim, but for "as published"."""
 MEASUREMENTS = {
     "parameters of the models, beside the published numbers": (
         "python -m benchmarks.papers.parameters",
@@ -65,7 +76,7 @@ MEASUREMENTS = {
         "denseflow/results/cost-*",
     ),
     "ablation of DenseFlow, scaled down": (
-        f"python -m benchmarks.denseflow.ablation {FILES} --name CIFAR-10",
+        ABLATE,
         "denseflow/results/ablation-*",
     ),
 }
@@ -94,23 +105,28 @@ python -m benchmarks.papers.samples      # samples of scaled-down models side by
 ```
 
 - `--budget smoke|short|long|paper`: how long rows are trained (short). {budgets}
-- `--root FOLDER`: data sets (data). They are never downloaded. For each data set NAME there is
-  `NAME_train.npz` with `NAME_test.npz` (`images`, uint8 [N, H, W, C], and `labels` for the linear
-  probe), or the folder that torchvision or the data set's own archive leaves, see
-  `nflows_mixer.data.load_images`. NAME is one of {names}. Rows without their images are skipped,
-  with a message; the smoke budget takes random pixels in their place, whose results are marked
-  synthetic and never reported. ImageNet is of two versions that do not compare: MixerFlow's tables
-  need the old one, DenseFlow's the new one.
+- `--root FOLDER`: data sets (data). For each data set NAME there is `NAME_train.npz` with
+  `NAME_test.npz` (`images`, uint8 [N, H, W, C], and `labels` for the linear probe), or the folder
+  that torchvision or the data set's own archive leaves, see `nflows_mixer.data.load_images`. NAME
+  is one of {names}. Nothing is downloaded, but for what is missing in a folder of torchvision,
+  which completes it. Rows without their images are skipped, with a message; the smoke budget
+  takes random pixels in their place, whose results are marked synthetic and never reported.
+- ImageNet is of two versions that do not compare: MixerFlow's tables need the old one, DenseFlow's
+  the new one. It has to be the folder of the archive, `imagenet32` or `imagenet64`, whose files
+  say which of the two it is; `NAME_train.npz` does not, and its rows are skipped.
 - `--seeds 0,1,2`: one run for each (0).
-- `--out FOLDER`: results, a JSON file for each run in `SIZE-BUDGET/` (runs/papers/results).
+- `--out FOLDER`: results, a JSON file for each run in `SIZE-BUDGET/` (runs/papers/results; for
+  the smoke budget a temporary folder).
   A row whose result is there is read, not trained. Those that are kept are in
   `benchmarks/papers/results`.
-- `--scratch FOLDER`: checkpoints, weights, curves and samples of each run (runs/papers/runs).
+- `--scratch FOLDER`: checkpoints, weights, curves and samples of each run (runs/papers/runs; for
+  the smoke budget a temporary folder).
   A run that was stopped goes on from its last checkpoint when the command is given again.
 - `--inception FILE`: weights of the Inception network, without which rows of the FID are skipped.
 
 A row passes where its figure is finite. The order of the rows of a table is a test of its own,
-`-k test_order`, which is an expected failure where a claim comes out the other way.
+`-k test_order`, which is an expected failure where a claim is not shown: where it comes out the
+other way, where seeds do not decide it, or where there is one seed alone.
 """
 
 
@@ -130,21 +146,19 @@ def readme(kept: Sequence[Kept], path: Path) -> str:
         "Published figures are of full-size models and full training. Ours are of the budget that "
         "is named beside them, the longest that was run, and are to be compared with each other: "
         "the models of `-m cpu` are scaled down, and so are their images. Means ± standard "
-        "deviations over seeds.",
+        "deviations over seeds. Rows that were run come first.",
+        "### Order",
+        "How many of the pairs of rows come out in the published order, and in tables of "
+        "shuffled images how many of the differences between what the shuffle costs, of those "
+        "that two seeds or more have. Undecided: the 95% interval of Student's t has 0 in it. One "
+        "seed: not counted. DenseFlow's Table 4 is counted by the means of its seeds alone.",
         markdown(
-            ["claim", "published", "ours", "budget", "machine", "date", "command"],
-            [line for column in columns("paper") for line in _lines(column, real)],
-            words=7,
+            ["table", "budget", "as published", *VERDICTS, "command"],
+            [*_orders(real), *_order_of_ablation()],
+            words=len(VERDICTS) + 4,
         ),
+        *_claims(real),
     ]
-    if orders := list(_orders(real)):
-        text = (
-            "How many of the pairs of rows come out in the published order, and in tables of "
-            "shuffled images how many of the differences between what the shuffle costs. "
-            "Undecided: within two standard errors of 0."
-        )
-        head = ["table", "budget", "as published", "undecided", "the other way", "command"]
-        parts += ["### Order", text, markdown(head, orders, words=6)]
     if synthetic := sum(each.synthetic for each in kept):
         parts.append(f"Left out: {synthetic} of synthetic images, which are no results.")
     pages = [_link(each.folder / "report.md", path) for each in real]
@@ -168,24 +182,41 @@ def _budgets() -> str:
     return " ".join(texts)
 
 
+def _claims(kept: Sequence[Kept]) -> Iterator[str]:
+    """A heading and a table of claims for each table of the papers, what was run first."""
+    head = ["claim", "published", "ours", "budget", "machine", "date", "command"]
+    for key, title in TABLES.items():
+        tables = [column for column in columns("paper") if column.table == key]
+        lines = [line for column in tables for line in _lines(column, kept)]
+        lines.sort(key=lambda line: line[2] == NOT_RUN)
+        yield f"### {title}"
+        yield markdown(head, lines, words=len(head))
+
+
 def _lines(column: Column, kept: Sequence[Kept]) -> Iterator[list[str]]:
     """Rows of the table of claims: of published size, each followed by the same scaled down."""
+    ablation = _ablation()
     same = (other for other in columns("small") if other.key == column.key)
     scaled = {original: row for other in same for original, row in other.rows}
     for row, _ in column.rows:
         yield _line(row, row, "paper", kept)
         if row in scaled:
             yield _line(row, scaled.pop(row), "small", kept)
+        if column.table == "denseflow-4" and row.run.model in ablation:
+            yield [_claim(row), published_of(row), *ablation[row.run.model]]
     for original, row in scaled.items():  # of no published size
         yield _line(original, row, "small", kept)
 
 
-def _line(original: Row, row: Row, size: str, kept: Sequence[Kept]) -> list[str]:
+def _claim(row: Row) -> str:
     figure = "" if row.figure == "bits_per_dim" else f", {FIGURES[row.figure]}"
     version = f" ({row.version})" if row.version else ""
     shuffle = f", {row.run.shuffle or 'no'} shuffle" if row.table in SHUFFLED else ""
-    table = TABLES[row.table].split(":")[0]
-    claim = f"{table}: {row.run.data}{version}{shuffle}, {row.label}{figure}"
+    return f"{row.run.data}{version}{shuffle}, {row.label}{figure}"
+
+
+def _line(original: Row, row: Row, size: str, kept: Sequence[Kept]) -> list[str]:
+    claim = _claim(row)
     published = published_of(original)
     expression = expression_of(row, size)
     for each in reversed(kept):
@@ -203,7 +234,7 @@ def _line(original: Row, row: Row, size: str, kept: Sequence[Kept]) -> list[str]
             ]
     what = "published size" if size == "paper" else "scaled down"
     asked = f"`{command(size, 'short', expression)}`"
-    return [claim, published, "not run", what, DASH, DASH, asked]
+    return [claim, published, NOT_RUN, what, DASH, DASH, asked]
 
 
 def _budget(kept: Kept, result: Mapping[str, Any]) -> str:
@@ -216,22 +247,58 @@ def _budget(kept: Kept, result: Mapping[str, Any]) -> str:
 def _orders(kept: Iterable[Kept]) -> Iterator[list[str]]:
     """One row for each table and data set, of each budget."""
     for each in kept:
-        found: dict[tuple[str, str], list[str]] = {}
+        found: dict[tuple[str, str], list[Comparison]] = {}
         for column in columns(each.size):
-            verdicts = [claim.verdict for claim in column.claims(each)]
-            found.setdefault((column.table, column.data), []).extend(verdicts)
-        for (table, data), verdicts in found.items():
-            if verdicts:
-                other = len(verdicts) - verdicts.count("as published")
-                undecided = verdicts.count("undecided")
+            found.setdefault((column.table, column.data), []).extend(column.claims(each))
+        for (table, data), claims in found.items():
+            if claims:
+                counts = tally(claims)
                 yield [
-                    f"{TABLES[table].split(':')[0]}: {data}",
+                    _named(table, data),
                     f"{each.size}-{each.budget}",
-                    f"{len(verdicts) - other} of {len(verdicts)}",
-                    str(undecided),
-                    str(other - undecided),
+                    f"{counts['as published']} of {len(claims) - counts[ONE_SEED]}",
+                    *(str(counts[verdict]) for verdict in VERDICTS),
                     f"`{command(each.size, each.budget, f'test_order and {table}-{data}')}`",
                 ]
+
+
+def _named(table: str, data: str) -> str:
+    return f"{TABLES[table].split(':')[0]}: {data}"
+
+
+def _ablation() -> dict[str, list[str]]:
+    """Model -> ours, budget, machine, date and command of a row of DenseFlow's Table 4."""
+    results = json.loads(ABLATION.read_text())
+    found = {}
+    for name, jobs in by_row(results["jobs"]).items():
+        if name in TABLE:
+            found[ABLATED[name].preset] = [
+                text_of([job["importance_bits_per_dim"] for job in jobs], 3),
+                _ablation_budget(results),
+                results["machine"],
+                results.get("date", DASH),
+                f"`{ABLATE} --only '[\"{name}\"]'`",
+            ]
+    return found
+
+
+def _ablation_budget(results: Mapping[str, Any]) -> str:
+    recipe = results["setting"]["recipe"]
+    return f"scaled down: {recipe['steps']:,} steps of {recipe['batch_size']} images"
+
+
+def _order_of_ablation() -> Iterator[list[str]]:
+    """The row of DenseFlow's Table 4, of which no pair is undecided: its means are compared."""
+    results = json.loads(ABLATION.read_text())
+    same, pairs = agreement(by_row(results["jobs"]), "importance_bits_per_dim")
+    others = [DASH if verdict != "the other way" else str(pairs - same) for verdict in VERDICTS]
+    yield [
+        _named("denseflow-4", "cifar10"),
+        _ablation_budget(results),
+        f"{same} of {pairs}",
+        *others,
+        f"`{ABLATE}`",
+    ]
 
 
 def _measurements(path: Path) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from math import inf, isnan, nan
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from benchmarks.papers.budgets import BUDGETS
 from benchmarks.papers.claims import SHUFFLED
 from benchmarks.papers.kept import (
     DASH,
+    ONE_SEED,
     PLACES,
     RESULTS,
     Column,
@@ -33,6 +35,7 @@ from benchmarks.papers.kept import (
     mean_of,
     published_of,
     read,
+    tally,
     text_of,
 )
 from benchmarks.papers.models import MODELS
@@ -45,6 +48,8 @@ ON_GPUS = {
     "fraction_of_peak": ("of the GPU's float32 peak", "{:.1%}"),
 }
 """What results have on a GPU alone -> its column, and how it is written."""
+PRINTED = ("mixerflow-1", "mixerflow-2", "mixerflow-4", "mixerflow-5", "denseflow-2")
+"""Tables that print numbers of parameters."""
 NOTES = {
     "mixerflow-4": "Published parameters of MixerFlow are those of Table 1; this table prints "
     "11.43 M for what can only be the same model.",
@@ -136,8 +141,13 @@ def _introduction(kept: Kept) -> str:
     return (
         f"{text}. Ours are means ± standard deviations over seeds; the worst image is "
         "that of all seeds. Differences in claims are means ± standard errors, of seeds "
-        "that both rows have; above 0 means as published, within two standard errors of 0 "
-        "undecided. Of one seed there is neither deviation nor error."
+        "that both rows have. Above 0 means as published; undecided is what the 95% interval of "
+        "Student's t around it has 0 in: 12.7 standard errors of two seeds, 4.3 of three. Of one "
+        "seed there is neither deviation nor error: such claims are shown and not counted. "
+        "The last row of bits/dim, in brackets, is the best of three simple models of the same "
+        "images (uniform, a histogram of each pixel, a normal distribution with full covariance): "
+        "a shuffle changes none of them, and a model above it has not learned more than the "
+        "covariance of the pixels at this budget, or where the histograms are best, than these."
     )
 
 
@@ -147,6 +157,9 @@ def _section(column: Column, kept: Kept) -> list[str]:
         if column.table in notes:
             parts.append(notes[column.table])
     parts += _claims(column, kept)
+    yardstick = column.yardstick(kept)
+    if column.table in SHUFFLED and yardstick:
+        parts.append(_above(column, yardstick, kept))
     results = [result for _, row in column.rows for result in kept.of(row)]
     parts.append(_setting(column, results, kept))
     return parts
@@ -172,6 +185,11 @@ def _table(column: Column, kept: Kept) -> str:
         "images/s",
     ]
     cells = [_cells(original, row, kept) for original, row in column.rows]
+    if yardstick := column.yardstick(kept):
+        label, bits = yardstick
+        line = [DASH] * len(head)
+        line[0], line[4] = f"({label})", f"{bits:.{PLACES.get(column.figure, 3)}f}"
+        cells.append(line)
     for key, (name, form) in ON_GPUS.items():
         measured = [
             [result[key] for result in kept.of(row) if result.get(key) is not None]
@@ -179,20 +197,18 @@ def _table(column: Column, kept: Kept) -> str:
         ]
         if any(measured):
             head.append(name)
-            for line, values in zip(cells, measured):
+            for line, values in zip_longest(cells, measured, fillvalue=[]):
                 line.append(form.format(mean_of(values)) if values else DASH)
     return markdown(head, cells, words=1)
 
 
 def _cells(original: Row, row: Row, kept: Kept) -> list[str]:
     model, results, figures = MODELS[original.run.model], kept.of(row), kept.figures(row)
-    label = row.label
-    if original.table in SHUFFLED:
-        label += f", {row.run.shuffle} shuffle" if row.run.shuffle else ", no shuffle"
+    printed = original.table in PRINTED and model.parameters is not None
     worst = [result["worst_image"] for result in results]
     return [
-        label,
-        DASH if model.parameters is None else f"{model.parameters:.2f} M",
+        _label(row),
+        f"{model.parameters:.4g} M" if printed else DASH,
         published_of(original),
         ", ".join(dict.fromkeys(f"{result['parameters']:,}" for result in results)) or DASH,
         text_of(figures, PLACES.get(row.figure, 3)),
@@ -201,6 +217,11 @@ def _cells(original: Row, row: Row, kept: Kept) -> list[str]:
         f"{mean_of([r['train_seconds'] for r in results]):,.0f}" if results else DASH,
         f"{mean_of([r['images_per_second'] for r in results]):,.0f}" if results else DASH,
     ]
+
+
+def _label(row: Row) -> str:
+    shuffle = f", {row.run.shuffle or 'no'} shuffle" if row.table in SHUFFLED else ""
+    return row.label + shuffle
 
 
 def _highest(values: Iterable[float]) -> float:
@@ -226,13 +247,22 @@ def _claims(column: Column, kept: Kept) -> list[str]:
         for claim in claims
     ]
     head = ["claim", "published: by", f"ours ({kept.budget} budget): by", "seeds", "verdict"]
-    counts = Counter(claim.verdict for claim in claims)
-    same = counts.pop("as published", 0)
+    counts = tally(claims)
+    single = counts.pop(ONE_SEED, 0)
+    total, same = sum(counts.values()), counts.pop("as published", 0)
     others = "".join(f"; {verdict}: {count}" for verdict, count in sorted(counts.items()))
-    return [
-        markdown(head, lines, words=1),
-        f"{same} of {len(claims)} claims come out as published{others}.",
-    ]
+    text = f"{same} of {total} claims of two seeds or more come out as published{others}."
+    if single:
+        text += f" Of one seed, not counted: {single}."
+    return [markdown(head, lines, words=1), text]
+
+
+def _above(column: Column, yardstick: tuple[str, float], kept: Kept) -> str:
+    """Which models have not learned more than a simple one."""
+    label, bits = yardstick
+    means = {_label(row): mean_of(kept.figures(row)) for _, row in column.rows if kept.figures(row)}
+    found = [f"{name} ({mean:.3f})" for name, mean in means.items() if not mean < bits]
+    return f"Not below {bits:.3f} bits/dim ({label}) at this budget: {'; '.join(found) or 'none'}."
 
 
 def _setting(column: Column, results: Sequence[Mapping[str, Any]], kept: Kept) -> str:
@@ -241,7 +271,7 @@ def _setting(column: Column, results: Sequence[Mapping[str, Any]], kept: Kept) -
     return (
         f"{_each(_steps(r) for r in results)}; {_optimiser(results)}; "
         f"{_each(_data(r) for r in results)}; "
-        f"{_each(_evaluated(r) for r in results)}; {_each(r['machine'] for r in results)}; torch "
+        f"{_each(_evaluated(r, column.figure) for r in results)}; {_each(r['machine'] for r in results)}; torch "
         f"{_each(r['versions']['torch'] for r in results)}; "
         f"{_each(sorted(r['date'] for r in results))}. "
         f"`{command(kept.size, kept.budget, words, seeds)}`, then "
@@ -267,7 +297,10 @@ def _data(result: Mapping[str, Any]) -> str:
     )
 
 
-def _evaluated(result: Mapping[str, Any]) -> str:
+def _evaluated(result: Mapping[str, Any], figure: str) -> str:
+    if figure == "importance_bits_per_dim" and figure in result:
+        bound = result[figure]
+        return f"figures of {bound['test_images']:,} test images, {bound['draws']:,} draws of each"
     part, count = list(result["evaluated_images"].items())[-1]
     return f"figures of {count:,} {part} images"
 

@@ -80,9 +80,7 @@ def result_of(
     setting = describe(run, size, budget, seed, images, accumulate)
     path = path_of(run, size, budget, seed, out)
     folder = folder_of(run, size, budget, seed, scratch)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Rows of several tables may have one run, and several processes may do the rows.
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
+    with locked(folder):
         if path.exists():
             found = json.loads(path.read_text())
             names = (*setting, "accumulate")  # which is there only where batches are in parts
@@ -92,6 +90,9 @@ def result_of(
                     f"{', '.join(changed)} differ; delete it, or give another --out"
                 )
             return found
+        on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         flow = build(run, size, budget, images, seed)
         module = FlowModule(flow, recipe_of(run, size, allowed), seed=seed)
         figures = fit(
@@ -101,14 +102,15 @@ def result_of(
             resume=True,
             checkpoint_every=min(500, max(1, module.recipe.steps // 10)),
             evaluation_images=allowed.evaluated,
+            # A baseline says nothing of itself: these make its checkpoint that of this run alone.
+            facts={name: setting[name] for name in ("arguments", "size", "budget")},
             record_every=10 if allowed.steps is not None and allowed.steps < 10_000 else 100,
             accelerator=accelerator,
             accumulate_grad_batches=accumulate,
             enable_progress_bar=False,
         )
-        if module.device.type == "cuda":
-            some = images.validation.images(slice(8))
-            figures |= throughput(module.flow, some, figures["images_per_second"])
+        if on_gpu:
+            figures |= throughput(module, images, figures["images_per_second"], accumulate)
         else:
             del figures["peak_memory_mb"]  # of the process, which may have trained others before
         history = json.loads((folder / "history.json").read_text())
@@ -120,6 +122,12 @@ def result_of(
         }
         write(path, result)
     return result
+
+
+def locked(folder: Path) -> FileLock:
+    """Return what one process at a time can enter: rows may share a run, and processes the rows."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.with_name(f"{folder.name}.lock"))
 
 
 def describe(
@@ -166,7 +174,10 @@ def trained(
     """
     path = folder_of(run, size, budget, seed, scratch) / WEIGHTS
     if not path.exists():
-        raise FileNotFoundError(f"expected the weights of {run.name} in {path}; run the row first")
+        raise FileNotFoundError(
+            f"expected the weights of {run.name} in {path}, got none; delete its JSON file, which "
+            "has them trained anew, or give the --scratch of its training"
+        )
     return load_weights(path, build(run, size, budget, images, seed)).eval()
 
 

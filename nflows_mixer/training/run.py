@@ -156,6 +156,8 @@ def fit(
         pl_trainer.test(module, datamodule=images, verbose=False)
     if not pl_trainer.is_global_zero:
         return {}
+    # Lightning has moved it to the CPU by now.
+    module.to(pl_trainer.strategy.root_device)
     results = {**run, **collect(module, images, record, pl_trainer)}
     write_results(results, out)
     draw(module, images, results, record, out)
@@ -166,6 +168,7 @@ def fit(
     save_weights(module.evaluated, out / "weights.safetensors", texts)
     if isinstance(module, HybridModule):
         save_state(module.evaluated_head, out / "head.safetensors", {})
+    module.cpu()
     return results
 
 
