@@ -309,3 +309,40 @@ def test_seed_is_good_for_all_or_refused(tmp_path, seed):
         assert run(module, noise_data(), tmp_path)["seed"] == seed
     except ValueError as error:
         assert "expected a seed" in str(error)
+
+
+# Devices.
+
+
+@plain
+def test_figures_are_computed_where_the_training_was(tmp_path, monkeypatch):
+    """Lightning moves a module to the CPU behind training and testing: it has to come back."""
+    from nflows_mixer.training import run as run_module
+
+    moves = []
+
+    class Recorded(FlowModule):
+        def cpu(self):
+            moves.append("cpu")
+            return super().cpu()
+
+        def to(self, *args, **kwargs):
+            moves.append(f"to {args[0]}")
+            return super().to(*args, **kwargs)
+
+    def recorded(*args):
+        moves.append("figures")
+        return collect(*args)
+
+    collect = run_module.collect
+    monkeypatch.setattr(run_module, "collect", recorded)
+    run_module.fit(
+        Recorded(tiny(), Recipe(steps=1, batch_size=10)),
+        noise_data(),
+        tmp_path,
+        accelerator="cpu",
+        enable_progress_bar=False,
+    )
+    at = moves.index("figures")
+    assert "cpu" in moves[:at] and moves[at - 1] == "to cpu"  # the device of this training
+    assert moves[at:].count("cpu") == 1

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import zip_longest
 from math import inf, isnan, nan
 from pathlib import Path
 from typing import Any
@@ -197,7 +196,8 @@ def _table(column: Column, kept: Kept) -> str:
         ]
         if any(measured):
             head.append(name)
-            for line, values in zip_longest(cells, measured, fillvalue=[]):
+            # The row of the simple model is one more, and has none.
+            for line, values in zip(cells, [*measured, []]):
                 line.append(form.format(mean_of(values)) if values else DASH)
     return markdown(head, cells, words=1)
 
@@ -271,8 +271,9 @@ def _setting(column: Column, results: Sequence[Mapping[str, Any]], kept: Kept) -
     return (
         f"{_each(_steps(r) for r in results)}; {_optimiser(results)}; "
         f"{_each(_data(r) for r in results)}; "
-        f"{_each(_evaluated(r, column.figure) for r in results)}; {_each(r['machine'] for r in results)}; torch "
-        f"{_each(r['versions']['torch'] for r in results)}; "
+        f"{_each(_evaluated(r, column.figure) for r in results)}; "
+        f"{_each(r['machine'] for r in results)}; "
+        f"torch {_each(r['versions']['torch'] for r in results)}; "
         f"{_each(sorted(r['date'] for r in results))}. "
         f"`{command(kept.size, kept.budget, words, seeds)}`, then "
         "`python -m benchmarks.papers.report`."

@@ -1,0 +1,152 @@
+"""What rows of the papers' tables report beside the bits/dim of a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.baselines.autoregressive import FlattenTransform
+from benchmarks.papers.budgets import BUDGETS, draws_of
+from benchmarks.papers.figures import figure_of, importance, with_figure
+from benchmarks.papers.images import noise_images
+from benchmarks.papers.rows import ROWS, Run
+from benchmarks.papers.run import path_of, result_of, trained
+from benchmarks.papers.throughput import fraction_of_peak, training_operations
+from nflows_mixer.distributions import DiagonalNormal
+from nflows_mixer.flows import ImageFlow, denseflow
+from nflows_mixer.transforms import AffineCoupling, CompositeTransform, SqueezeTransform
+
+
+def row_of(name):
+    return next(row for row in ROWS if row.name == name)
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """Train the run of a row for two steps on random pixels."""
+
+    def result(row):
+        images = noise_images(row.run.data)
+        folders = (tmp_path / "results", tmp_path / "runs")
+        return result_of(row.run, "paper", "smoke", 0, images, *folders, "cpu"), images, folders
+
+    return result
+
+
+def test_probe_and_cost_are_kept_beside_each_other(run_of):
+    loss = row_of("mixerflow-7-cifar10-plain-glow-11-probe_loss")
+    before, images, folders = run_of(loss)
+    first = with_figure(loss, before, images, *folders, "cpu")
+    # Another row of the run, which read the result before the probe was added.
+    cost = replace(loss, figure="training_hours", run=replace(loss.run, model="denseflow-74-10"))
+    path = path_of(loss.run, "paper", "smoke", 0, folders[0])
+    path.rename(path_of(cost.run, "paper", "smoke", 0, folders[0]))
+    both = with_figure(cost, before, images, *folders, "cpu")
+    assert both["probe"] == first["probe"]
+    assert figure_of(loss, both) == first["probe"]["loss"]
+    # 650 epochs of 50,000 images.
+    hours = 650 * 50_000 / both["images_per_second"] / 3600
+    assert figure_of(cost, both) == pytest.approx(hours)
+
+
+def test_figures_without_weights_say_how_to_get_them(run_of, tmp_path):
+    row = row_of("mixerflow-7-cifar10-plain-glow-11-probe_loss")
+    result, images, (out, _) = run_of(row)
+    with pytest.raises(FileNotFoundError, match="delete its JSON file"):
+        with_figure(row, result, images, out, tmp_path / "elsewhere", "cpu")
+
+
+def test_denseflow_is_reported_by_importance_weights(run_of):
+    row = row_of("denseflow-1-cifar10-plain-denseflow-74-10-importance_bits_per_dim")
+    result, images, folders = run_of(row)
+    assert figure_of(row, result) is None
+    found = with_figure(row, result, images, *folders, "cpu")["importance_bits_per_dim"]
+    assert (found["draws"], found["test_images"]) == (2, 8)
+    assert found["worst_image"] >= found["test"]
+    # More draws are a tighter bound: of one it is the one-draw bound of the result itself.
+    flow = trained(row.run, "paper", "smoke", 0, images, folders[1])
+    budget = BUDGETS["paper"]["smoke"]
+    many, one = (importance(flow, images, budget, draws)["test"] for draws in (20, 1))
+    assert many < one
+    assert one == pytest.approx(result["bits_per_dim"]["test"], abs=0.05)
+
+
+def test_draws_are_the_published_ones_at_the_published_budget():
+    assert draws_of(Run("denseflow-74-10", "cifar10"), "paper") == 1000
+    assert draws_of(Run("denseflow-74-10-celeba", "celeba64"), "paper") == 200
+    assert draws_of(Run("denseflow-74-10", "cifar10"), "short") == 16
+
+
+def test_operations_of_a_convolution_by_hand():
+    coupling = AffineCoupling(4, lambda i, o: nn.Conv2d(i, o, 3, padding=1), "tanh")
+    transform = CompositeTransform([SqueezeTransform(2), coupling])
+    flow = ImageFlow(transform, (1, 6, 8), DiagonalNormal((4, 3, 4)))
+    images = torch.randint(256, (6, 1, 6, 8), dtype=torch.uint8)
+    # 2 channels to 4 by 3 x 3 taps at 3 x 4 pixels, two operations each; the gradient of the
+    # weights costs as much, and that of the pixels is not asked for.
+    products = 2 * (2 * 4 * 9 * 12)
+    assert training_operations(flow, images, 100) == 2 * products
+
+
+def test_operations_of_a_batch_are_shared_by_its_images():
+    class Shared(nn.Module):
+        """A product of weights alone, 2 x 3 by 3 x 2: 24 operations, and twice that backward."""
+
+        def __init__(self, inputs, outputs):
+            super().__init__()
+            self.left, self.right = (
+                nn.Parameter(torch.ones(*shape)) for shape in ((inputs, 3), (3, outputs))
+            )
+
+        def forward(self, rows):
+            return (self.left @ self.right).sum(0) * rows.sum(1, keepdim=True)
+
+    parts = [FlattenTransform((1, 2, 2)), AffineCoupling(4, Shared)]
+    flow = ImageFlow(CompositeTransform(parts), (1, 2, 2), DiagonalNormal(4))
+    images = torch.randint(256, (4, 1, 2, 2), dtype=torch.uint8)
+    once = 3 * 2 * (2 * 3 * 4)
+    assert training_operations(flow, images, 4) == once / 4
+    assert training_operations(flow, images, 100) == once / 100
+
+
+def test_operations_leave_a_flow_as_it_was():
+    sizes = {"units": (2, 1), "modules": (1, 1), "growth": 2, "hidden_channels": 8}
+    flow = denseflow(image_shape=(1, 8, 8), dense_layers=1, dequantization="uniform", **sizes)
+    images = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)
+    flow.initialize(images)
+    flow.eval()
+    before = {name: value.clone() for name, value in flow.state_dict().items()}
+    assert training_operations(flow, images, 64) > 0
+    assert not flow.training and all(p.grad is None for p in flow.parameters())
+    for name, value in flow.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_fraction_of_peak():
+    assert fraction_of_peak(67e9, 100, "NVIDIA H200") == pytest.approx(0.1)
+    assert fraction_of_peak(67e9, 100, "NVIDIA H100 PCIe") is None
+
+
+def test_a_changed_model_does_not_go_on_from_a_checkpoint(run_of, monkeypatch):
+    from benchmarks.papers.models import MODELS
+
+    row = row_of("mixerflow-1-cifar10-plain-spline-11")
+    _, _, (out, _) = run_of(row)
+    path_of(row.run, "paper", "smoke", 0, out).unlink()
+    model = MODELS["spline-11"]
+    changed = replace(model, smoke={**model.smoke, "tail_bound": 0.3})
+    monkeypatch.setitem(MODELS, "spline-11", changed)
+    with pytest.raises(ValueError, match="tail_bound"):
+        run_of(row)
+
+
+def test_results_are_json_that_any_reader_takes(run_of):
+    row = row_of("mixerflow-1-cifar10-plain-glow-11")
+    result, _, (out, _) = run_of(row)
+    text = path_of(row.run, "paper", "smoke", 0, out).read_text()
+    assert json.loads(text) == result
+    assert result["synthetic"] and result["steps"] == 2 and "peak_memory_mb" not in result
