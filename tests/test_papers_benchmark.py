@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
+from matplotlib.figure import Figure
 
+from benchmarks.denseflow.table import agreement, by_row
 from benchmarks.papers import run as runs
 from benchmarks.papers.claims import Comparison, comparisons, degradations
 from benchmarks.papers.figures import figure_of
@@ -29,14 +32,19 @@ from benchmarks.papers.kept import (
     deviation_of,
     expression_of,
     read,
+    tally,
     text_of,
     unshuffled,
     without_shuffle,
 )
 from benchmarks.papers.models import MODELS
+from benchmarks.papers.parameters import table
+from benchmarks.papers.picture import save_curves
+from benchmarks.papers.readme import ABLATION
 from benchmarks.papers.report import main as report_main
 from benchmarks.papers.rows import FIGURES, ROWS, ROWS_OF, TABLES, Run, scaled_down
 from benchmarks.papers.run import curve, describe, path_of, result_of
+from benchmarks.papers.samples import PANELS
 from benchmarks.papers.samples import main as samples_main
 from benchmarks.test_papers import CASES, COLUMNS
 from nflows_mixer.training import FlowModule, fit
@@ -75,9 +83,9 @@ def test_names_of_rows_are_all_different():
         "mixerflow-6-galaxy32-plain-spline-11": 2.25,
         "mixerflow-7-cifar10-plain-glow-11-probe_accuracy": 41.23,
         "mixerflow-9-cifar10-plain-mixerflow-base-60": 3.52,
-        "denseflow-1-celeba64-plain-denseflow-74-10-celeba": 1.99,
+        "denseflow-1-celeba64-plain-denseflow-74-10-celeba-importance_bits_per_dim": 1.99,
         "denseflow-2-cifar10-plain-denseflow-74-10-training_hours": 250,
-        "denseflow-4-cifar10-plain-denseflow-45-6": 3.07,
+        "denseflow-4-cifar10-plain-denseflow-45-6-importance_bits_per_dim": 3.07,
     }.items(),
 )
 def test_published_figures(name, published):
@@ -101,6 +109,12 @@ def test_models_are_as_large_as_published(model):
     shape = (3, 64, 64) if model in ("glow-37", "spline-38", "mixerflow-64") else (3, 32, 32)
     count = parameters_of(model, "paper", shape) / 1e6
     assert count == pytest.approx(MODELS[model].parameters, rel=0.01)
+
+
+def test_numbers_of_parameters_stand_beside_published_ones():
+    text = table({"denseflow-74-10": 130_647_294, "denseflow-45-6": 75_020_522})
+    assert "| 130,647,294 | 130M | +0.50% |" in text
+    assert "| 75,020,522 |  |  |" in text  # which no table has
 
 
 @pytest.mark.parametrize("table", ["mixerflow-1", "mixerflow-4", "mixerflow-5"])
@@ -137,6 +151,7 @@ def made_up(row, seed, bits, **more):
         "bits_per_dim": {"train": 1.0, "validation": 2.0, "test": bits},
         "worst_image": {"train": 9.0, "validation": 8.0, "test": bits + 2},
         "evaluated_images": {"train": 2000, "validation": 2000, "test": 2000},
+        "yardsticks": {"uniform": 8.0, "normal, full covariance": 5.5, "histogram": 7.0},
         "steps": 400,
         "train_seconds": 60.0,
         "images_per_second": 400.0,
@@ -171,14 +186,17 @@ def results_of(figures, table="mixerflow-1-cifar10-plain", **more):
 
 
 def test_verdict_by_hand():
-    # Mean 0.2, standard deviation 0.1, standard error 0.1 / sqrt(3).
-    claim = Comparison("", 0.05, (0.1, 0.2, 0.3))
-    assert claim.mean == pytest.approx(0.2)
+    # Mean 0.3, standard deviation 0.1, standard error 0.058; of Student's t with two degrees of
+    # freedom 95% are within 4.303, here 0.248, and with one within 12.706.
+    claim = Comparison("", 0.05, (0.2, 0.3, 0.4))
+    assert claim.mean == pytest.approx(0.3)
     assert claim.error == pytest.approx(0.1 / math.sqrt(3))
     assert claim.verdict == "as published"
-    assert Comparison("", 0.05, (-0.1, -0.2, -0.3)).verdict == "the other way"
-    assert Comparison("", 0.05, (-0.1, 0.1, 0.2)).verdict == "undecided"
-    assert Comparison("", 0.05, (-0.1,)).verdict == "the other way"
+    assert Comparison("", 0.05, (-0.2, -0.3, -0.4)).verdict == "the other way"
+    assert Comparison("", 0.05, (0.1, 0.2, 0.3)).verdict == "undecided"
+    assert Comparison("", 0.05, (0.12, 0.14)).verdict == "as published"  # 0.13, 0.127
+    assert Comparison("", 0.05, (0.11, 0.13)).verdict == "undecided"  # 0.12, 0.127
+    assert Comparison("", 0.05, (-0.1,)).verdict == "one seed"
     assert Comparison("", 0.05, (-0.1,)).error is None
 
 
@@ -200,8 +218,8 @@ def test_of_accuracies_the_higher_is_better():
         result["probe"] = {"loss": 1.9 if better else 1.6, "accuracy": 0.45 if better else 0.4}
     loss, accuracy = comparisons(rows_of("mixerflow-7"), results)
     assert (loss.published, accuracy.published) == pytest.approx((0.15, 3.88))
-    assert loss.here == pytest.approx((-0.3,)) and loss.verdict == "the other way"
-    assert accuracy.here == pytest.approx((5.0,)) and accuracy.verdict == "as published"
+    assert loss.here == pytest.approx((-0.3,))  # the other way
+    assert accuracy.here == pytest.approx((5.0,))
 
 
 def shuffled_results(**more):
@@ -226,6 +244,73 @@ def test_degradation_is_of_bits_per_dim_where_there_are_probes_too(tmp_path):
     better, cheaper = column.claims(kept)
     assert better.here == pytest.approx((0.4,))
     assert cheaper.here == pytest.approx((0.3,))
+
+
+def column_of(table, figure="bits_per_dim"):
+    return next(c for c in columns("small") if (c.table, c.figure) == (table, figure))
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("data", {"version": "", "split_hash": "ffff"}, "split, global shuffle"),
+        ("budget", {"name": "short", "steps": 401}, "budget"),
+        ("accumulate", 2, "accumulate"),
+    ],
+)
+def test_results_on_unequal_terms_are_not_compared(tmp_path, key, value, words):
+    results = shuffled_results()
+    results["cifar10-global-mixerflow-32", 0][key] = value
+    keep(tmp_path, results)
+    [kept] = read(tmp_path)
+    names = r".*cifar10-global-glow-11-0 and .*cifar10-global-mixerflow-32-0"
+    with pytest.raises(ValueError, match=rf"equal terms \({words}\), got {names}"):
+        column_of("mixerflow-4").claims(kept)
+
+
+def test_terms_that_may_differ_are_compared(tmp_path):
+    results = shuffled_results()
+    for (name, _), result in results.items():
+        if "plain" in name:  # of the same images, in another order of pixels
+            result["data"]["split_hash"] = "ffff"
+        if "glow" in name:
+            result["recipe"]["learning_rate"] = 0.003
+            result["accumulate"] = 1  # which is none
+    keep(tmp_path, results)
+    [kept] = read(tmp_path)
+    assert len(column_of("mixerflow-4").claims(kept)) == 2
+
+
+def test_seeds_of_one_row_are_of_equal_terms(tmp_path):
+    results = results_of({("glow-11", 0): 5.0, ("glow-11", 1): 5.0})
+    results["cifar10-plain-glow-11", 1]["budget"] = {"name": "short", "steps": 1}
+    keep(tmp_path, results)
+    [kept] = read(tmp_path)
+    with pytest.raises(ValueError, match="cifar10-plain-glow-11-0 and .*-plain-glow-11-1"):
+        column_of("mixerflow-1").claims(kept)
+
+
+def test_claims_of_one_seed_are_counted_apart():
+    one, two = (-0.1,), (0.2, 0.2)
+    claims = [Comparison("", 0.1, here) for here in (one, one, two, (math.nan,), (0.2, -0.2))]
+    assert tally(claims) == {"one seed": 3, "as published": 1, "undecided": 1}
+
+
+def test_yardstick_is_the_lowest_of_the_simple_models(tmp_path):
+    results = results_of({("glow-11", 0): 5.0}, probe={"loss": 1.5, "accuracy": 0.4})
+    mnist = row_of("mixerflow-3-mnist-plain-made-mnist")
+    lower = {"normal, full covariance": 5.3, "histogram of each pixel": 1.7, "uniform": 8.0}
+    results[mnist.run.name, 0] = made_up(mnist, 0, 2.0, yardsticks=lower)
+    maf = row_of("mixerflow-3-cifar10-plain-maf")
+    results[maf.run.name, 0] = made_up(maf, 0, 2.0, yardsticks={})
+    keep(tmp_path, results)
+    [kept] = read(tmp_path)
+    assert column_of("mixerflow-1").yardstick(kept) == ("normal, full covariance", 5.5)
+    assert column_of("mixerflow-3").yardstick(kept) == ("histogram of each pixel", 1.7)
+    other = next(c for c in columns("small") if c.key[:2] == ("mixerflow-3", "cifar10"))
+    assert other.yardstick(kept) is None  # of images too large for one
+    assert column_of("mixerflow-7", "probe_loss").yardstick(kept) is None
+    assert column_of("mixerflow-5").yardstick(kept) is None
 
 
 def test_figure_is_of_the_validation_part_where_there_is_no_test():
@@ -403,8 +488,9 @@ def test_report_has_published_figures_and_ours_in_columns_of_their_own(tmp_path)
     assert cells["Glow"][1:8] == "11.02 M|3.51|455,131|5.100 ± 0.141|2|7.20|60".split("|")
     assert cells["MaCow"][1:] == ["11.43 M", "3.48", *"––––––"]
     claim = cells["MixerFlow better than Glow"]
-    assert claim[1:] == ["+0.05", "+0.100", "1", "as published"]
-    assert "1 of 1 claims come out as published." in text
+    assert claim[1:] == ["+0.05", "+0.100", "1", "one seed"]
+    assert "No claim has two seeds yet. Of one seed, not counted: 1." in text
+    assert cells["(normal, full covariance)"][1:] == ["–"] * 3 + ["5.500"] + ["–"] * 4
     assert "400 steps of 64 images; Adam at 0.01; cifar10, split 0123456789abcdef" in text
     assert "3 x 16 x 16" in text and "2,000 test images; 1 of 2 cores; torch 2.15.0" in text
 
@@ -444,7 +530,7 @@ def test_figures_that_are_not_finite_are_shown(tmp_path):
     text = (tmp_path / "small-short" / "report.md").read_text()
     assert "nan ± nan" in text and "| 2 | nan |" in text
     assert "| +0.05 | nan ± nan | 2 | not finite |" in text
-    assert "0 of 1 claims come out as published; not finite: 1." in text
+    assert "0 of 1 claims of two seeds or more come out as published; not finite: 1." in text
 
 
 def test_what_a_gpu_measures_has_columns_where_there_is_any(tmp_path):
@@ -458,6 +544,8 @@ def test_what_a_gpu_measures_has_columns_where_there_is_any(tmp_path):
     report_main(str(tmp_path))
     assert "| 400 | 1,234 | 12.3% |" in report.read_text()
     assert "| 400 | – | – |" in report.read_text()
+    simple = next(r for r in report.read_text().split("\n") if r.startswith("| (normal"))
+    assert simple.count("|") == 12  # eleven columns
 
 
 def test_means_and_deviations_by_hand():
@@ -465,6 +553,60 @@ def test_means_and_deviations_by_hand():
     assert text_of([1.5], 1) == "1.5"
     assert text_of([], 1) == "–"
     assert math.isnan(deviation_of([1.0, math.inf]))
+
+
+def test_numbers_of_parameters_are_published_where_the_table_prints_them(tmp_path):
+    keep(tmp_path, results_of({("mixerflow-32", 0): 4.9}, probe={"loss": 1.5, "accuracy": 0.4}))
+    report_main(str(tmp_path))
+    text = (tmp_path / "small-short" / "report.md").read_text()
+    assert "| MixerFlow | 11.34 M | 3.46 |" in text  # Table 1
+    assert "| MixerFlow | – | 1.54 |" in text  # Table 7
+    assert "| Neural Spline, no shuffle | 89.9 M |" in text  # Table 4
+
+
+def test_importance_weighted_figures_stand_beside_their_draws(tmp_path):
+    row = next(row for row in ROWS if row.figure == "importance_bits_per_dim")
+    bound = {"test": 3.456, "worst_image": 5.0, "draws": 16, "test_images": 1000}
+    found = made_up(row, 0, 4.0, size="paper", importance_bits_per_dim=bound)
+    keep(tmp_path, {(row.run.name, 0): found}, "paper-short")
+    report_main(str(tmp_path))
+    text = (tmp_path / "paper-short" / "report.md").read_text()
+    assert "| 2.98 | 455,131 | 3.456 | 1 |" in text
+    assert "figures of 1,000 test images, 16 draws of each;" in text
+    assert "| (normal, full covariance) | – | – | – | 5.500 |" in text
+
+
+def test_models_that_are_not_below_the_yardstick_are_named(tmp_path):
+    report = tmp_path / "small-short" / "report.md"
+    beginning = "Not below 5.500 bits/dim (normal, full covariance) at this budget: "
+    keep(tmp_path, shuffled_results())
+    report_main(str(tmp_path))
+    # 6.05 of two seeds.
+    models = "Glow, global shuffle (6.050); MixerFlow, global shuffle (5.600)."
+    assert beginning + models in report.read_text()
+    learned = {("glow-11", 0): math.nan, ("mixerflow-32", 0): 5.4, ("glow-11", 1): 5.0}
+    keep(tmp_path, results_of(learned, "mixerflow-4-cifar10-global"))
+    report_main(str(tmp_path))
+    assert f"{beginning}Glow, global shuffle (nan)." in report.read_text()
+    learned["glow-11", 0] = 5.3
+    keep(tmp_path, results_of(learned, "mixerflow-4-cifar10-global"))
+    report_main(str(tmp_path))
+    assert f"{beginning}none." in report.read_text()
+
+
+def test_curves_have_the_yardstick_in_sight(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    keep(tmp_path, shuffled_results())
+    [kept] = read(tmp_path)
+    save_curves(tmp_path / "curves.png", column_of("mixerflow-4"), kept)
+    [figure] = drawn
+    for axis in figure.axes:
+        [line] = [line for line in axis.lines if line.get_linestyle() == ":"]
+        assert set(line.get_ydata()) == {5.5}
+        assert axis.get_ylim()[0] < 5.5 < axis.get_ylim()[1]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[-1] == "(normal, full covariance)"
 
 
 def test_shuffles_are_drawn_and_shown(tmp_path):
@@ -486,6 +628,46 @@ def test_readme_has_a_row_for_each_claim(tmp_path):
     assert "| 3.51 | 5.100 ± 0.141 | scaled down, short: 400 steps | 1 of 2 cores | 2026" in run
     [not_run] = [line for line in claims if f"-m gpu {glow}`" in line]
     assert "| 3.51 | not run | published size | – | – |" in not_run
+    # Under the heading of the table, what was run first.
+    first = lines.index("### MixerFlow, Table 1: 32x32 images")
+    assert lines[first + 4] == run
+    assert [line for line in lines if line.startswith("### ")] == [
+        "### Order",
+        *(f"### {title}" for title in TABLES.values()),
+    ]
+    here = sum(line.startswith("|") for line in lines[first + 4 : lines.index("", first + 4)])
+    assert here == sum(row.table == "mixerflow-1" for rows in ROWS_OF.values() for row in rows)
+
+
+def test_readme_counts_claims_of_one_seed_apart(tmp_path):
+    figures = {("glow-11", 0): 5.0, ("glow-11", 1): 5.0, ("spline-11", 0): 4.9}
+    figures |= {("mixerflow-32", 0): 4.8, ("mixerflow-32", 1): 4.8}
+    keep(tmp_path, results_of(figures))
+    report_main(str(tmp_path))
+    # Of three claims one has two seeds.
+    order = "| MixerFlow, Table 1: cifar10 | small-short | 1 of 1 | 0 | 0 | 0 | 2 |"
+    assert order in (tmp_path / "README.md").read_text()
+
+
+def test_readme_has_the_scaled_down_ablation_of_denseflow(tmp_path):
+    keep(tmp_path, results_of({("glow-11", 0): 5.0}))
+    report_main(str(tmp_path))
+    lines = (tmp_path / "README.md").read_text().split("\n")
+    jobs = json.loads(ABLATION.read_text())["jobs"]
+    for number, preset in enumerate(
+        "none white preconditioned fused fused-white denseflow-45-6".split(), start=1
+    ):
+        model = preset if preset == "denseflow-45-6" else f"table4-{preset}"
+        [row] = [row for row in ROWS if (row.table, row.run.model) == ("denseflow-4", model)]
+        [line] = [line for line in lines if line.endswith(f"""--only '["{number}"]'` |""")]
+        values = [j["importance_bits_per_dim"] for j in jobs if j["row"] == str(number)]
+        here = f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+        assert line.startswith(f"| cifar10, {row.label}, importance-weighted bits/dim |")
+        assert f"| {row.published:.2f} | {here} | scaled down: 800 steps of 32 images |" in line
+        assert "`python -m benchmarks.denseflow.ablation --name CIFAR-10 --data cifar10_" in line
+    same, pairs = agreement(by_row(jobs), "importance_bits_per_dim")
+    [order] = [line for line in lines if line.startswith("| DenseFlow, Table 4: cifar10 |")]
+    assert f"| {same} of {pairs} | – | {pairs - same} | – | – |" in order
 
 
 def selected(expression, ids):
@@ -523,6 +705,6 @@ def test_samples_say_what_was_not_trained(tmp_path, capsys):
     with pytest.raises(SystemExit, match="expected weights of one model or more"):
         samples_main(str(tmp_path), str(tmp_path), str(tmp_path / "samples.png"))
     said = capsys.readouterr().out
-    assert "left out: Glow: " in said
+    assert all(f"left out: {title}: " in said for title in PANELS.values())
     assert "pytest benchmarks -m cpu -k mixerflow-9-cifar10-plain-mixerflow-base-linear" in said
     assert not (tmp_path / "samples.png").exists()

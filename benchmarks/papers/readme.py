@@ -107,10 +107,11 @@ python -m benchmarks.papers.samples      # samples of scaled-down models side by
 - `--budget smoke|short|long|paper`: how long rows are trained (short). {budgets}
 - `--root FOLDER`: data sets (data). For each data set NAME there is `NAME_train.npz` with
   `NAME_test.npz` (`images`, uint8 [N, H, W, C], and `labels` for the linear probe), or the folder
-  that torchvision or the data set's own archive leaves, see `nflows_mixer.data.load_images`. NAME
-  is one of {names}. Nothing is downloaded, but for what is missing in a folder of torchvision,
-  which completes it. Rows without their images are skipped, with a message; the smoke budget
-  takes random pixels in their place, whose results are marked synthetic and never reported.
+  that torchvision or the data set's own archive leaves, see `nflows_mixer.data.load_images`.
+  Nothing is downloaded, but for a folder of torchvision that is there and incomplete, which
+  torchvision downloads again. Rows without their images are skipped, with a message; the smoke
+  budget takes random pixels in their place, whose results are marked synthetic and never reported.
+  NAME is one of {names}.
 - ImageNet is of two versions that do not compare: MixerFlow's tables need the old one, DenseFlow's
   the new one. It has to be the folder of the archive, `imagenet32` or `imagenet64`, whose files
   say which of the two it is; `NAME_train.npz` does not, and its rows are skipped.

@@ -138,15 +138,15 @@ def _introduction(kept: Kept) -> str:
             "ones, the order of rows can be"
         )
     return (
-        f"{text}. Ours are means ± standard deviations over seeds; the worst image is "
+        f"{text}.\n\nOurs are means ± standard deviations over seeds; the worst image is "
         "that of all seeds. Differences in claims are means ± standard errors, of seeds "
         "that both rows have. Above 0 means as published; undecided is what the 95% interval of "
         "Student's t around it has 0 in: 12.7 standard errors of two seeds, 4.3 of three. Of one "
-        "seed there is neither deviation nor error: such claims are shown and not counted. "
+        "seed there is neither deviation nor error: such claims are shown and not counted.\n\n"
         "The last row of bits/dim, in brackets, is the best of three simple models of the same "
         "images (uniform, a histogram of each pixel, a normal distribution with full covariance): "
-        "a shuffle changes none of them, and a model above it has not learned more than the "
-        "covariance of the pixels at this budget, or where the histograms are best, than these."
+        "a shuffle changes none of them, and a model above it has not learned more at this "
+        "budget than the covariance of the pixels, or the histograms where these are best."
     )
 
 
@@ -252,6 +252,8 @@ def _claims(column: Column, kept: Kept) -> list[str]:
     total, same = sum(counts.values()), counts.pop("as published", 0)
     others = "".join(f"; {verdict}: {count}" for verdict, count in sorted(counts.items()))
     text = f"{same} of {total} claims of two seeds or more come out as published{others}."
+    if not total:
+        text = "No claim has two seeds yet."
     if single:
         text += f" Of one seed, not counted: {single}."
     return [markdown(head, lines, words=1), text]
