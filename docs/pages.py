@@ -40,7 +40,12 @@ BENCHMARKS = {
     "scaling": ["scaling/results.md", "scaling/scaling.png"],
     "structured": ["scaling/likelihood.md"],
     "parameters": ["papers/results/parameters.md"],
-    "papers": ["papers/results/*/*.md", "papers/results/*/*.png", "papers/results/*.png"],
+    **{
+        f"papers_{size}_{budget}": [
+            f"papers/results/{size}-{budget}/*.{kind}" for kind in ("md", "png")
+        ]
+        for size, budget in (("small", "short"), ("small", "long"), ("paper", "short"))
+    },
     "denseflow_cost": ["denseflow/results/cost-*.md", "denseflow/results/cost-*.png"],
     "denseflow_ablation": ["denseflow/results/ablation-*.md", "denseflow/results/ablation-*.png"],
 }

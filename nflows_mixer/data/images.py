@@ -171,9 +171,7 @@ def _open(
     )
 
 
-def shuffled(
-    data: ImageData, mode: str, patch_size: int | None = None, seed: int = 0
-) -> ImageData:
+def shuffled(data: ImageData, mode: str, patch_size: int | None = None, seed: int = 0) -> ImageData:
     """Return the images with the pixels of all of them shuffled in the same way.
 
     Args:
