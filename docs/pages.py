@@ -40,6 +40,7 @@ BENCHMARKS = {
     "scaling": ["scaling/results.md", "scaling/scaling.png"],
     "structured": ["scaling/likelihood.md"],
     "parameters": ["papers/results/parameters.md"],
+    "step_times": ["papers/results/step-times.md"],
     **{
         f"papers_{size}_{budget}": [
             f"papers/results/{size}-{budget}/*.{kind}" for kind in ("md", "png")

@@ -10,9 +10,13 @@ import torch
 from torch import nn
 
 from benchmarks.baselines.autoregressive import FlattenTransform
+from benchmarks.papers import step_time
 from benchmarks.papers.budgets import BUDGETS, draws_of
 from benchmarks.papers.figures import figure_of, importance, with_figure
 from benchmarks.papers.images import noise_images
+from benchmarks.papers.kept import Kept
+from benchmarks.papers.models import MODELS, Model
+from benchmarks.papers.picture import step_times
 from benchmarks.papers.rows import ROWS, Run
 from benchmarks.papers.run import path_of, result_of, trained
 from benchmarks.papers.throughput import fraction_of_peak, training_operations
@@ -132,8 +136,6 @@ def test_fraction_of_peak():
 
 
 def test_a_changed_model_does_not_go_on_from_a_checkpoint(run_of, monkeypatch):
-    from benchmarks.papers.models import MODELS
-
     row = row_of("mixerflow-1-cifar10-plain-spline-11")
     _, _, (out, _) = run_of(row)
     path_of(row.run, "paper", "smoke", 0, out).unlink()
@@ -150,3 +152,43 @@ def test_results_are_json_that_any_reader_takes(run_of):
     text = path_of(row.run, "paper", "smoke", 0, out).read_text()
     assert json.loads(text) == result
     assert result["synthetic"] and result["steps"] == 2 and "peak_memory_mb" not in result
+
+
+def test_step_that_is_timed_is_one_of_training(monkeypatch):
+    flows = []
+
+    def built(model, *arguments):
+        flows.append(at(model, *arguments))
+        return flows[-1]
+
+    at = Model.at
+    monkeypatch.setattr(Model, "at", built)
+    step = step_time.training_step("made", 4)
+    step()
+    parameters = list(flows[0].parameters())
+    assert all(p.grad is not None for p in parameters)
+    # Within the bound of the recipe, where it was above.
+    norm = torch.stack([p.grad.norm() for p in parameters]).norm()
+    assert norm.item() == pytest.approx(5.0, rel=1e-3)
+
+
+def test_times_of_steps_by_hand(tmp_path):
+    results = {
+        "batch_size": 64,
+        "rounds": 3,
+        "seconds": {"mixerflow-32": 0.3, "glow-11": 0.2},
+        "ratios": {"mixerflow-32": {"median": 1.52}, "glow-11": {"median": 1.0}},
+        "machine": "CPU, 1 thread",
+        "cores": 2,
+        "versions": {"torch": "2.15.0"},
+        "date": "2026-01-02",
+    }
+    lines = step_time.table(results).split("\n")
+    assert lines[2:4] == ["| Glow | 200 | 1.00 |", "| MixerFlow | 300 | 1.52 |"]
+    folder = tmp_path / "small-short"
+    kept = Kept("small", "short", folder)
+    assert step_times(kept, "cifar10") == {}
+    (tmp_path / step_time.FILE).write_text(json.dumps(results))
+    assert step_times(kept, "cifar10") == results["seconds"]
+    assert step_times(kept, "mnist") == {}  # of other images
+    assert step_times(Kept("paper", "short", folder), "cifar10") == {}  # of other models

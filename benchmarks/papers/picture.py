@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
@@ -11,6 +12,7 @@ from typing import Any
 from benchmarks.papers.claims import SHUFFLED
 from benchmarks.papers.kept import Column, Kept, columns, mean_of, unshuffled, without_shuffle
 from benchmarks.papers.rows import TABLES, Row
+from benchmarks.papers.step_time import FILE
 
 PARTS = ("train", "validation")
 """What curves are of."""
@@ -45,6 +47,9 @@ def save_pictures(kept: Kept) -> list[Path]:
 def save_curves(path: Path, column: Column, kept: Kept) -> None:
     """Draw bits/dim over steps and over seconds: means over seeds, single seeds thin.
 
+    Seconds of scaled-down models are those of ``step_time``, where it has been run: runs that are
+    not trained side by side have times that do not compare.
+
     Args:
         path: of the PNG file.
         column: of a table of shuffled images.
@@ -56,13 +61,14 @@ def save_curves(path: Path, column: Column, kept: Kept) -> None:
     figure = Figure((10, 7), layout="constrained")
     axes = figure.subplots(2, 2, sharey="row")
     rows = list(_lines(column, kept))
+    times = step_times(kept, column.data)
     yardstick = column.yardstick(kept)
     simple: dict[str, Any] = {"color": "gray", "linestyle": ":", "linewidth": 1.2}
     colors = {label: f"C{i}" for i, label in enumerate(dict.fromkeys(r.label for r in rows))}
     for part, pair in zip(PARTS, axes):
         shown: list[float] = []
         for row in rows:
-            curves = [_points(result, part) for result in kept.of(row)]
+            curves = [_points(result, part, times) for result in kept.of(row)]
             style = {"color": colors[row.label], "linestyle": "-" if row.run.shuffle else "--"}
             for axis, over in zip(pair, (0, 1)):
                 for points in curves if len(curves) > 1 else []:
@@ -76,7 +82,8 @@ def save_curves(path: Path, column: Column, kept: Kept) -> None:
                 axis.axhline(yardstick[1], **simple)
         _limit(pair[0], shown)
         pair[0].set_ylabel(f"{part.replace('train', 'training')} bits/dim")
-    for axis, label in zip(axes[1], ("steps", "seconds of training")):
+    clock = "CPU seconds of one thread" if times else "seconds of training"
+    for axis, label in zip(axes[1], ("steps", clock)):
         axis.set_xlabel(label)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
@@ -141,9 +148,29 @@ def _lines(column: Column, kept: Kept) -> Iterator[Row]:
             yield from (each for each in (row, without_shuffle(row)) if kept.of(each))
 
 
-def _points(result: Mapping[str, Any], part: str) -> list[tuple[float, float, float]]:
+def step_times(kept: Kept, data: str) -> dict[str, float]:
+    """Return model -> seconds of a step, of one interleaved run; nothing where there is none.
+
+    Args:
+        kept: results, beside whose folder the times are.
+        data: data set.
+    """
+    path = kept.folder.parent / FILE
+    if kept.size != "small" or data != "cifar10" or not path.exists():
+        return {}
+    return json.loads(path.read_text())["seconds"]
+
+
+def _points(
+    result: Mapping[str, Any], part: str, times: Mapping[str, float]
+) -> list[tuple[float, float, float]]:
     """Return (step, seconds, bits/dim) of a curve."""
-    return [(p["step"], p["seconds"], p[part]) for p in result["history"] if part in p]
+    of_step = times.get(result["run"]["model"])
+    return [
+        (p["step"], p["seconds"] if of_step is None else of_step * p["step"], p[part])
+        for p in result["history"]
+        if part in p
+    ]
 
 
 def _mean_curve(

@@ -41,6 +41,10 @@ MEASUREMENTS = {
         "python -m benchmarks.papers.parameters",
         "papers/results/parameters*",
     ),
+    "time of a training step of the scaled-down models": (
+        "python -m benchmarks.papers.step_time",
+        "papers/results/step-times*",
+    ),
     "speed of training, log-likelihoods and sampling, beside the matrix products alone": (
         "python -m benchmarks.speed.measure",
         "speed/results/speed-*",

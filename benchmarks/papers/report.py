@@ -131,7 +131,8 @@ def _introduction(kept: Kept) -> str:
             ", of scaled-down models, on images averaged down to 16 x 16, but MNIST's 28 x 28. "
             "Published figures and ours are of other images, models and lengths of training, and "
             "are not to be compared with each other: what can be is the order of rows and what "
-            "changes between them. Models of Tables 1, 4 and 5 have about as many parameters"
+            "changes between them. Seconds and images/s are wall times of one thread beside "
+            "other work. Models of Tables 1, 4 and 5 have about as many parameters"
         )
     elif kept.budget != "paper":
         text += (

@@ -1,0 +1,117 @@
+"""Time of a training step of the scaled-down models, in one interleaved run on one thread.
+
+    python -m benchmarks.papers.step_time          # writes results/step-times.json and .md
+
+The rows of the tables are trained one after the other, beside whatever else a machine does; curves
+over seconds are drawn with these times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+
+from benchmarks.papers.budgets import BUDGETS
+from benchmarks.papers.images import SIZES, SMALL
+from benchmarks.papers.models import MODELS
+from benchmarks.papers.rows import ROWS_OF
+from benchmarks.speed.environment import machine, versions
+from benchmarks.speed.interleaved import interleaved, ratios
+from nflows_mixer.training import Recipe
+
+RESULTS = Path(__file__).parent / "results"
+FILE = "step-times.json"
+FLOOR = "glow-11"
+
+
+def main(rounds: int = 10, out: str = str(RESULTS)):
+    """Time training steps of all models that are trained on scaled-down CIFAR-10.
+
+    Args:
+        rounds: each of which times a step of every model.
+        out: folder for step-times.json and step-times.md.
+    """
+    torch.set_num_threads(1)
+    batch_size = BUDGETS["small"]["short"].batch_size
+    assert batch_size is not None
+    names = dict.fromkeys(row.run.model for row in ROWS_OF["small"] if row.run.data == "cifar10")
+    steps = {name: training_step(name, batch_size) for name in names}
+    seconds = interleaved(steps, rounds)
+    results = {
+        "batch_size": batch_size,
+        "rounds": rounds,
+        "seconds": {name: median(values) for name, values in seconds.items()},
+        "ratios": {name: ratios(seconds, name, FLOOR) for name in names},
+        "machine": machine("cpu", 1),
+        "cores": os.cpu_count(),
+        "versions": versions(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    path = Path(out, FILE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    path.with_suffix(".md").write_text(table(results))
+    print(table(results))
+
+
+def training_step(name: str, batch_size: int) -> Callable[[], None]:
+    """Return a step of a model as training takes it: gradient, its bound, Adam.
+
+    Args:
+        name: key of ``MODELS``.
+        batch_size: images, random ones of scaled-down CIFAR-10's size.
+    """
+    shape = (SIZES["cifar10"][0], SMALL["cifar10"], SMALL["cifar10"])
+    torch.manual_seed(0)
+    flow = MODELS[name].at("small", shape, 256)
+    images = torch.randint(256, (batch_size, *shape), dtype=torch.uint8)
+    flow.initialize(images)
+    flow.check_values = False
+    # Too small a rate to move anything: a step takes as long.
+    recipe = Recipe(1e-12, batch_size=batch_size)
+    optimizer = torch.optim.Adam(flow.parameters(), recipe.learning_rate, recipe.betas)
+    bound = recipe.gradient_clip
+    assert bound is not None
+
+    def step() -> None:
+        optimizer.zero_grad()
+        (-flow.log_prob(images).mean()).backward()
+        torch.nn.utils.clip_grad_norm_(flow.parameters(), bound)
+        optimizer.step()
+
+    return step
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the times as Markdown."""
+    lines = [
+        f"| model | training step of {results['batch_size']} images, ms | over {_label(FLOOR)}'s |",
+        "|---|--:|--:|",
+    ]
+    for name, seconds in sorted(results["seconds"].items(), key=lambda item: item[1]):
+        ratio = results["ratios"][name]["median"]
+        lines.append(f"| {_label(name)} | {1000 * seconds:.0f} | {ratio:.2f} |")
+    lines += [
+        "",
+        f"Medians of {results['rounds']} interleaved rounds, CPU time; 3 x 16 x 16; "
+        f"{results['machine']} of {results['cores']} cores, torch {results['versions']['torch']}, "
+        f"{results['date']}. `python -m benchmarks.papers.step_time`",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _label(name: str) -> str:
+    return MODELS[name].label
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
