@@ -384,6 +384,7 @@ TRANSFORMS: dict[str, Case] = {
         lambda: image_flow(channel_flow="spline", num_bins=4, num_layers=1, shift=None),
         (1, 6, 4),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
+        compiles=False,
     ),
     "MixerFlow-residual": Case(
         lambda: image_flow(patch_flow="residual", num_flow_layers=1, shift=None),
@@ -464,6 +465,7 @@ TRANSFORMS: dict[str, Case] = {
         (1, 4, 4),
         context_features=3,
         out_shape=(16,),
+        compiles=False,
     ),
     "Composite-of-nflows": Case(
         lambda: CompositeTransform(
