@@ -204,20 +204,6 @@ def test_rows_have_equal_parameters(name):
     assert parameters_of(flow) == pytest.approx(60_000, rel=0.02)
 
 
-def test_images_are_means_over_squares():
-    pixels = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
-    pixels[0, 0, :2, :2] = torch.tensor([[255, 255], [254, 0]])
-    pixels[1, 0, 2:, 2:] = torch.tensor([[1, 2], [3, 5]])
-    means = ablation.averaged(pixels, 2)
-    assert means.dtype == torch.uint8
-    assert means.tolist() == [[[[191, 0], [0, 0]]], [[[0, 0], [0, 3]]]]
-    data = ablation.load_images("digits")
-    smaller = ablation.averaged_down(data, 4)
-    assert smaller.image_shape == (1, 4, 4) and smaller.split_hash == data.split_hash
-    with pytest.raises(ValueError, match="expected square images of a multiple of 3, got 8 x 8"):
-        ablation.averaged_down(data, 3)
-
-
 def made_up(values, **changes):
     """Results of these bits/dim, by row and seed."""
     jobs = [

@@ -20,14 +20,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from einops import reduce
 from jsonargparse import auto_cli
-from torch import Tensor
 
 from benchmarks.denseflow.rows import (
     ROWS,
@@ -38,6 +36,7 @@ from benchmarks.denseflow.rows import (
     widths_of,
 )
 from benchmarks.denseflow.table import RESULTS, write
+from benchmarks.papers.images import averaged_down
 from benchmarks.scaling.likelihood import trained
 from benchmarks.speed.environment import machine, versions
 from nflows_mixer.data import ImageData, ImageDataset, load_images
@@ -171,36 +170,6 @@ def reported(images: ImageData) -> ImageDataset:
     """Return the test part; every source that is read here has one."""
     assert images.test is not None
     return images.test
-
-
-def averaged_down(images: ImageData, size: int) -> ImageData:
-    """Return images of this height and width: means over squares of pixels, rounded.
-
-    Args:
-        images: square ones, of a multiple of the size.
-        size: height and width.
-    """
-    _, height, width = images.image_shape
-    if height != width or height % size:
-        raise ValueError(
-            f"expected square images of a multiple of {size}, got {height} x {width}; give "
-            "another --size"
-        )
-    parts = {
-        name: ImageDataset(averaged(getattr(images, name).images(), height // size))
-        for name in ("train", "validation", "test")
-    }
-    return replace(images, **parts)
-
-
-def averaged(pixels: Tensor, factor: int) -> Tensor:
-    """Return means over squares of ``factor`` by ``factor`` pixels, rounded, uint8 [N, C, H, W]."""
-    pattern = "n c (h s) (w t) -> n c h w"
-    parts = [
-        reduce(part.float(), pattern, "mean", s=factor, t=factor).round()
-        for part in pixels.split(5000)
-    ]
-    return torch.cat(parts).to(torch.uint8)
 
 
 def jobs_in(path: Path, setting: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
