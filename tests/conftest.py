@@ -8,7 +8,10 @@ import torch
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     # Several processes that each use all cores are slower than one.
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    threads = max(1, torch.get_num_threads() // workers)
+    torch.set_num_threads(threads)
+    # So are those that tests start: on a busy machine their threads wait for each other for minutes.
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
 def pytest_addoption(parser):

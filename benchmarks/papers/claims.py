@@ -80,8 +80,30 @@ def comparisons(rows: Iterable[Row], results: Results) -> list[Comparison]:
         here = _differences(better, worse, sign, results)
         if difference and here:
             words = f"{better.label} better than {worse.label}"
-            found.append(Comparison(words, round(abs(difference), 4), here))
+            found.append(Comparison(words, round(abs(difference), 4), tuple(here.values())))
     return found
+
+
+def costs(shuffled: Row, plain: Row, results: Results) -> dict[int, float]:
+    """Return seed -> bits/dim more than without the shuffle, of the seeds that have both.
+
+    Args:
+        shuffled: row of a table of shuffled images.
+        plain: of the same model on the same images as they are.
+        results: of the runs that were done.
+    """
+    return _differences(plain, shuffled, 1, results)
+
+
+def published_cost(shuffled: Row, published: Mapping[str, float]) -> float:
+    """Return how many bits/dim more than without the shuffle were published.
+
+    Args:
+        shuffled: row of a table of shuffled images.
+        published: label -> bits/dim of images as they are.
+    """
+    assert shuffled.published is not None
+    return shuffled.published - published[shuffled.label]
 
 
 def degradations(
@@ -97,34 +119,20 @@ def degradations(
     """
     before = {row.run.model: row for row in plain}
     *others, ours = [row for row in shuffled if row.run.model in before]
-
-    def cost(row: Row, seed: int) -> float | None:
-        pair = [
-            figure_of(r, results[r.run.name, seed])
-            for r in (before[row.run.model], row)
-            if (r.run.name, seed) in results
-        ]
-        return pair[1] - pair[0] if len(pair) == 2 else None  # type: ignore[operator]
-
+    own = costs(ours, before[ours.run.model], results)
     found = []
     for other in others:
-        assert other.published is not None and ours.published is not None
-        difference = (other.published - published[other.label]) - (
-            ours.published - published[ours.label]
-        )
-        here = [
-            theirs - own
-            for seed in _seeds(results)
-            if (theirs := cost(other, seed)) is not None and (own := cost(ours, seed)) is not None
-        ]
+        difference = published_cost(other, published) - published_cost(ours, published)
+        theirs = costs(other, before[other.run.model], results)
+        here = [theirs[seed] - own[seed] for seed in theirs if seed in own]
         if here:
             words = f"the shuffle costs {ours.label} less than {other.label}"
             found.append(Comparison(words, round(difference, 4), tuple(here)))
     return found
 
 
-def _differences(better: Row, worse: Row, sign: int, results: Results) -> tuple[float, ...]:
-    found = []
+def _differences(better: Row, worse: Row, sign: int, results: Results) -> dict[int, float]:
+    found = {}
     for seed in _seeds(results):
         pair = [
             figure_of(row, results[row.run.name, seed])
@@ -132,8 +140,8 @@ def _differences(better: Row, worse: Row, sign: int, results: Results) -> tuple[
             if (row.run.name, seed) in results
         ]
         if len(pair) == 2 and None not in pair:
-            found.append(sign * (pair[1] - pair[0]))  # type: ignore[operator]
-    return tuple(found)
+            found[seed] = sign * (pair[1] - pair[0])  # type: ignore[operator]
+    return found
 
 
 def _seeds(results: Results) -> list[int]:

@@ -40,15 +40,32 @@ def figure_of(row: Row, result: Mapping[str, Any]) -> float | None:
 
     Args:
         row: what is asked for.
-        result: of its run. Where a data set has no test part, its validation part is reported.
+        result: of its run.
     """
     part, name = PLACES[row.figure]
     found = result.get(part)
     if found is None:
         return None
     if row.figure == "bits_per_dim":
-        return found.get(name, found["validation"])
+        return held_out(found)
     return 100 * found[name] if row.figure == "probe_accuracy" else found[name]
+
+
+def held_out(found: Mapping[str, float]) -> float:
+    """Return what is of the test part, of the validation part where a data set has no other."""
+    return found.get("test", found["validation"])
+
+
+def worst_image(row: Row, result: Mapping[str, Any]) -> float:
+    """Return the highest bits/dim of a held-out image, of the bound that the row reports.
+
+    Args:
+        row: what is asked for.
+        result: of its run, with the figure of the row.
+    """
+    if row.figure == "importance_bits_per_dim":
+        return result[row.figure]["worst_image"]
+    return held_out(result["worst_image"])
 
 
 def with_figure(

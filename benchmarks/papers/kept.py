@@ -19,7 +19,7 @@ from nflows_mixer._checks import mismatch
 
 RESULTS = Path(__file__).parent / "results"
 DASH = "–"
-PLACES = {"probe_accuracy": 2, "training_hours": 0, "fid": 2}
+DECIMALS = {"probe_accuracy": 2, "training_hours": 0, "fid": 2}
 """Figure -> places behind the point, where they are not three."""
 BITS = ("bits_per_dim", "importance_bits_per_dim")
 """Figures that simple models of the same images have, too."""
@@ -51,6 +51,10 @@ class Kept:
         """Return the results of a row, by seed."""
         keys = sorted(key for key in self.results if key[0] == row.run.name)
         return [self.results[key] for key in keys]
+
+    def having(self, row: Row) -> list[dict[str, Any]]:
+        """Return the results of a row that have what it reports, by seed."""
+        return [result for result in self.of(row) if figure_of(row, result) is not None]
 
     def figures(self, row: Row) -> list[float]:
         """Return what a row reports, of each seed that has it."""
@@ -205,6 +209,12 @@ def without_shuffle(row: Row) -> Row:
     return replace(row, run=replace(row.run, shuffle=None))
 
 
+def label_of(row: Row) -> str:
+    """Return what the table calls the model, with the shuffle in tables of shuffled images."""
+    shuffle = f", {row.run.shuffle or 'no'} shuffle" if row.table in SHUFFLED else ""
+    return row.label + shuffle
+
+
 def command(size: str, budget: str, expression: str, seeds: Iterable[int] = (0,)) -> str:
     """Return the command that runs what an expression of pytest's ``-k`` selects."""
     words = ["pytest benchmarks -m", "gpu" if size == "paper" else "cpu"]
@@ -231,7 +241,7 @@ def published_of(row: Row) -> str:
     """Return the published figure as it was printed, or a dash."""
     if row.published is None:
         return DASH
-    return f"{row.published:.{min(PLACES.get(row.figure, 2), 2)}f}"
+    return f"{row.published:.{min(DECIMALS.get(row.figure, 2), 2)}f}"
 
 
 def mean_of(values: Sequence[float]) -> float:

@@ -9,16 +9,29 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from benchmarks.papers.claims import SHUFFLED
-from benchmarks.papers.kept import Column, Kept, columns, mean_of, unshuffled, without_shuffle
-from benchmarks.papers.rows import TABLES, Row
+from benchmarks.papers.claims import SHUFFLED, costs, published_cost
+from benchmarks.papers.kept import (
+    Column,
+    Kept,
+    columns,
+    label_of,
+    mean_of,
+    unshuffled,
+    without_shuffle,
+)
+from benchmarks.papers.rows import ROWS, TABLES, Row
 from benchmarks.papers.step_time import FILE
 
 PARTS = ("train", "validation")
 """What curves are of."""
-Costs = dict[str, tuple[float, list[float]]]
-"""Label -> bits/dim more than without a shuffle, as published and ours of each seed."""
-LEGEND = 6
+Costs = dict[Row, tuple[float, list[float]]]
+"""Row -> bits/dim more than without a shuffle, as published and ours of each seed."""
+COLORS = {
+    label: f"C{index}"
+    for index, label in enumerate(dict.fromkeys(row.label for row in ROWS if row.run.shuffle))
+}
+"""What a table calls a model -> its colour in all pictures."""
+LEGEND = 7
 """Columns of the legend, at most."""
 FIRST = 0.1
 """Part of the steps that may be above the picture: the first are far off, and would flatten it."""
@@ -37,10 +50,10 @@ def save_pictures(kept: Kept) -> list[Path]:
             found.append(kept.folder / f"curves-{column.table}-{column.data}.png")
             save_curves(found[-1], column, kept)
     for data in dict.fromkeys(column.data for column in tables):
-        costs = _costs([column for column in tables if column.data == data], kept)
-        if any(here for _, here in costs.values()):
+        shown = _costs([column for column in tables if column.data == data], kept)
+        if shown:
             found.append(kept.folder / f"degradation-{data}.png")
-            save_degradation(found[-1], costs, kept)
+            save_degradation(found[-1], shown, kept)
     return found
 
 
@@ -64,12 +77,13 @@ def save_curves(path: Path, column: Column, kept: Kept) -> None:
     times = step_times(kept, column.data)
     yardstick = column.yardstick(kept)
     simple: dict[str, Any] = {"color": "gray", "linestyle": ":", "linewidth": 1.2}
-    colors = {label: f"C{i}" for i, label in enumerate(dict.fromkeys(r.label for r in rows))}
+    labels = dict.fromkeys(row.label for row in rows)
+    one_seed = all(len(kept.of(row)) == 1 for row in rows)
     for part, pair in zip(PARTS, axes):
         shown: list[float] = []
         for row in rows:
             curves = [_points(result, part, times) for result in kept.of(row)]
-            style = {"color": colors[row.label], "linestyle": "-" if row.run.shuffle else "--"}
+            style = {"color": COLORS[row.label], "linestyle": "-" if row.run.shuffle else "--"}
             for axis, over in zip(pair, (0, 1)):
                 for points in curves if len(curves) > 1 else []:
                     axis.plot([p[over] for p in points], [p[2] for p in points], lw=0.5, **style)
@@ -88,7 +102,7 @@ def save_curves(path: Path, column: Column, kept: Kept) -> None:
     for axis in axes.flat:
         axis.grid(alpha=0.3)
         axis.margins(x=0.01)
-    handles = [Line2D([], [], color=color, label=label) for label, color in colors.items()]
+    handles = [Line2D([], [], color=COLORS[label], label=label) for label in labels]
     shuffle = column.rows[-1][1].run.shuffle
     handles.append(Line2D([], [], color="gray", linestyle="-", label=f"{shuffle} shuffle"))
     handles.append(Line2D([], [], color="gray", linestyle="--", label="no shuffle"))
@@ -99,33 +113,43 @@ def save_curves(path: Path, column: Column, kept: Kept) -> None:
         loc="outside lower center",
         ncols=min(len(handles), LEGEND),
         frameon=False,
+        fontsize="small",
+        columnspacing=1.2,
     )
-    title = f"{TABLES[column.table]}: {column.data}, {_budget(kept)}; thin: seeds, thick: mean"
+    seeds = "one seed" if one_seed else "thin: seeds, thick: mean"
+    title = f"{TABLES[column.table]}: {column.data}, {_budget(kept)}; {seeds}"
     figure.suptitle(title, fontsize="medium")
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
-def save_degradation(path: Path, costs: Costs, kept: Kept) -> None:
-    """Draw what shuffles cost: published on the left, ours on an axis of their own.
+def save_degradation(path: Path, shown: Costs, kept: Kept) -> None:
+    """Draw what shuffles cost: published on the left, ours on the right.
 
     Args:
         path: of the PNG file.
-        costs: of the shuffles.
+        shown: of the shuffles.
         kept: results.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure((10, 1.4 + 0.4 * len(costs)), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for place, (published, here) in enumerate(costs.values()):
-        axes[0].plot(published, place, "ko")
-        axes[1].plot(here, [place] * len(here), "C0o", alpha=0.5)
-        if here:
+    figure = Figure((10, 1.4 + 0.4 * len(shown)), layout="constrained")
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    one_seed = all(len(here) == 1 for _, here in shown.values())
+    for place, (row, (published, here)) in enumerate(shown.items()):
+        color = COLORS[row.label]
+        axes[0].plot(published, place, "o", color=color)
+        axes[1].plot(here, [place] * len(here), "o", color=color, alpha=1 if one_seed else 0.5)
+        if len(here) > 1:
             axes[1].plot(mean_of(here), place, "k|", markersize=14)
-    axes[0].set_yticks(range(len(costs)), labels=list(costs))
+    axes[0].set_yticks(range(len(shown)), labels=[label_of(row) for row in shown])
     axes[0].invert_yaxis()
-    axes[0].set_title("published: full-size models,\nfull training", fontsize="small")
-    axes[1].set_title(f"ours: {_budget(kept)}\n(points: seeds, bar: mean)", fontsize="small")
+    axes[0].set_title(
+        "published: full-size models, full training;\n"
+        "without a shuffle: Table 1, of smaller baselines",
+        fontsize="small",
+    )
+    seeds = "one seed" if one_seed else "points: seeds, bar: mean"
+    axes[1].set_title(f"ours: {_budget(kept)}\n({seeds})", fontsize="small")
     for axis in axes:
         axis.axvline(0, color="gray", linewidth=0.8)
         axis.set_xlabel("bits/dim more than without a shuffle")
@@ -205,17 +229,8 @@ def _costs(tables: Iterable[Column], kept: Kept) -> Costs:
     found: Costs = {}
     for column in tables:
         before = unshuffled(column.data)
-        for original, row in column.rows:
-            if row.run.shuffle and row.label in before and original.published is not None:
-                plain = {r["seed"]: r for r in kept.of(without_shuffle(row))}
-                pairs = [(r, plain[r["seed"]]) for r in kept.of(row) if r["seed"] in plain]
-                found[f"{row.label}, {row.run.shuffle}"] = (
-                    original.published - before[row.label],
-                    [_bits(shuffled) - _bits(as_it_is) for shuffled, as_it_is in pairs],
-                )
+        for _, row in column.rows:
+            if row.run.shuffle and row.label in before:
+                if here := costs(row, without_shuffle(row), kept.results):
+                    found[row] = published_cost(row, before), list(here.values())
     return found
-
-
-def _bits(result: Mapping[str, Any]) -> float:
-    found = result["bits_per_dim"]
-    return found.get("test", found["validation"])

@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from benchmarks.denseflow.rows import ROWS as ABLATED
-from benchmarks.denseflow.table import TABLE, agreement, by_row
+from benchmarks.denseflow.table import TABLE, by_row
 from benchmarks.papers.budgets import BUDGETS
-from benchmarks.papers.claims import SHUFFLED, Comparison
+from benchmarks.papers.claims import Comparison
 from benchmarks.papers.kept import (
     DASH,
+    DECIMALS,
     ONE_SEED,
-    PLACES,
     Column,
     Kept,
     columns,
     command,
     expression_of,
+    label_of,
     markdown,
     published_of,
     tally,
@@ -112,6 +114,8 @@ python -m benchmarks.papers.samples      # samples of scaled-down models side by
 - `--root FOLDER`: data sets (data). For each data set NAME there is `NAME_train.npz` with
   `NAME_test.npz` (`images`, uint8 [N, H, W, C], and `labels` for the linear probe), or the folder
   that torchvision or the data set's own archive leaves, see `nflows_mixer.data.load_images`.
+  `NAME_test.npz` alone is split, a tenth held out, and its results are called "of the test images
+  alone": such are the kept results of MNIST.
   Nothing is downloaded, but for a folder of torchvision that is there and incomplete, which
   torchvision downloads again. Rows without their images are skipped, with a message; the smoke
   budget takes random pixels in their place, whose results are marked synthetic and never reported.
@@ -149,14 +153,14 @@ def readme(kept: Sequence[Kept], path: Path) -> str:
         HOW_TO_RUN.format(budgets=_budgets(), names=", ".join(names)).strip(),
         "## Claims",
         "Published figures are of full-size models and full training. Ours are of the budget that "
-        "is named beside them, the longest that was run, and are to be compared with each other: "
-        "the models of `-m cpu` are scaled down, and so are their images. Means ± standard "
-        "deviations over seeds. Rows that were run come first.",
+        "is named beside them, a line for each that was run, and only those of one budget are to "
+        "be compared with each other: the models of `-m cpu` are scaled down, and so are their "
+        "images. Means ± standard deviations over seeds. What was run comes first.",
         "### Order",
         "How many of the pairs of rows come out in the published order, and in tables of "
         "shuffled images how many of the differences between what the shuffle costs, of those "
         "that two seeds or more have. Undecided: the 95% interval of Student's t has 0 in it. One "
-        "seed: not counted. DenseFlow's Table 4 is counted by the means of its seeds alone.",
+        "seed: not counted.",
         markdown(
             ["table", "budget", "as published", *VERDICTS, "command"],
             [*_orders(real), *_order_of_ablation()],
@@ -166,7 +170,7 @@ def readme(kept: Sequence[Kept], path: Path) -> str:
     ]
     if synthetic := sum(each.synthetic for each in kept):
         parts.append(f"Left out: {synthetic} of synthetic images, which are no results.")
-    pages = [_link(each.folder / "report.md", path) for each in real]
+    pages = [_link(each.folder / "report.md", path, each.folder.name) for each in real]
     if pages:
         parts.append(f"All figures of each budget, with their settings: {', '.join(pages)}.")
     parts += ["## Other measurements", _measurements(path)]
@@ -199,47 +203,53 @@ def _claims(kept: Sequence[Kept]) -> Iterator[str]:
 
 
 def _lines(column: Column, kept: Sequence[Kept]) -> Iterator[list[str]]:
-    """Rows of the table of claims: of published size, each followed by the same scaled down."""
-    ablation = _ablation()
+    """Rows of the table of claims: those of each budget below each other, then what was not run."""
     same = (other for other in columns("small") if other.key == column.key)
     scaled = {original: row for other in same for original, row in other.rows}
+    rows = []
     for row, _ in column.rows:
-        yield _line(row, row, "paper", kept)
+        rows.append((row, row, "paper"))
         if row in scaled:
-            yield _line(row, scaled.pop(row), "small", kept)
-        if column.table == "denseflow-4" and row.run.model in ablation:
-            yield [_claim(row), published_of(row), *ablation[row.run.model]]
-    for original, row in scaled.items():  # of no published size
-        yield _line(original, row, "small", kept)
+            rows.append((row, scaled.pop(row), "small"))
+    rows += [(original, row, "small") for original, row in scaled.items()]  # of no published size
+    for each in kept:
+        for original, row, size in rows:
+            if each.size == size and each.figures(row):
+                yield _line(original, row, each)
+    if column.table == "denseflow-4":
+        ablation = _ablation()
+        for row, _ in column.rows:
+            if row.run.model in ablation:
+                yield [_claim(row), published_of(row), *ablation[row.run.model]]
+    for original, row, size in rows:
+        if not any(each.size == size and each.figures(row) for each in kept):
+            yield _not_run(original, row, size)
 
 
 def _claim(row: Row) -> str:
     figure = "" if row.figure == "bits_per_dim" else f", {FIGURES[row.figure]}"
     version = f" ({row.version})" if row.version else ""
-    shuffle = f", {row.run.shuffle or 'no'} shuffle" if row.table in SHUFFLED else ""
-    return f"{row.run.data}{version}{shuffle}, {row.label}{figure}"
+    return f"{row.run.data}{version}, {label_of(row)}{figure}"
 
 
-def _line(original: Row, row: Row, size: str, kept: Sequence[Kept]) -> list[str]:
-    claim = _claim(row)
-    published = published_of(original)
-    expression = expression_of(row, size)
-    for each in reversed(kept):
-        figures = each.figures(row) if each.size == size else []
-        if figures:
-            results = each.of(row)
-            return [
-                claim,
-                published,
-                text_of(figures, PLACES.get(row.figure, 3)),
-                _budget(each, results[0]),
-                ", ".join(dict.fromkeys(result["machine"] for result in results)),
-                max(result["date"] for result in results),
-                f"`{command(size, each.budget, expression, (r['seed'] for r in results))}`",
-            ]
+def _line(original: Row, row: Row, kept: Kept) -> list[str]:
+    results = kept.having(row)
+    expression, seeds = expression_of(row, kept.size), (result["seed"] for result in results)
+    return [
+        _claim(row),
+        published_of(original),
+        text_of(kept.figures(row), DECIMALS.get(row.figure, 3)),
+        _budget(kept, results[0]),
+        ", ".join(dict.fromkeys(result["machine"] for result in results)),
+        max(result["date"] for result in results),
+        f"`{command(kept.size, kept.budget, expression, seeds)}`",
+    ]
+
+
+def _not_run(original: Row, row: Row, size: str) -> list[str]:
     what = "published size" if size == "paper" else "scaled down"
-    asked = f"`{command(size, 'short', expression)}`"
-    return [claim, published, NOT_RUN, what, DASH, DASH, asked]
+    asked = f"`{command(size, 'short', expression_of(row, size))}`"
+    return [_claim(row), published_of(original), NOT_RUN, what, DASH, DASH, asked]
 
 
 def _budget(kept: Kept, result: Mapping[str, Any]) -> str:
@@ -257,14 +267,19 @@ def _orders(kept: Iterable[Kept]) -> Iterator[list[str]]:
             found.setdefault((column.table, column.data), []).extend(column.claims(each))
         for (table, data), claims in found.items():
             if claims:
-                counts = tally(claims)
+                asked = command(each.size, each.budget, f"test_order and {table}-{data}")
                 yield [
                     _named(table, data),
                     f"{each.size}-{each.budget}",
-                    f"{counts['as published']} of {len(claims) - counts[ONE_SEED]}",
-                    *(str(counts[verdict]) for verdict in VERDICTS),
-                    f"`{command(each.size, each.budget, f'test_order and {table}-{data}')}`",
+                    *_counted(claims),
+                    f"`{asked} --out benchmarks/papers/results`",
                 ]
+
+
+def _counted(claims: Sequence[Comparison]) -> list[str]:
+    counts = tally(claims)
+    same = f"{counts['as published']} of {len(claims) - counts[ONE_SEED]}"
+    return [same, *(str(counts[verdict]) for verdict in VERDICTS)]
 
 
 def _named(table: str, data: str) -> str:
@@ -293,17 +308,34 @@ def _ablation_budget(results: Mapping[str, Any]) -> str:
 
 
 def _order_of_ablation() -> Iterator[list[str]]:
-    """The row of DenseFlow's Table 4, of which no pair is undecided: its means are compared."""
+    """The row of DenseFlow's Table 4, whose seeds are jobs of one file."""
     results = json.loads(ABLATION.read_text())
-    same, pairs = agreement(by_row(results["jobs"]), "importance_bits_per_dim")
-    others = [DASH if verdict != "the other way" else str(pairs - same) for verdict in VERDICTS]
+    bits = {
+        name: {job["seed"]: job["importance_bits_per_dim"] for job in jobs}
+        for name, jobs in by_row(results["jobs"]).items()
+        if name in TABLE
+    }
+    claims = []
+    for pair in combinations(bits, 2):
+        better, worse = sorted(pair, key=_published)
+        here = [
+            bits[worse][seed] - bits[better][seed] for seed in bits[worse] if seed in bits[better]
+        ]
+        if here:
+            difference = round(_published(worse) - _published(better), 4)
+            claims.append(Comparison(f"{better} better than {worse}", difference, tuple(here)))
     yield [
         _named("denseflow-4", "cifar10"),
         _ablation_budget(results),
-        f"{same} of {pairs}",
-        *others,
+        *_counted(claims),
         f"`{ABLATE}`",
     ]
+
+
+def _published(name: str) -> float:
+    published = ABLATED[name].published
+    assert published is not None
+    return published
 
 
 def _measurements(path: Path) -> str:
@@ -329,6 +361,6 @@ def _found(pattern: str, ending: str) -> list[Path]:
     return sorted(BENCHMARKS.glob(pattern + ending))
 
 
-def _link(file: Path, page: Path) -> str:
+def _link(file: Path, page: Path, name: str | None = None) -> str:
     where = os.path.relpath(file.resolve(), page.resolve().parent)
-    return f"[{file.stem}]({Path(where).as_posix()})"
+    return f"[{name or file.stem}]({Path(where).as_posix()})"

@@ -19,17 +19,18 @@ from typing import Any
 from jsonargparse import auto_cli
 
 from benchmarks.papers.budgets import BUDGETS
-from benchmarks.papers.claims import SHUFFLED
+from benchmarks.papers.figures import worst_image
 from benchmarks.papers.kept import (
     DASH,
+    DECIMALS,
     ONE_SEED,
-    PLACES,
     RESULTS,
     Column,
     Kept,
     columns,
     command,
     error_of,
+    label_of,
     markdown,
     mean_of,
     published_of,
@@ -49,9 +50,14 @@ ON_GPUS = {
 """What results have on a GPU alone -> its column, and how it is written."""
 PRINTED = ("mixerflow-1", "mixerflow-2", "mixerflow-4", "mixerflow-5", "denseflow-2")
 """Tables that print numbers of parameters."""
+COST_NOTE = (
+    "Published costs of a shuffle take the figures without a shuffle from Table 1, which are of "
+    "smaller baselines."
+)
 NOTES = {
     "mixerflow-4": "Published parameters of MixerFlow are those of Table 1; this table prints "
-    "11.43 M for what can only be the same model.",
+    f"11.43 M for what can only be the same model. {COST_NOTE}",
+    "mixerflow-5": COST_NOTE,
     "denseflow-2": "Here: what the published number of epochs would take at the speed of the run.",
 }
 """Table -> what has to be known beside it."""
@@ -128,11 +134,12 @@ def _introduction(kept: Kept) -> str:
         return f"{text}, which show that the commands run and are no results."
     if kept.size == "small":
         text += (
-            ", of scaled-down models, on images averaged down to 16 x 16, but MNIST's 28 x 28. "
+            ", of scaled-down models, on images averaged down to 16 x 16 (MNIST: 28 x 28). "
             "Published figures and ours are of other images, models and lengths of training, and "
             "are not to be compared with each other: what can be is the order of rows and what "
             "changes between them. Seconds and images/s are wall times of one thread beside "
-            "other work. Models of Tables 1, 4 and 5 have about as many parameters"
+            "other work. Models of Tables 1, 4, 5 and 7 of MixerFlow have about as many parameters "
+            "as each other"
         )
     elif kept.budget != "paper":
         text += (
@@ -147,8 +154,8 @@ def _introduction(kept: Kept) -> str:
         "seed there is neither deviation nor error: such claims are shown and not counted.\n\n"
         "The last row of bits/dim, in brackets, is the best of three simple models of the same "
         "images (uniform, a histogram of each pixel, a normal distribution with full covariance): "
-        "a shuffle changes none of them, and a model above it has not learned more at this "
-        "budget than the covariance of the pixels, or the histograms where these are best."
+        "a shuffle changes none of them, and a model above it is no better at this budget than "
+        "that model."
     )
 
 
@@ -159,9 +166,9 @@ def _section(column: Column, kept: Kept) -> list[str]:
             parts.append(notes[column.table])
     parts += _claims(column, kept)
     yardstick = column.yardstick(kept)
-    if column.table in SHUFFLED and yardstick:
+    if yardstick:
         parts.append(_above(column, yardstick, kept))
-    results = [result for _, row in column.rows for result in kept.of(row)]
+    results = [result for _, row in column.rows for result in kept.having(row)]
     parts.append(_setting(column, results, kept))
     return parts
 
@@ -189,11 +196,11 @@ def _table(column: Column, kept: Kept) -> str:
     if yardstick := column.yardstick(kept):
         label, bits = yardstick
         line = [DASH] * len(head)
-        line[0], line[4] = f"({label})", f"{bits:.{PLACES.get(column.figure, 3)}f}"
+        line[0], line[4] = f"({label})", f"{bits:.{DECIMALS.get(column.figure, 3)}f}"
         cells.append(line)
     for key, (name, form) in ON_GPUS.items():
         measured = [
-            [result[key] for result in kept.of(row) if result.get(key) is not None]
+            [result[key] for result in kept.having(row) if result.get(key) is not None]
             for _, row in column.rows
         ]
         if any(measured):
@@ -205,25 +212,20 @@ def _table(column: Column, kept: Kept) -> str:
 
 
 def _cells(original: Row, row: Row, kept: Kept) -> list[str]:
-    model, results, figures = MODELS[original.run.model], kept.of(row), kept.figures(row)
+    model, results, figures = MODELS[original.run.model], kept.having(row), kept.figures(row)
     printed = original.table in PRINTED and model.parameters is not None
-    worst = [result["worst_image"] for result in results]
+    worst = [worst_image(row, result) for result in results]
     return [
-        _label(row),
+        label_of(row),
         f"{model.parameters:.4g} M" if printed else DASH,
         published_of(original),
         ", ".join(dict.fromkeys(f"{result['parameters']:,}" for result in results)) or DASH,
-        text_of(figures, PLACES.get(row.figure, 3)),
+        text_of(figures, DECIMALS.get(row.figure, 3)),
         str(len(figures)) if figures else DASH,
-        f"{_highest([of.get('test', of['validation']) for of in worst]):.2f}" if worst else DASH,
+        f"{_highest(worst):.2f}" if worst else DASH,
         f"{mean_of([r['train_seconds'] for r in results]):,.0f}" if results else DASH,
         f"{mean_of([r['images_per_second'] for r in results]):,.0f}" if results else DASH,
     ]
-
-
-def _label(row: Row) -> str:
-    shuffle = f", {row.run.shuffle or 'no'} shuffle" if row.table in SHUFFLED else ""
-    return row.label + shuffle
 
 
 def _highest(values: Iterable[float]) -> float:
@@ -264,7 +266,8 @@ def _claims(column: Column, kept: Kept) -> list[str]:
 def _above(column: Column, yardstick: tuple[str, float], kept: Kept) -> str:
     """Which models have not learned more than a simple one."""
     label, bits = yardstick
-    means = {_label(row): mean_of(kept.figures(row)) for _, row in column.rows if kept.figures(row)}
+    shown = [(row, kept.figures(row)) for _, row in column.rows]
+    means = {label_of(row): mean_of(figures) for row, figures in shown if figures}
     found = [f"{name} ({mean:.3f})" for name, mean in means.items() if not mean < bits]
     return f"Not below {bits:.3f} bits/dim ({label}) at this budget: {'; '.join(found) or 'none'}."
 
@@ -280,7 +283,7 @@ def _setting(column: Column, results: Sequence[Mapping[str, Any]], kept: Kept) -
         f"torch {_each(r['versions']['torch'] for r in results)}; "
         f"{_each(sorted(r['date'] for r in results))}. "
         f"`{command(kept.size, kept.budget, words, seeds)}`, then "
-        "`python -m benchmarks.papers.report`."
+        "`python -m benchmarks.papers.report --results runs/papers/results`."
     )
 
 
@@ -306,6 +309,12 @@ def _evaluated(result: Mapping[str, Any], figure: str) -> str:
     if figure == "importance_bits_per_dim" and figure in result:
         bound = result[figure]
         return f"figures of {bound['test_images']:,} test images, {bound['draws']:,} draws of each"
+    if figure.startswith("probe"):
+        fitted = result["probe"]
+        return (
+            f"probes fitted to the latents of {fitted['train_images']:,} images and tested on "
+            f"those of {fitted['test_images']:,}"
+        )
     part, count = list(result["evaluated_images"].items())[-1]
     return f"figures of {count:,} {part} images"
 

@@ -2,6 +2,8 @@
 
     python -m benchmarks.papers.samples --root data --scratch runs/papers/runs
 
+The picture that is kept is written by `--out benchmarks/papers/results/small-short/samples.png`.
+
 Glow and MixerFlow, and MixerFlow with and without shift layers at the learning rate of the
 ablation: 64 samples each at temperature 1, with the same seed. Models are those that
 `pytest benchmarks -m cpu` left; one that was not trained is left out, and the command says how to
@@ -15,7 +17,7 @@ from pathlib import Path
 from jsonargparse import auto_cli
 
 from benchmarks.papers.images import SMALL, images_of
-from benchmarks.papers.kept import RESULTS, command, expression_of
+from benchmarks.papers.kept import command, expression_of
 from benchmarks.papers.rows import ROWS_OF, Run
 from benchmarks.papers.run import trained
 from nflows_mixer.evaluation import draw_samples, save_grids
@@ -25,7 +27,7 @@ PANELS = {
     "glow-11": "Glow",
     "mixerflow-32": "MixerFlow",
     "mixerflow-both": "ablation: with shift layers",
-    "mixerflow-base-linear": "without shift layers",
+    "mixerflow-base-linear": "ablation: without shift layers",
 }
 """Model -> title of its samples."""
 
@@ -33,7 +35,7 @@ PANELS = {
 def main(
     root: str = "data",
     scratch: str = "runs/papers/runs",
-    out: str = str(RESULTS / f"{SIZE}-{BUDGET}" / "samples.png"),
+    out: str = "runs/papers/samples.png",
 ) -> None:
     """Draw and write samples.
 

@@ -93,7 +93,8 @@ def training_step(name: str, batch_size: int) -> Callable[[], None]:
 def table(results: dict[str, Any]) -> str:
     """Return the times as Markdown."""
     lines = [
-        f"| model | training step of {results['batch_size']} images, ms | over {_label(FLOOR)}'s |",
+        f"| model | training step of {results['batch_size']} images, ms | "
+        f"median ratio within a round to {_label(FLOOR)}'s |",
         "|---|--:|--:|",
     ]
     for name, seconds in sorted(results["seconds"].items(), key=lambda item: item[1]):
