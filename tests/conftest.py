@@ -10,7 +10,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     threads = max(1, torch.get_num_threads() // workers)
     torch.set_num_threads(threads)
-    # So are those that tests start: on a busy machine their threads wait for each other for minutes.
+    # Those that tests start, too: on a busy machine threads wait for each other for minutes.
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
