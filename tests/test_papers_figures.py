@@ -14,9 +14,10 @@ from benchmarks.papers import step_time
 from benchmarks.papers.budgets import BUDGETS, draws_of
 from benchmarks.papers.figures import figure_of, importance, with_figure
 from benchmarks.papers.images import noise_images
-from benchmarks.papers.kept import Kept
+from benchmarks.papers.kept import Kept, columns, read
 from benchmarks.papers.models import MODELS, Model
 from benchmarks.papers.picture import step_times
+from benchmarks.papers.report import _failures
 from benchmarks.papers.rows import ROWS, Run
 from benchmarks.papers.run import path_of, result_of, trained
 from benchmarks.papers.throughput import fraction_of_peak, training_operations
@@ -38,6 +39,7 @@ def run_of(tmp_path):
         folders = (tmp_path / "results", tmp_path / "runs")
         return result_of(row.run, "paper", "smoke", 0, images, *folders, "cpu"), images, folders
 
+    result.out = tmp_path / "results"
     return result
 
 
@@ -144,6 +146,27 @@ def test_a_changed_model_does_not_go_on_from_a_checkpoint(run_of, monkeypatch):
     monkeypatch.setitem(MODELS, "spline-11", changed)
     with pytest.raises(ValueError, match="tail_bound"):
         run_of(row)
+
+
+def test_run_that_overflows_is_kept_as_that_and_reported(run_of, monkeypatch):
+    def overflows(*arguments, **options):
+        raise FloatingPointError("step 7: expected a finite loss and gradient, got nan")
+
+    row = row_of("mixerflow-1-cifar10-plain-glow-11")
+    monkeypatch.setattr("benchmarks.papers.run.fit", overflows)
+    monkeypatch.setattr("benchmarks.papers.run.NOISE", "none of these")  # as if images were real
+    with pytest.raises(FloatingPointError, match="step 7"):
+        run_of(row)
+    monkeypatch.undo()
+    monkeypatch.setattr("benchmarks.papers.run.NOISE", "none of these")
+    with pytest.raises(FloatingPointError, match="step 7"):  # it is read, not trained again
+        run_of(row)
+    monkeypatch.setattr("benchmarks.papers.kept.NOISE", "none of these")
+    [kept] = read(run_of.out)
+    assert kept.results == {} and list(kept.failed) == [(row.run.name, 0)]
+    column = next(c for c in columns("paper") if c.rows[0][1] == row)
+    [line] = _failures(column, kept)
+    assert line.endswith("not finite: Glow, seed 0 (step 7).")
 
 
 def test_results_are_json_that_any_reader_takes(run_of):

@@ -38,6 +38,7 @@ class Kept:
         results: (name of a run, seed) -> result, of real images alone.
         synthetic: how many were left out because their images are noise.
         other_version: how many, because their images are not of the version of their rows.
+        failed: (name of a run, seed) -> why its training stopped, where it has no figures.
     """
 
     size: str
@@ -46,6 +47,7 @@ class Kept:
     results: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     synthetic: int = 0
     other_version: int = 0
+    failed: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def of(self, row: Row) -> list[dict[str, Any]]:
         """Return the results of a row, by seed."""
@@ -80,7 +82,7 @@ def read(results: str | Path) -> list[Kept]:
 
 def _sorted_out(size: str, budget: str, folder: Path, files: Iterable[Path]) -> Kept:
     versions = {row.run.name: row.version for row in ROWS_OF[size]}
-    results, synthetic, other_version = {}, 0, 0
+    results, failed, synthetic, other_version = {}, {}, 0, 0
     for file in files:
         result = json.loads(file.read_text())
         version = versions.get(result["name"], "")
@@ -88,9 +90,11 @@ def _sorted_out(size: str, budget: str, folder: Path, files: Iterable[Path]) -> 
             synthetic += 1
         elif version and version not in result["data"]["version"].split():
             other_version += 1
+        elif "failed" in result:
+            failed[result["name"], result["seed"]] = result["failed"]
         else:
             results[result["name"], result["seed"]] = result
-    return Kept(size, budget, folder, results, synthetic, other_version)
+    return Kept(size, budget, folder, results, synthetic, other_version, failed)
 
 
 @dataclass(frozen=True)

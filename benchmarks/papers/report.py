@@ -64,8 +64,7 @@ NOTES = {
 SMALL_NOTES = {
     "mixerflow-9": "Scaled down, 30 layers are 4 and 60 layers 8. The row of both, linear blocks "
     "and shift layers, is MixerFlow with this table's learning rate; its published figure is that "
-    "of Table 1. Without linear and shift layers training can overflow: the runs of seed 2 of base "
-    "and 60 layers stopped at steps 345 and 11, and have no figure.",
+    "of Table 1.",
 }
 """Table -> what has to be known beside it where models are scaled down."""
 
@@ -165,6 +164,7 @@ def _section(column: Column, kept: Kept) -> list[str]:
     for notes in (NOTES, SMALL_NOTES if kept.size == "small" else {}):
         if column.table in notes:
             parts.append(notes[column.table])
+    parts += _failures(column, kept)
     parts += _claims(column, kept)
     yardstick = column.yardstick(kept)
     if yardstick:
@@ -226,6 +226,17 @@ def _cells(original: Row, row: Row, kept: Kept) -> list[str]:
         f"{_highest(worst):.2f}" if worst else DASH,
         f"{mean_of([r['train_seconds'] for r in results]):,.0f}" if results else DASH,
         f"{mean_of([r['images_per_second'] for r in results]):,.0f}" if results else DASH,
+    ]
+
+
+def _failures(column: Column, kept: Kept) -> list[str]:
+    """A line for each run without figures, which are in no mean above."""
+    return [
+        f"In no mean above, as its loss was not finite: {label_of(row)}, seed {seed} "
+        f"({why.split(':')[0]})."
+        for _, row in column.rows
+        for (name, seed), why in sorted(kept.failed.items())
+        if name == row.run.name
     ]
 
 

@@ -75,6 +75,7 @@ def result_of(
 
     Raises:
         ValueError: if the file, or the checkpoint, is of another setting.
+        FloatingPointError: if the loss is not finite, which is kept as a result without figures.
     """
     allowed = BUDGETS[size][budget]
     setting = describe(run, size, budget, seed, images, accumulate)
@@ -89,26 +90,32 @@ def result_of(
                     f"expected a result of this setting in {path}, got one of another: "
                     f"{', '.join(changed)} differ; delete it, or give another --out"
                 )
+            if "failed" in found:
+                raise FloatingPointError(found["failed"])
             return found
         on_gpu = accelerator != "cpu" and torch.cuda.is_available()
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         flow = build(run, size, budget, images, seed)
         module = FlowModule(flow, recipe_of(run, size, allowed), seed=seed)
-        figures = fit(
-            module,
-            images,
-            folder,
-            resume=True,
-            checkpoint_every=min(500, max(1, module.recipe.steps // 10)),
-            evaluation_images=allowed.evaluated,
-            # A baseline says nothing of itself: these make its checkpoint that of this run alone.
-            facts={name: setting[name] for name in ("arguments", "size", "budget")},
-            record_every=10 if allowed.steps is not None and allowed.steps < 10_000 else 100,
-            accelerator=accelerator,
-            accumulate_grad_batches=accumulate,
-            enable_progress_bar=False,
-        )
+        try:
+            figures = fit(
+                module,
+                images,
+                folder,
+                resume=True,
+                checkpoint_every=min(500, max(1, module.recipe.steps // 10)),
+                evaluation_images=allowed.evaluated,
+                # A baseline says nothing of itself: these make a checkpoint that of this run.
+                facts={name: setting[name] for name in ("arguments", "size", "budget")},
+                record_every=10 if allowed.steps is not None and allowed.steps < 10_000 else 100,
+                accelerator=accelerator,
+                accumulate_grad_batches=accumulate,
+                enable_progress_bar=False,
+            )
+        except FloatingPointError as error:
+            write(path, {**setting, "date": time.strftime("%Y-%m-%d"), "failed": str(error)})
+            raise
         if on_gpu:
             figures |= throughput(module, images, figures["images_per_second"], accumulate)
         else:
