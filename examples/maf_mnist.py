@@ -16,7 +16,7 @@ import zuko
 from jsonargparse import auto_cli
 from nflows.transforms.made import MADE
 
-from nflows_mixer.bridges import from_zuko
+from nflows_mixer.adapters.zuko import from_zuko
 from nflows_mixer.data import load_images
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.training import FlowModule, Recipe, fit, table, write_results

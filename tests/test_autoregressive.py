@@ -12,9 +12,9 @@ import zuko
 from nflows import transforms as nflows_transforms
 from nflows.transforms import MaskedAffineAutoregressiveTransform as MAF
 
-from nflows_mixer.bridges import from_zuko, inverse_of
-from nflows_mixer.bridges.invert import until_unchanged
+from nflows_mixer.adapters.zuko import from_zuko
 from nflows_mixer.flows import mixerflow
+from nflows_mixer.numerics.autoregressive import inverse_of, until_unchanged
 from nflows_mixer.transforms import (
     ChannelMixingTransform,
     CompositeTransform,

@@ -5,7 +5,7 @@ import torch
 from nflows.transforms.made import MADE
 from torch import nn
 
-from nflows_mixer.bridges import takes_context
+from nflows_mixer.core.context import takes_context
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.nn import ClassEmbedding, LipschitzMLP, ResidualMLP
 from nflows_mixer.transforms import AffineCoupling, LULinear

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from nflows_mixer.bridges import takes_context
+from nflows_mixer.core.context import takes_context
 from nflows_mixer.nn import (
     ConvConditioner,
     CrossUnitNetwork,

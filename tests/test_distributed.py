@@ -154,7 +154,7 @@ REBUILT = textwrap.dedent(
     from functools import partial
     from torch import distributed, nn
     from nflows.transforms import Transform
-    from nflows_mixer.bridges import CompositeTransform
+    from nflows_mixer.core.composite import CompositeTransform
     from nflows_mixer.nn import ResidualMLP
     from nflows_mixer.transforms import AffineCoupling, LULinear, ReversibleCompositeTransform
     rank, folder = int(sys.argv[1]), sys.argv[2]

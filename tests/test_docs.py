@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = ["index", "quickstart", "training", "data", "denseflow"]
 PAGES += ["evaluation", "extending", "performance"]
-ROOMS = ["bridges", "data", "evaluation", "flows", "kernels", "nn", "training", "transforms"]
+ROOMS = ["adapters", "core", "data", "evaluation", "flows", "nn", "numerics", "training", "transforms"]
 MODULES = ["distributions", "likelihood", "noise"]
 
 

@@ -13,7 +13,7 @@ from nflows import transforms as nflows_transforms
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nflows_mixer.bridges import CompositeTransform
+from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.nn import ResidualMLP
 from nflows_mixer.transforms import (

@@ -9,9 +9,10 @@ from nflows.transforms import MaskedAffineAutoregressiveTransform as MAF
 from torch import nn
 from torch.nn import functional as F
 
-from nflows_mixer.bridges import inverse_of, takes_context
-from nflows_mixer.bridges.plain import obstacle
+from nflows_mixer.core.context import takes_context
 from nflows_mixer.nn import MaskedMLP, MaskedResidualMLP
+from nflows_mixer.numerics.autoregressive import inverse_of
+from nflows_mixer.numerics.foldable import obstacle
 from nflows_mixer.transforms import AffineAutoregressive
 from tests.jacobian import jacobian_logabsdet
 

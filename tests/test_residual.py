@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from nflows_mixer.bridges.implicit import row_jacobian, with_implicit_gradient
-from nflows_mixer.bridges.residual import ResidualTransform
 from nflows_mixer.nn.lipschitz import LipschitzMLP
+from nflows_mixer.numerics.implicit import row_jacobian, with_implicit_gradient
+from nflows_mixer.transforms.residual import ResidualTransform
 from tests.jacobian import jacobian_logabsdet
 
 narrow = partial(LipschitzMLP, hidden_features=16)
@@ -123,7 +123,7 @@ def test_wrong_options_of_the_transform(make, error):
 
 @pytest.mark.parametrize("rows_per_pass", [1, 10, 4096])
 def test_logabsdet_is_exact_in_passes_of_any_size(rows_per_pass, monkeypatch):
-    monkeypatch.setattr("nflows_mixer.bridges.implicit._ROWS_PER_PASS", {"cpu": rows_per_pass})
+    monkeypatch.setattr("nflows_mixer.numerics.implicit._ROWS_PER_PASS", {"cpu": rows_per_pass})
     residual = moved(ResidualTransform(7, narrow))
     inputs = draw(3, 7)
     _, logabsdet = residual(inputs)

@@ -14,6 +14,7 @@ from nflows.transforms import (
     LULinear,
     OneByOneConvolution,
 )
+from nflows_mixer.kernels import ops
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed import (
@@ -33,7 +34,6 @@ from benchmarks.speed.variants.base import settle
 from benchmarks.speed.variants.stock import stock_mixerflow
 from nflows_mixer import transforms as ours
 from nflows_mixer.flows import mixerflow
-from nflows_mixer.kernels import ops
 
 # Old parts of torch that nflows and normflows still call.
 quiet = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")

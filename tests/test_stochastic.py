@@ -16,8 +16,8 @@ from nflows.transforms import CompositeTransform, Transform
 from torch import Tensor, distributions, nn
 
 from nflows_mixer import transforms
-from nflows_mixer.bridges import takes_context
-from nflows_mixer.bridges.resolve import deterministic_transform
+from nflows_mixer.core.as_transform import deterministic_transform
+from nflows_mixer.core.context import takes_context
 from nflows_mixer.distributions import standard_normal_log_prob
 from nflows_mixer.nn import CrossUnitNetwork, DenseEncoder
 from nflows_mixer.transforms import (

@@ -13,8 +13,9 @@ from nflows.flows import Flow as nflows_Flow
 from nflows.transforms import MaskedAffineAutoregressiveTransform as MAF
 from torch import nn
 
-from nflows_mixer.bridges import from_zuko, to_zuko
-from nflows_mixer.bridges.inside_zuko import LazyNflowsTransform
+from nflows_mixer.adapters.inside import to_zuko
+from nflows_mixer.adapters.inside_zuko import LazyNflowsTransform
+from nflows_mixer.adapters.zuko import from_zuko
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.nn import LipschitzMLP, ResidualMLP
 from nflows_mixer.transforms import (

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nflows_mixer._checks import check_event, check_image_shape, check_positive
-from nflows_mixer.bridges import no_volume_change
+from nflows_mixer.core.composite import no_volume_change
 from nflows_mixer.distributions import DiagonalNormal
 from nflows_mixer.flows import ImageFlow
 from nflows_mixer.nn import MaskedMLP

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from benchmarks.baselines.backbone import ImageShape, multi_scale_flow
 from benchmarks.baselines.glow import affine_coupling
 from nflows_mixer._checks import check_channels, check_positive, mismatch
-from nflows_mixer.bridges import CompositeTransform
+from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.flows import ImageFlow
 
 _START_STD = 0.02

@@ -32,7 +32,7 @@ from benchmarks.compatibility.measure import (
     seconds,
     settle,
 )
-from nflows_mixer.bridges import takes_context
+from nflows_mixer.core.context import takes_context
 from tests.jacobian import jacobian_logabsdet
 
 DOCS = Path(__file__).parents[2] / "docs"

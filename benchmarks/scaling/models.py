@@ -7,7 +7,7 @@ from functools import partial
 from nflows.transforms import Transform
 from torch import nn
 
-from nflows_mixer.bridges import CompositeTransform
+from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.distributions import DiagonalNormal
 from nflows_mixer.flows import ImageFlow, mixerflow
 from nflows_mixer.nn import ResidualMLP

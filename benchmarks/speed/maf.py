@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
+from nflows_mixer.kernels import load_cpu_kernels, without_kernels
 from torch import Tensor
 
 import nflows_mixer.transforms
@@ -25,8 +26,7 @@ from benchmarks.speed.files import path_of
 from benchmarks.speed.interleaved import Task, clock, interleaved, ratios
 from benchmarks.speed.table import RESULTS, maf_table, write
 from benchmarks.speed.variants import Unavailable
-from nflows_mixer.bridges import inverse_of
-from nflows_mixer.kernels import load_cpu_kernels, without_kernels
+from nflows_mixer.numerics.autoregressive import inverse_of
 
 Inverse = Callable[[Tensor], tuple[Tensor, Tensor]]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer._modes import in_mode
-from nflows_mixer.bridges import CompositeTransform
+from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.evaluation.batches import Images, batches
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.likelihood import device_of

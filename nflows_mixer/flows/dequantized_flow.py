@@ -18,7 +18,8 @@ from nflows_mixer._checks import (
     mismatch,
 )
 from nflows_mixer._modes import in_mode
-from nflows_mixer.bridges import adapted, takes_context
+from nflows_mixer.core.as_transform import adapted
+from nflows_mixer.core.context import takes_context
 from nflows_mixer.distributions import BaseDistribution, DiagonalNormal
 from nflows_mixer.nn import ClassEmbedding
 

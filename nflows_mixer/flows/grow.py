@@ -8,7 +8,7 @@ import torch
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer._modes import in_mode
-from nflows_mixer.bridges import CompositeTransform
+from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.flows.architecture import MixerFlowArchitecture
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.mixerflow import mixerflow

@@ -14,7 +14,9 @@ from nflows.distributions.base import Distribution
 from nflows.transforms import BatchNorm, MaskedAffineAutoregressiveTransform, Transform
 
 from nflows_mixer._checks import check_choice, mismatch
-from nflows_mixer.bridges import CompositeTransform, FlowLike, takes_context
+from nflows_mixer.core.as_transform import FlowLike
+from nflows_mixer.core.composite import CompositeTransform
+from nflows_mixer.core.context import takes_context
 from nflows_mixer.flows.architecture import (
     BASES,
     CONDITIONERS,

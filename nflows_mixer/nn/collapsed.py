@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nflows_mixer._checks import mismatch
 from nflows_mixer._distributed import all_reduce_sum
-from nflows_mixer.kernels import conditioner, gelu_batch_norm
-from nflows_mixer.kernels.ops import has_kernel
 from nflows_mixer.nn.batch_norm import BatchNorm1d
 from nflows_mixer.nn.residual import ResidualBlock, ResidualMLP
 
@@ -226,9 +225,6 @@ def collapsed_mlp(
         >>> torch.allclose(outputs, net(rows), atol=1e-4)
         True
     """
-    fused = has_kernel("conditioner", inputs) and not (reduced or weights.wide)
-    if fused and weights.scales is not None:
-        return _of_kernel(inputs, weights, eps, training, dtype)
     layers = [(weights.initial, weights.initial_bias), (weights.hidden, weights.hidden_bias)]
     output, skip = weights.output, weights.skip
     skipped = F.linear(inputs, *layers[0]) if weights.wide else inputs
@@ -256,29 +252,6 @@ def collapsed_mlp(
     return products.to(inputs.dtype) + weights.output_bias, statistics
 
 
-def _of_kernel(
-    inputs: Tensor,
-    weights: CollapsedWeights,
-    eps: tuple[float, float],
-    training: bool,
-    dtype: torch.dtype | None,
-) -> tuple[Tensor, list[Tensor]]:
-    """The same by the kernels of a GPU."""
-    assert weights.scales is not None and weights.shifts is not None
-    assert weights.means is not None and weights.variances is not None
-    means, variances = weights.means, weights.variances
-    outputs, found = conditioner(
-        inputs,
-        *(weights.initial, weights.initial_bias, weights.scales[0], weights.shifts[0]),
-        *(weights.hidden, weights.hidden_bias, weights.scales[1], weights.shifts[1]),
-        *(weights.output, weights.skip, weights.output_bias),
-        eps=eps,
-        statistics=None if training else (means[0], variances[0], means[1], variances[1]),
-        dtype=dtype,
-    )
-    return outputs, list(found) if training else []
-
-
 def _normalised(
     weight: Tensor, bias: Tensor, weights: CollapsedWeights, index: int, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -302,3 +275,23 @@ def _gelu_of_all(
     variance = all_reduce_sum(centred.square().sum(0)) / count
     normalised = centred * (variance + eps).rsqrt() * scale + shift
     return F.gelu(normalised.to(rows.dtype)), mean.detach(), variance.detach()
+
+
+def gelu_batch_norm(
+    inputs: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """GELU after batch normalisation, with the mean and the biased variance of the batch."""
+    if inputs.shape[0] < 2:
+        raise mismatch(
+            "batch normalisation",
+            "two rows or more in training mode",
+            list(inputs.shape),
+            "call eval() for one, which takes the running statistics",
+        )
+    weight, bias = (p.to(torch.promote_types(inputs.dtype, torch.float32)) for p in (weight, bias))
+    # With momentum 1 the layer's running statistics are those of this batch. That is much faster
+    # than to compute them apart.
+    mean, variance = torch.zeros_like(weight), torch.zeros_like(weight)
+    normalised = F.batch_norm(inputs, mean, variance, weight, bias, True, 1.0, eps)
+    rows = inputs.shape[0]
+    return F.gelu(normalised), mean, variance * ((rows - 1) / rows)

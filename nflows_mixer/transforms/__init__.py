@@ -4,8 +4,7 @@
 back; ``logabsdet`` is [B], the log-determinant of the Jacobian of the direction taken.
 """
 
-from nflows_mixer.bridges.composite import CompositeTransform, InverseTransform
-from nflows_mixer.bridges.residual import ResidualTransform
+from nflows_mixer.core.composite import CompositeTransform, InverseTransform
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.augment import CrossUnitCoupling, LearnedAugmentation
 from nflows_mixer.transforms.autoregressive import AffineAutoregressive
@@ -23,6 +22,7 @@ from nflows_mixer.transforms.multiscale import MultiScaleTransform
 from nflows_mixer.transforms.patches import PatchTransform
 from nflows_mixer.transforms.permute import PermutePixels
 from nflows_mixer.transforms.pixels import LogitTransform, PixelScaling
+from nflows_mixer.transforms.residual import ResidualTransform
 from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
 from nflows_mixer.transforms.shift import ShiftTransform
 from nflows_mixer.transforms.spline import RationalQuadraticCoupling

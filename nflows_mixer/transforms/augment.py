@@ -9,7 +9,7 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 
 from nflows_mixer._checks import check_channels, check_choice, check_positive, mismatch
-from nflows_mixer.bridges import adapted
+from nflows_mixer.core.as_transform import adapted
 from nflows_mixer.distributions import standard_normal_log_prob
 from nflows_mixer.nn import CrossUnitNetwork
 from nflows_mixer.nn.maps import with_context_maps

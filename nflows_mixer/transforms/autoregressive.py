@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nflows_mixer._checks import ROWS_ADVICE, check_choice, check_event, mismatch
-from nflows_mixer.bridges.incremental import degrees_of, invert_incrementally, stages_of
-from nflows_mixer.bridges.plain import NFLOWS_EPSILON, obstacle
 from nflows_mixer.nn.masked import MaskedMLP, MaskedResidualMLP
+from nflows_mixer.numerics.foldable import NFLOWS_EPSILON, obstacle
+from nflows_mixer.numerics.masked_inverse import degrees_of, invert_incrementally, stages_of
 from nflows_mixer.transforms.coupling import LOG_SCALES
 
 
@@ -26,7 +26,6 @@ def _nflows_log_scale(u: Tensor) -> Tensor:
 
 _LOG_SCALES: dict[str, Callable[[Tensor], Tensor]] = {**LOG_SCALES, "nflows": _nflows_log_scale}
 # As ``invert_incrementally`` names scales that its kernel knows.
-_AFFINE = {"exp": ("exp", 0.0), "nflows": ("softplus", NFLOWS_EPSILON)}
 
 
 class AffineAutoregressive(Transform):
@@ -113,9 +112,7 @@ class AffineAutoregressive(Transform):
 
         with torch.autocast(inputs.device.type, enabled=False):
             stages = stages_of(self.network, context)
-            outputs, parameters = invert_incrementally(
-                stages, inputs, solve, affine=_AFFINE.get(self.scale)
-            )
+            outputs, parameters = invert_incrementally(stages, inputs, solve)
         return outputs, -log_scale_of(parameters[:, 0]).sum(0)
 
     @classmethod

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import nn
 
 from nflows_mixer._checks import check_positive
-from nflows_mixer.bridges import CompositeTransform
+from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.nn import DenseConditioner
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.coupling import AffineCoupling

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from nflows_mixer._checks import check_choice, mismatch
 from nflows_mixer._modes import running_statistics
-from nflows_mixer.bridges import takes_context
+from nflows_mixer.core.context import takes_context
 from nflows_mixer.nn import ResidualMLP
 
 ConditionerLike = Union[nn.Module, Callable[[int, int], nn.Module]]

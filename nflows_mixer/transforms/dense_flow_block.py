@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from nflows_mixer._checks import check_channels, check_choice, check_positive, mismatch
 from nflows_mixer._modes import running_statistics
-from nflows_mixer.bridges import built, inverse_of, takes_context
+from nflows_mixer.core.as_transform import built
+from nflows_mixer.core.context import takes_context
 from nflows_mixer.nn import CrossUnitNetwork
 from nflows_mixer.nn.maps import with_context_maps
+from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms.augment import CrossUnitCoupling
 from nflows_mixer.transforms.stochastic import StochasticTransform, check_noise_is_passed
 

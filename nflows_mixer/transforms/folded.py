@@ -16,7 +16,7 @@ from nflows_mixer._modes import (
     running_statistics,
     without_autocast,
 )
-from nflows_mixer.bridges import CompositeTransform
+from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.affine import AffineMaps
 from nflows_mixer.transforms.compiled import CompiledCalls

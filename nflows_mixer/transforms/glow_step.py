@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from nflows.transforms import Permutation, Transform
 
-from nflows_mixer.bridges import CompositeTransform
+from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.nn import FusedConditioner
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.coupling import AffineCoupling, ConditionerLike

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from nflows_mixer._checks import ROWS_ADVICE, check_event
-from nflows_mixer.bridges import FlowLike, as_transform
+from nflows_mixer.core.as_transform import FlowLike, as_transform
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.coupling import AffineCoupling
 from nflows_mixer.transforms.folded import FoldedCompositeTransform

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from nflows.transforms import InverseTransform
 from torch import Tensor
 
-from nflows_mixer.bridges import FlowLike, as_transform
+from nflows_mixer.core.as_transform import FlowLike, as_transform
 from nflows_mixer.transforms.folded import FoldedCompositeTransform
 from nflows_mixer.transforms.mixing import ChannelMixingTransform, PatchMixingTransform
 from nflows_mixer.transforms.patches import PatchTransform

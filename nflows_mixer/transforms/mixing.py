@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from nflows_mixer._checks import check_context, check_event, mismatch
 from nflows_mixer._modes import running_statistics
-from nflows_mixer.bridges import adapted, check_usable, inverse_of, row_lengths, takes_context
+from nflows_mixer.core.as_transform import adapted
+from nflows_mixer.core.context import row_lengths, takes_context
+from nflows_mixer.core.probe import check_usable
+from nflows_mixer.numerics.autoregressive import inverse_of
 
 
 class _MixingTransform(Transform):

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from nflows_mixer._checks import check_event, check_image_shape, mismatch
 from nflows_mixer._modes import running_statistics
-from nflows_mixer.bridges import adapted, inverse_of, shape_after, takes_context
+from nflows_mixer.core.as_transform import adapted
+from nflows_mixer.core.context import shape_after, takes_context
+from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms.dense_flow_block import DenseFlowBlock
 from nflows_mixer.transforms.squeeze import SqueezeAndDrop, SqueezeTransform
 from nflows_mixer.transforms.stochastic import StochasticTransform, check_noise_is_passed

@@ -9,7 +9,7 @@ from nflows.transforms import Transform
 from torch import Tensor
 
 from nflows_mixer._checks import as_pair, check_choice, check_event, check_image_shape, mismatch
-from nflows_mixer.bridges import no_volume_change
+from nflows_mixer.core.composite import no_volume_change
 
 LAYOUTS = ("patch", "band", "stripe", "dilated")
 

@@ -10,7 +10,8 @@ import torch
 from nflows.transforms import Permutation, Transform
 from torch import Tensor, nn
 
-from nflows_mixer.bridges import CompositeTransform, InverseTransform, takes_context
+from nflows_mixer.core.composite import CompositeTransform, InverseTransform
+from nflows_mixer.core.context import takes_context
 from nflows_mixer.nn.collapsed import collapse
 from nflows_mixer.transforms.affine import AffineMaps, affine_key, affine_maps, is_affine
 from nflows_mixer.transforms.coupling import _Coupling

@@ -8,7 +8,7 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from nflows_mixer.bridges import inverse_of
+from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms.affine import apply_affine
 from nflows_mixer.transforms.coupling import is_plain_coupling
 from nflows_mixer.transforms.flow_step import FlowStep

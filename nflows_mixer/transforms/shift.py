@@ -11,7 +11,9 @@ from nflows.transforms import Transform
 from torch import Tensor
 
 from nflows_mixer._checks import as_pair, check_event, check_image_shape, mismatch
-from nflows_mixer.bridges import InverseTransform, built, takes_context
+from nflows_mixer.core.as_transform import built
+from nflows_mixer.core.composite import InverseTransform
+from nflows_mixer.core.context import takes_context
 from nflows_mixer.transforms.patches import PatchTransform
 
 ImageTransformLike = Union[Transform, Callable[[tuple[int, int, int]], Transform]]

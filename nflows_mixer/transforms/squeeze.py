@@ -9,7 +9,7 @@ from nflows.transforms import Transform
 from torch import Tensor
 
 from nflows_mixer._checks import check_positive, mismatch
-from nflows_mixer.bridges import no_volume_change
+from nflows_mixer.core.composite import no_volume_change
 
 
 class SqueezeTransform(Transform):

@@ -10,7 +10,7 @@ from nflows.transforms import BatchNorm, Transform
 from torch import Tensor
 
 from nflows_mixer._modes import without_autocast
-from nflows_mixer.bridges import inverse_of
+from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms.affine import apply_affine
 from nflows_mixer.transforms.flow_step import FlowStep
 from nflows_mixer.transforms.linear import LULinear

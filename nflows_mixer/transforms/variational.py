@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from nflows_mixer._checks import check_image_shape, check_levels, mismatch
-from nflows_mixer.bridges import adapted
+from nflows_mixer.core.as_transform import adapted
 from nflows_mixer.distributions import standard_normal_log_prob
 from nflows_mixer.nn import DenseEncoder
 from nflows_mixer.transforms.conditional_noise import ConditionalNoise

@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks.speed.variants.base import Setting, Variant
 from benchmarks.speed.variants.glow import STEPS, channels_of_levels, of_equal_size
-from nflows_mixer.bridges import CompositeTransform
+from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.distributions import DiagonalNormal
 from nflows_mixer.flows import ImageFlow
 from nflows_mixer.transforms import (

@@ -18,9 +18,9 @@ from torch.distributions import constraints
 from zuko.lazy import LazyTransform
 
 from nflows_mixer._checks import mismatch
-from nflows_mixer.bridges.inspect import row_lengths, takes_context
-from nflows_mixer.bridges.invert import inverse_of
-from nflows_mixer.bridges.resolve import deterministic_transform
+from nflows_mixer.core.as_transform import deterministic_transform
+from nflows_mixer.core.context import row_lengths, takes_context
+from nflows_mixer.numerics.autoregressive import inverse_of
 
 
 class LazyNflowsTransform(LazyTransform):

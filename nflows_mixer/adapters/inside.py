@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nflows.flows import Flow
 from nflows.transforms import Transform
 
-from nflows_mixer.bridges.resolve import deterministic_transform
+from nflows_mixer.core.as_transform import deterministic_transform
 
 if TYPE_CHECKING:
     import normflows
@@ -60,7 +60,7 @@ def to_zuko(
         >>> flow().sample((2,)).shape
         torch.Size([2, 1, 4, 4])
     """
-    from nflows_mixer.bridges.inside_zuko import lazy_transform
+    from nflows_mixer.adapters.inside_zuko import lazy_transform
 
     return lazy_transform(flow, context_features, event_shape, noise_shape)
 
@@ -87,6 +87,6 @@ def to_normflows(flow: Transform | Flow) -> normflows.flows.Flow:
         >>> model.log_prob(torch.randn(3, 4)).shape
         torch.Size([3])
     """
-    from nflows_mixer.bridges.inside_normflows import NflowsFlow
+    from nflows_mixer.adapters.inside_normflows import NflowsFlow
 
     return NflowsFlow(deterministic_transform(flow, "to_normflows"))

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from nflows_mixer._checks import check_event, mismatch
 from nflows_mixer._modes import in_mode
-from nflows_mixer.bridges.zuko_domains import check_domains
-from nflows_mixer.bridges.zuko_maps import row_sum, run, solve
-from nflows_mixer.bridges.zuko_sizes import free_form_parts, known_parts, may_take_context, sizes
+from nflows_mixer.adapters.zuko_domains import check_domains
+from nflows_mixer.adapters.zuko_maps import row_sum, run, solve
+from nflows_mixer.adapters.zuko_sizes import free_form_parts, known_parts, may_take_context, sizes
 
 if TYPE_CHECKING:
     from zuko.lazy import Flow, LazyTransform

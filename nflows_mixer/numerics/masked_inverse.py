@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from nflows_mixer.kernels import autoregressive
-from nflows_mixer.kernels.autoregressive import in_place, kernel_of_inverse, units_below
+from nflows_mixer._modes import is_compiling, is_transformed
 
 # Features whose steps share one wide product with all units before them. With fewer those units
 # are read too often, with more too much is done in thin products.
@@ -124,7 +125,6 @@ def invert_incrementally(
     stages: Sequence[MaskedStage],
     latents: Tensor,
     solve: Callable[[Tensor, Tensor], Tensor],
-    affine: tuple[str, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Invert a masked autoregressive flow feature by feature, each hidden unit computed once.
 
@@ -140,9 +140,6 @@ def invert_incrementally(
         stages: those of the network; the last gives parameters, k of feature d at degree d - 1.
         latents: y, [N, D].
         solve: (latents of a feature [N], its parameters [k, N]) -> the feature [N].
-        affine: (g, c), where ``solve`` is (y - t) / (c + g(u)) of parameters (u, t), and g is "exp"
-            or "softplus": what the C++ kernel knows, see ``load_cpu_kernels``. It serves GELU and
-            ReLU, where no gradient is needed.
 
     Returns:
         x [N, D] and the parameters [D, k, N] at x.
@@ -162,20 +159,12 @@ def invert_incrementally(
     """
     count, features = latents.shape
     stages = _sorted_by_degree(stages)
-    if affine is not None:
-        weights = [(i, s, w) for i, stage in enumerate(stages, 1) for s, w in stage.weights]
-        biases = [stage.bias for stage in stages]
-        tensors = [*biases, *(weight for *_, weight in weights)]
-        activations = [stage.activation for stage in stages[:-1]]
-        if kernel := kernel_of_inverse(latents, activations, *tensors):
-            below = [units_below(stage.degrees, features) for stage in stages]
-            return kernel(weights, biases, below, *affine)
     # The features are units that are zero until they are solved for.
     nothing = MaskedStage((), latents.new_zeros(features, 1), range(features), _same)
     stages = [nothing, *stages]
     activations = [stage.activation for stage in stages[1:-1]]
     kind: type[_Units] = _Joined
-    if not (torch.is_grad_enabled() or autoregressive.is_watched()):
+    if not (torch.is_grad_enabled() or _is_watched()):
         # The sums stand where the units are to be.
         kind, activations = _Written, [in_place(activation) for activation in activations]
     inputs, *hidden, outputs = units = [kind(stage, features, count) for stage in stages]
@@ -345,4 +334,53 @@ def _affine(norm: Any, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _same(values: Tensor) -> Tensor:
+    return values
+
+
+def _is_watched() -> bool:
+    """Whether ``torch.func`` is at work, for which nothing must be written over."""
+    return not is_compiling() and is_transformed()
+
+
+def units_below(degrees: Sequence[int], features: int) -> list[int]:
+    """Return how many units have a degree below 0, 1, ..., D.
+
+    Args:
+        degrees: of the units; those of degree D are seen by no feature.
+        features: D.
+
+    Example:
+        >>> units_below([1, 1, 2], 3)
+        [0, 0, 2, 3]
+    """
+    counts = [0] * (features + 1)
+    for degree in degrees:
+        counts[degree] += 1
+    return [0, *accumulate(counts[:-1])]
+
+
+def in_place(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return the activation that writes over its argument, which is contiguous.
+
+    Args:
+        activation: elementwise.
+
+    Example:
+        >>> values = torch.tensor([-1.0, 2.0])
+        >>> in_place(torch.relu)(values) is values, values.tolist()
+        (True, [0.0, 2.0])
+    """
+    # A dictionary of functions is more than the compiler of an old torch gets through.
+    if activation is F.gelu:
+        return _gelu_
+    if activation is F.relu or activation is torch.relu:
+        return torch.relu_
+    return lambda values: values.copy_(activation(values))
+
+
+def _gelu_(values: Tensor) -> Tensor:
+    # oneDNN takes what is contiguous, and spends more on a short row than GELU itself needs.
+    halves = (2, values.numel() // 2)
+    apart = values if values.numel() % 2 else values.view(halves).mT
+    torch.ops.aten.gelu_.default(apart)
     return values

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from nflows_mixer._checks import mismatch
-from nflows_mixer.bridges.implicit import first_order, with_implicit_gradient
-from nflows_mixer.bridges.invert import until_unchanged
-from nflows_mixer.bridges.monotone import check_solution, invert_monotone
+from nflows_mixer.numerics.autoregressive import until_unchanged
+from nflows_mixer.numerics.implicit import first_order, with_implicit_gradient
+from nflows_mixer.numerics.newton import check_solution, invert_monotone
 
 
 def run(built: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,8 @@ from nflows.transforms.made import (
 )
 from torch import Tensor, nn
 
-from nflows_mixer.bridges.incremental import degrees_of
 from nflows_mixer.nn.batch_norm import BatchNorm1d
+from nflows_mixer.numerics.masked_inverse import degrees_of
 
 NFLOWS_EPSILON = 1e-3
 """What the scale of nflows' masked affine transform, softplus(u) + epsilon, stays above."""

@@ -6,8 +6,8 @@ from nflows.transforms import Transform
 from normflows.flows import Flow
 from torch import Tensor
 
-from nflows_mixer.bridges.inspect import takes_context
-from nflows_mixer.bridges.invert import inverse_of
+from nflows_mixer.core.context import takes_context
+from nflows_mixer.numerics.autoregressive import inverse_of
 
 
 class NflowsFlow(Flow):

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from nflows_mixer._checks import ROWS_ADVICE, check_event, check_positive, mismatch
 from nflows_mixer._modes import running_statistics
-from nflows_mixer.bridges.implicit import row_jacobian, with_implicit_gradient
-from nflows_mixer.bridges.inspect import takes_context
+from nflows_mixer.core.context import takes_context
 from nflows_mixer.nn.lipschitz import LipschitzMLP
+from nflows_mixer.numerics.implicit import row_jacobian, with_implicit_gradient
 
 ContractionLike = Union[nn.Module, Callable[[int], nn.Module]]
 """A network that is a contraction of rows, or a factory: features -> network."""

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from nflows_mixer._checks import ROWS_ADVICE, check_event, mismatch
 from nflows_mixer._modes import running_statistics
-from nflows_mixer.bridges.composite import CompositeTransform, InverseTransform
-from nflows_mixer.bridges.inspect import takes_context
-from nflows_mixer.bridges.invert import invert_autoregressive
-from nflows_mixer.bridges.residual import ResidualTransform
+from nflows_mixer.core.composite import CompositeTransform, InverseTransform
+from nflows_mixer.core.context import takes_context
+from nflows_mixer.numerics.autoregressive import invert_autoregressive
+from nflows_mixer.transforms.residual import ResidualTransform
 
 if TYPE_CHECKING:
     import normflows

@@ -10,8 +10,8 @@ from nflows.transforms import Transform
 from torch import Tensor
 
 from nflows_mixer._modes import running_statistics
-from nflows_mixer.bridges.inspect import takes_context
-from nflows_mixer.bridges.invert import inverse_of
+from nflows_mixer.core.context import takes_context
+from nflows_mixer.numerics.autoregressive import inverse_of
 
 
 class CompositeTransform(nflows_transforms.CompositeTransform):
@@ -42,7 +42,7 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
 
     def __init__(self, transforms: Iterable[Transform]) -> None:
         # These build composites themselves.
-        from nflows_mixer.bridges.resolve import adapted
+        from nflows_mixer.core.as_transform import adapted
 
         super().__init__(adapted(part, "CompositeTransform") for part in transforms)
         self._passes_context = [takes_context(part) for part in self._transforms]
@@ -104,7 +104,7 @@ class InverseTransform(nflows_transforms.InverseTransform):
     """
 
     def __init__(self, transform: Transform) -> None:
-        from nflows_mixer.bridges.resolve import adapted
+        from nflows_mixer.core.as_transform import adapted
 
         super().__init__(adapted(transform, "InverseTransform"))
 
@@ -130,7 +130,7 @@ def gated(transform: Transform) -> Transform:
     Example:
         >>> from nflows.transforms import LULinear
         >>> type(gated(nflows_transforms.CompositeTransform([LULinear(3)]))).__module__
-        'nflows_mixer.bridges.composite'
+        'nflows_mixer.core.composite'
     """
     replaced: Transform
     composites = (nflows_transforms.CompositeTransform, nflows_transforms.CompositeCDFTransform)

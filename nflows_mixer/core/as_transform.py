@@ -11,11 +11,11 @@ from nflows.transforms import Transform
 from torch import nn
 
 from nflows_mixer._checks import mismatch
-from nflows_mixer.bridges.composite import gated
-from nflows_mixer.bridges.domains import check_usable, unusable
-from nflows_mixer.bridges.inspect import row_lengths
-from nflows_mixer.bridges.normflows_flows import from_normflows
-from nflows_mixer.bridges.zuko_flows import from_zuko
+from nflows_mixer.adapters.normflows_flows import from_normflows
+from nflows_mixer.adapters.zuko import from_zuko
+from nflows_mixer.core.composite import gated
+from nflows_mixer.core.context import row_lengths
+from nflows_mixer.core.probe import check_usable, unusable
 
 FlowLike = Union[Transform, nn.Module, Callable[[int], Union[Transform, nn.Module]]]
 """A transform of nflows, a flow or lazy transform of zuko, a flow of normflows, or a factory of

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nflows_mixer._modes import running_statistics
-from nflows_mixer.bridges.implicit import with_implicit_gradient
-from nflows_mixer.bridges.incremental import invert_incrementally, stages_of
-from nflows_mixer.bridges.plain import NFLOWS_EPSILON, obstacle
+from nflows_mixer.numerics.foldable import NFLOWS_EPSILON, obstacle
+from nflows_mixer.numerics.implicit import with_implicit_gradient
+from nflows_mixer.numerics.masked_inverse import invert_incrementally, stages_of
 
 
 def inverse_of(transform: Transform) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -76,9 +76,7 @@ def _invert_affine(flow: Any, inputs: Tensor, context: Tensor | None) -> tuple[T
 
     with torch.autocast(inputs.device.type, enabled=False):
         stages = stages_of(flow.autoregressive_net, context)
-        outputs, parameters = invert_incrementally(
-            stages, inputs, solve, affine=("softplus", NFLOWS_EPSILON)
-        )
+        outputs, parameters = invert_incrementally(stages, inputs, solve)
     return outputs, -scale_of(parameters[:, 0]).log().sum(0)
 
 

@@ -1,0 +1,1 @@
+"""Flows of other libraries as nflows transforms, and the other way round: one file a library."""

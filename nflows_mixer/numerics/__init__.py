@@ -1,0 +1,1 @@
+"""Numerical methods: inverses of masked and monotone functions, gradients of solutions."""
