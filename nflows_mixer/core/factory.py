@@ -1,0 +1,50 @@
+"""Factories, called with what their signatures name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+def call_factory(factory: Callable[..., Any], *arguments: Any, **offered: Any) -> Any:
+    """Call a factory with its arguments, and with those keywords that its signature names.
+
+    So one description serves every place: a factory that wants to know where it is says so by
+    naming ``axes``, ``index`` or what else is offered, and others are called with the size alone.
+
+    Args:
+        factory: a class, a function, or a ``functools.partial``, whose keywords come first.
+        arguments: what every factory takes, by position.
+        offered: what it takes if its signature names it; ``**kwargs`` does not count.
+
+    Returns:
+        What the factory returns.
+
+    Example:
+        >>> call_factory(lambda features, index=0: (features, index), 48, index=3, axes=(4, 4, 3))
+        (48, 3)
+    """
+    names = named_keywords(factory, len(arguments))
+    return factory(*arguments, **{name: offered[name] for name in offered if name in names})
+
+
+def named_keywords(factory: Callable[..., Any], positional: int = 1) -> set[str]:
+    """Names of the keywords that a factory may still be given.
+
+    Args:
+        factory: a class, a function, or a ``functools.partial``.
+        positional: how many arguments it gets by position.
+
+    Example:
+        >>> from functools import partial
+        >>> named_keywords(partial(lambda features, norm, width: None, width=3))
+        {'norm'}
+    """
+    try:
+        parameters = list(inspect.signature(factory).parameters.values())
+    except (TypeError, ValueError):  # written in C, and silent about itself
+        return set()
+    bound = set(getattr(factory, "keywords", ()))  # a partial of a partial is flat
+    by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name for p in parameters[positional:] if p.kind in by_keyword} - bound
