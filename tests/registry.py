@@ -17,7 +17,7 @@ from nflows.nn.nets import ResidualNet
 from nflows.transforms import CompositeTransform, MaskedAffineAutoregressiveTransform, Transform
 from torch import Tensor
 
-from nflows_mixer.adapters.normflows_flows import from_normflows
+from nflows_mixer.adapters.normflows import from_normflows
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.nn import (
     MLP,

@@ -5,8 +5,8 @@ import pytest
 import torch
 from nflows.transforms import MaskedAffineAutoregressiveTransform as MAF
 
-from nflows_mixer.adapters.inside import to_normflows
-from nflows_mixer.adapters.normflows_flows import from_normflows
+from nflows_mixer.adapters import to_normflows
+from nflows_mixer.adapters.normflows import from_normflows
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.transforms import InverseTransform, LULinear, UniformDequantization
 from nflows_mixer.transforms.residual import ResidualTransform

@@ -13,8 +13,8 @@ from nflows.flows import Flow as nflows_Flow
 from nflows.transforms import MaskedAffineAutoregressiveTransform as MAF
 from torch import nn
 
-from nflows_mixer.adapters.inside import to_zuko
-from nflows_mixer.adapters.inside_zuko import LazyNflowsTransform
+from nflows_mixer.adapters import to_zuko
+from nflows_mixer.adapters.zuko import LazyNflowsTransform
 from nflows_mixer.adapters.zuko import from_zuko
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.nn import LipschitzMLP, ResidualMLP

@@ -47,18 +47,17 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map through the parts in their order."""
-        parts = [part.forward for part in self._transforms]
-        return self._chain(parts, self._passes_context, inputs, context)
+        return self._chain(self._transforms, self._passes_context, inputs, context)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map back through the parts in reverse order, in evaluation mode."""
-        parts = [inverse_of(part) for part in self._transforms]
+        parts = [inverse_of(part) for part in reversed(self._transforms)]
         with running_statistics(self):
-            return self._chain(parts[::-1], self._passes_context[::-1], inputs, context)
+            return self._chain(parts, self._passes_context[::-1], inputs, context)
 
     @staticmethod
     def _chain(
-        parts: list[Callable],
+        parts: Iterable[Callable],
         passes_context: list[bool],
         inputs: Tensor,
         context: Tensor | None,
@@ -67,13 +66,11 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
         for part, passes in zip(parts, passes_context):
             before = outputs.dtype
             outputs, logabsdet = part(outputs, context if passes else None)
-            if before.is_floating_point and outputs.is_floating_point():
+            if before.is_floating_point and outputs.dtype != before:
                 outputs = outputs.to(torch.promote_types(before, outputs.dtype))
             logabsdet = logabsdet.to(torch.promote_types(logabsdet.dtype, torch.float32))
             total = logabsdet if total is None else total + logabsdet
-        if total is None:
-            total = no_volume_change(inputs)
-        return outputs, total
+        return outputs, no_volume_change(inputs) if total is None else total
 
 
 # Whoever folds neighbours may look inside what has these methods, and does not override them.
