@@ -10,6 +10,7 @@ from nflows.transforms import Transform
 from torch import Tensor
 
 from nflows_mixer._modes import running_statistics
+from nflows_mixer.core.as_transform import adapted, register_adapter
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.numerics.autoregressive import inverse_of
 
@@ -20,10 +21,10 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
     .. math:: f_n \circ \dots \circ f_1, \qquad \log|\det J| = \sum_i \log|\det J_{f_i}|
 
     Five things differ. The context reaches the parts that take one, and no others (see
-    ``bridges.takes_context``). Inputs may be integers where the first part makes them real. What
+    ``core.takes_context``). Inputs may be integers where the first part makes them real. What
     a part computes in half precision, under autocast, goes on in the precision of the inputs.
     An inverse runs in evaluation mode, whatever the mode is, and masked flows are inverted by
-    ``bridges.inverse_of``.
+    ``core.inverse_of``.
 
     Args:
         transforms: the parts, from data to noise; flows of zuko and normflows are bridged.
@@ -41,9 +42,6 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
     """
 
     def __init__(self, transforms: Iterable[Transform]) -> None:
-        # These build composites themselves.
-        from nflows_mixer.core.as_transform import adapted
-
         super().__init__(adapted(part, "CompositeTransform") for part in transforms)
         self._passes_context = [takes_context(part) for part in self._transforms]
 
@@ -90,7 +88,7 @@ class InverseTransform(nflows_transforms.InverseTransform):
 
     .. math:: f^{-1}, \qquad \log|\det J| \text{ of } f^{-1}
 
-    Masked flows are inverted by ``bridges.inverse_of``.
+    Masked flows are inverted by ``core.inverse_of``.
 
     Args:
         transform: what to turn round; a flow of zuko or normflows is bridged.
@@ -106,8 +104,6 @@ class InverseTransform(nflows_transforms.InverseTransform):
     """
 
     def __init__(self, transform: Transform) -> None:
-        from nflows_mixer.core.as_transform import adapted
-
         super().__init__(adapted(transform, "InverseTransform"))
         self.rearranges = getattr(self._transform, "rearranges", False)
 
@@ -121,7 +117,7 @@ class InverseTransform(nflows_transforms.InverseTransform):
             return self._transform(inputs, context)
 
 
-def gated(transform: Transform) -> Transform:
+def route_context(transform: Transform) -> Transform:
     """Return ``transform`` with every plain composite and inverse of nflows replaced by our own.
 
     Those within each other are replaced too. What a subclass of the user's own holds stays as it
@@ -132,7 +128,7 @@ def gated(transform: Transform) -> Transform:
 
     Example:
         >>> from nflows.transforms import LULinear
-        >>> type(gated(nflows_transforms.CompositeTransform([LULinear(3)]))).__module__
+        >>> type(route_context(nflows_transforms.CompositeTransform([LULinear(3)]))).__module__
         'nflows_mixer.core.composite'
     """
     replaced: Transform
@@ -145,6 +141,11 @@ def gated(transform: Transform) -> Transform:
         return transform
     replaced.training = transform.training
     return replaced
+
+
+register_adapter(
+    lambda flow: isinstance(flow, Transform), lambda flow, features: route_context(flow)
+)
 
 
 def no_volume_change(inputs: Tensor) -> Tensor:
