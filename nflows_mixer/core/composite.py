@@ -45,37 +45,42 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
         super().__init__(adapted(part, "CompositeTransform") for part in transforms)
         self._passes_context = [takes_context(part) for part in self._transforms]
 
+    def chain(self) -> list[tuple[Transform, bool]]:
+        """Its parts in their order, and whether each is given the context."""
+        return list(zip(self._transforms, self._passes_context))
+
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map through the parts in their order."""
-        return self._chain(self._transforms, self._passes_context, inputs, context)
+        return run_chain(zip(self._transforms, self._passes_context), inputs, context)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map back through the parts in reverse order, in evaluation mode."""
-        parts = [inverse_of(part) for part in reversed(self._transforms)]
+        parts = [inverse_of(part) for part in self._transforms]
         with running_statistics(self):
-            return self._chain(parts, self._passes_context[::-1], inputs, context)
-
-    @staticmethod
-    def _chain(
-        parts: Iterable[Callable],
-        passes_context: list[bool],
-        inputs: Tensor,
-        context: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        outputs, total = inputs, None
-        for part, passes in zip(parts, passes_context):
-            before = outputs.dtype
-            outputs, logabsdet = part(outputs, context if passes else None)
-            if before.is_floating_point and outputs.dtype != before:
-                outputs = outputs.to(torch.promote_types(before, outputs.dtype))
-            logabsdet = logabsdet.to(torch.promote_types(logabsdet.dtype, torch.float32))
-            total = logabsdet if total is None else total + logabsdet
-        return outputs, no_volume_change(inputs) if total is None else total
+            return run_chain(zip(parts[::-1], self._passes_context[::-1]), inputs, context)
 
 
-# Whoever folds neighbours may look inside what has these methods, and does not override them.
-CompositeTransform.forward.is_chain = True  # type: ignore[attr-defined]
-CompositeTransform.inverse.is_chain = True  # type: ignore[attr-defined]
+def run_chain(
+    chain: Iterable[tuple[Callable, bool]], inputs: Tensor, context: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Evaluate functions one after the other; the log-det is [B], in float32 or wider.
+
+    Args:
+        chain: functions (inputs, context) -> (outputs, logabsdet), and whether each is given the
+            context. What one computes in half precision goes on in the precision of its inputs.
+        inputs: [B, ...].
+        context: [B, F], or None.
+    """
+    outputs, total = inputs, None
+    for part, passes in chain:
+        before = outputs.dtype
+        outputs, logabsdet = part(outputs, context if passes else None)
+        if outputs.dtype != before and before.is_floating_point and outputs.is_floating_point():
+            outputs = outputs.to(torch.promote_types(before, outputs.dtype))
+        if logabsdet.dtype.itemsize < 4:  # the sum over many layers would be lost
+            logabsdet = logabsdet.to(torch.float32)
+        total = logabsdet if total is None else total + logabsdet
+    return outputs, no_volume_change(inputs) if total is None else total
 
 
 class InverseTransform(nflows_transforms.InverseTransform):
@@ -100,6 +105,7 @@ class InverseTransform(nflows_transforms.InverseTransform):
 
     def __init__(self, transform: Transform) -> None:
         super().__init__(adapted(transform, "InverseTransform"))
+        self.rearranges = getattr(self._transform, "rearranges", False)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map back through the transform."""
