@@ -289,7 +289,7 @@ def test_composite_with_a_part_of_another_length():
 
 
 def test_matrix_in_a_flow_layer():
-    layer = FlowLayer(6, nflows_LULinear, None, None)
+    layer = FlowLayer(6, None, nflows_LULinear, None)
     with expect(ValueError, r"shape \[B, 6\], got \[2, 4, 6\].*ChannelMixingTransform"):
         layer(torch.zeros(2, 4, 6))
 

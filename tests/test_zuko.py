@@ -417,7 +417,7 @@ def normal(shape, dtype=torch.float32):
 
 def conditional_layer(features, context):
     coupling = partial(AffineCoupling, conditioner=network(context))
-    flow = FlowLayer(features, flow=coupling, norm=None)
+    flow = FlowLayer(features, actnorm=None, flow=coupling)
     return flow
 
 
