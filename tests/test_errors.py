@@ -9,11 +9,7 @@ import torch
 from nflows.transforms import (
     CompositeTransform,
     IdentityTransform,
-    Logit,
-    NaiveLinear,
-    PiecewiseRationalQuadraticCDF,
     ReversePermutation,
-    Sigmoid,
     Transform,
 )
 from nflows.transforms import LULinear as nflows_LULinear
@@ -411,25 +407,6 @@ def test_unknown_preset_and_unknown_argument():
 def test_choice_of_the_builder(options, pattern):
     with expect(ValueError, pattern):
         small(**options)
-
-
-def test_bounded_parts_inside_a_composite_are_followed():
-    between = [ReversePermutation(4), PiecewiseRationalQuadraticCDF([4])]
-    flow = CompositeTransform([Sigmoid(), *between, Logit()])
-    matrix = torch.randn(2, 3, 4)
-    mixing = ChannelMixingTransform(flow)
-    torch.testing.assert_close(mixing.inverse(mixing(matrix)[0])[0], matrix, atol=1e-4, rtol=1e-4)
-    with expect(ValueError, "LULinear, from R.D to R.D, for values in .0, 1..D; use a flow of"):
-        ChannelMixingTransform(CompositeTransform([Sigmoid(), LULinear(4), Logit()]))
-    with expect(ValueError, "Logit, from .0, 1..D to R.D"):
-        ChannelMixingTransform(CompositeTransform([Logit(), *between]))
-    with expect(ValueError, "Sigmoid, from R.D to .0, 1..D"):
-        ChannelMixingTransform(CompositeTransform([ReversePermutation(4), Sigmoid()]))
-
-
-def test_constructor_that_torch_broke_inside_a_factory():
-    with expect(ValueError, "NaiveLinear, which calls torch.qr.*LULinear"):
-        PatchMixerTransform((1, 4, 4), 2, lambda d: NaiveLinear(d), FlowLayer)
 
 
 def test_class_in_the_place_of_a_flow():
