@@ -22,8 +22,8 @@ from nflows_mixer.flows import mixerflow
 from nflows_mixer.nn import (
     MLP,
     ConvConditioner,
+    DenseAttentionConditioner,
     DenseConditioner,
-    FusedConditioner,
     LipschitzMLP,
     ResidualMLP,
     learned_positions,
@@ -58,7 +58,7 @@ from nflows_mixer.transforms import (
     ReversibleCompositeTransform,
     RLULinear,
     ShiftTransform,
-    SqueezeAndDrop,
+    SqueezeAndSplit,
     SqueezeTransform,
 )
 from tests import baseline_registry
@@ -97,7 +97,9 @@ image_net = partial(torch.nn.Conv2d, kernel_size=3, padding=1)
 with_context = partial(ResidualMLP, hidden_features=16, context_features=3)
 conv = partial(ConvConditioner, hidden_channels=8)
 dense = partial(DenseConditioner, hidden_channels=8, num_layers=1, growth=4)
-fused = partial(FusedConditioner, hidden_channels=8, num_layers=2, growth=4, attention_channels=4)
+fused = partial(
+    DenseAttentionConditioner, hidden_channels=8, num_layers=2, growth=4, attention_channels=4
+)
 
 
 def maf(features: int, context_features: int | None = None) -> Transform:
@@ -408,7 +410,7 @@ TRANSFORMS: dict[str, Case] = {
     ),
     "FullLinear": Case(lambda: FullLinear(6), (6,)),
     "InvertibleConv1x1-full": Case(lambda: InvertibleConv1x1(3, "full"), (3, 2, 4)),
-    "SqueezeAndDrop": Case(lambda: SqueezeAndDrop(2), (1, 4, 6), out_shape=(4, 2, 3)),
+    "SqueezeAndSplit": Case(lambda: SqueezeAndSplit(2), (1, 4, 6), out_shape=(4, 2, 3)),
     "GlowStep": Case(lambda: GlowStep(4, fused), (4, 2, 4)),
     "GlowStep-conv": Case(lambda: GlowStep(4, conv, "exp", "lu"), (4, 2, 4)),
     "GlowStep-no-swap": Case(lambda: GlowStep(4, conv, swap=False), (4, 2, 4)),
@@ -439,7 +441,14 @@ TRANSFORMS: dict[str, Case] = {
     ),
     "MultiScale-glow": Case(
         lambda: MultiScaleTransform(
-            [SqueezeTransform(2), glow(4), SqueezeAndDrop(2), glow(8), SqueezeAndDrop(1), glow(4)],
+            [
+                SqueezeTransform(2),
+                glow(4),
+                SqueezeAndSplit(2),
+                glow(8),
+                SqueezeAndSplit(1),
+                glow(4),
+            ],
             (1, 8, 4),
         ),
         (1, 8, 4),
@@ -447,7 +456,7 @@ TRANSFORMS: dict[str, Case] = {
     ),
     "MultiScale-mixer": Case(
         lambda: MultiScaleTransform(
-            [mixer((1, 8, 4)), SqueezeAndDrop(2, 3), mixer((3, 4, 2), (2, 1))], (1, 8, 4)
+            [mixer((1, 8, 4)), SqueezeAndSplit(2, 3), mixer((3, 4, 2), (2, 1))], (1, 8, 4)
         ),
         (1, 8, 4),
         out_shape=(32,),
@@ -457,7 +466,7 @@ TRANSFORMS: dict[str, Case] = {
         lambda: MultiScaleTransform(
             [
                 mixer((1, 4, 4), flow=conditional_layer),
-                SqueezeAndDrop(2),
+                SqueezeAndSplit(2),
                 GlowStep(2, partial(conv, context_features=3)),
             ],
             (1, 4, 4),

@@ -18,7 +18,7 @@ from nflows_mixer.transforms import (
     LearnedAugmentation,
     MultiScaleTransform,
     ReversibleCompositeTransform,
-    SqueezeAndDrop,
+    SqueezeAndSplit,
     SqueezeTransform,
     StochasticTransform,
     UniformDequantization,
@@ -82,7 +82,7 @@ def blocks(preconditioning: str | None, **options) -> MultiScaleTransform:
     second = DenseFlowBlock(10, 2, step, 1, preconditioning, **options)
     options["earlier_channels"] = 4 * (32 + 10 + 10) if everything else 0
     third = DenseFlowBlock(3, 1, step, 1, preconditioning, **options)
-    parts = [SqueezeTransform(2), first, SqueezeAndDrop(2), second, SqueezeAndDrop(2, 3), third]
+    parts = [SqueezeTransform(2), first, SqueezeAndSplit(2), second, SqueezeAndSplit(2, 3), third]
     return MultiScaleTransform(parts, (1, 8, 8))
 
 
@@ -170,7 +170,13 @@ STOCHASTIC_TRANSFORMS: dict[str, StochasticCase] = {
     ),
     "MultiScale-input": StochasticCase(
         lambda: MultiScaleTransform(
-            [SqueezeTransform(2), learned_augmentation(4, 2), glow(6), SqueezeAndDrop(2), glow(12)],
+            [
+                SqueezeTransform(2),
+                learned_augmentation(4, 2),
+                glow(6),
+                SqueezeAndSplit(2),
+                glow(12),
+            ],
             (1, 4, 8),
         ),
         (1, 4, 8),
@@ -182,7 +188,7 @@ STOCHASTIC_TRANSFORMS: dict[str, StochasticCase] = {
             [
                 mixer((1, 4, 4), flow=conditional_layer),
                 CrossUnitCoupling(1, 1),
-                SqueezeAndDrop(2),
+                SqueezeAndSplit(2),
                 CrossUnitCoupling(4, 2, context_channels=3),
                 mixer((6, 2, 2), 1),
             ],

@@ -25,8 +25,8 @@ from nflows_mixer.flows import (
 from nflows_mixer.nn import (
     ConvConditioner,
     CrossUnitNetwork,
+    DenseAttentionConditioner,
     DenseBlock,
-    FusedConditioner,
     NystromAttention,
 )
 from nflows_mixer.noise import uniform_noise
@@ -244,7 +244,9 @@ def test_rows_of_table_4(name, augmented, preconditioned, fused, count):
     """Augmentation, preconditioned noise, two-way fusion; 45 modules in each."""
     flow = on_paper(name)
     assert count_of(flow, GlowStep) == 45 and size(flow) == count
-    assert count_of(flow, FusedConditioner) == count_of(flow, NystromAttention) == 45 * fused
+    assert (
+        count_of(flow, DenseAttentionConditioner) == count_of(flow, NystromAttention) == 45 * fused
+    )
     assert count_of(flow, ConvConditioner) == 45 * (not fused)
     assert count_of(flow, CrossUnitCoupling) == 6 * augmented
     assert count_of(flow, CrossUnitNetwork) == 6 * (augmented and preconditioned)
@@ -436,7 +438,9 @@ def test_labels_reach_every_network_that_takes_them():
     flow = build(num_classes=3, context_features=5, std=0.1)
     flow.log_prob(pixels(6), torch.arange(6) % 3, noise_of(flow, 6)).sum().backward()
     read = [
-        m.initial.weight.grad[:, -5:] for m in flow.modules() if isinstance(m, FusedConditioner)
+        m.initial.weight.grad[:, -5:]
+        for m in flow.modules()
+        if isinstance(m, DenseAttentionConditioner)
     ]
     read += [m[0].weight.grad[:, -5:] for m in flow.modules() if isinstance(m, CrossUnitNetwork)]
     assert len(read) == 6 + 2 and all(slopes.norm() > 0 for slopes in read)

@@ -30,7 +30,7 @@ from nflows_mixer.transforms import (
     MultiScaleTransform,
     PixelScaling,
     ReversibleCompositeTransform,
-    SqueezeAndDrop,
+    SqueezeAndSplit,
     SqueezeTransform,
 )
 from tests.registry import conv, glow
@@ -65,7 +65,7 @@ def pieces(latents, shapes):
 
 def test_dropped_channels_by_hand():
     """Of each 2 x 2 square the upper row goes on, and the lower row is dropped."""
-    transform = MultiScaleTransform([SqueezeAndDrop(2), SqueezeAndDrop(2)], (1, 4, 4))
+    transform = MultiScaleTransform([SqueezeAndSplit(2), SqueezeAndSplit(2)], (1, 4, 4))
     image = torch.arange(16.0).reshape(1, 1, 4, 4)
     latents, logabsdet = transform(image)
     assert transform.latent_shapes == {"drop_1": (2, 2, 2), "drop_2": (4, 1, 1), "final": (4, 1, 1)}
@@ -84,7 +84,7 @@ def test_dropped_channels_by_hand():
 )
 def test_kept_channels(channels, kept, expected):
     factor = 2 if channels == 1 or kept == 5 else 1
-    step = SqueezeAndDrop(factor, kept)
+    step = SqueezeAndSplit(factor, kept)
     images = torch.randn(2, channels, 2, 4)
     squeezed, _ = step(images)
     first, second = step.divide(squeezed)
@@ -97,7 +97,7 @@ def test_kept_channels(channels, kept, expected):
 
 
 def test_latents_are_cut_into_the_pieces_that_were_joined():
-    parts = [SqueezeTransform(2), glow(12), SqueezeAndDrop(2, 10), glow(10), SqueezeAndDrop(1)]
+    parts = [SqueezeTransform(2), glow(12), SqueezeAndSplit(2, 10), glow(10), SqueezeAndSplit(1)]
     transform = randomised(MultiScaleTransform([*parts, glow(5)], (3, 8, 4)))
     expected = {"drop_1": (38, 2, 1), "drop_2": (5, 2, 1), "final": (5, 2, 1)}
     assert transform.latent_shapes == expected
@@ -106,7 +106,7 @@ def test_latents_are_cut_into_the_pieces_that_were_joined():
     for part in transform._transforms:
         outputs, logabsdet = part(outputs)
         total = total + logabsdet
-        if isinstance(part, SqueezeAndDrop):
+        if isinstance(part, SqueezeAndSplit):
             kept = {40: 10, 48: 10, 10: 5}[outputs.shape[1]]
             by_hand.append(outputs[:, kept:])
             outputs = outputs[:, :kept]
@@ -124,7 +124,7 @@ def test_glow_is_the_multi_scale_transform_of_nflows():
     """Which drops the first half where ours drops the second."""
     levels = [CompositeTransform([SqueezeTransform(2), glow(channels)]) for channels in (4, 8)]
     last = glow(4)
-    ours = [levels[0], SqueezeAndDrop(1), levels[1], SqueezeAndDrop(1), last]
+    ours = [levels[0], SqueezeAndSplit(1), levels[1], SqueezeAndSplit(1), last]
     for level, channels in zip(levels, (4, 8)):
         level.output_shape = lambda shape, c=channels: (c, shape[1] // 2, shape[2] // 2)
     ours = randomised(MultiScaleTransform(ours, (1, 8, 4)))
@@ -142,7 +142,7 @@ def test_glow_is_the_multi_scale_transform_of_nflows():
 
 
 def test_multi_scale_flow_of_linear_parts_has_the_density_of_its_normal_distribution():
-    parts = [InvertibleConv1x1(2), SqueezeAndDrop(2), ActNorm(4), InvertibleConv1x1(4, "full")]
+    parts = [InvertibleConv1x1(2), SqueezeAndSplit(2), ActNorm(4), InvertibleConv1x1(4, "full")]
     transform = randomised(MultiScaleTransform(parts, (2, 2, 4)), 0.2)
     shapes = transform.latent_shapes
     base = ProductDistribution({name: DiagonalNormal(shape) for name, shape in shapes.items()})
@@ -231,7 +231,7 @@ def test_temperature_of_a_product_is_that_of_each_part():
 
 def test_image_flow_with_flat_latents():
     """Sampled densities, latents and samples, as for any other transform."""
-    parts = [PixelScaling(5), SqueezeTransform(2), glow(4), SqueezeAndDrop(2), glow(8)]
+    parts = [PixelScaling(5), SqueezeTransform(2), glow(4), SqueezeAndSplit(2), glow(8)]
     transform = MultiScaleTransform(parts, (1, 4, 4))
     shapes = transform.latent_shapes.items()
     base = ProductDistribution({name: DiagonalNormal(shape) for name, shape in shapes})
@@ -256,7 +256,7 @@ def test_parts_may_be_composites_that_rebuild(memory):
         parts = [
             SqueezeTransform(2),
             glow(4, 3, composite),
-            SqueezeAndDrop(2),
+            SqueezeAndSplit(2),
             glow(8, 2, composite),
         ]
         transform = randomised(MultiScaleTransform(parts, (1, 4, 4)))
@@ -267,7 +267,7 @@ def test_parts_may_be_composites_that_rebuild(memory):
 
 
 def test_multi_scale_inside_a_composite():
-    inner = randomised(MultiScaleTransform([SqueezeAndDrop(2), glow(2)], (1, 4, 4)))
+    inner = randomised(MultiScaleTransform([SqueezeAndSplit(2), glow(2)], (1, 4, 4)))
     images = torch.randn(3, 1, 4, 4, dtype=torch.float64)
     for composite in (CompositeTransform, FoldedCompositeTransform):
         outer = composite([PixelScaling(2).double(), inner])
@@ -284,10 +284,10 @@ def test_multi_scale_inside_a_composite():
 @pytest.mark.parametrize(
     "make, pattern",
     [
-        (lambda: SqueezeAndDrop(2, 0), "kept_channels to be a positive integer, got 0"),
-        (lambda: SqueezeAndDrop(1).number_kept(1), "1 to 0 of 1 squeezed channels to keep, got 1"),
+        (lambda: SqueezeAndSplit(2, 0), "kept_channels to be a positive integer, got 0"),
+        (lambda: SqueezeAndSplit(1).number_kept(1), "1 to 0 of 1 squeezed channels to keep, got 1"),
         (
-            lambda: MultiScaleTransform([SqueezeAndDrop(1, 4)], (4, 2, 2)),
+            lambda: MultiScaleTransform([SqueezeAndSplit(1, 4)], (4, 2, 2)),
             "1 to 3 of 4 squeezed channels to keep, got 4",
         ),
         (lambda: MultiScaleTransform([], (4, 2)), r"image_shape \(channels, height, width\)"),
@@ -306,7 +306,7 @@ class Flatten(nflows_transforms.Transform):
 
 
 def test_wrong_calls():
-    transform = MultiScaleTransform([SqueezeAndDrop(2)], (1, 4, 4))
+    transform = MultiScaleTransform([SqueezeAndSplit(2)], (1, 4, 4))
     with expect(ValueError, r"shape \[B, 1, 4, 4\], got \[2, 1, 4, 6\]"):
         transform(torch.zeros(2, 1, 4, 6))
     for wrong in (torch.zeros(2, 15), torch.zeros(2, 1, 4, 4)):
@@ -327,7 +327,7 @@ def test_wrong_calls():
 
 def test_shape_of_the_noise_and_of_the_latents_of_parts_that_grow():
     block = DenseFlowBlock(4, 3, partial(GlowStep, conditioner=conv), growth=3)
-    parts = [SqueezeTransform(2), block, SqueezeAndDrop(2), CrossUnitCoupling(20, 5)]
+    parts = [SqueezeTransform(2), block, SqueezeAndSplit(2), CrossUnitCoupling(20, 5)]
     transform = MultiScaleTransform(parts, (1, 8, 4))
     assert transform.latent_shapes == {"drop_1": (20, 2, 1), "final": (25, 2, 1)}
     assert transform.noise_shape((1, 8, 4)) == (6 * 4 * 2 + 5 * 2,)

@@ -19,7 +19,7 @@ from nflows_mixer.transforms import (
     GlowStep,
     InvertibleConv1x1,
     MultiScaleTransform,
-    SqueezeAndDrop,
+    SqueezeAndSplit,
     SqueezeTransform,
     VariationalDequantization,
 )
@@ -104,7 +104,7 @@ def test_networks_may_be_ready():
 def test_shapes_are_read_off_other_libraries_and_composites():
     squeezes = [nflows_transforms.SqueezeTransform(2), CompositeTransform([SqueezeTransform(2)])]
     for squeeze in squeezes:
-        transform = MultiScaleTransform([squeeze, SqueezeAndDrop(1)], SHAPE)
+        transform = MultiScaleTransform([squeeze, SqueezeAndSplit(1)], SHAPE)
         assert transform.latent_shapes == {"drop_1": (2, 2, 2), "final": (2, 2, 2)}
         assert transform(torch.randn(3, *SHAPE))[0].shape == (3, 16)
     nested = MultiScaleTransform([CompositeTransform([noisy().eval()._transforms[0]])], SHAPE)

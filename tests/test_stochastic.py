@@ -28,7 +28,7 @@ from nflows_mixer.transforms import (
     LearnedAugmentation,
     MultiScaleTransform,
     ReversibleCompositeTransform,
-    SqueezeAndDrop,
+    SqueezeAndSplit,
     StochasticTransform,
     UniformDequantization,
     VariationalDequantization,
@@ -494,7 +494,7 @@ def test_couplings_read_what_their_name_says():
 def test_couplings_of_all_blocks_read_what_was_before_squeezed():
     first = DenseFlowBlock(2, 2, full, 1, "all", network=Seen)
     second = DenseFlowBlock(6, 3, full, 2, "all", None, 16, network=Seen)
-    transform = MultiScaleTransform([first, SqueezeAndDrop(2), second], (2, 4, 4)).double()
+    transform = MultiScaleTransform([first, SqueezeAndSplit(2), second], (2, 4, 4)).double()
     outputs = {}
     for name, block in (("first", first), ("second", second)):
         for i, unit in enumerate(block.units):

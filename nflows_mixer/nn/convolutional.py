@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nflows_mixer.nn.context_maps import concat_context
 from nflows_mixer.nn.dense_block import zero_convolution
-from nflows_mixer.nn.maps import with_context_maps
 
 
 class ConvConditioner(nn.Module):
@@ -52,7 +52,7 @@ class ConvConditioner(nn.Module):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Map images [B, C, H, W]."""
-        joined = with_context_maps(inputs, context, self.context_features or 0, "ConvConditioner")
+        joined = concat_context(inputs, context, self.context_features or 0, "ConvConditioner")
         return self.final(F.relu(self.middle(F.relu(self.initial(joined)))))
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nflows_mixer._checks import check_positive
-from nflows_mixer.nn.maps import with_context_maps
+from nflows_mixer.nn.context_maps import concat_context
 
 
 class DenseBlock(nn.Module):
@@ -108,7 +108,7 @@ class DenseConditioner(nn.Module):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Map images [B, C, H, W]."""
-        joined = with_context_maps(inputs, context, self.context_features or 0, "DenseConditioner")
+        joined = concat_context(inputs, context, self.context_features or 0, "DenseConditioner")
         return self.final(self.block(self.initial(joined)))
 
 

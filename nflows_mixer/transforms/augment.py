@@ -12,7 +12,7 @@ from nflows_mixer._checks import check_channels, check_choice, check_positive, m
 from nflows_mixer.core.as_transform import adapted
 from nflows_mixer.distributions import standard_normal_log_prob
 from nflows_mixer.nn import CrossUnitNetwork
-from nflows_mixer.nn.maps import with_context_maps
+from nflows_mixer.nn.context_maps import concat_context
 from nflows_mixer.transforms.coupling import LOG_SCALES, ConditionerLike
 from nflows_mixer.transforms.stochastic import StochasticTransform
 
@@ -106,9 +106,7 @@ class CrossUnitCoupling(_Augmentation):
         logabsdet = -standard_normal_log_prob(noise)
         if self.network is None:
             return torch.cat((inputs, noise), dim=1), logabsdet
-        earlier = with_context_maps(
-            inputs[:, :0], context, self.context_channels, "CrossUnitCoupling"
-        )
+        earlier = concat_context(inputs[:, :0], context, self.context_channels, "CrossUnitCoupling")
         parameters = self.network(earlier).to(inputs.dtype)
         expected = (len(noise), 2 * self.noise_channels, *noise.shape[2:])
         # One that broadcasts would be a right map with a wrong log-det.

@@ -14,7 +14,7 @@ from nflows_mixer._modes import running_statistics
 from nflows_mixer.core.as_transform import built
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.nn import CrossUnitNetwork
-from nflows_mixer.nn.maps import with_context_maps
+from nflows_mixer.nn.context_maps import concat_context
 from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms.augment import CrossUnitCoupling
 from nflows_mixer.transforms.stochastic import StochasticTransform, check_noise_is_passed
@@ -228,4 +228,4 @@ class DenseFlowBlock(StochasticTransform):
             return None
         representations = torch.cat(list(kept), dim=1)
         features = self.context_features or 0
-        return with_context_maps(representations, context, features, "DenseFlowBlock")
+        return concat_context(representations, context, features, "DenseFlowBlock")

@@ -6,7 +6,7 @@ import torch
 from nflows.transforms import Permutation, Transform
 
 from nflows_mixer.core.composite import CompositeTransform
-from nflows_mixer.nn import FusedConditioner
+from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.coupling import AffineCoupling, ConditionerLike
 from nflows_mixer.transforms.linear import InvertibleConv1x1
@@ -48,7 +48,7 @@ class GlowStep(CompositeTransform):
     def __init__(
         self,
         channels: int,
-        conditioner: ConditionerLike = FusedConditioner,
+        conditioner: ConditionerLike = DenseAttentionConditioner,
         scale: str = "tanh",
         matrix: str = "full",
         swap: bool = True,

@@ -15,7 +15,7 @@ from nflows_mixer.core.as_transform import adapted
 from nflows_mixer.core.context import shape_after, takes_context
 from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms.dense_flow_block import DenseFlowBlock
-from nflows_mixer.transforms.squeeze import SqueezeAndDrop, SqueezeTransform
+from nflows_mixer.transforms.squeeze import SqueezeAndSplit, SqueezeTransform
 from nflows_mixer.transforms.stochastic import StochasticTransform, check_noise_is_passed
 
 
@@ -24,7 +24,7 @@ class MultiScaleTransform(StochasticTransform):
 
     .. math:: z = [d_1, \dots, d_n, h], \qquad \log|\det J| = \sum_i \log|\det J_{f_i}|
 
-    At each ``SqueezeAndDrop`` among the parts, the channels :math:`d_i` that it drops go to the
+    At each ``SqueezeAndSplit`` among the parts, the channels :math:`d_i` that it drops go to the
     latent as they are; h is what comes out of the last part. ``latent_shapes`` has the names and
     shapes of the pieces, and ``unflatten`` cuts a latent into them. ``ProductDistribution`` is the
     base that goes with it. It is stochastic where one of its parts is, and then takes the noise of
@@ -48,7 +48,7 @@ class MultiScaleTransform(StochasticTransform):
     Example:
         >>> from nflows_mixer.distributions import DiagonalNormal, ProductDistribution
         >>> from nflows_mixer.transforms import InvertibleConv1x1, SqueezeTransform
-        >>> parts = [SqueezeTransform(), InvertibleConv1x1(12), SqueezeAndDrop()]
+        >>> parts = [SqueezeTransform(), InvertibleConv1x1(12), SqueezeAndSplit()]
         >>> glow = MultiScaleTransform([*parts, InvertibleConv1x1(24)], (3, 8, 8))
         >>> glow.latent_shapes
         {'drop_1': (24, 2, 2), 'final': (24, 2, 2)}
@@ -79,7 +79,7 @@ class MultiScaleTransform(StochasticTransform):
                 raise mismatch(owner, "parts with normal noise", got, advice)
             self._noise_shapes.append(part.noise_shape(shape) if noisy else None)
             shape = shape_after(part, shape)
-            if isinstance(part, SqueezeAndDrop):
+            if isinstance(part, SqueezeAndSplit):
                 kept = part.number_kept(shape[0])
                 name = f"drop_{len(self.latent_shapes) + 1}"
                 self.latent_shapes[name] = (shape[0] - kept, *shape[1:])
@@ -116,7 +116,7 @@ class MultiScaleTransform(StochasticTransform):
             total = total + logabsdet
             if isinstance(part, SqueezeTransform):
                 earlier = [part(representation)[0] for representation in earlier]
-            if isinstance(part, SqueezeAndDrop):
+            if isinstance(part, SqueezeAndSplit):
                 outputs, drop = part.divide(outputs)
                 dropped.append(drop)
         pieces = [*dropped, outputs]
@@ -133,7 +133,7 @@ class MultiScaleTransform(StochasticTransform):
         total = torch.zeros(len(inputs), dtype=torch.float32, device=inputs.device)
         with running_statistics(self):
             for part, passes in zip(self._parts()[::-1], self._passes_context[::-1]):
-                if isinstance(part, SqueezeAndDrop):
+                if isinstance(part, SqueezeAndSplit):
                     outputs = torch.cat((outputs, dropped.pop()), dim=1)
                 outputs, logabsdet = inverse_of(part)(outputs, context if passes else None)
                 total = total + logabsdet

@@ -71,7 +71,7 @@ class SqueezeTransform(Transform):
         return f"{squeezed} -> {image}" if inverse else f"{image} -> {squeezed}"
 
 
-class SqueezeAndDrop(SqueezeTransform):
+class SqueezeAndSplit(SqueezeTransform):
     r"""A squeeze, and the place where a multi-scale flow drops a part of the channels.
 
     On its own it is the squeeze, :math:`\log|\det| = 0`. In a ``MultiScaleTransform`` the first
@@ -92,7 +92,7 @@ class SqueezeAndDrop(SqueezeTransform):
 
     Example:
         >>> import torch
-        >>> step = SqueezeAndDrop()
+        >>> step = SqueezeAndSplit()
         >>> kept, dropped = step.divide(step(torch.zeros(2, 12, 8, 8))[0])
         >>> kept.shape, dropped.shape
         (torch.Size([2, 24, 4, 4]), torch.Size([2, 24, 4, 4]))
@@ -101,7 +101,7 @@ class SqueezeAndDrop(SqueezeTransform):
     def __init__(self, factor: int = 2, kept_channels: int | None = None) -> None:
         super().__init__(factor)
         if kept_channels is not None:
-            check_positive("SqueezeAndDrop", "kept_channels", kept_channels)
+            check_positive("SqueezeAndSplit", "kept_channels", kept_channels)
         self.kept_channels = kept_channels
 
     def divide(self, squeezed: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,5 +114,5 @@ class SqueezeAndDrop(SqueezeTransform):
         kept = (channels + 1) // 2 if self.kept_channels is None else self.kept_channels
         if not 0 < kept < channels:
             expected = f"1 to {channels - 1} of {channels} squeezed channels to keep"
-            raise mismatch("SqueezeAndDrop", expected, kept, "give kept_channels")
+            raise mismatch("SqueezeAndSplit", expected, kept, "give kept_channels")
         return kept
