@@ -14,7 +14,7 @@ from nflows_mixer._checks import check_event, check_positive, mismatch
 
 
 class BaseDistribution(Distribution):
-    """Base of the bases: log_prob and sample of a factorised torch distribution.
+    """Base of the bases: log_prob and sample of a factorized torch distribution.
 
     A subclass says which one in ``as_torch(temperature)``, with ``temperature`` multiplying every
     scale. The context is accepted, and has no influence, as for nflows' own StandardNormal.
@@ -220,7 +220,7 @@ class ProductDistribution(BaseDistribution):
         Dinh et al., Density estimation using Real NVP, 2017, Section 3.6; DenseFlow, Section 2.3.
 
     Example:
-        >>> parts = {"drop_1": DiagonalNormal((6, 2, 2), learnable=False), "final": StudentT(3)}
+        >>> parts = {"split_1": DiagonalNormal((6, 2, 2), learnable=False), "final": StudentT(3)}
         >>> base = ProductDistribution(parts)
         >>> base.sample(5).shape, base.log_prob(base.sample(5)).shape
         (torch.Size([5, 27]), torch.Size([5]))

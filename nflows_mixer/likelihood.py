@@ -58,7 +58,7 @@ def log_prob_draws(
 
     .. math:: \ell_{in} = \log \frac{p(x_n, u_{in})}{q(u_{in} \mid x_n)}, \qquad u_{in} \sim q
 
-    u is all noise that the flow draws: that of the dequantisation, and what it appends on the way.
+    u is all noise that the flow draws: that of the dequantization, and what it appends on the way.
 
     Draw i of image n is a function of (``seed``, i, ``index`` n): not of the batch size, the
     device, the number of draws or what other images are evaluated. The flow is in evaluation mode.
@@ -157,7 +157,7 @@ def importance_weighted_log_prob(
 
     References:
         Burda et al., Importance weighted autoencoders, 2016, Theorem 1; Ho et al., Flow++, 2019,
-        Section 3.1 (for dequantisation); DenseFlow, Equation 20 (for noise that is appended).
+        Section 3.1 (for dequantization); DenseFlow, Equation 20 (for noise that is appended).
 
     Example:
         >>> from nflows_mixer.flows import ImageFlow

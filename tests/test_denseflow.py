@@ -112,7 +112,7 @@ def parts_of(flow: ImageFlow) -> dict[str, int]:
     blocks = [module for module in flow.modules() if isinstance(module, DenseFlowBlock)]
     return {
         "flow": size(flow),
-        "dequantiser": size(flow.dequantization),
+        "dequantizer": size(flow.dequantization),
         **{f"block {i + 1}": size(block) for i, block in enumerate(blocks)},
         **{f"cross-unit {i + 1}": size(block.couplings) for i, block in enumerate(blocks)},
         "prior": size(flow._distribution),
@@ -122,7 +122,7 @@ def parts_of(flow: ImageFlow) -> dict[str, int]:
 PUBLISHED = {
     "denseflow-74-10": {
         "flow": 130_647_294,
-        "dequantiser": 2_395_784,
+        "dequantizer": 2_395_784,
         "block 1": 48_061_410,
         "block 2": 46_453_404,
         "block 3": 33_736_080,
@@ -133,7 +133,7 @@ PUBLISHED = {
     },
     "denseflow-45-6": {
         "flow": 75_020_522,
-        "dequantiser": 2_395_784,
+        "dequantizer": 2_395_784,
         "block 1": 23_823_096,
         "block 2": 24_656_346,
         "block 3": 24_144_960,
@@ -159,7 +159,7 @@ def test_channels_of_the_published_model():
     widths = [step.channels for step in flow.modules() if isinstance(step, GlowStep)]
     expected = [12, 22, 32, 42, 52, 62] * 5 + [124, 134, 144, 154] * 6 + [308] * 20
     assert sorted(widths) == sorted(expected)
-    latents = {"drop_1": (124, 8, 8), "drop_2": (308, 4, 4), "final": (308, 4, 4)}
+    latents = {"split_1": (124, 8, 8), "split_2": (308, 4, 4), "final": (308, 4, 4)}
     assert flow._transform.latent_shapes == latents
     assert [math.prod(shape) for shape in latents.values()] == [7936, 4928, 4928]
     # 3072 numbers for the pixels, and 14,720 that are appended.
@@ -192,7 +192,7 @@ def test_readings_of_the_paper_by_argument():
     flow = on_paper(name, learned_prior=False)
     assert parts_of(flow) == {**whole, "prior": 0, "flow": whole["flow"] - 2 * 168}
     # Without the attention of 45 modules: 1,568,840 has 4,656 + 2,400 of it, and its half of the
-    # 96 channels that are normalised and joined.
+    # 96 channels that are normalized and joined.
     flow = on_paper(name, attention=False)
     of_attention = 24 * 49 + 4 * 24 * 24 + 48 * 25 + 2 * 48 + 48 * 48
     assert size(flow) == whole["flow"] - 45 * of_attention
@@ -680,7 +680,7 @@ def test_wrong_calls():
         uniform.log_prob(images, noise=torch.full((3, 104), 2.0))
 
 
-# MixerFlow with a learned dequantisation.
+# MixerFlow with a learned dequantization.
 
 
 def mixer_flow() -> ImageFlow:
@@ -689,18 +689,18 @@ def mixer_flow() -> ImageFlow:
     return mixerflow(**sizes, dequantization="variational", dequantization_channels=4)
 
 
-def test_mixerflow_learns_its_dequantisation():
+def test_mixerflow_learns_its_dequantization():
     """Trained alone, q(u | x) tightens the bound of a flow that stays as it is."""
     torch.manual_seed(0)
     flow = mixer_flow()
     assert isinstance(flow.dequantization, VariationalDequantization)
     assert flow.noise_shape == (4, 2, 2) and not flow._is_stochastic
     images = pixels(32, (1, 4, 4), 2) * 3
-    optimiser = torch.optim.Adam(flow.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(flow.parameters(), 1e-2)
     index = torch.arange(32)
     (-flow.log_prob(images, noise=flow.draw_noise(0, 0, index)).mean()).backward()
     assert all(parameter.grad is not None for parameter in flow.parameters())
-    optimiser.step()
+    optimizer.step()
     with torch.no_grad():
         # A density that differs within the cell of a pixel.
         flow._distribution.log_scale -= 1.5
@@ -713,11 +713,11 @@ def test_mixerflow_learns_its_dequantisation():
 
     kept = copy.deepcopy(flow._transform.state_dict())
     before = bound()
-    optimiser = torch.optim.Adam(flow.dequantization.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(flow.dequantization.parameters(), 1e-2)
     for step in range(100):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (-flow.log_prob(images, noise=flow.draw_noise(1, step, index)).mean()).backward()
-        optimiser.step()
+        optimizer.step()
     assert bound() > before + 10
     for name, value in flow._transform.state_dict().items():
         assert torch.equal(value, kept[name])
@@ -728,7 +728,7 @@ def test_mixerflow_learns_its_dequantisation():
     assert torch.equal(flow.dequantization.inverse(back)[0], images)
 
 
-def test_mixerflow_names_its_dequantisation():
+def test_mixerflow_names_its_dequantization():
     sizes = {"image_shape": (1, 4, 4), "patch_size": 2, "levels": 4, "num_layers": 1, "shift": None}
     assert isinstance(mixerflow(**sizes).dequantization, UniformDequantization)
     with expect(ValueError, "dequantization to be one of 'uniform', 'variational'"):

@@ -144,7 +144,7 @@ def test_landmarks_are_means_of_segments():
     net = NystromAttention(1, landmarks=4)
     rows = torch.arange(12.0).reshape(1, 1, 12, 1)
     assert net._marks(rows).flatten().tolist() == [1, 4, 7, 10]
-    # Of six positions the second and the third segment share none, but each overlaps a neighbour.
+    # Of six positions the second and the third segment share none, but each overlaps a neighbor.
     assert net._marks(rows[:, :, :6]).flatten().tolist() == [0.5, 1.5, 3.5, 4.5]
 
 
@@ -318,7 +318,7 @@ def test_sizes_of_dense_attention_conditioners():
         no_attention = parameters(DenseAttentionConditioner(6, 12, attention=False))
         no_dense = parameters(DenseAttentionConditioner(6, 12, dense=False))
         dense = parameters(DenseBlock(48, 48))
-    # Attention: 48 -> 24, four times 24 x 24, 24 -> 48; and 48 channels less to normalise and join.
+    # Attention: 48 -> 24, four times 24 x 24, 24 -> 48; and 48 channels less to normalize and join.
     joining = 2 * 48 + 48 * 48
     assert whole - no_attention == 24 * 49 + 4 * 24 * 24 + 48 * 25 + joining
     assert whole - no_dense == dense + joining
@@ -333,7 +333,7 @@ def reach(net: nn.Module) -> Tensor:
         return (net(images) - net(other)).abs().amax(1)[0] > 1e-9
 
 
-def test_dense_block_sees_neighbours_and_attention_all_positions():
+def test_dense_block_sees_neighbors_and_attention_all_positions():
     seen = reach(moved(DenseAttentionConditioner(3, 6, **small, attention=False)))
     corner = torch.zeros(8, 8, dtype=torch.bool)
     corner[:3, :3] = True  # two layers of 3 x 3

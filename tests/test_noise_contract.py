@@ -48,7 +48,7 @@ def test_a_density_is_not_promised_of_what_draws_noise():
         flow.deterministic  # noqa: B018
 
 
-def test_a_plain_flow_gets_pixels_and_dequantisation():
+def test_a_plain_flow_gets_pixels_and_dequantization():
     base = ProductDistribution({"final": DiagonalNormal(28)})
     learned = VariationalDequantization(SHAPE)
     for flow in (
@@ -76,7 +76,7 @@ def test_a_bound_wants_a_flow_whose_noise_can_be_given():
         importance_weighted_log_prob(flow, images(), 3)
     with pytest.raises(TypeError, match="got 'variational'; build one, or call mixerflow"):
         ImageFlow(noisy(), SHAPE, dequantization="variational")
-    with pytest.raises(ValueError, match="a dequantisation of 17 levels, got 256"):
+    with pytest.raises(ValueError, match="a dequantization of 17 levels, got 256"):
         ImageFlow(noisy(), SHAPE, levels=17, dequantization=VariationalDequantization(SHAPE))
 
 
@@ -88,7 +88,7 @@ def test_units_draw_no_noise():
         DenseFlowBlock(4, 2, cuts_off, growth=2)
     with pytest.raises(ValueError, match="deterministic units, got CrossUnitCoupling"):
         DenseFlowBlock(4, 2, lambda channels: CrossUnitCoupling(channels, 2), growth=2)
-    with pytest.raises(ValueError, match="a factory of units, got a ready InvertibleConv1x1"):
+    with pytest.raises(ValueError, match="a factory of units, got InvertibleConv1x1"):
         DenseFlowBlock(4, 2, InvertibleConv1x1(4), growth=2)
     with pytest.raises(ValueError, match="no context for white noise"):
         DenseFlowBlock(4, 2, step, growth=2, preconditioning=None, context_features=3)
@@ -97,15 +97,15 @@ def test_units_draw_no_noise():
 def test_networks_may_be_ready():
     network = CrossUnitNetwork(3, 4)
     assert CrossUnitCoupling(4, 2, 3, network).network is network
-    with pytest.raises(ValueError, match="context_channels to be a positive integer, got -1"):
-        CrossUnitCoupling(4, 2, context_channels=-1)
+    with pytest.raises(ValueError, match="context_features to be a positive integer, got -1"):
+        CrossUnitCoupling(4, 2, context_features=-1)
 
 
 def test_shapes_are_read_off_other_libraries_and_composites():
     squeezes = [nflows_transforms.SqueezeTransform(2), CompositeTransform([SqueezeTransform(2)])]
     for squeeze in squeezes:
         transform = MultiScaleTransform([squeeze, SqueezeAndSplit(1)], SHAPE)
-        assert transform.latent_shapes == {"drop_1": (2, 2, 2), "final": (2, 2, 2)}
+        assert transform.latent_shapes == {"split_1": (2, 2, 2), "final": (2, 2, 2)}
         assert transform(torch.randn(3, *SHAPE))[0].shape == (3, 16)
     nested = MultiScaleTransform([CompositeTransform([noisy().eval()._transforms[0]])], SHAPE)
     assert nested.output_shape(SHAPE) == (16,)

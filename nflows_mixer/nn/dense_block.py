@@ -18,7 +18,7 @@ class DenseBlock(nn.Module):
               y = a + b \odot \sigma(c), \quad (a, b, c) = \mathrm{conv}_{1 \times 1}(h_n)
 
     A 1x1 convolution keeps the width of what it reads, a 3x3 one adds ``growth`` channels. There
-    is no normalisation.
+    is no normalization.
 
     Args:
         in_channels: of :math:`h_0`.
@@ -129,7 +129,7 @@ class DenseEncoder(nn.Module):
         [B, in_channels, H, W] -> [B, out_channels, H / s, W / s].
 
     References:
-        DenseFlow, Section 3.1 (variational dequantisation); Ho et al., Flow++, 2019.
+        DenseFlow, Section 3.1 (variational dequantization); Ho et al., Flow++, 2019.
 
     Example:
         >>> DenseEncoder(3, 64)(torch.ones(2, 3, 8, 8)).shape

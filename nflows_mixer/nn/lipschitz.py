@@ -34,7 +34,7 @@ class LipschitzMLP(nn.Module):
 
     Raises:
         ValueError: if a size is not positive, L is not between 0 and 1, or the context is
-            missing, unwanted or of another length.
+            missing, unexpected or of another length.
 
     References:
         Chen et al., Residual flows for invertible generative modeling, 2019, Section 3.3; Behrmann

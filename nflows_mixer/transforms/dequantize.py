@@ -74,7 +74,7 @@ def check_pixels(inputs: Tensor, owner: str) -> None:
     """Raise unless ``inputs`` are integers.
 
     Example:
-        >>> check_pixels(torch.zeros(2, dtype=torch.uint8), "dequantisation")
+        >>> check_pixels(torch.zeros(2, dtype=torch.uint8), "dequantization")
     """
     if inputs.is_floating_point() or inputs.is_complex() or inputs.dtype == torch.bool:
         advice = "values that are already real need no noise"

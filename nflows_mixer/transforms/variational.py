@@ -1,4 +1,4 @@
-"""Dequantisation by noise that is learned."""
+"""Dequantization by noise that is learned."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class VariationalDequantization(StochasticTransform):
         self.image_shape = check_image_shape(image_shape, owner)
         channels, height, width = self.image_shape
         if height % 2 or width % 2:
-            advice = "pad the images, or dequantise uniformly"
+            advice = "pad the images, or dequantize uniformly"
             raise mismatch(owner, "an even height and width", (height, width), advice)
         self.levels = levels
         self.encoder = encoder(channels, context_features)
