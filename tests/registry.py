@@ -11,7 +11,7 @@ import torch
 import zuko
 from nflows import transforms as nflows_transforms
 from nflows.nn.nets import ResidualNet
-from nflows.transforms import CompositeTransform, MaskedAffineAutoregressiveTransform, Transform
+from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
 from torch import Tensor
 
 from nflows_mixer.adapters.normflows_flows import from_normflows
@@ -34,11 +34,11 @@ from nflows_mixer.transforms import (
     AffineCoupling,
     ButterflyLinear,
     ChannelMixingTransform,
+    CompositeTransform,
     ConditionalNoise,
     CrossUnitCoupling,
     DenseFlowBlock,
     FlowLayer,
-    FoldedCompositeTransform,
     FullLinear,
     GlowStep,
     InverseTransform,
@@ -160,7 +160,7 @@ def mixer(image_shape, patch_size=2, flow=layer, **options) -> PatchMixerTransfo
     return PatchMixerTransform(image_shape, patch_size, flow, flow, **options)
 
 
-def glow(channels: int, steps: int = 2, composite=FoldedCompositeTransform) -> Transform:
+def glow(channels: int, steps: int = 2, composite=CompositeTransform) -> Transform:
     """A few steps of Glow with its own coupling network."""
     return composite([GlowStep(channels, conv) for _ in range(steps)])
 
@@ -222,8 +222,8 @@ TRANSFORMS: dict[str, Case] = {
     "Reversible": Case(
         lambda: ReversibleCompositeTransform([ActNorm(6), coupling(6), LULinear(6)]), (6,)
     ),
-    "Folded-images": Case(
-        lambda: FoldedCompositeTransform(
+    "Composite-images": Case(
+        lambda: CompositeTransform(
             [ActNorm(3), InvertibleConv1x1(3), AffineCoupling(3, image_net)]
         ),
         (3, 2, 4),
@@ -468,7 +468,7 @@ TRANSFORMS: dict[str, Case] = {
     "DenseFlowBlock-no-noise": Case(
         lambda: DenseFlowBlock(4, 2, partial(GlowStep, conditioner=conv), growth=0), (4, 2, 4)
     ),
-    "Folded-glow": Case(lambda: glow(4), (4, 2, 4)),
+    "Composite-glow": Case(lambda: glow(4), (4, 2, 4)),
     "Reversible-glow": Case(
         lambda: glow(4, composite=partial(ReversibleCompositeTransform, anchors=1)), (4, 2, 4)
     ),
@@ -514,7 +514,7 @@ TRANSFORMS: dict[str, Case] = {
         compiles=False,
     ),
     "Composite-of-nflows": Case(
-        lambda: CompositeTransform(
+        lambda: nflows_transforms.CompositeTransform(
             [
                 mixer((1, 4, 4), flow=nflows_transforms.RandomPermutation),
                 mixer((1, 4, 4), flow=nflows_coupling),

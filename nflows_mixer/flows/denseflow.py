@@ -18,10 +18,10 @@ from nflows_mixer.flows.dequantization import dequantization_of, noise_encoder, 
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.nn import ClassEmbedding, ConvConditioner, DenseAttentionConditioner
 from nflows_mixer.transforms import (
+    CompositeTransform,
     ConditionalNoise,
     CrossUnitCoupling,
     DenseFlowBlock,
-    FoldedCompositeTransform,
     GlowStep,
     LearnedAugmentation,
     MultiScaleTransform,
@@ -81,7 +81,7 @@ def denseflow(preset: str | None = None, *, memory: str = "full", **arguments: A
             f"{', '.join(DENSEFLOW_PRESETS)}, or give the shape"
         )
     check_choice("denseflow", "memory", memory, ("full", *MEMORY))
-    composite: Callable[[list[Transform]], Transform] = FoldedCompositeTransform
+    composite: Callable[[list[Transform]], Transform] = CompositeTransform
     if memory != "full":
         composite = partial(ReversibleCompositeTransform, memory=memory)
     return _build(DenseFlowArchitecture(**arguments), composite, memory != "full")

@@ -1,6 +1,7 @@
 """Conditioner networks: they know nothing of flows."""
 
 from nflows_mixer.nn.batch_norm import BatchNorm1d, BatchNorm2d, all_reduce_batch_norm
+from nflows_mixer.nn.conditioner import Conditioner
 from nflows_mixer.nn.convolutional import ConvConditioner, CrossUnitNetwork
 from nflows_mixer.nn.dense_attention import DenseAttentionConditioner
 from nflows_mixer.nn.dense_block import DenseBlock, DenseConditioner, DenseEncoder
@@ -18,6 +19,7 @@ __all__ = [
     "BatchNorm2d",
     "ChannelLayerNorm",
     "ClassEmbedding",
+    "Conditioner",
     "ConvConditioner",
     "CrossUnitNetwork",
     "DenseAttentionConditioner",

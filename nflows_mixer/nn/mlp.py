@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from nflows_mixer._checks import check_positive
+from nflows_mixer.nn.conditioner import append_context, zero_linear
 from nflows_mixer.nn.norm import make_norm
-from nflows_mixer.nn.residual import append_context, zero_linear
 
 
 class MLP(nn.Module):
