@@ -217,7 +217,10 @@ TRANSFORMS: dict[str, Case] = {
         lambda: PatchMixingTransform(AffineAutoregressive(4, 16)), (4, 6)
     ),
     "FlowLayer-autoregressive": Case(
-        lambda: FlowLayer(6, RLULinear, partial(AffineAutoregressive, hidden_features=16)), (6,)
+        lambda: FlowLayer(
+            6, linear=RLULinear, flow=partial(AffineAutoregressive, hidden_features=16)
+        ),
+        (6,),
     ),
     "Reversible": Case(
         lambda: ReversibleCompositeTransform([ActNorm(6), coupling(6), LULinear(6)]), (6,)
@@ -272,8 +275,8 @@ TRANSFORMS: dict[str, Case] = {
     ),
     "FlowLayer": Case(lambda: layer(6), (6,)),
     "FlowLayer-context": Case(lambda: conditional_layer(6), (6,), context_features=3),
-    "FlowLayer-maf": Case(lambda: FlowLayer(6, RLULinear, maf), (6,), compiles=False),
-    "FlowLayer-flow-alone": Case(lambda: FlowLayer(6, None, coupling, None), (6,)),
+    "FlowLayer-maf": Case(lambda: FlowLayer(6, linear=RLULinear, flow=maf), (6,), compiles=False),
+    "FlowLayer-flow-alone": Case(lambda: FlowLayer(6, None, None, coupling), (6,)),
     "ChannelMixing": Case(lambda: ChannelMixingTransform(layer(6)), (4, 6)),
     "ChannelMixing-context": Case(
         lambda: ChannelMixingTransform(conditional_layer(6)), (4, 6), context_features=3

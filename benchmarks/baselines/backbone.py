@@ -14,7 +14,7 @@ from nflows_mixer.nn.dense_block import zero_convolution
 from nflows_mixer.transforms import (
     ActNorm,
     AffineCoupling,
-    FoldedCompositeTransform,
+    CompositeTransform,
     MultiScaleTransform,
     PixelScaling,
     SqueezeAndSplit,
@@ -85,7 +85,7 @@ def multi_scale_flow(
         flow: list[Transform] = []
         for _ in range(steps):
             flow += [ActNorm(channels), linear(shape), coupling(shape)]
-        parts += [SqueezeTransform(2), FoldedCompositeTransform(flow)]
+        parts += [SqueezeTransform(2), CompositeTransform(flow)]
         if scale < scales - 1:
             parts += [AffineCoupling(channels, zero_conv3x3, "exp"), SqueezeAndSplit(1)]
             channels = (channels + 1) // 2
