@@ -24,7 +24,6 @@ from nflows_mixer.transforms import (
     CompositeTransform,
     CrossUnitCoupling,
     DenseFlowBlock,
-    FoldedCompositeTransform,
     GlowStep,
     InvertibleConv1x1,
     MultiScaleTransform,
@@ -273,7 +272,7 @@ def test_parts_may_be_composites_that_rebuild(memory):
 def test_multi_scale_inside_a_composite():
     inner = randomized(MultiScaleTransform([SqueezeAndSplit(2), glow(2)], (1, 4, 4)))
     images = torch.randn(3, 1, 4, 4, dtype=torch.float64)
-    for composite in (CompositeTransform, FoldedCompositeTransform):
+    for composite in (CompositeTransform, CompositeTransform):
         outer = composite([PixelScaling(2).double(), inner])
         outputs, logabsdet = outer(images)
         scaled, of_scaling = outer._transforms[0](images)

@@ -210,7 +210,7 @@ def test_block_is_the_example_of_the_paper():
         parameter += 0.3 * torch.randn_like(parameter)
     z0 = torch.randn(3, 2, 4, 4, dtype=torch.float64)
     e = torch.randn(3, 2, 4, 4, dtype=torch.float64)
-    one, two = (unit.linear.affine_maps([unit.linear]).weight[0] for unit in block.units)
+    one, two = (unit.linear.weight() for unit in block.units)
     z1 = torch.einsum("kc,bchw->bkhw", one, z0)
     sigma = math.exp(2 * math.tanh(0.25))
     augmented = torch.cat((z1, sigma * e + 0.5), dim=1)

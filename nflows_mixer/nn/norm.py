@@ -55,8 +55,8 @@ def make_norm(norm: str | None, features: int, owner: str, images: bool = False)
         ValueError: if the name is unknown.
 
     Example:
-        >>> make_norm("layer", 16, "example"), make_norm(None, 16, "example")
-        (LayerNorm((16,), eps=1e-05, elementwise_affine=True), Identity())
+        >>> [type(make_norm(norm, 16, "example", images=True)).__name__ for norm in NORMS]
+        ['ChannelLayerNorm', 'BatchNorm2d', 'Identity']
     """
     check_choice(owner, "norm", norm, NORMS)
     if norm is None:

@@ -82,11 +82,7 @@ def check_pixels(inputs: Tensor, owner: str) -> None:
 
 
 def add_below_one(pixels: Tensor, noise: Tensor) -> Tensor:
-    """Return x + u, held below x + 1 in the working precision.
-
-    Args:
-        pixels: x, integers as real numbers.
-        noise: u in [0, 1], of the same shape.
+    """Return x + u for pixels x and noise u in [0, 1], held below x + 1 in this precision.
 
     Example:
         >>> add_below_one(torch.tensor(255.0), torch.tensor(1 - 2**-24)).floor()
