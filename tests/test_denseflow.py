@@ -43,7 +43,7 @@ from nflows_mixer.transforms import (
     VariationalDequantization,
 )
 from tests.test_errors import expect
-from tests.test_noise import NORMAL, UNIFORM, gap_to
+from tests.test_noise import NORMAL
 from tests.test_reversible import saved_numbers
 
 SHAPE = (1, 8, 8)
@@ -500,27 +500,6 @@ def test_noise_is_a_function_of_seed_step_and_index(dequantization):
     if dequantization == "uniform":
         own = uniform_noise(1, 2, index, (64,), torch.float64)
         assert torch.equal(noise[:, :64], own)
-
-
-def test_noise_is_that_of_uniform_noise_where_nothing_is_appended():
-    flow = build(growth=0, dequantization="uniform")
-    expected = uniform_noise(1, 2, torch.arange(3), SHAPE)
-    assert torch.equal(flow.draw_noise(1, 2, torch.arange(3)), expected)
-    learned = build(growth=0)
-    assert learned.draw_noise(1, 2, torch.arange(3)).shape == (3, 4, 4, 4)
-
-
-def test_noise_has_the_distribution_that_each_part_is_charged_for():
-    flow = build(dequantization="uniform")
-    noise = flow.draw_noise(0, 0, torch.arange(2500), torch.float64)
-    uniform, normal = noise.split([64, 40], dim=1)
-    assert uniform.numel() > normal.numel() == 100_000
-    assert gap_to(UNIFORM, uniform) < 1.95 and gap_to(NORMAL, normal) < 1.95
-    count = normal.numel()
-    for power, mean, variance in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]:
-        assert abs((normal**power).mean() - mean) < 5 * (variance / count) ** 0.5
-    correlations = torch.corrcoef(noise.T) - torch.eye(104)
-    assert correlations.abs().max() < 5.5 / 2500**0.5
 
 
 # Memory, copies, dtypes.

@@ -273,6 +273,7 @@ def test_gradients_reach_earlier_units_through_the_noise():
     [
         (lambda: CrossUnitCoupling(0, 2), "channels to be a positive integer, got 0"),
         (lambda: CrossUnitCoupling(2, 0), "noise_channels to be a positive integer, got 0"),
+        (lambda: CrossUnitCoupling(2, 2, -1), "context_features to be a positive integer, got -1"),
         (lambda: CrossUnitCoupling(2, 2, 2, scale="relu"), "scale to be one of 'exp'"),
         (lambda: DenseFlowBlock(2, 0, step, 1), "num_units to be a positive integer"),
         (lambda: DenseFlowBlock(2, 2, step, -1), "growth to be a positive integer"),
