@@ -21,6 +21,7 @@ from nflows_mixer.nn import (
     DenseConditioner,
     DenseEncoder,
     NystromAttention,
+    ResidualMLP,
     nystrom,
 )
 from nflows_mixer.nn.nystrom import pseudo_inverse
@@ -284,6 +285,7 @@ def test_batch_norm_alone_depends_on_the_batch(norm, depends):
     for make, shape in [
         (partial(DenseAttentionConditioner, **small), (4, 3, 4, 4)),
         (partial(MLP, hidden_features=8), (4, 3)),
+        (partial(ResidualMLP, hidden_features=8), (4, 3)),
     ]:
         net = moved(make(3, 6, norm=norm)).train()
         inputs = maps(*shape)

@@ -16,9 +16,9 @@ class ConvConditioner(nn.Module):
               \mathrm{relu}(\mathrm{conv}_{3 \times 3}(x)))))
 
     Args:
-        in_channels: of x.
-        out_channels: of the output.
-        hidden_channels: between the convolutions.
+        in_channels: channels of x.
+        out_channels: channels of f(x).
+        hidden_channels: channels between the convolutions.
         context_features: channels of a context; None for none.
 
     Shapes:
@@ -64,8 +64,8 @@ class CrossUnitNetwork(nn.Sequential):
     The last convolution starts at zero, where the noise that it preconditions is white.
 
     Args:
-        in_channels: C, of the representations that it reads.
-        out_channels: of the parameters.
+        in_channels: C, channels of the representations z.
+        out_channels: channels of the parameters g(z).
         expansion: width of the hidden layer, in multiples of C.
 
     Shapes:

@@ -51,7 +51,7 @@ class DenseFlowBlock(StochasticTransform):
         unit: factory ``channels -> transform`` of a unit: any deterministic transform of images
             that keeps their shape.
         growth: K, channels of noise behind each unit but the last; 0 for none.
-        preconditioning: as above.
+        preconditioning: "block", "all", "previous" or None, see above.
         context_features: length of the user's context that the couplings read; None for none.
             Units that take a context get it in any case.
         earlier_channels: how many channels ``run`` is given of blocks before, for "all".
