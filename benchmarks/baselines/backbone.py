@@ -17,7 +17,7 @@ from nflows_mixer.transforms import (
     AffineCoupling,
     MultiScaleTransform,
     PixelScaling,
-    SqueezeAndDrop,
+    SqueezeAndSplit,
     SqueezeTransform,
 )
 
@@ -87,7 +87,7 @@ def multi_scale_flow(
             flow += [ActNorm(channels), linear(shape), coupling(shape)]
         parts += [SqueezeTransform(2), CompositeTransform(flow)]
         if scale < scales - 1:
-            parts += [AffineCoupling(channels, zero_conv3x3, "exp"), SqueezeAndDrop(1)]
+            parts += [AffineCoupling(channels, zero_conv3x3, "exp"), SqueezeAndSplit(1)]
             channels = (channels + 1) // 2
     transform = MultiScaleTransform(parts, image_shape)
     base = ProductDistribution(

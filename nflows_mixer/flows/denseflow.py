@@ -16,7 +16,7 @@ from nflows_mixer.flows.denseflow_architecture import DenseFlowArchitecture
 from nflows_mixer.flows.denseflow_presets import DENSEFLOW_PRESETS
 from nflows_mixer.flows.dequantization import dequantization_of, noise_encoder, noise_network
 from nflows_mixer.flows.image_flow import ImageFlow
-from nflows_mixer.nn import ClassEmbedding, ConvConditioner, FusedConditioner
+from nflows_mixer.nn import ClassEmbedding, ConvConditioner, DenseAttentionConditioner
 from nflows_mixer.transforms import (
     ConditionalNoise,
     CrossUnitCoupling,
@@ -26,7 +26,7 @@ from nflows_mixer.transforms import (
     MultiScaleTransform,
     PixelScaling,
     ReversibleCompositeTransform,
-    SqueezeAndDrop,
+    SqueezeAndSplit,
     SqueezeTransform,
 )
 from nflows_mixer.transforms.reversible import MEMORY
@@ -99,7 +99,7 @@ def _build(
     earlier = 0
     for i, (units, modules) in enumerate(zip(spec.units, spec.modules)):
         if i:
-            parts.append(SqueezeAndDrop(2))
+            parts.append(SqueezeAndSplit(2))
             channels, earlier = 2 * channels, 4 * earlier
         block = DenseFlowBlock(
             channels,
@@ -142,7 +142,7 @@ def _augmentation(spec: DenseFlowArchitecture, channels: int) -> Transform:
     if spec.preconditioning is None:
         return CrossUnitCoupling(channels, spec.growth)
     width = spec.dequantization_channels
-    noise = ConditionalNoise(spec.growth, width, network=noise_network(width))
+    noise = ConditionalNoise(spec.growth, width, conditioner=noise_network(width))
     encoder = noise_encoder(width, stride=1)(channels, width)
     return LearnedAugmentation(channels, spec.growth, noise, encoder)
 
@@ -165,7 +165,7 @@ def _conditioner(spec: DenseFlowArchitecture, in_channels: int, out_channels: in
     features = spec.embedded_features
     if spec.conditioner == "conv":
         return ConvConditioner(in_channels, out_channels, spec.width, features)
-    return FusedConditioner(
+    return DenseAttentionConditioner(
         in_channels,
         out_channels,
         spec.width,
@@ -178,4 +178,5 @@ def _conditioner(spec: DenseFlowArchitecture, in_channels: int, out_channels: in
         spec.landmarks,
         spec.tokens,
         features,
+        norm="batch",
     )

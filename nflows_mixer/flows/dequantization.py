@@ -42,7 +42,7 @@ def dequantization_of(
     return VariationalDequantization(
         image_shape,
         levels,
-        partial(NEARLY_UNIFORM, network=noise_network(channels)),
+        partial(NEARLY_UNIFORM, conditioner=noise_network(channels)),
         noise_encoder(channels),
         context_features=channels,
         checkpoint=checkpoint,

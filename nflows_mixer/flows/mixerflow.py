@@ -243,7 +243,7 @@ def _row_flow(spec: MixerFlowArchitecture, kind: str, depth: int, features: int)
     if isinstance(conditioner, str):
         layers: dict[str, dict[str, Any]] = {
             "residual": {"num_blocks": spec.num_blocks, "norm": "batch"},
-            "mlp": {"num_layers": 1 + spec.num_blocks},
+            "mlp": {"num_layers": 1 + spec.num_blocks, "norm": "batch"},
         }
         conditioner = partial(
             CONDITIONERS[conditioner],
