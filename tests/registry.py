@@ -35,7 +35,6 @@ from nflows_mixer.transforms import (
     AffineCoupling,
     ButterflyLinear,
     ChannelMixingTransform,
-    CompositeTransform,
     ConditionalNoise,
     CrossUnitCoupling,
     DenseFlowBlock,
