@@ -1,4 +1,4 @@
-"""MixerFlow for nflows: normalising flows on images, built from any flow on rows.
+"""MixerFlow for nflows: normalizing flows on images, built from any flow on rows.
 
 ``nflows_mixer.flows`` holds ready models, ``nflows_mixer.transforms`` their parts (each an
 ``nflows.transforms.Transform``), ``nflows_mixer.distributions`` the bases, ``nflows_mixer.nn`` the
@@ -6,3 +6,9 @@ conditioners and ``nflows_mixer.likelihood`` the bits per dimension.
 """
 
 __version__ = "0.1.0"
+
+import nflows_mixer.transforms  # noqa: F401  # first, as long as core and adapters are a circle
+from nflows_mixer.flows import ImageFlow, denseflow, load_weights, mixerflow
+from nflows_mixer.likelihood import bits_per_dim
+
+__all__ = ["ImageFlow", "bits_per_dim", "denseflow", "load_weights", "mixerflow"]

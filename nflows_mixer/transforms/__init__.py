@@ -14,6 +14,7 @@ from nflows_mixer.transforms.dense_flow_block import DenseFlowBlock
 from nflows_mixer.transforms.dequantize import UniformDequantization
 from nflows_mixer.transforms.folded import FoldedCompositeTransform
 from nflows_mixer.transforms.glow_step import GlowStep
+from nflows_mixer.transforms.identity_maf import identity_maf
 from nflows_mixer.transforms.layer import FlowLayer
 from nflows_mixer.transforms.linear import FullLinear, InvertibleConv1x1, LULinear, RLULinear
 from nflows_mixer.transforms.mixer import PatchMixerTransform
@@ -68,4 +69,5 @@ __all__ = [
     "StochasticTransform",
     "UniformDequantization",
     "VariationalDequantization",
+    "identity_maf",
 ]

@@ -15,10 +15,12 @@ from torch.nn import functional as F
 from nflows_mixer._checks import check_choice, mismatch
 from nflows_mixer._modes import running_statistics
 from nflows_mixer.core.context import takes_context
+from nflows_mixer.core.factory import call_factory
 from nflows_mixer.nn import ResidualMLP
 
-ConditionerLike = Union[nn.Module, Callable[[int, int], nn.Module]]
-"""A network, or a factory: (in_features, out_features) -> network."""
+ConditionerLike = Union[nn.Module, Callable[..., nn.Module]]
+"""A network, or a factory: (in_features, out_features) -> network. It is also given those of
+``context_features``, ``norm`` and ``hidden_features`` that its signature names."""
 
 _FLOOR = 0.1
 
@@ -58,6 +60,10 @@ class _Coupling(Transform):
         features: int,
         conditioner: ConditionerLike = ResidualMLP,
         conditioning: str = "first",
+        *,
+        context_features: int | None = None,
+        norm: str | None = "layer",
+        hidden_features: int = 128,
     ) -> None:
         super().__init__()
         owner = type(self).__name__
@@ -76,8 +82,13 @@ class _Coupling(Transform):
         self.transformed_features = features // 2
         self.conditioning_features = features - self.transformed_features
         if not isinstance(conditioner, nn.Module):
-            conditioner = conditioner(
-                self.conditioning_features, self.parameters_per_feature * self.transformed_features
+            conditioner = call_factory(
+                conditioner,
+                self.conditioning_features,
+                self.parameters_per_feature * self.transformed_features,
+                context_features=context_features,
+                norm=norm,
+                hidden_features=hidden_features,
             )
         if not isinstance(conditioner, nn.Module):
             got = type(conditioner).__name__
@@ -180,6 +191,9 @@ class AffineCoupling(_Coupling):
             the other, 2 * floor(D / 2) features.
         scale: one of the four above.
         conditioning: which part conditions, "first" or "second".
+        context_features: length of the context; of the factory, as are the two below.
+        norm: of the conditioner, "layer", "batch" or None.
+        hidden_features: width of the conditioner.
 
     Shapes:
         inputs and outputs [N, D], or [B, D, H, W] with a conditioner of images.
@@ -207,8 +221,19 @@ class AffineCoupling(_Coupling):
         conditioner: ConditionerLike = ResidualMLP,
         scale: str = "exp",
         conditioning: str = "first",
+        *,
+        context_features: int | None = None,
+        norm: str | None = "layer",
+        hidden_features: int = 128,
     ) -> None:
-        super().__init__(features, conditioner, conditioning)
+        super().__init__(
+            features,
+            conditioner,
+            conditioning,
+            context_features=context_features,
+            norm=norm,
+            hidden_features=hidden_features,
+        )
         check_choice("AffineCoupling", "scale", scale, tuple(LOG_SCALES))
         self.scale = scale
 
@@ -240,6 +265,9 @@ class AdditiveCoupling(_Coupling):
         conditioner: network f, or a factory ``(in_features, out_features) -> network``; it gives
             floor(D / 2) features.
         conditioning: which part conditions, "first" or "second".
+        context_features: length of the context; of the factory, as are the two below.
+        norm: of the conditioner, "layer", "batch" or None.
+        hidden_features: width of the conditioner.
 
     Shapes, errors: as ``AffineCoupling``.
 

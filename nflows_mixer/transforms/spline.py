@@ -192,6 +192,9 @@ class RationalQuadraticCoupling(_Coupling):
         num_bins: K, at least 2.
         tail_bound: B, above 0.
         conditioning: which part conditions, "first" or "second".
+        context_features: length of the context; of the factory, as are the two below.
+        norm: of the conditioner, "layer", "batch" or None.
+        hidden_features: width of the conditioner.
 
     Shapes:
         inputs and outputs [N, D], or [B, D, H, W] with a conditioner of images.
@@ -216,6 +219,10 @@ class RationalQuadraticCoupling(_Coupling):
         num_bins: int = 8,
         tail_bound: float = 3.0,
         conditioning: str = "first",
+        *,
+        context_features: int | None = None,
+        norm: str | None = "layer",
+        hidden_features: int = 128,
     ) -> None:
         owner = "RationalQuadraticCoupling"
         check_positive(owner, "num_bins", num_bins)
@@ -229,7 +236,14 @@ class RationalQuadraticCoupling(_Coupling):
         self.tail_bound: float = float(tail_bound)
         # Before super().__init__, which builds the conditioner from it.
         self.parameters_per_feature = 3 * num_bins - 1
-        super().__init__(features, conditioner, conditioning)
+        super().__init__(
+            features,
+            conditioner,
+            conditioning,
+            context_features=context_features,
+            norm=norm,
+            hidden_features=hidden_features,
+        )
 
     @property
     def elementwise(self) -> Elementwise:
