@@ -7,7 +7,7 @@ conditioners and ``nflows_mixer.likelihood`` the bits per dimension.
 
 __version__ = "0.1.0"
 
-import nflows_mixer.transforms  # noqa: F401  # first, as long as core and adapters are a circle
+import nflows_mixer.adapters  # noqa: F401  (which makes zuko's and normflows' flows known)
 from nflows_mixer.flows import ImageFlow, denseflow, load_weights, mixerflow
 from nflows_mixer.likelihood import bits_per_dim
 

@@ -43,7 +43,6 @@ from nflows_mixer.transforms import (
     ConditionalNoise,
     CrossUnitCoupling,
     DenseFlowBlock,
-    FoldedCompositeTransform,
     GlowStep,
     LearnedAugmentation,
     MultiScaleTransform,
@@ -238,10 +237,8 @@ def build_denseflow(spec: DenseFlowSpec, compile: bool, memory: str) -> ImageFlo
         compile: as in ``denseflow``.
         memory: as in ``denseflow``.
     """
-    check_choice(OWNER, "memory", memory, ("full", *MEMORY))
-    composite: Callable[..., Transform] = partial(FoldedCompositeTransform, compile=compile)
-    if memory != "full":
-        composite = partial(ReversibleCompositeTransform, memory=memory, compile=compile)
+    check_choice(OWNER, "memory", memory, MEMORY)
+    composite = partial(ReversibleCompositeTransform, memory=memory, compile=compile)
     shape = check_image_shape(spec.image_shape, OWNER)
     classes = spec.num_classes
     features = embedded_features(spec.context_features, classes)

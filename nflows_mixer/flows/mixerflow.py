@@ -43,7 +43,6 @@ from nflows_mixer.transforms import (
     AffineAutoregressive,
     AffineCoupling,
     FlowLayer,
-    FoldedCompositeTransform,
     LULinear,
     PatchMixerTransform,
     PatchTransform,
@@ -267,7 +266,7 @@ def build_mixerflow(spec: MixerFlowSpec, compile: bool, memory: str) -> ImageFlo
         >>> build_mixerflow(spec, compile=False, memory="full").image_shape
         (1, 4, 4)
     """
-    check_choice(OWNER, "memory", memory, ("full", *MEMORY))
+    check_choice(OWNER, "memory", memory, MEMORY)
     image_shape = check_image_shape(spec.image_shape, OWNER)
     shape = spec.pixels.shape(image_shape)
     transforms = spec.pixels.transforms(image_shape, spec.levels)
@@ -277,13 +276,10 @@ def build_mixerflow(spec: MixerFlowSpec, compile: bool, memory: str) -> ImageFlo
             transforms.append(layer(shape))
         else:
             transforms.append(ShiftTransform(shape, cut(shape).patch_size, shift, layer))
-    composite: Callable[..., Transform] = FoldedCompositeTransform
-    if memory != "full":
-        composite = partial(ReversibleCompositeTransform, memory=memory)
     classes, pixels = spec.num_classes, spec.pixels
     features = embedded_features(spec.context_features, classes)
     flow = ImageFlow(
-        composite(transforms, compile=compile),
+        ReversibleCompositeTransform(transforms, memory=memory, compile=compile),
         image_shape,
         spec.base if isinstance(spec.base, Distribution) else spec.base(shape),
         spec.levels,
@@ -348,7 +344,7 @@ def _mixing_flow(
             offered[name] = value
     if spec.norm is not UNSET:
         offered["norm"] = spec.norm
-    parts: list[Transform] = [ActNorm(features)]
+    parts: list[Transform] = []
     for index in range(spec.num_flow_layers):
         offered["index"] = layer * spec.num_flow_layers + index
         if spec.linear is None:
@@ -356,8 +352,8 @@ def _mixing_flow(
             offered["conditioning"] = "second" if offered["index"] % 2 else "first"
         make = partial(call_factory, **offered)
         linear = None if spec.linear is None else partial(make, spec.linear)
-        parts.append(FlowLayer(features, linear, partial(make, row_flow)))
-    flow = CompositeTransform(parts)
+        parts.append(FlowLayer(features, linear=linear, flow=partial(make, row_flow)))
+    flow = CompositeTransform([*parts, ActNorm(features)])
     _check_mixing(spec, flow)
     return flow
 
