@@ -63,7 +63,7 @@ def test_signature_is_explicit_typed_and_short(builder):
 
 
 def test_main_names_need_no_extra():
-    extras = "lightning, jsonargparse, safetensors, matplotlib, sklearn, torchvision, tqdm, yaml"
+    extras = "lightning, jsonargparse, safetensors, sklearn, tensorboard, torchvision, yaml"
     code = f"""
 import sys
 from nflows_mixer import mixerflow, denseflow, ImageFlow, load_weights, bits_per_dim

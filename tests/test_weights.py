@@ -249,6 +249,15 @@ def test_file_that_names_other_code_is_refused_and_nothing_of_it_runs(tmp_path, 
     assert not Danger.touched and os.listdir(tmp_path) == ["flow.safetensors"]
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{", "3"])
+def test_file_whose_architecture_is_no_mapping_is_refused(tmp_path, text):
+    path = tmp_path / "flow.safetensors"
+    save_weights(trained(), path)
+    save_state(trained(), path, {**read_metadata(path), "architecture": text})
+    with pytest.raises(ValueError, match="flow.safetensors: expected arguments of mixerflow"):
+        load_weights(path)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -311,7 +320,8 @@ def test_lists_for_each_layer_survive_as_what_they_were(tmp_path):
 
 
 def test_flow_with_a_factory_is_read_into_that_flow_alone(tmp_path):
-    options = {"conditioner": lambda i, o: nn.Sequential(nn.Linear(i, 4), nn.Linear(4, o))}
+    network = lambda i, o: nn.Sequential(nn.Linear(i, 4), nn.Linear(4, o))  # noqa: E731
+    options = {"conditioner": network, "hidden_features": None}
     flow, path = trained(**options), tmp_path / "flow.safetensors"
     save_weights(flow, path)
     assert "architecture" not in read_metadata(path)
@@ -463,7 +473,7 @@ def test_lists_for_each_layer_are_given_in_their_new_length():
     flow = trained(num_layers=2, patch_size=[2, band])
     with pytest.raises(ValueError, match="one patch_size for each of 3 layers, got 2"):
         grow(flow, 3)
-    deeper = grow(flow, 3, patch_size=[2, band, 1])
+    deeper = grow(flow, 3, patch_size=[2, band, (1, 2)])
     images, noise = pixels(5), torch.rand(5, *SHAPE)
     torch.testing.assert_close(
         deeper.log_prob(images, None, noise), flow.log_prob(images, None, noise)
