@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer.evaluation.batches import Images, batches
-from nflows_mixer.evaluation.dataset import evaluate, summary
+from nflows_mixer.evaluation.bits import evaluate, summary
 from nflows_mixer.flows.image_flow import ImageFlow
 
 SCORES = ("likelihood", "typicality", "input_complexity")

@@ -11,6 +11,7 @@ from torch import Tensor
 from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.likelihood import device_of
+from nflows_mixer.nn import ClassEmbedding
 from nflows_mixer.noise import philox
 
 
@@ -74,6 +75,24 @@ def draw_samples(
                 drawn = flow.sample(1, given, temperature=temperature)[:, 0]
         samples.append(drawn.cpu())
     return torch.cat(samples)
+
+
+def classes_in_turn(flow: ImageFlow, count: int) -> Tensor | None:
+    """Return labels [count] that go round, for a class-conditional flow; None for another.
+
+    Args:
+        flow: any flow on images.
+        count: how many.
+
+    Example:
+        >>> from nflows_mixer.flows import mixerflow
+        >>> flow = mixerflow(image_shape=(1, 8, 8), patch_size=2, num_layers=1, num_classes=3)
+        >>> classes_in_turn(flow, 5)
+        tensor([0, 1, 2, 0, 1])
+    """
+    if not isinstance(flow._embedding_net, ClassEmbedding):
+        return None
+    return torch.arange(count, device=device_of(flow)) % flow._embedding_net.num_embeddings
 
 
 def temperature_grid(
