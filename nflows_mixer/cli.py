@@ -22,10 +22,10 @@ from nflows_mixer._files import replace_file
 from nflows_mixer.core.factory import call_factory
 from nflows_mixer.data import ImageData, ImageSource
 from nflows_mixer.evaluation import Evaluation, evaluate_weights
-from nflows_mixer.flows import ImageFlow
+from nflows_mixer.flows import MIXERFLOW_PRESETS, ImageFlow, Pixels
 from nflows_mixer.training import FlowModule, Recipe, fit, table
 from nflows_mixer.training.presets import preset_file, preset_names
-from nflows_mixer.training.warm_start import started_from
+from nflows_mixer.training.warm_start import start_from
 
 PROG = "nflows-mixer"
 OF_THE_DATA = {"image_shape", "levels", "num_classes"}
@@ -142,7 +142,8 @@ def train_parser() -> ArgumentParser:
     parser.add_class_arguments(FlowModule, as_group=False, skip={"flow", "recipe"})
     start = "weights (.safetensors) to start from, of this flow or of one with fewer layers"
     parser.add_argument("--start_from", type=Optional[str], help=start)
-    parser.add_function_arguments(fit, as_group=False, skip=_all_but(OF_FIT, fit))
+    skip = _all_but(OF_FIT, fit) | set(OF_TRAINER)
+    parser.add_function_arguments(fit, as_group=False, skip=skip)
     for name, meaning in (
         ("resume", "go on with the run in the folder, if there is one"),
         ("overwrite", "delete the run in the folder, if there is one"),
@@ -169,32 +170,32 @@ def train(arguments: Namespace) -> dict[str, Any]:
     """Train as the arguments of ``nflows-mixer train`` say; print and return what came out."""
     parser = train_parser()
     kept = Namespace({k: v for k, v in vars(arguments).items() if k not in OF_THE_START})
-    text = parser.dump(kept, skip_validation=True)
-    given = parser.instantiate(arguments)
-    torch.manual_seed(given.seed)
-    images = ImageSource(**_of(ImageSource, given)).load(given.seed)
-    flow = build_flow(given.model, images, given.conditional)
-    if given.start_from is not None:
-        started_from(given.start_from, flow)
+    text = parser.dump(kept, skip_validation=True, skip_unset=False)
+    config = yaml.safe_load(text)
+    recipe, seed = Recipe(**vars(arguments.recipe)), arguments.seed
+    torch.manual_seed(seed)
+    images = ImageSource(**_of(ImageSource, arguments)).load(seed)
+    flow = build_flow(arguments.model, images, arguments.conditional)
+    if arguments.start_from is not None:
+        start_from(arguments.start_from, flow)
     if is_first_process():
         print(_announcement(images))
-    config = yaml.safe_load(text)
-    trainer = {name: value for name, value in vars(given.trainer).items() if value is not None}
+    trainer = {name: value for name, value in vars(arguments.trainer).items() if value is not None}
     results = fit(
-        FlowModule(flow, given.recipe, given.conditional, given.seed),
+        FlowModule(flow, recipe, arguments.conditional, seed),
         images,
-        **_of(fit, given),
+        **{name: arguments[name] for name in (*OF_FIT, "resume", "overwrite")},
         facts={
             "model": config["model"],
             "preset": config["model"]["init_args"].get("preset"),
             "precision": str(trainer.get("precision", "32-true")),
-            "from": given.start_from,
+            "from": arguments.start_from,
         },
         **trainer,
     )
     if results:
-        replace_file(Path(given.out) / "config.yaml", text.encode())
-        print(f"\n{table(results)}\nsee {given.out}")
+        replace_file(Path(arguments.out) / "config.yaml", text.encode())
+        print(f"\n{table(results)}\nsee {arguments.out}")
     return results
 
 
@@ -215,6 +216,9 @@ def evaluate(arguments: Namespace) -> dict[str, Any]:
 def build_flow(model: Namespace, images: ImageData, conditional: bool) -> ImageFlow:
     """Build the flow that a configuration describes, for these images.
 
+    A quarter of the pixels or more may be 0, a background against which ink is an outlier that a
+    linear scale leaves far off: then a MixerFlow that says nothing of its pixels gets a logit.
+
     Args:
         model: dotted name of the function that builds it, and its arguments.
         images: say image shape and levels, and the number of classes where they are asked for.
@@ -229,12 +233,16 @@ def build_flow(model: Namespace, images: ImageData, conditional: bool) -> ImageF
         (1, 8, 8)
     """
     builder = factory_of(model)
-    of_the_data = {"image_shape": images.image_shape, "levels": images.levels}
+    of_the_data: dict[str, Any] = {"image_shape": images.image_shape, "levels": images.levels}
     if conditional:
         if images.num_classes is None:
             got = f"{images.name} without"
             raise mismatch("--conditional", "images with labels", got, "leave it out")
         of_the_data["num_classes"] = images.num_classes
+    preset = MIXERFLOW_PRESETS.get(getattr(builder, "keywords", {}).get("preset"))
+    some = images.train.images(slice(10_000))
+    if (some == 0).sum() > some.numel() / 4 and not (preset and "pixels" in preset.arguments):
+        of_the_data["pixels"] = Pixels(logit=1e-3)
     return call_factory(builder, **of_the_data)
 
 
@@ -258,7 +266,8 @@ def factory_of(value: Any) -> Any:
     if "class_path" not in value:  # the one dataclass that a builder takes
         return Pixels(**{name: factory_of(item) for name, item in vars(value).items()})
     named = locate(value.class_path)
-    usual = {name: p.default for name, p in inspect.signature(named).parameters.items()}
+    parameters = inspect.signature(named).parameters.items()
+    usual = {name: None if p.default is p.empty else p.default for name, p in parameters}
     given = {name: factory_of(item) for name, item in vars(value.get("init_args") or {}).items()}
     changed = {name: item for name, item in given.items() if item != usual.get(name)}
     return partial(named, **changed) if changed else named
