@@ -88,11 +88,11 @@ class Evaluation:
 
 
 def evaluate_weights(
-    weights: str,
+    weights: str | Path,
     source: ImageSource | None = None,
     options: Evaluation | None = None,
     device: str = "auto",
-    out: str = "runs/evaluation",
+    out: str | Path = "runs/evaluation",
 ) -> dict[str, Any]:
     """Evaluate trained weights on held-out images, and draw what they have learned.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nflows_mixer._checks import check_positive, mismatch
+from nflows_mixer._modes import in_mode
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.likelihood import device_of
 from nflows_mixer.nn import ClassEmbedding
@@ -25,7 +26,7 @@ def draw_samples(
     rank: int = 0,
     world_size: int = 1,
 ) -> Tensor:
-    """Draw uint8 images in chunks, each with a random state of its own.
+    """Draw uint8 images in evaluation mode, in chunks, each with a random state of its own.
 
     Chunk j is a function of (``seed``, j), so that processes that share the work draw together
     what one process draws alone: rank r of W draws chunks r, r + W, r + 2 W, ... The random state
@@ -66,7 +67,7 @@ def draw_samples(
     for chunk in range(rank, -(-total // batch_size), world_size):
         start = chunk * batch_size
         size = min(batch_size, total - start)
-        with _seeded(_chunk_seed(seed, chunk), device):
+        with _seeded(_chunk_seed(seed, chunk), device), in_mode(flow, training=False):
             if context is None:
                 drawn = flow.sample(size, temperature=temperature)
             else:
