@@ -266,10 +266,12 @@ def factory_of(value: Any) -> Any:
     if "class_path" not in value:  # the one dataclass that a builder takes
         return Pixels(**{name: factory_of(item) for name, item in vars(value).items()})
     named = locate(value.class_path)
-    parameters = inspect.signature(named).parameters.items()
-    usual = {name: None if p.default is p.empty else p.default for name, p in parameters}
-    given = {name: factory_of(item) for name, item in vars(value.get("init_args") or {}).items()}
-    changed = {name: item for name, item in given.items() if item != usual.get(name)}
+    parser = ArgumentParser()
+    add = parser.add_class_arguments if inspect.isclass(named) else parser.add_function_arguments
+    add(named, "usual", fail_untyped=False)
+    usual, given = parser.get_defaults().usual, vars(value.get("init_args") or Namespace())
+    made = {name: (factory_of(item), factory_of(usual.get(name))) for name, item in given.items()}
+    changed = {name: item for name, (item, default) in made.items() if item != default}
     return partial(named, **changed) if changed else named
 
 
