@@ -194,7 +194,7 @@ def dropout(in_features, out_features):
 
 def test_validation_and_samples_leave_the_random_state_of_training(tmp_path):
     """With dropout, of which the masks come from the global state."""
-    data, start = noise_data(), tiny(conditioner=dropout)
+    data, start = noise_data(), tiny(conditioner=dropout, hidden_features=None)
     flows = []
     for validate_every in (1, 1000, 1000):
         torch.manual_seed(len(flows) // 2)

@@ -70,8 +70,8 @@ def denseflow(
     growth: int | None = None,
     augmentation: Literal["units", "input"] | None = None,
     preconditioning: Literal["block", "all", "previous", "learned"] | None | Unset = UNSET,
-    conditioner: Callable[..., nn.Module] | None = None,
-    norm: Literal["layer", "batch"] | None | Unset = UNSET,
+    conditioner: Callable[[int, int], nn.Module] | None = None,
+    norm: Unset | Literal["layer", "batch"] | None = UNSET,
     scale: Literal["exp", "tanh", "sigmoid", "softplus"] | None = None,
     swap: bool | None = None,
     dequantization: DequantizationLike | None = None,
@@ -293,7 +293,7 @@ def _augmentation(spec: DenseFlowSpec, channels: int) -> Transform:
     if spec.preconditioning is None:
         return CrossUnitCoupling(channels, spec.growth)
     width = spec.noise_channels or NOISE_CHANNELS
-    noise = ConditionalNoise(spec.growth, width, network=noise_network(width))
+    noise = ConditionalNoise(spec.growth, width, conditioner=noise_network(width))
     encoder = noise_encoder(width, stride=1)(channels, width)
     return LearnedAugmentation(channels, spec.growth, noise, encoder)
 
