@@ -203,9 +203,7 @@ def evaluate(arguments: Namespace) -> dict[str, Any]:
     """Evaluate as the arguments of ``nflows-mixer evaluate`` say; print and return the figures."""
     source = ImageSource(**_of(ImageSource, arguments))
     options = Evaluation(**_of(Evaluation, arguments))
-    report = evaluate_weights(
-        source=source, options=options, **_of(evaluate_weights, arguments)
-    )
+    report = evaluate_weights(source=source, options=options, **_of(evaluate_weights, arguments))
     shown = {name: value for name, value in report.items() if name != "weights"}
     lists = ("indices", "distances")
     shown["memorisation"] = {k: v for k, v in shown["memorisation"].items() if k not in lists}

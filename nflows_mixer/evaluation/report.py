@@ -25,7 +25,6 @@ from nflows_mixer.evaluation.probe import probe_depths
 from nflows_mixer.evaluation.reconstruction import reconstruction, round_trip_error
 from nflows_mixer.evaluation.sampling import classes_in_turn, draw_samples, temperature_grid
 from nflows_mixer.flows import ImageFlow, load_weights, read_metadata
-from nflows_mixer.likelihood import device_of
 
 OWNER = "evaluate_weights"
 COMPARED = 64
@@ -145,9 +144,7 @@ def evaluate_weights(
         "seed": seed,
         "bits_per_dim": summary(bounds["average"]),
         "importance_weighted_bits_per_dim": summary(bounds["importance"]),
-        "round_trip_error": round_trip_error(
-            flow, held_out.images(slice(200)), first, batch_size
-        ),
+        "round_trip_error": round_trip_error(flow, held_out.images(slice(200)), first, batch_size),
     }
     if options.probe_steps:
         report["linear_probe"] = probe_depths(
