@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ OURS = {
     "softplus": {"scale": "softplus"},
     "nflows": {"scale": "nflows"},
     "blocks": {"num_blocks": 3},
-    "no batch norm": {"batch_norm": False},
+    "batch norm": {"num_blocks": 2, "norm": "batch"},
 }
 every_flow = pytest.mark.parametrize("options", OURS.values(), ids=OURS.keys())
 
@@ -403,14 +404,38 @@ def test_autocast_leaves_the_inverse_exact():
         torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("norm", [None, "batch"])
 @pytest.mark.parametrize(
-    "network", [MaskedResidualMLP(4, 3), MaskedMLP(4, [[1, 2, 3], [3, 2, 1]], 3)]
+    "make",
+    [
+        partial(MaskedResidualMLP, 4, 3, num_blocks=2),
+        partial(MaskedMLP, 4, [[1, 2, 3], [3, 2, 1]], 3),
+    ],
 )
-def test_outputs_of_a_feature_see_the_features_before_it(network):
-    nn.init.normal_(network.eval().final_layer.weight)
-    jacobian = torch.autograd.functional.jacobian(lambda x: network(x[None])[0], torch.randn(4))
-    sees = jacobian.unflatten(0, (4, 3)).abs().sum(1) > 0
+def test_outputs_of_a_feature_see_the_features_before_it_alone(make, norm, training):
+    """Of all rows, which batch normalization mixes in training."""
+    network = make(norm=norm).double().train(training)
+    nn.init.normal_(network.final_layer.weight)
+    rows = torch.randn(5, 4, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(network, rows)
+    sees = jacobian.unflatten(1, (4, 3)).abs().sum((0, 2, 3)) > 0
     assert torch.equal(sees, torch.ones(4, 4).tril(-1).bool())
+
+
+@pytest.mark.parametrize("make", [MaskedResidualMLP, partial(MaskedMLP, degrees=[[1, 2], [2, 1]])])
+def test_layer_norm_would_break_the_masks_and_is_refused(make):
+    with pytest.raises(ValueError, match="expected .*'batch' or None, got 'layer'; .*mask hides"):
+        make(4, norm="layer")
+    # What it would do: parameters of the second feature see more than the first.
+    network = make(4, norm="batch").double()
+    for name, part in list(network.named_modules()):
+        if isinstance(part, nn.BatchNorm1d):
+            network.set_submodule(name, nn.LayerNorm(part.num_features).double())
+    nn.init.normal_(network.final_layer.weight)
+    row = torch.randn(1, 4, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(network, row)[0, :, 0]
+    assert jacobian[2:4, 1:].any()
 
 
 def test_pickle_of_what_was_taken_over():

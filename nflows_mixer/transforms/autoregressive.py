@@ -45,7 +45,7 @@ class AffineAutoregressive(Transform):
         hidden_features: width of the network, a ``MaskedResidualMLP``.
         num_blocks: its residual blocks.
         context_features: length F of the context; None takes none.
-        batch_norm: whether its blocks normalise over the batch.
+        norm: None or "batch", of its blocks.
         scale: "exp", "tanh", "sigmoid", "softplus" or "nflows".
 
     Shapes:
@@ -76,7 +76,7 @@ class AffineAutoregressive(Transform):
         hidden_features: int = 64,
         num_blocks: int = 1,
         context_features: int | None = None,
-        batch_norm: bool = True,
+        norm: str | None = None,
         scale: str = "exp",
     ) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class AffineAutoregressive(Transform):
         self.features = features
         self.scale = scale
         self.network: MaskedResidualMLP | MaskedMLP = MaskedResidualMLP(
-            features, 2, hidden_features, num_blocks, context_features, batch_norm
+            features, 2, hidden_features, num_blocks, context_features, norm
         )
         if scale == "nflows":
             # Its outputs are pairs (u, t), and its scale is 1 at this u.
@@ -169,7 +169,7 @@ def _copy_of(made: Any) -> MaskedResidualMLP | MaskedMLP:
         "features": first.in_features,
         "outputs_per_feature": final.out_features // first.in_features,
         "context_features": getattr(getattr(made, "context_layer", None), "in_features", None),
-        "batch_norm": bool(norms),
+        "norm": "batch" if norms else None,
         "activation": made.activation,
     }
     network: MaskedResidualMLP | MaskedMLP
