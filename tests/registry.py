@@ -14,7 +14,8 @@ from nflows.nn.nets import ResidualNet
 from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
 from torch import Tensor
 
-from nflows_mixer.adapters.normflows_flows import from_normflows
+from nflows_mixer.adapters.normflows import from_normflows
+from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.nn import (
     MLP,
@@ -34,7 +35,6 @@ from nflows_mixer.transforms import (
     AffineCoupling,
     ButterflyLinear,
     ChannelMixingTransform,
-    CompositeTransform,
     ConditionalNoise,
     CrossUnitCoupling,
     DenseFlowBlock,

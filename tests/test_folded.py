@@ -10,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nflows import transforms as nflows_transforms
+from nflows_mixer.transforms.program import leaves, steps_of_chain
+from nflows_mixer.transforms.steps import Cut, Mix, Region
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,8 +33,6 @@ from nflows_mixer.transforms import (
     ShiftTransform,
     reversible,
 )
-from nflows_mixer.transforms.program import leaves, steps_of_chain
-from nflows_mixer.transforms.steps import Cut, Mix, Region
 from tests.registry import TRANSFORMS
 from tests.test_properties import build
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.nn import MaskedMLP, MaskedResidualMLP
 from nflows_mixer.numerics.autoregressive import inverse_of
-from nflows_mixer.numerics.foldable import obstacle
+from nflows_mixer.numerics.foldable import why_not_foldable
 from nflows_mixer.transforms import AffineAutoregressive
 from tests.jacobian import jacobian_logabsdet
 
@@ -64,7 +64,7 @@ def maf(features, hidden, context=None, **options):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_inverse_of_nflows_is_that_of_its_d_passes(sizes, context, kind):
     flow = maf(*sizes, context, **kind)
-    assert obstacle(flow) is None
+    assert why_not_foldable(flow) is None
     latents, given = drawn(sizes[0], context)
     expected = flow.inverse(latents, given)
     for grad in (False, True):
@@ -249,8 +249,8 @@ class Own(MAF):
 STRANGE = {
     "subclass": (lambda: Own(5, 16), "Own"),
     "scale": (lambda: with_epsilon(MAF(5, 16)), "0.01"),
-    "part": (lambda: with_part(MAF(5, 16), "final_layer", nn.Linear(16, 10)), "Linear in"),
-    "network": (lambda: with_network(MAF(5, 16)), "MaskedResidualMLP in the place of MADE"),
+    "part": (lambda: with_part(MAF(5, 16), "final_layer", nn.Linear(16, 10)), "without masks"),
+    "network": (lambda: with_network(MAF(5, 16)), "MaskedResidualMLP in it"),
     "mask": (lambda: with_mask(MAF(5, 16)), "masks"),
     "hook": (lambda: with_hook(MAF(5, 16)), "hooks"),
     "method": (lambda: with_method(MAF(5, 16)), "a forward of its own"),
@@ -285,7 +285,7 @@ def with_batch_statistics(flow):
 @pytest.mark.parametrize("make, reason", STRANGE.values(), ids=STRANGE.keys())
 def test_what_its_weights_do_not_tell_keeps_its_passes(make, reason):
     flow = make().double().eval()
-    assert reason in obstacle(flow)
+    assert reason in why_not_foldable(flow)
     with pytest.raises(ValueError, match=f"expected a plain .*got .*{reason}.*; use"):
         AffineAutoregressive.from_nflows(flow)
     latents, _ = drawn(5)

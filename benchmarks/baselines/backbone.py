@@ -8,13 +8,13 @@ from functools import partial
 from nflows.transforms import Transform
 
 from nflows_mixer._checks import check_positive, mismatch
+from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.distributions import DiagonalNormal, ProductDistribution
 from nflows_mixer.flows import ImageFlow
 from nflows_mixer.nn.dense_block import zero_convolution
 from nflows_mixer.transforms import (
     ActNorm,
     AffineCoupling,
-    CompositeTransform,
     MultiScaleTransform,
     PixelScaling,
     SqueezeAndSplit,

@@ -18,7 +18,6 @@ from nflows_mixer.flows.dequantization import dequantization_of, noise_encoder, 
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.nn import ClassEmbedding, ConvConditioner, DenseAttentionConditioner
 from nflows_mixer.transforms import (
-    CompositeTransform,
     ConditionalNoise,
     CrossUnitCoupling,
     DenseFlowBlock,
@@ -80,10 +79,8 @@ def denseflow(preset: str | None = None, *, memory: str = "full", **arguments: A
             "denseflow: expected a preset or image_shape, got neither; name one of "
             f"{', '.join(DENSEFLOW_PRESETS)}, or give the shape"
         )
-    check_choice("denseflow", "memory", memory, ("full", *MEMORY))
-    composite: Callable[[list[Transform]], Transform] = CompositeTransform
-    if memory != "full":
-        composite = partial(ReversibleCompositeTransform, memory=memory)
+    check_choice("denseflow", "memory", memory, MEMORY)
+    composite = partial(ReversibleCompositeTransform, memory=memory)
     return _build(DenseFlowArchitecture(**arguments), composite, memory != "full")
 
 

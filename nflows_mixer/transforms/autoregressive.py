@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from nflows_mixer._checks import ROWS_ADVICE, check_choice, check_event, mismatch
 from nflows_mixer.nn.masked import MaskedMLP, MaskedResidualMLP
-from nflows_mixer.numerics.foldable import NFLOWS_EPSILON, obstacle
+from nflows_mixer.numerics.foldable import NFLOWS_EPSILON, why_not_foldable
 from nflows_mixer.numerics.masked_inverse import degrees_of, invert_incrementally, stages_of
 from nflows_mixer.transforms.coupling import LOG_SCALES
 
@@ -138,7 +138,7 @@ class AffineAutoregressive(Transform):
             True
         """
         owner = "AffineAutoregressive.from_nflows"
-        if found := obstacle(transform):
+        if found := why_not_foldable(transform):
             raise mismatch(
                 owner,
                 "a plain MaskedAffineAutoregressiveTransform of nflows",
