@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nflows_mixer.adapters.normflows import from_normflows
 from nflows_mixer.core.composite import CompositeTransform
-from nflows_mixer.flows import mixerflow
+from nflows_mixer.flows import Pixels, mixerflow
 from nflows_mixer.nn import (
     MLP,
     ConvConditioner,
@@ -62,6 +62,7 @@ from nflows_mixer.transforms import (
     SqueezeTransform,
     UniformDequantization,
     VariationalDequantization,
+    identity_maf,
 )
 from nflows_mixer.transforms.variational import NEARLY_UNIFORM
 from tests import baseline_registry
@@ -333,32 +334,43 @@ TRANSFORMS: dict[str, Case] = {
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
     ),
     "MixerFlow-butterfly": Case(
-        lambda: image_flow(linear="butterfly"),
+        lambda: image_flow(linear=ButterflyLinear),
         (1, 6, 4),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
         compiles=False,
     ),
     "MixerFlow-kronecker": Case(
-        lambda: image_flow(linear="kronecker", image_shape=(2, 6, 4)),
+        lambda: image_flow(linear=KroneckerLinear, image_shape=(2, 6, 4)),
         (2, 6, 4),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
         compiles=False,
     ),
     "MixerFlow-bounded": Case(
-        lambda: image_flow(scale="sigmoid", linear=None, logit=0.05),
+        lambda: image_flow(
+            channel_flow=partial(AffineCoupling, scale="sigmoid"),
+            patch_flow=partial(AffineCoupling, scale="sigmoid"),
+            linear=None,
+            pixels=Pixels(logit=0.05),
+        ),
         (1, 6, 4),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
         compiles=False,
     ),
     "MixerFlow-maf": Case(
-        lambda: image_flow(channel_flow="maf", patch_flow="maf", linear="rlu", shift=None),
+        lambda: image_flow(
+            channel_flow=identity_maf, patch_flow=identity_maf, linear=RLULinear, shift=None
+        ),
         (1, 6, 4),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
         compiles=False,
     ),
     "MixerFlow-additive-squeezed": Case(
         lambda: image_flow(
-            image_shape=(1, 4, 8), squeeze=2, patch_size=(1, 2), shift=None, channel_flow="additive"
+            image_shape=(1, 4, 8),
+            pixels=Pixels(squeeze=2),
+            patch_size=(1, 2),
+            shift=None,
+            channel_flow=AdditiveCoupling,
         ),
         (1, 4, 8),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
@@ -366,20 +378,22 @@ TRANSFORMS: dict[str, Case] = {
         compiles=False,
     ),
     "MixerFlow-positions": Case(
-        lambda: image_flow(positions="learned", position_features=2, context_features=3),
+        lambda: image_flow(positions=partial(learned_positions, features=2), context_features=3),
         (1, 6, 4),
         context_features=3,
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
         compiles=False,
     ),
     "MixerFlow-batchnorm": Case(
-        lambda: image_flow(norm="batchnorm", conditioner="mlp", shift=None),
+        lambda: image_flow(norm="batch", conditioner=MLP, shift=None),
         (1, 6, 4),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
         compiles=False,
     ),
     "MixerFlow-patch-sizes": Case(
-        lambda: image_flow(patch_size=[(1, 2), (2, 2)], layout=["patch", "dilated"], shift=None),
+        lambda: image_flow(
+            patch_size=[(1, 2), partial(PatchTransform, patch_size=2, layout="dilated")], shift=None
+        ),
         (1, 6, 4),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
         compiles=False,
@@ -422,13 +436,15 @@ TRANSFORMS: dict[str, Case] = {
         lambda: ChannelMixingTransform(InverseTransform(maf(4))), (3, 4), compiles=False
     ),
     "MixerFlow-spline": Case(
-        lambda: image_flow(channel_flow="spline", num_bins=4, num_layers=1, shift=None),
+        lambda: image_flow(
+            channel_flow=partial(RationalQuadraticCoupling, num_bins=4), num_layers=1, shift=None
+        ),
         (1, 6, 4),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
         compiles=False,
     ),
     "MixerFlow-residual": Case(
-        lambda: image_flow(patch_flow="residual", num_flow_layers=1, shift=None),
+        lambda: image_flow(patch_flow=ResidualTransform, num_flow_layers=1, shift=None),
         (1, 6, 4),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
         compiles=False,

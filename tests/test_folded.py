@@ -389,7 +389,7 @@ def test_a_training_step_waits_for_nothing(memory, monkeypatch):
     images = torch.randint(256, (20, 1, 8, 8), dtype=torch.uint8)
     flow.initialize(images)
     noise = torch.rand(images.shape)
-    flow.check_values = False
+    flow.validate_args = False
 
     def step():
         flow.log_prob(images, noise=noise).mean().backward()

@@ -21,9 +21,7 @@ from nflows_mixer.evaluation.neighbours import centre, memorisation_report
 from nflows_mixer.evaluation.ood import ood_report
 from nflows_mixer.evaluation.probe import probe_depths
 from nflows_mixer.evaluation.sampling import draw_samples
-from nflows_mixer.flows import ImageFlow, load_weights, mixerflow, read_metadata
-from nflows_mixer.flows.imported import FACTORIES, imported
-from nflows_mixer.flows.weights import family_in
+from nflows_mixer.flows import ImageFlow, load_weights, read_metadata
 from nflows_mixer.nn import ClassEmbedding
 
 OWNER = "evaluate_weights"
@@ -48,7 +46,6 @@ def evaluate_weights(
     probe_steps: int = 0,
     fid_weights: str | None = None,
     fid_samples: int = 10_000,
-    imports: bool = False,
     seed: int = 0,
     batch_size: int = 500,
     device: str = "auto",
@@ -82,7 +79,6 @@ def evaluate_weights(
         fid_weights: file with the weights of the Inception network, for the distance to the
             training images.
         fid_samples: samples for it, at most as many as there are training images.
-        imports: whether flows that the file names, such as zuko.flows.NSF, may be imported.
         seed: of the noise and the samples.
         batch_size: images, or pairs of an image and a draw, at a time, for likelihoods and
             embeddings; bounds the memory.
@@ -115,7 +111,7 @@ def evaluate_weights(
     place = _device(device)
     facts = {name: _parsed(text) for name, text in read_metadata(weights).items()}
     source = _images(facts, data, test_data, root, size)
-    flow = _flow(weights, facts, imports).to(place).eval()
+    flow = load_weights(weights).to(place).eval()
     held_out = (source.test or source.validation).subset(slice(images))
     _check_images("images", flow, source, "name the data that the flow was trained on")
     centre(source.image_shape[1:], crop)
@@ -269,23 +265,6 @@ def _images(
                 "name the same data, test_data and root",
             )
     return source
-
-
-def _flow(weights: str, facts: dict[str, Any], imports: bool) -> ImageFlow:
-    """Build the flow of the weights, importing what it is made of only if that is allowed."""
-    if family_in(facts) is not None or "model" not in facts:
-        return load_weights(weights)
-    names = sorted(
-        str(facts["model"].get(k)) for k in FACTORIES if "." in str(facts["model"].get(k))
-    )
-    if not imports:
-        raise mismatch(
-            OWNER,
-            "leave to import what the flow is made of",
-            ", ".join(names),
-            "if you trust these names, pass imports=True (--imports true)",
-        )
-    return load_weights(weights, mixerflow(**imported(facts["model"])))
 
 
 def _check_images(what: str, flow: ImageFlow, source: ImageData, advice: str) -> None:

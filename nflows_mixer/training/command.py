@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,16 +18,15 @@ from nflows_mixer._distributed import is_first_process
 from nflows_mixer._files import replace_file
 from nflows_mixer.data import ImageData, load_images
 from nflows_mixer.flows import (
-    MixerFlowArchitecture,
+    Architecture,
+    Pixels,
     denseflow,
     grow,
     load_weights,
     mixerflow,
     read_metadata,
 )
-from nflows_mixer.flows.denseflow_architecture import unread
 from nflows_mixer.flows.image_flow import ImageFlow
-from nflows_mixer.flows.imported import imported
 from nflows_mixer.flows.weights import FAMILIES, architecture_of, family_in, family_of
 from nflows_mixer.training.families import DEFAULTS, check_names, family_named, small_model
 from nflows_mixer.training.module import FlowModule
@@ -73,7 +73,7 @@ def main(
         parser = build_parser(prog, preset, data, family)
         arguments = parser.parse_args(given)
         rest = {k: v for k, v in vars(arguments).items() if k not in ("config", "model", "recipe")}
-        model = _read(vars(arguments.model), vars(parser.get_defaults().model))
+        model = vars(arguments.model)
         results = train(model=model, recipe=Recipe(**vars(arguments.recipe)), **rest)
     except (ValueError, TypeError, OSError, FloatingPointError, MisconfigurationException) as error:
         # These say what to do; where in the code they came from would only hide it.
@@ -170,13 +170,8 @@ def train(
     torch.manual_seed(seed)
     images = load_images(data, test=test_data, root=root, seed=seed, shuffle=shuffle, size=size)
     arguments = _complete(family, model, images, conditional)
-    if family == "mixerflow":
-        flow = mixerflow(compile=compile, memory=memory, **imported(arguments))
-    elif compile:
-        expected = "a mixerflow, of which the flow layers are compiled"
-        raise mismatch("--compile", expected, f"a {family}", "leave it out")
-    else:
-        flow = denseflow(memory=memory, **arguments)
+    builder = {"mixerflow": mixerflow, "denseflow": denseflow}[family]
+    flow = builder(compile=compile, memory=memory, **arguments)
     if start_from is not None:
         flow = _started_from(start_from, flow)
     if is_first_process():
@@ -230,12 +225,12 @@ def build_parser(
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these.")
     parser.add_function_arguments(train, as_group=False, skip={"model", "recipe"})
-    architecture, defaults = FAMILIES[family].architecture, DEFAULTS[family]
+    architecture, defaults = FAMILIES[family].spec, DEFAULTS[family]
     parser.add_class_arguments(architecture, "model", skip=set(OF_THE_DATA), instantiate=False)
     parser.add_class_arguments(Recipe, "recipe", instantiate=False)
     model, recipe = small_model(family, data), defaults.recipe
     if preset is not None:
-        model = vars(defaults.presets[preset].architecture)
+        model = defaults.presets[preset].arguments
         recipe = vars(Recipe.from_preset(preset))
     parser.set_defaults(
         {
@@ -246,14 +241,6 @@ def build_parser(
         }
     )
     return parser
-
-
-def _read(model: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out defaults of the small flow that the one asked for would not read."""
-    imported = all("." in str(model.get(name)) for name in ("channel_flow", "patch_flow"))
-    left = ["hidden_features", "num_blocks"] if imported else []
-    left += unread(model) if "growth" in model else []
-    return {k: v for k, v in model.items() if k not in left or v != defaults[k]}
 
 
 def _complete(
@@ -267,9 +254,10 @@ def _complete(
                 "--conditional", "images with labels", f"{images.name} without", "leave it out"
             )
         arguments["num_classes"] = images.num_classes
-    if family == "mixerflow" and arguments.get("logit") is None and _dark(images):
+    pixels = arguments.get("pixels") or Pixels()
+    if family == "mixerflow" and pixels.logit is None and _dark(images):
         # Against a background of exact zeros ink is an outlier, which only a logit brings near.
-        arguments["logit"] = 1e-3
+        arguments["pixels"] = replace(pixels, logit=1e-3)
     return arguments
 
 
@@ -290,7 +278,7 @@ def _announcement(images: ImageData, arguments: Mapping[str, Any]) -> str:
         if facts[f"{part}_images"]
     )
     version = f" {images.version}" if images.version else ""
-    logit = arguments.get("logit")
+    logit = getattr(arguments.get("pixels"), "logit", None)
     return f"{images.name}{version}: {parts}; split {facts['split_hash']}" + (
         f"; logit of alpha {logit:g}, as a quarter of the pixels or more are 0"
         if logit is not None and _dark(images)
@@ -308,7 +296,7 @@ def _started_from(path: str, flow: ImageFlow) -> ImageFlow:
         raise mismatch("--start_from", f"weights of a {wanted}", f"those of a {there}", advice)
     trained = load_weights(path)
     expected = "weights of this architecture"
-    if isinstance(flow.architecture, MixerFlowArchitecture):
+    if flow.architecture is not None and wanted == "mixerflow":
         trained = _deepened(trained, flow.architecture)
         expected += ", or of one with fewer layers"
     own, before = architecture_of(flow) or {}, architecture_of(trained) or {}
@@ -324,11 +312,11 @@ def _started_from(path: str, flow: ImageFlow) -> ImageFlow:
     return flow
 
 
-def _deepened(trained: ImageFlow, wanted: MixerFlowArchitecture) -> ImageFlow:
+def _deepened(trained: ImageFlow, wanted: Architecture) -> ImageFlow:
     """Return ``trained`` with as many layers as are wanted, if it has fewer."""
-    own = trained.architecture
-    assert isinstance(own, MixerFlowArchitecture)
-    if own.num_layers >= wanted.num_layers:
+    assert trained.architecture is not None
+    own, now = trained.architecture.arguments, wanted.arguments
+    if own["num_layers"] >= now["num_layers"]:
         return trained
-    lists = [n for n in ("patch_size", "layout") if getattr(own, n) != getattr(wanted, n)]
-    return grow(trained, wanted.num_layers, **{name: getattr(wanted, name) for name in lists})
+    lists = {name: now[name] for name in ("patch_size", "shift") if own[name] != now[name]}
+    return grow(trained, now["num_layers"], **lists)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nflows_mixer._checks import check_choice, mismatch
-from nflows_mixer.flows import DENSEFLOW_PRESETS, PRESETS
+from nflows_mixer.flows import DENSEFLOW_PRESETS, MIXERFLOW_PRESETS
 from nflows_mixer.flows.weights import FAMILIES
+from nflows_mixer.nn import FusedConditioner
 
 SMALL_RECIPE = {"learning_rate": 3e-3, "steps": 1000, "batch_size": 100, "warmup": 0.05}
 
@@ -34,7 +36,7 @@ class Defaults:
 DEFAULTS = {
     "mixerflow": Defaults(
         "MixerFlow",
-        PRESETS,
+        MIXERFLOW_PRESETS,
         small={"patch_size": 4, "num_layers": 4, "hidden_features": 64},
         recipe=SMALL_RECIPE,
     ),
@@ -45,11 +47,14 @@ DEFAULTS = {
             "units": (2, 1),
             "modules": (3, 4),
             "growth": 3,
-            "hidden_channels": 24,
-            "dense_layers": 2,
-            "dense_growth": 16,
-            "attention_channels": 12,
-            "dequantization_channels": 12,
+            "conditioner": partial(
+                FusedConditioner,
+                hidden_channels=24,
+                num_layers=2,
+                growth=16,
+                attention_channels=12,
+            ),
+            "noise_channels": 12,
         },
         recipe={
             **SMALL_RECIPE,
@@ -92,7 +97,7 @@ def check_names(names: Collection[str], family: str) -> None:
         >>> check_names(["patch_size"], "mixerflow")
     """
     fields = {
-        name: {field.name for field in dataclasses.fields(kind.architecture)}
+        name: {field.name for field in dataclasses.fields(kind.spec)}
         for name, kind in FAMILIES.items()
     }
     for name in names:

@@ -171,11 +171,11 @@ class FlowModule(LightningModule):
         images, context, noise = self._drawn(batch)
         # The noise is our own, and a data set whose first batch was right is taken to go on so,
         # rather than that each step waits for the device.
-        self.flow.check_values = self.device.type == "cpu" or batch_idx == 0
+        self.flow.validate_args = self.device.type == "cpu" or batch_idx == 0
         try:
             loss, bits = self.loss(images, context, noise, self._labels(batch))
         finally:
-            self.flow.check_values = True
+            self.flow.validate_args = True
         self._last = (images, context, noise, loss.detach())
         self.log("bits/dim", bits.mean().detach(), prog_bar=True, logger=False)
         self.training_bits = bits.detach()

@@ -31,7 +31,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     # A family that is not written down is in the architecture.
     known: dict[str, Any] = {"family": family, "recipe": _defaults(Recipe)}
     if family in FAMILIES:
-        known |= dict.fromkeys(("model", "architecture"), _defaults(FAMILIES[family].architecture))
+        known |= dict.fromkeys(("model", "architecture"), _defaults(FAMILIES[family].spec))
     return list(_differences("", before, now, known))
 
 

@@ -14,6 +14,7 @@ from nflows_mixer.transforms.dense_flow_block import DenseFlowBlock
 from nflows_mixer.transforms.dequantize import UniformDequantization
 from nflows_mixer.transforms.flow_layer import FlowLayer
 from nflows_mixer.transforms.glow_step import GlowStep
+from nflows_mixer.transforms.identity_maf import identity_maf
 from nflows_mixer.transforms.linear import (
     FullLinear,
     InvertibleConv1x1,
@@ -74,4 +75,5 @@ __all__ = [
     "StochasticTransform",
     "UniformDequantization",
     "VariationalDequantization",
+    "identity_maf",
 ]
