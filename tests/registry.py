@@ -14,10 +14,11 @@ import torch
 import zuko
 from nflows import transforms as nflows_transforms
 from nflows.nn.nets import ResidualNet
-from nflows.transforms import CompositeTransform, MaskedAffineAutoregressiveTransform, Transform
+from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
 from torch import Tensor
 
 from nflows_mixer.adapters.normflows_flows import from_normflows
+from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.flows import Pixels, mixerflow
 from nflows_mixer.nn import (
     MLP,
@@ -39,7 +40,6 @@ from nflows_mixer.transforms import (
     ConditionalNoise,
     DenseFlowBlock,
     FlowLayer,
-    FoldedCompositeTransform,
     FullLinear,
     GlowStep,
     InverseTransform,
@@ -129,7 +129,7 @@ def mixer(image_shape, patch_size=2, flow=layer, **options) -> PatchMixerTransfo
     return PatchMixerTransform(image_shape, patch_size, flow, flow, **options)
 
 
-def glow(channels: int, steps: int = 2, composite=FoldedCompositeTransform) -> Transform:
+def glow(channels: int, steps: int = 2, composite=CompositeTransform) -> Transform:
     """A few steps of Glow with its own coupling network."""
     return composite([GlowStep(channels, conv) for _ in range(steps)])
 
@@ -183,13 +183,14 @@ TRANSFORMS: dict[str, Case] = {
         lambda: PatchMixingTransform(AffineAutoregressive(4, 16)), (4, 6)
     ),
     "FlowLayer-autoregressive": Case(
-        lambda: FlowLayer(6, RLULinear, partial(AffineAutoregressive, hidden_features=16)), (6,)
+        lambda: FlowLayer(6, ActNorm, RLULinear, partial(AffineAutoregressive, hidden_features=16)),
+        (6,),
     ),
     "Reversible": Case(
         lambda: ReversibleCompositeTransform([ActNorm(6), coupling(6), LULinear(6)]), (6,)
     ),
     "Folded-images": Case(
-        lambda: FoldedCompositeTransform(
+        lambda: CompositeTransform(
             [ActNorm(3), InvertibleConv1x1(3), AffineCoupling(3, image_net)]
         ),
         (3, 2, 4),
@@ -235,8 +236,8 @@ TRANSFORMS: dict[str, Case] = {
     ),
     "FlowLayer": Case(lambda: layer(6), (6,)),
     "FlowLayer-context": Case(lambda: conditional_layer(6), (6,), context_features=3),
-    "FlowLayer-maf": Case(lambda: FlowLayer(6, RLULinear, maf), (6,), compiles=False),
-    "FlowLayer-flow-alone": Case(lambda: FlowLayer(6, None, coupling, None), (6,)),
+    "FlowLayer-maf": Case(lambda: FlowLayer(6, ActNorm, RLULinear, maf), (6,), compiles=False),
+    "FlowLayer-flow-alone": Case(lambda: FlowLayer(6, None, None, coupling), (6,)),
     "ChannelMixing": Case(lambda: ChannelMixingTransform(layer(6)), (4, 6)),
     "ChannelMixing-context": Case(
         lambda: ChannelMixingTransform(conditional_layer(6)), (4, 6), context_features=3

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from nflows_mixer.evaluation import evaluate
 from nflows_mixer.flows import denseflow, load_weights, read_metadata
 from nflows_mixer.likelihood import bits_per_dim
+from nflows_mixer.nn import FusedConditioner
 from nflows_mixer.noise import uniform_noise
 from nflows_mixer.training import FlowModule, HybridModule, Recipe, ShuffledBatches
 from nflows_mixer.training.diagnosis import clip_gradient
@@ -29,8 +31,8 @@ from tests.training import (
     train,
 )
 
-SMALL = {"units": (2, 1), "modules": (1, 1), "growth": 2, "hidden_channels": 4}
-SMALL |= {"dense_layers": 1, "dense_growth": 4, "attention_channels": 4}
+NETWORK = partial(FusedConditioner, hidden_channels=4, num_layers=1, growth=4, attention_channels=4)
+SMALL = {"units": (2, 1), "modules": (1, 1), "growth": 2, "conditioner": NETWORK}
 TUNED = {"warmup": 3, "decay": 0.7, "decay_every": 2, "fine_tune_steps": 2, "fine_tune_rate": 1e-3}
 TUNED |= {"optimizer": "adamax", "gradient_clip": None, "flip": True}
 
@@ -40,7 +42,7 @@ def small(**options):
     return denseflow(**arguments | options)
 
 
-LEARNED = {"dequantization": "variational", "dequantization_channels": 4}
+LEARNED = {"dequantization": "variational", "noise_channels": 4}
 
 
 class Recording(FlowModule):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from nflows_mixer.evaluation import (
 from nflows_mixer.evaluation.command import evaluate_weights, main
 from nflows_mixer.flows import ImageFlow, denseflow, save_weights
 from nflows_mixer.likelihood import bits_per_dim
+from nflows_mixer.nn import FusedConditioner
 from nflows_mixer.transforms import PixelScaling
 from tests.test_evaluation import pixels
 
@@ -33,10 +35,9 @@ SMALL = {
     "units": (2, 2),
     "modules": (1, 1),
     "growth": 2,
-    "hidden_channels": 8,
-    "dense_layers": 1,
-    "dense_growth": 4,
-    "attention_channels": 4,
+    "conditioner": partial(
+        FusedConditioner, hidden_channels=8, num_layers=1, growth=4, attention_channels=4
+    ),
 }
 SHAPE = SMALL["image_shape"]
 
