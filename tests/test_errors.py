@@ -1,6 +1,5 @@
 """Wrong input: each an error that says what was expected, what came, and what to do."""
 
-import re
 from functools import partial
 
 import numpy as np
@@ -9,17 +8,12 @@ import torch
 from nflows.transforms import (
     CompositeTransform,
     IdentityTransform,
-    Logit,
-    NaiveLinear,
-    PiecewiseRationalQuadraticCDF,
     ReversePermutation,
-    Sigmoid,
     Transform,
 )
 from nflows.transforms import LULinear as nflows_LULinear
 from torch import nn
 
-from nflows_mixer.data import load_images
 from nflows_mixer.distributions import DiagonalNormal, NormalMixture, StudentT
 from nflows_mixer.flows import ImageFlow, Pixels, mixerflow
 from nflows_mixer.nn import MLP, ResidualMLP, sinusoidal_positions
@@ -388,25 +382,6 @@ def test_choice_of_the_builder(options, pattern):
         small(**options)
 
 
-def test_bounded_parts_inside_a_composite_are_followed():
-    between = [ReversePermutation(4), PiecewiseRationalQuadraticCDF([4])]
-    flow = CompositeTransform([Sigmoid(), *between, Logit()])
-    matrix = torch.randn(2, 3, 4)
-    mixing = ChannelMixingTransform(flow)
-    torch.testing.assert_close(mixing.inverse(mixing(matrix)[0])[0], matrix, atol=1e-4, rtol=1e-4)
-    with expect(ValueError, "LULinear, from R.D to R.D, for values in .0, 1..D; use a flow of"):
-        ChannelMixingTransform(CompositeTransform([Sigmoid(), LULinear(4), Logit()]))
-    with expect(ValueError, "Logit, from .0, 1..D to R.D"):
-        ChannelMixingTransform(CompositeTransform([Logit(), *between]))
-    with expect(ValueError, "Sigmoid, from R.D to .0, 1..D"):
-        ChannelMixingTransform(CompositeTransform([ReversePermutation(4), Sigmoid()]))
-
-
-def test_constructor_that_torch_broke_inside_a_factory():
-    with expect(ValueError, "NaiveLinear, which calls torch.qr.*LULinear"):
-        PatchMixerTransform((1, 4, 4), 2, lambda d: NaiveLinear(d), FlowLayer)
-
-
 def test_class_in_the_place_of_a_flow():
     with expect(TypeError, "got the class LULinear"):
         ChannelMixingTransform(LULinear)
@@ -448,68 +423,3 @@ def test_class_in_the_place_of_a_flow():
 def test_part(make, pattern):
     with expect(ValueError, pattern):
         make()
-
-
-# Data.
-
-
-def test_data_that_does_not_exist(tmp_path):
-    with expect(ValueError, re.escape(f"'{tmp_path / 'none.npz'}'")):
-        load_images(tmp_path / "none.npz")
-
-
-def test_npz_without_images(tmp_path):
-    np.savez(tmp_path / "x.npz", pictures=np.zeros((2, 4, 4), np.uint8))
-    with expect(ValueError, r"'images', got \['pictures'\]"):
-        load_images(tmp_path / "x.npz")
-
-
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.zeros((2, 4, 4)),
-        np.zeros((2, 3, 4, 5), np.uint8),
-        np.zeros((2, 3, 4, 4), np.uint8),
-        np.zeros((2, 4, 4, 2), np.uint8),
-        np.zeros(4, np.uint8),
-    ],
-)
-def test_npz_with_something_else(tmp_path, array):
-    np.savez(tmp_path / "x.npz", images=array)
-    with expect(ValueError, "uint8 images"):
-        load_images(tmp_path / "x.npz")
-
-
-def test_one_image_alone(tmp_path):
-    np.savez(tmp_path / "x.npz", images=np.zeros((1, 4, 4), np.uint8))
-    with expect(ValueError, "three images or more, got 1"):
-        load_images(tmp_path / "x.npz")
-
-
-def test_held_out_images_of_another_shape(tmp_path):
-    np.savez(tmp_path / "a.npz", images=np.zeros((2, 4, 4), np.uint8))
-    np.savez(tmp_path / "b.npz", images=np.zeros((2, 6, 6, 3), np.uint8))
-    with expect(ValueError, r"images of \[1, 4, 4\], got \[3, 6, 6\]"):
-        load_images(tmp_path / "a.npz", test=tmp_path / "b.npz")
-
-
-def test_held_out_images_beside_those_of_a_data_set():
-    with expect(ValueError, "no test images beside 'digits', got x.npz"):
-        load_images("digits", test="x.npz")
-
-
-def test_folder_with_images_of_sixteen_bits(tmp_path):
-    from PIL import Image
-
-    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
-    with expect(ValueError, "images of 8 bits, got modes"):
-        load_images(tmp_path)
-
-
-def test_folder_with_images_of_two_sizes(tmp_path):
-    from PIL import Image
-
-    for size in (4, 6):
-        Image.fromarray(np.zeros((size, size, 3), np.uint8)).save(tmp_path / f"{size}.png")
-    with expect(ValueError, "images of one size, got"):
-        load_images(tmp_path)

@@ -209,7 +209,7 @@ def test_accumulated_batches_weigh_each_label_the_same(missing):
     gradients = []
     for micro in (1, 2):
         torch.manual_seed(0)
-        flow = initialized(tiny(conditioner=one_layer))
+        flow = initialized(tiny(conditioner=one_layer, hidden_features=None))
         recipe = Recipe(1e-3, gradient_clip=1e9, steps=1, batch_size=10)
         module = Still(flow, recipe, 3, weight=0.0)
         train(module, ImageData("noise", part, part, None, 17), accumulate_grad_batches=micro)

@@ -24,7 +24,7 @@ from benchmarks.papers.run import path_of, result_of, trained
 from benchmarks.papers.throughput import fraction_of_peak, training_operations
 from nflows_mixer.distributions import DiagonalNormal
 from nflows_mixer.flows import ImageFlow, denseflow
-from nflows_mixer.nn import FusedConditioner
+from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.transforms import AffineCoupling, CompositeTransform, SqueezeTransform
 
 
@@ -123,7 +123,7 @@ def test_operations_of_a_batch_are_shared_by_its_images():
 
 def test_operations_leave_a_flow_as_it_was():
     sizes = {"units": (2, 1), "modules": (1, 1), "growth": 2}
-    sizes["conditioner"] = partial(FusedConditioner, hidden_channels=8, num_layers=1)
+    sizes["conditioner"] = partial(DenseAttentionConditioner, hidden_channels=8, num_layers=1)
     flow = denseflow(image_shape=(1, 8, 8), dequantization="uniform", **sizes)
     images = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)
     flow.initialize(images)

@@ -16,11 +16,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from nflows_mixer._checks import check_choice, check_positive, mismatch
+from nflows_mixer.training.presets import preset_file, preset_names
 
-PRESETS = Path(__file__).parent / "presets"
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
 SHORTER = (
-    "a run of fewer steps wants a fine_tune_steps and a warmup of its own (give "
+    "a run of fewer steps has a fine_tune_steps and a warmup of its own (give "
     "--recipe.fine_tune_steps and --recipe.warmup too)"
 )
 
@@ -172,7 +172,7 @@ class Recipe:
         there is none.
 
         Args:
-            preset: of either family, see ``MIXERFLOW_PRESETS`` and ``DENSEFLOW_PRESETS``.
+            preset: name of a configuration that ships with the package.
 
         Raises:
             ValueError: if there is no preset of that name.
@@ -180,14 +180,14 @@ class Recipe:
         Example:
             >>> recipe = Recipe.from_preset("animefaces")
             >>> recipe.betas, recipe.warmup
-            ([0.9, 0.99], 0.05)
+            ((0.9, 0.99), 0.05)
             >>> recipe = Recipe.from_preset("denseflow-74-10")
             >>> recipe.steps, recipe.fine_tune_steps, recipe.decay, recipe.decay_every
             (507650, 54670, 0.9975, None)
         """
-        names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-        check_choice("Recipe", "preset", preset, names)
-        return cls(**yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())["recipe"])
+        check_choice("Recipe", "preset", preset, tuple(preset_names()))
+        values = yaml.safe_load(Path(preset_file(preset)).read_text())["recipe"]
+        return cls(**{**values, "betas": tuple(values.get("betas", cls.betas))})
 
     def resolved(self, train_images: int) -> Recipe:
         r"""Return this recipe with the ``decay_every`` that the data give, where it has none.
