@@ -269,7 +269,9 @@ class Snapshots(Callback):
 @plain
 def test_moving_average_by_hand():
     snapshots = Snapshots()
-    module = FlowModule(tiny(norm="batch").double(), Recipe(1e-2, steps=5, batch_size=10, ema_decay=0.7))
+    module = FlowModule(
+        tiny(norm="batch").double(), Recipe(1e-2, steps=5, batch_size=10, ema_decay=0.7)
+    )
     train(module, noise_data(), callbacks=[snapshots])
     average = dict(snapshots.states[0])
     for state in snapshots.states[1:]:

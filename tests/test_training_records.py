@@ -69,7 +69,7 @@ def test_data_without_a_test_part_report_the_validation_part(tmp_path):
 
 
 def test_data_of_other_levels_than_the_flow_are_refused(tmp_path):
-    """Bits per dimension of 256 levels beside yardsticks of 17 would compare nothing."""
+    """Bits per dimension of 256 levels beside reference models of 17 would compare nothing."""
     module = FlowModule(tiny(levels=256), Recipe(steps=1, batch_size=10))
     with pytest.raises(ValueError, match="levels"):
         run(module, noise_data(), tmp_path)

@@ -145,9 +145,7 @@ def evaluate_weights(
         "seed": seed,
         "bits_per_dim": summary(bounds["average"]),
         "importance_weighted_bits_per_dim": summary(bounds["importance"]),
-        "round_trip_error": round_trip_error(
-            flow, held_out.images(slice(200)), first, batch_size
-        ),
+        "round_trip_error": round_trip_error(flow, held_out.images(slice(200)), first, batch_size),
     }
     if options.probe_steps:
         report["linear_probe"] = probe_depths(
