@@ -9,21 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
-from nflows_mixer.data import archives, imagenet, load_images, mapped
-from nflows_mixer.data.archives import read_pickle
-
-SMALL_COUNTS = {"old": (60, 5), "new": (70, 6)}
+from nflows_mixer.data import cache, imagenet, load_images, pickles
+from nflows_mixer.data.pickles import read_pickle
 
 
 @pytest.fixture(autouse=True)
 def small_counts(monkeypatch):
-    monkeypatch.setattr(imagenet, "COUNTS", SMALL_COUNTS)
+    assert imagenet.COUNTS == {"old": (1_281_149, 49_999), "new": (1_281_167, 50_000)}
+    monkeypatch.setattr(imagenet, "COUNTS", {"old": (60, 5), "new": (70, 6)})
 
 
 @pytest.fixture
 def all_mapped(monkeypatch):
-    monkeypatch.setattr(mapped, "MAPPED_BYTES", 1000)
-    monkeypatch.setattr(mapped, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(cache, "MAPPED_BYTES", 1000)
+    monkeypatch.setattr(cache, "CHUNK_BYTES", 10_000)
 
 
 def pixels(count, size, seed=0):
@@ -76,7 +75,7 @@ def write_new(folder, size, layout, train=70, held=6):
 
 
 @pytest.mark.parametrize("size", [32, 64])
-def test_old_imagenet(tmp_path, size):
+def test_old_imagenet_is_its_folders(tmp_path, size):
     train, held = write_old(tmp_path / f"imagenet{size}", size)
     data = load_images(f"imagenet{size}", root=tmp_path)
     assert data.version == "old (van den Oord et al. 2016), 60 / 5"
@@ -89,7 +88,7 @@ def test_old_imagenet(tmp_path, size):
 
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("layout", ["npz", "npz folders", "pickle", "pickle folders"])
-def test_new_imagenet(tmp_path, size, layout):
+def test_new_imagenet_is_its_batches_in_their_order(tmp_path, size, layout):
     train, held = write_new(tmp_path / f"imagenet{size}", size, layout)
     data = load_images(f"imagenet{size}", root=tmp_path)
     assert data.version == "new (Chrabaszcz et al. 2017), 70 / 6"
@@ -102,27 +101,11 @@ def test_new_imagenet(tmp_path, size, layout):
         assert torch.equal(part.labels(), part.rows)
 
 
-def test_counts_of_the_makers():
-    """The fixture above puts small ones in their place."""
-    import importlib.util
-
-    specification = importlib.util.find_spec("nflows_mixer.data.imagenet")
-    fresh = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(fresh)
-    assert fresh.COUNTS == {"old": (1_281_149, 49_999), "new": (1_281_167, 50_000)}
-    assert fresh._version("old") == "old (van den Oord et al. 2016), 1,281,149 / 49,999"
-
-
 def test_versions_are_never_mixed(tmp_path):
     write_old(tmp_path / "imagenet32", 32)
-    write_new(tmp_path / "imagenet32", 32, "npz")
+    write_new(tmp_path / "imagenet32", 32, "npz folders")
     with pytest.raises(ValueError, match="the old version or the new one, never a mix of both"):
         load_images("imagenet32", root=tmp_path)
-
-
-def test_one_part_of_each_version_is_a_mix_too(tmp_path):
-    write_old(tmp_path / "imagenet32", 32)
-    write_new(tmp_path / "imagenet32", 32, "npz folders")
     for file in (tmp_path / "imagenet32" / "Imagenet32_train_npz").iterdir():
         file.unlink()
     with pytest.raises(ValueError, match="never a mix of both, got .*'val_data.npz'"):
@@ -130,7 +113,7 @@ def test_one_part_of_each_version_is_a_mix_too(tmp_path):
 
 
 @pytest.mark.parametrize("train, held", [(59, 5), (60, 6), (70, 6)])
-def test_old_imagenet_of_other_counts(tmp_path, train, held):
+def test_old_imagenet_of_other_counts_is_refused(tmp_path, train, held):
     write_old(tmp_path / "imagenet32", 32, train, held)
     pattern = rf"60 images to train on and 5 held out, .* version, got {train} and {held}; fetch"
     with pytest.raises(ValueError, match=pattern):
@@ -139,14 +122,16 @@ def test_old_imagenet_of_other_counts(tmp_path, train, held):
 
 @pytest.mark.parametrize("layout", ["npz", "pickle"])
 @pytest.mark.parametrize("train, held, pattern", [(69, 6, "70 .*got 69"), (70, 5, "6 .*got 5")])
-def test_new_imagenet_of_other_counts(tmp_path, layout, train, held, pattern, all_mapped):
+def test_new_imagenet_of_other_counts_is_refused(
+    tmp_path, layout, train, held, pattern, all_mapped
+):
     write_new(tmp_path / "imagenet32", 32, layout, train, held)
     with pytest.raises(ValueError, match=f"expected {pattern}; fetch the missing files again"):
         load_images("imagenet32", root=tmp_path)
     assert not [file for file in (tmp_path / "cache").iterdir() if "train" in file.name]
 
 
-def test_imagenet_that_is_not_there(tmp_path):
+def test_imagenet_that_is_not_there_is_described(tmp_path):
     with pytest.raises(ValueError, match="or train_data_batch_1 .* got no folder; put one version"):
         load_images("imagenet32", root=tmp_path)
     write_old(tmp_path / "imagenet64", 32)
@@ -154,7 +139,7 @@ def test_imagenet_that_is_not_there(tmp_path):
         load_images("imagenet64", root=tmp_path)
 
 
-def test_imagenet_of_another_size(tmp_path):
+def test_imagenet_of_another_size_is_refused(tmp_path):
     write_old(tmp_path / "imagenet32", 32)
     path = tmp_path / "imagenet32" / "train_32x32" / "0007.png"
     Image.fromarray(np.zeros((32, 31, 3), np.uint8)).save(path)
@@ -175,7 +160,7 @@ def test_imagenet_of_another_size(tmp_path):
         ({"data": np.zeros((6, 3072)), "labels": [1] * 6}, r"uint8 \[N, 3072\], got float64"),
     ],
 )
-def test_batch_of_something_else(tmp_path, arrays, pattern):
+def test_batch_of_something_else_is_refused(tmp_path, arrays, pattern):
     write_new(tmp_path / "imagenet32", 32, "pickle")
     dump(tmp_path / "imagenet32" / "val_data", arrays)
     with pytest.raises(ValueError, match=pattern):
@@ -198,27 +183,15 @@ class Evil:
 
 @pytest.mark.parametrize("thing", [Evil(), OrderedDict(), eval, np.load, {"data": [Evil()]}])
 def test_pickle_that_asks_for_more_than_arrays_is_refused(tmp_path, thing, capfd):
-    dump(tmp_path / "x", thing)
-    with pytest.raises(ValueError, match=r"a pickle of plain arrays, got [\w.]+; use a file from"):
-        read_pickle(tmp_path / "x")
+    write_new(tmp_path / "imagenet32", 32, "pickle")
+    dump(tmp_path / "imagenet32" / "train_data_batch_3", thing)
+    with pytest.raises(ValueError, match="batch_3: expected a pickle of plain arrays, got .*; use"):
+        load_images("imagenet32", root=tmp_path)
     assert "evil" not in capfd.readouterr().out
 
 
-def test_pickle_that_asks_for_a_codec_is_refused(tmp_path):
-    (tmp_path / "x").write_bytes(b"c_codecs\nencode\n(Vtext\nVrot13\ntR.")
-    with pytest.raises(ValueError, match="a pickle of plain arrays, got codec rot13"):
-        read_pickle(tmp_path / "x")
-
-
-def test_evil_batch_is_refused_by_name(tmp_path):
-    write_new(tmp_path / "imagenet32", 32, "pickle")
-    dump(tmp_path / "imagenet32" / "train_data_batch_3", {"data": Evil(), "labels": [1]})
-    with pytest.raises(ValueError, match="train_data_batch_3: expected a pickle of plain arrays"):
-        load_images("imagenet32", root=tmp_path)
-
-
 @pytest.mark.parametrize("protocol", range(6))
-def test_pickles_of_every_protocol(tmp_path, protocol):
+def test_pickles_of_every_protocol_are_read(tmp_path, protocol):
     given = {
         "data": np.arange(300, dtype=np.uint8).reshape(3, 100),
         "labels": [1, 2, np.int64(3)],
@@ -234,10 +207,10 @@ def test_pickles_of_every_protocol(tmp_path, protocol):
 @pytest.mark.parametrize("core", ["numpy.core", "numpy._core"])
 def test_pickles_of_numpy_1_and_2(core):
     for name in ("_reconstruct", "scalar"):
-        assert archives._ALLOWED[f"{core}.multiarray", name].__name__ == name
+        assert pickles._ALLOWED[f"{core}.multiarray", name].__name__ == name
 
 
-def test_pickle_of_python_2_and_keys_of_bytes(tmp_path):
+def test_pickle_of_python_2_and_keys_of_bytes_are_read(tmp_path):
     """Python 2 wrote keys, and the bytes of an array, as strings of bytes."""
     raw = bytes(range(250, 256))
     python2 = (
@@ -252,14 +225,17 @@ def test_pickle_of_python_2_and_keys_of_bytes(tmp_path):
     assert read_pickle(tmp_path / "x")["data"].tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", pickle.dumps({"a": np.ones(9)})[:-20]])
-def test_pickle_that_is_damaged(tmp_path, content):
+@pytest.mark.parametrize(
+    "content, pattern",
+    [
+        (b"", "of plain arrays, got"),
+        (b"nonsense", "of plain arrays, got"),
+        (pickle.dumps({"a": np.ones(9)})[:-20], "of plain arrays, got"),
+        (pickle.dumps([1, 2]), "a pickled dictionary, got list"),
+        (b"c_codecs\nencode\n(Vtext\nVrot13\ntR.", "of plain arrays, got .*codec rot13"),
+    ],
+)
+def test_pickle_that_is_damaged_or_asks_for_a_codec_is_refused(tmp_path, content, pattern):
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(ValueError, match="expected a pickle of plain arrays, got"):
-        read_pickle(tmp_path / "x")
-
-
-def test_pickle_without_names(tmp_path):
-    dump(tmp_path / "x", [1, 2])
-    with pytest.raises(ValueError, match="a pickled dictionary, got list"):
+    with pytest.raises(ValueError, match=pattern):
         read_pickle(tmp_path / "x")

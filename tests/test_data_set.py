@@ -1,6 +1,5 @@
 """Images as a data set of torch."""
 
-import pickle
 import re
 
 import numpy as np
@@ -32,7 +31,7 @@ def dataset():
         (torch.tensor([False] * 5), []),
     ],
 )
-def test_rows_by_any_index(dataset, index, expected):
+def test_rows_are_taken_by_any_index_of_numpy(dataset, index, expected):
     images, labels = dataset[index]
     assert images.flatten().tolist() == expected and images.shape[1:] == (1, 1, 1)
     assert labels.tolist() == [each + 100 for each in expected]
@@ -42,9 +41,9 @@ def test_rows_by_any_index(dataset, index, expected):
     assert len(subset) == len(expected) and subset.images().flatten().tolist() == expected
 
 
-@pytest.mark.parametrize("index", [5, -6, [0, 5], np.int64(7)])
-def test_rows_that_are_not_there(dataset, index):
-    with pytest.raises(IndexError, match="of 5 images"):
+@pytest.mark.parametrize("index", [5, -6, [0, 5], np.int64(7), [True], 1.5])
+def test_rows_that_are_not_there_are_an_index_error(dataset, index):
+    with pytest.raises(IndexError):
         dataset[index]
 
 
@@ -55,15 +54,12 @@ def test_sample_and_iteration(dataset):
 
 
 def test_what_is_returned_is_a_copy(dataset):
-    whole = ImageDataset(dataset.images())
     for index in (0, slice(None), [0]):
-        whole.images(index).fill_(77)
-    assert whole.images().flatten().tolist() == [9, 7, 5, 3, 1]
-
-
-def test_dataset_survives_pickling(dataset):
-    again = pickle.loads(pickle.dumps(dataset))
-    assert torch.equal(again.images(), dataset.images()) and torch.equal(again.rows, dataset.rows)
+        images, labels = dataset[index]
+        images.fill_(77), labels.fill_(77)
+    assert (
+        dataset.images().flatten().tolist() == [9, 7, 5, 3, 1] == (dataset.labels() - 100).tolist()
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,13 +70,9 @@ def test_dataset_survives_pickling(dataset):
             lambda: ImageDataset(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2)),
             "one integer label for each of 2 images, got torch.float32",
         ),
-        (
-            lambda: ImageDataset(torch.zeros(2, 1, 2, 2, dtype=torch.uint8)).images([True]),
-            "one entry for each of 2 images, got a mask [1]",
-        ),
     ],
 )
-def test_dataset_of_something_else(make, pattern):
+def test_dataset_of_something_else_is_refused(make, pattern):
     with pytest.raises(ValueError, match=re.escape(pattern)):
         make()
 

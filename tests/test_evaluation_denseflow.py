@@ -220,7 +220,7 @@ def test_command_over_weights(tmp_path):
     assert math.isfinite(weighted) and weighted < report["bits_per_dim"]["mean"]
     assert [row["layer"] for row in report["linear_probe"]][2:4] == [
         "DenseFlowBlock",
-        "SqueezeAndDrop",
+        "SqueezeAndSplit",
     ]
     copies = report["memorisation"]
     assert copies["crop"] == [6, 6] and copies["flipped"] is True

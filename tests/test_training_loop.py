@@ -212,7 +212,7 @@ def test_validation_and_samples_leave_the_random_state_of_training(tmp_path):
 
 def test_any_nflows_flow_trains(tmp_path):
     layer = PatchMixerTransform(
-        SHAPE, 2, lambda n: FlowLayer(n, AffineCoupling(n)), lambda n: FlowLayer(n)
+        SHAPE, 2, lambda n: FlowLayer(n, linear=AffineCoupling(n)), lambda n: FlowLayer(n)
     )
     plain = Flow(layer, tiny()._distribution)
     flow = ImageFlow.from_flow(plain, SHAPE, levels=17)

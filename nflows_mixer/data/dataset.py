@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nflows_mixer._checks import mismatch
-from nflows_mixer.data.mapped import map_images
+from nflows_mixer.data.cache import map_images
 
 Rows = Union[int, slice, Sequence[int], np.ndarray, Tensor]
 
@@ -35,6 +35,7 @@ class ImageDataset(Dataset):
 
     Raises:
         ValueError: if the images are not uint8 [N, C, H, W], or there is not one label for each.
+        IndexError: as numpy does, where rows are asked for that are not there.
 
     Example:
         >>> images = torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1, 1)
@@ -54,17 +55,13 @@ class ImageDataset(Dataset):
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._file = None if isinstance(images, Tensor) else Path(images)
-        images = images if isinstance(images, Tensor) else map_images(images)
-        if images.dtype != torch.uint8 or images.dim() != 4:
-            got = f"{images.dtype} {list(images.shape)}"
+        self._images = images if isinstance(images, Tensor) else map_images(images)
+        if self._images.dtype != torch.uint8 or self._images.dim() != 4:
+            got = f"{self._images.dtype} {list(self._images.shape)}"
             raise mismatch("ImageDataset", "uint8 images [N, C, H, W]", got, "convert them")
-        if labels is not None and (labels.shape != images.shape[:1] or labels.is_floating_point()):
-            got = f"{labels.dtype} {list(labels.shape)}"
-            expected = f"one integer label for each of {len(images)} images"
-            raise mismatch("ImageDataset", expected, got, "pass class indices")
-        self._images = images
-        self._labels = None if labels is None else labels.long()
-        self._rows = None if rows is None else torch.as_tensor(rows, dtype=torch.long)
+        count = len(self._images)
+        self._rows = torch.arange(count) if rows is None else torch.as_tensor(rows).long()
+        self._labels = None if labels is None else _check_labels(labels, count)[self._rows]
         self.transform = transform
 
     @property
@@ -86,34 +83,38 @@ class ImageDataset(Dataset):
     @property
     def rows(self) -> Tensor:
         """The rows of the stored images that are the data set, [N], in their order."""
-        return torch.arange(len(self._images)) if self._rows is None else self._rows
+        return self._rows
 
     def shares_images(self, other: ImageDataset) -> bool:
         """Whether both are rows of the same stored images."""
         return self._images is other._images
 
     def __len__(self) -> int:
-        return len(self._images if self._rows is None else self._rows)
+        return len(self._rows)
 
     def __getitem__(self, index: Rows) -> tuple[Tensor, ...]:
-        rows = self._at(index)
-        if self._labels is None:
-            return (self._take(rows),)
-        return self._take(rows), self._labels[rows]
+        images = self.images(index)
+        return (images,) if self._labels is None else (images, self.labels(index))
 
     def images(self, index: Rows = slice(None)) -> Tensor:
         """Return the images of these rows, [n, C, H, W]; all of them where none are named."""
-        return self._take(self._at(index))
+        rows = _take(self._rows, index)
+        # Advanced indexing copies: a view of a mapped file must not be written to.
+        images = self._images[rows.reshape(-1)]
+        if self.transform is not None:
+            images = self.transform(images)
+        return images if rows.dim() else images[0]
 
     def labels(self, index: Rows = slice(None)) -> Tensor:
         """Return the labels of these rows, [n]; an error if there are none."""
         if self._labels is None:
             raise mismatch("ImageDataset", "labels", "images alone", "use a data set that has some")
-        return self._labels[self._at(index)]
+        return _take(self._labels, index)
 
     def subset(self, index: Rows) -> ImageDataset:
         """Return these rows as a data set that shares the images."""
-        return self._with(rows=self._at(index).reshape(-1))
+        labels = None if self._labels is None else _take(self._labels, index).reshape(-1)
+        return self._with(_rows=_take(self._rows, index).reshape(-1), _labels=labels)
 
     def transformed(self, transform: Callable[[Tensor], Tensor] | None) -> ImageDataset:
         """Return the same rows, shared, with this transform in place of the present one."""
@@ -121,50 +122,12 @@ class ImageDataset(Dataset):
 
     def with_labels(self, labels: Tensor) -> ImageDataset:
         """Return the same rows, shared, with these labels, [n]: one for each row."""
-        if labels.shape != (len(self),) or labels.is_floating_point():
-            got = f"{labels.dtype} {list(labels.shape)}"
-            expected = f"one integer label for each of {len(self)} images"
-            raise mismatch("ImageDataset", expected, got, "pass class indices")
-        other = self._with()
-        other._labels = torch.full((len(self._images),), -1)
-        other._labels[self.rows] = labels.long()
-        return other
+        return self._with(_labels=_check_labels(labels, len(self)))
 
     def _with(self, **changes: Any) -> ImageDataset:
         other = ImageDataset.__new__(ImageDataset)
-        other.__dict__.update(self.__dict__)
-        other._rows = changes.get("rows", self._rows)
-        other.transform = changes.get("transform", self.transform)
+        other.__dict__.update(self.__dict__, **changes)
         return other
-
-    def _at(self, index: Rows) -> Tensor:
-        """The rows of the stored images, [n]; without dimensions for an integer."""
-        count = len(self)
-        if isinstance(index, slice):
-            places = torch.from_numpy(np.arange(*index.indices(count)))
-        else:
-            places = torch.as_tensor(index if isinstance(index, Tensor) else np.asarray(index))
-        if places.dtype == torch.bool:
-            if places.shape != (count,):
-                got = f"a mask {list(places.shape)}"
-                expected = f"one entry for each of {count} images"
-                raise mismatch("ImageDataset", expected, got, "pass a mask of that length")
-            places = places.nonzero().flatten()
-        # An empty list comes as floats; uint8 would be read as a mask.
-        if not places.is_floating_point() or not places.numel():
-            places = places.long()
-        if places.numel() and not -count <= int(places.min()) <= int(places.max()) < count:
-            raise IndexError(f"rows {int(places.min())} to {int(places.max())} of {count} images")
-        if self._rows is not None:
-            return self._rows[places]
-        return places % max(count, 1)
-
-    def _take(self, rows: Tensor) -> Tensor:
-        # Advanced indexing copies: a view of a mapped file must not be written to.
-        images = self._images[rows.reshape(-1)]
-        if self.transform is not None:
-            images = self.transform(images)
-        return images if rows.dim() else images[0]
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -176,3 +139,17 @@ class ImageDataset(Dataset):
         self.__dict__.update(state)
         if self._file is not None:
             self._images = map_images(self._file)
+
+
+def _check_labels(labels: Tensor, count: int) -> Tensor:
+    if labels.shape != (count,) or labels.is_floating_point():
+        got = f"{labels.dtype} {list(labels.shape)}"
+        expected = f"one integer label for each of {count} images"
+        raise mismatch("ImageDataset", expected, got, "pass class indices")
+    return labels.long()
+
+
+def _take(values: Tensor, index: Rows) -> Tensor:
+    """A copy of entries, by any index that numpy takes; without dimensions for an integer."""
+    index = index.cpu().numpy() if isinstance(index, Tensor) else index
+    return torch.from_numpy(np.array(values.numpy()[index]))

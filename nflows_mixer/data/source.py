@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nflows_mixer.data.image_data import ImageData
-from nflows_mixer.data.images import load_images
+from nflows_mixer.data.load import load_images
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nflows_mixer.data.cache import gather
 from nflows_mixer.data.dataset import ImageDataset
-from nflows_mixer.data.folders import FolderImages
-from nflows_mixer.data.mapped import gather
-from nflows_mixer.data.npz_images import channels_first, check_channels_last
+from nflows_mixer.data.folder import folder_source
+from nflows_mixer.data.npz import as_images
 
 # The class of torchvision.datasets.
 DOWNLOADS = {"cifar10": "CIFAR10", "mnist": "MNIST"}
@@ -26,9 +26,7 @@ def load_download(name: str, root: Path) -> tuple[ImageDataset, ImageDataset]:
     parts = []
     for train in (True, False):
         stored = getattr(datasets, DOWNLOADS[name])(str(root), train=train, download=True)
-        array = np.asarray(stored.data)
-        check_channels_last(array.shape, array.dtype, name)
-        images = torch.from_numpy(channels_first(array))
+        images = torch.from_numpy(as_images(np.asarray(stored.data), name))
         parts.append(ImageDataset(images, torch.as_tensor(stored.targets)))
     return parts[0], parts[1]
 
@@ -47,7 +45,7 @@ def load_celeba64(root: Path) -> tuple[ImageDataset, ImageDataset, ImageDataset]
     for part in ("train", "valid", "test"):
         stored = datasets.CelebA(str(root), split=part, download=True)
         folder = Path(stored.root, stored.base_folder, "img_align_celeba")
-        source = FolderImages(
+        source = folder_source(
             folder,
             size=64,
             crop=REALNVP_CROP,

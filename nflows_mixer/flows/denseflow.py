@@ -38,7 +38,7 @@ from nflows_mixer.flows.pixels import (
     noise_network,
 )
 from nflows_mixer.flows.presets import DENSEFLOW_PRESETS, arguments_of
-from nflows_mixer.nn import ClassEmbedding, FusedConditioner
+from nflows_mixer.nn import ClassEmbedding, DenseAttentionConditioner
 from nflows_mixer.transforms import (
     ConditionalNoise,
     CrossUnitCoupling,
@@ -48,7 +48,7 @@ from nflows_mixer.transforms import (
     MultiScaleTransform,
     PixelScaling,
     ReversibleCompositeTransform,
-    SqueezeAndDrop,
+    SqueezeAndSplit,
     SqueezeTransform,
 )
 from nflows_mixer.transforms.coupling import LOG_SCALES
@@ -102,9 +102,9 @@ def denseflow(
             "block" (as published), of "all" blocks (as the paper says), or of the "previous" unit
             alone; of "input" a "learned" q(e | x), as VFlow; None for white noise, for either.
         conditioner: factory of the couplings' networks, ``(in_channels, out_channels) ->
-            network``: ``FusedConditioner``, the default, ``ConvConditioner``, which is Glow's, or
-            ``partial(FusedConditioner, hidden_channels=24, tokens="reshaped")``. It is also given
-            ``context_features`` and ``norm`` where its signature names them.
+            network``: ``DenseAttentionConditioner``, the default, with keywords by ``partial``, or
+            ``ConvConditioner``, which is Glow's. It is also given ``context_features`` and ``norm``
+            where its signature names them.
         norm: of the conditioners, "layer", "batch" or None; their own default where not given.
         scale: of the modules' couplings, see ``AffineCoupling``; that of noise is "tanh".
         swap: whether modules end with a swap of the halves (as published; not in the paper).
@@ -136,7 +136,7 @@ def denseflow(
 
     Example:
         >>> import torch
-        >>> narrow = partial(FusedConditioner, hidden_channels=8, num_layers=1, growth=8)
+        >>> narrow = partial(DenseAttentionConditioner, hidden_channels=8, num_layers=1, growth=8)
         >>> sizes = {"units": (2, 1), "modules": (1, 2), "growth": 2, "conditioner": narrow}
         >>> flow = denseflow(image_shape=(1, 8, 8), levels=17, dequantization="uniform", **sizes)
         >>> images = torch.randint(17, (20, 1, 8, 8), dtype=torch.uint8)
@@ -167,7 +167,7 @@ class DenseFlowSpec:
     growth: int = 10
     augmentation: str = "units"
     preconditioning: str | None = "block"
-    conditioner: Callable[..., nn.Module] = FusedConditioner
+    conditioner: Callable[..., nn.Module] = DenseAttentionConditioner
     norm: str | None | Unset = UNSET
     scale: str = "tanh"
     swap: bool = True
@@ -251,7 +251,7 @@ def build_denseflow(spec: DenseFlowSpec, compile: bool, memory: str) -> ImageFlo
     earlier = 0
     for i, (units, modules) in enumerate(zip(spec.units, spec.modules)):
         if i:
-            parts.append(SqueezeAndDrop(2))
+            parts.append(SqueezeAndSplit(2))
             channels, earlier = 2 * channels, 4 * earlier
         block = DenseFlowBlock(
             channels,

@@ -60,14 +60,14 @@ def grow(flow: ImageFlow, num_layers: int, **changes: Any) -> ImageFlow:
         raise mismatch("grow", expected, ", ".join(unknown), "build another flow for these")
     whole = flow._transform
     spec = MixerFlowSpec(**{**before, **changes, "num_layers": num_layers})
-    with torch.random.fork_rng(devices=[]):
-        compiled = getattr(whole, "compiled", None) is not None
-        deeper = build_mixerflow(spec, compiled, getattr(whole, "memory", "full"))
     for name in ("patch_size", "shift"):
         old = _of_each(name, before, before["num_layers"])
         new = _of_each(name, vars(spec), num_layers)
         if old != new[: len(old)]:
             raise mismatch("grow", f"{name} of the old layers first, {old}", new, "add to it")
+    with torch.random.fork_rng(devices=[]):
+        compiled = getattr(whole, "compiled", None) is not None
+        deeper = build_mixerflow(spec, compiled, getattr(whole, "memory", "full"))
     example = next(flow.parameters())
     deeper.to(device=example.device, dtype=example.dtype)
     result = deeper.load_state_dict(flow.state_dict(), strict=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from nflows_mixer import __version__
 from nflows_mixer._checks import mismatch
 from nflows_mixer._files import replace_file
-from nflows_mixer.flows.architecture import ADVICE, decoded
+from nflows_mixer.flows.architecture import ADVICE, UNSET, decoded, encoded
 from nflows_mixer.flows.denseflow import DenseFlowSpec, build_denseflow
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.mixerflow import MixerFlowSpec, build_mixerflow
@@ -127,7 +128,7 @@ def load_weights(path: str | os.PathLike, flow: ImageFlow | None = None) -> Imag
         advice = "read it with that version, or train again"
         raise mismatch(str(path), f"a file of layout {LAYOUT}", got, advice)
     family = family_in(metadata)
-    saved = None if family is None else json.loads(metadata["architecture"])
+    saved = {} if family is None else _arguments_in(metadata, str(path))
     try:
         state = load_file(path)
     except SafetensorError as error:
@@ -139,27 +140,48 @@ def load_weights(path: str | os.PathLike, flow: ImageFlow | None = None) -> Imag
         flow.to(next(value.dtype for value in state.values() if value.is_floating_point()))
     check_state(flow.state_dict(), state, str(path))
     own = architecture_of(flow)
-    if own is not None and saved is not None and own != saved:
+    if own is not None and family is not None:
+        # What an older version did not write down yet was what is the default now.
+        there, here = ({**_defaults(family), **known} for known in (saved, own))
         differing = ", ".join(
-            f"{name}: {saved.get(name)} there, {own.get(name)} here"
-            for name in {**own, **saved}
-            if own.get(name) != saved.get(name)
+            f"{name}: {there.get(name)} there, {here.get(name)} here"
+            for name in {**here, **there}
+            if here.get(name) != there.get(name)
         )
-        raise mismatch(
-            str(path),
-            "the weights of this flow",
-            f"those of another that has as many: {differing}",
-            "build the flow as it was when they were saved",
-        )
+        if differing:
+            raise mismatch(
+                str(path),
+                "the weights of this flow",
+                f"those of another that has as many: {differing}",
+                "build the flow as it was when they were saved",
+            )
     flow.load_state_dict(state)
     return flow
+
+
+def _arguments_in(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
+    try:
+        arguments = json.loads(metadata.get("architecture", ""))
+    except json.JSONDecodeError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        got = metadata.get("architecture")
+        raise mismatch(path, f"arguments of {metadata['builder']}", repr(got), ADVICE)
+    return arguments
+
+
+def _defaults(family: str) -> dict[str, Any]:
+    fields = dataclasses.fields(FAMILIES[family].spec)
+    known = {field.name: field.default for field in fields}
+    given = {name: v for name, v in known.items() if v not in (dataclasses.MISSING, UNSET)}
+    return {name: encoded(value) for name, value in given.items()}
 
 
 def _built(family: str, arguments: dict[str, Any], path: str) -> ImageFlow:
     """Build a flow of the arguments in a file."""
     kind = FAMILIES[family]
-    known = {name: decoded(value, path) for name, value in arguments.items()}
     try:
+        known = {name: decoded(value, path) for name, value in arguments.items()}
         return kind.build(kind.spec(**known), False, "full")
     except TypeError as error:
         raise mismatch(path, f"arguments of {family}", f"{error}", ADVICE) from error

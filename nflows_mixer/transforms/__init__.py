@@ -32,7 +32,7 @@ from nflows_mixer.transforms.residual import ResidualTransform
 from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
 from nflows_mixer.transforms.shift import ShiftTransform
 from nflows_mixer.transforms.spline import RationalQuadraticCoupling
-from nflows_mixer.transforms.squeeze import SqueezeAndDrop, SqueezeTransform
+from nflows_mixer.transforms.squeeze import SqueezeAndSplit, SqueezeTransform
 from nflows_mixer.transforms.stochastic import StochasticTransform
 from nflows_mixer.transforms.structured import ButterflyLinear, KroneckerLinear
 from nflows_mixer.transforms.variational import VariationalDequantization
@@ -70,7 +70,7 @@ __all__ = [
     "ResidualTransform",
     "ReversibleCompositeTransform",
     "ShiftTransform",
-    "SqueezeAndDrop",
+    "SqueezeAndSplit",
     "SqueezeTransform",
     "StochasticTransform",
     "UniformDequantization",

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from nflows_mixer._checks import check_choice, mismatch
+from nflows_mixer.data.cache import ImageSource, gather
 from nflows_mixer.data.dataset import ImageDataset
-from nflows_mixer.data.folders import FolderImages
+from nflows_mixer.data.folder import folder_source
 from nflows_mixer.data.image_data import ImageData
 from nflows_mixer.data.imagenet import load_imagenet
-from nflows_mixer.data.mapped import gather
-from nflows_mixer.data.npz_images import NpzImages
-from nflows_mixer.data.shuffle import PixelShuffle
+from nflows_mixer.data.npz import npz_source
+from nflows_mixer.data.shuffle import shuffled
 from nflows_mixer.data.split import split, validation_size
 from nflows_mixer.data.torchvision_sets import DOWNLOADS, load_celeba64, load_download
 
@@ -122,13 +121,11 @@ def _named(name: str, root: Path, seed: int) -> ImageData:
         folder = root / name
         if not folder.is_dir():
             raise mismatch(str(folder), "a folder of images", "none", "put the images there")
-        everything = ImageDataset(*gather(_resized(folder, FOLDERS[name]), root))
+        size = FOLDERS[name]
+        source = folder_source(folder, size, image_shape=(3, size, size))
+        everything = ImageDataset(*gather(source, root))
     validation, train = split(everything, [validation_size(len(everything))], seed)
     return ImageData(name, train, validation, test, version=version)
-
-
-def _resized(folder: Path, size: int) -> FolderImages:
-    return FolderImages(folder, size, image_shape=(3, size, size))
 
 
 def _paths(
@@ -147,8 +144,7 @@ def _paths(
         held, validation, train = split(everything, sizes, seed)
         return ImageData(name, train, validation, held)
     # The classes of the images to train on, so that a label says the same in both parts.
-    classes = opened.classes if isinstance(opened, FolderImages) else None
-    held = ImageDataset(*gather(_open(Path(test), size, classes), root))
+    held = ImageDataset(*gather(_open(Path(test), size, opened.classes), root))
     if held.image_shape != everything.image_shape:
         expected = f"images of {list(everything.image_shape)}"
         raise mismatch(str(test), expected, list(held.image_shape), "resize them")
@@ -156,45 +152,14 @@ def _paths(
     return ImageData(name, train, validation, held)
 
 
-def _open(
-    path: Path, size: int | None, classes: str | Sequence[str] | None
-) -> NpzImages | FolderImages:
+def _open(path: Path, size: int | None, classes: str | Sequence[str] | None) -> ImageSource:
     if path.suffix == ".npz" and path.is_file():
-        return NpzImages(path)
+        return npz_source(path)
     if path.is_dir():
-        return FolderImages(path, size, classes=classes)
+        return folder_source(path, size, classes=classes)
     raise mismatch(
         "load_images",
         f"{', '.join(map(repr, NAMES))}, an .npz file or a folder that exists",
         repr(str(path)),
         "check the path",
-    )
-
-
-def shuffled(data: ImageData, mode: str, patch_size: int | None = None, seed: int = 0) -> ImageData:
-    """Return the images with the pixels of all of them shuffled in the same way.
-
-    Args:
-        data: the images.
-        mode: "global" or "local".
-        patch_size: of the local shuffle; 4 if None.
-        seed: the permutation is a function of it.
-
-    Raises:
-        ValueError: as ``PermutePixels`` does.
-
-    References:
-        MixerFlow, Section 5.4.1.
-
-    Example:
-        >>> shuffled(load_images("digits"), "local", patch_size=2).shuffle
-        {'mode': 'local', 'patch_size': 2, 'seed': 0}
-    """
-    pixels = PixelShuffle(data.image_shape, mode, patch_size, seed)
-    return replace(
-        data,
-        train=data.train.transformed(pixels),
-        validation=data.validation.transformed(pixels),
-        test=None if data.test is None else data.test.transformed(pixels),
-        shuffle=pixels.describe(),
     )

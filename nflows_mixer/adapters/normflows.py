@@ -1,53 +1,30 @@
-"""Flows of normflows, which run from noise to data, as nflows transforms."""
+"""Flows of normflows, which run from noise to data, as nflows transforms, and the other way round.
+
+Importing this module imports normflows.
+"""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import normflows as nf
 import torch
+from nflows.flows import Flow
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
 from nflows_mixer._checks import ROWS_ADVICE, check_event, mismatch
 from nflows_mixer._modes import running_statistics
+from nflows_mixer.core.as_transform import deterministic_transform
 from nflows_mixer.core.composite import CompositeTransform, InverseTransform
 from nflows_mixer.core.context import takes_context
-from nflows_mixer.numerics.autoregressive import invert_autoregressive
+from nflows_mixer.numerics.autoregressive import inverse_of, invert_autoregressive
 from nflows_mixer.transforms.residual import ResidualTransform
-
-if TYPE_CHECKING:
-    import normflows
-
-_BOUNDED = "circular, for angles in an interval"
-_IMAGES = "for images or lists of tensors, not for rows"
-_STOCHASTIC = "a sampler with a stochastic log-weight, and its log_prob no likelihood"
-_ONE_WAY = "not invertible in closed form: it has no map from data to noise"
-UNUSABLE = {
-    "PeriodicWrap": (_BOUNDED, "AutoregressiveRationalQuadraticSpline"),
-    "PeriodicShift": (_BOUNDED, "AutoregressiveRationalQuadraticSpline"),
-    "CircularCoupledRationalQuadraticSpline": (_BOUNDED, "CoupledRationalQuadraticSpline"),
-    "CircularAutoregressiveRationalQuadraticSpline": (
-        _BOUNDED,
-        "AutoregressiveRationalQuadraticSpline",
-    ),
-    "Squeeze": (_IMAGES, "nflows_mixer.transforms.SqueezeTransform on the image"),
-    "Split": (_IMAGES, "AffineCouplingBlock, which splits and merges"),
-    "Merge": (_IMAGES, "AffineCouplingBlock, which splits and merges"),
-    "AffineCoupling": (_IMAGES, "AffineCouplingBlock, which splits and merges"),
-    "GlowBlock": (_IMAGES, "AffineCouplingBlock"),
-    "Invertible1x1Conv": (_IMAGES, "InvertibleAffine or LULinearPermute"),
-    "MetropolisHastings": (_STOCHASTIC, "a deterministic flow"),
-    "HamiltonianMonteCarlo": (_STOCHASTIC, "a deterministic flow"),
-    "BatchNorm": (_ONE_WAY, "nflows.transforms.BatchNorm or nflows_mixer.transforms.ActNorm"),
-    "Radial": (_ONE_WAY, "Residual, or Planar(act='leaky_relu')"),
-    "Planar": (_ONE_WAY, "Planar(act='leaky_relu'), or Residual"),
-}
-"""Class of normflows -> why it is no flow of rows that a likelihood can use, and what is."""
 
 
 def from_normflows(
-    flow: normflows.flows.Flow | normflows.NormalizingFlow, features: int | None = None
+    flow: nf.flows.Flow | nf.NormalizingFlow, features: int | None = None
 ) -> Transform:
     r"""Return a flow of normflows as an nflows transform; its ``inverse`` becomes ``forward``.
 
@@ -55,7 +32,7 @@ def from_normflows(
     made one for each row; ``Composite`` and ``Reverse`` are taken apart. Masked flows are inverted
     by as many passes as change something. ``Residual`` becomes a ``ResidualTransform`` with its
     network: normflows' own log-determinant is a stochastic estimate, and no likelihood; here it is
-    exact. normflows' ``LipschitzMLP`` still wants ``update_lipschitz`` after each optimiser step.
+    exact. normflows' ``LipschitzMLP`` still needs ``update_lipschitz`` after each optimiser step.
 
     Args:
         flow: a flow, or a ``NormalizingFlow`` or ``ClassCondFlow``, whose base is left behind.
@@ -66,7 +43,7 @@ def from_normflows(
 
     Raises:
         TypeError: if ``flow`` is no flow of normflows.
-        ValueError: if the flow is circular, for images, stochastic, or without an inverse.
+        ValueError: if the flow is for rows of another length, or of an unknown one.
 
     References:
         Stimper et al., normflows: A PyTorch package for normalizing flows, 2023.
@@ -80,8 +57,6 @@ def from_normflows(
         >>> torch.equal(transform(rows)[0], spline.inverse(rows)[0])
         True
     """
-    import normflows as nf
-
     if isinstance(flow, (nf.NormalizingFlow, nf.ClassCondFlow)):
         return CompositeTransform(from_normflows(part, features) for part in flow.flows[::-1])
     if isinstance(flow, nf.flows.Composite):
@@ -102,20 +77,6 @@ def from_normflows(
             features,
             "pass a factory, `lambda features: ...`, so that it is built for its place",
         )
-    for kind in type(flow).__mro__:
-        own_inverse = type(flow).inverse is not getattr(kind, "inverse", None)
-        if getattr(nf.flows, kind.__name__, None) is not kind or own_inverse:
-            continue
-        if kind is nf.flows.Planar and flow.act == "leaky_relu":
-            continue
-        if kind.__name__ in UNUSABLE:
-            reason, substitute = UNUSABLE[kind.__name__]
-            raise mismatch(
-                "from_normflows",
-                "a deterministic flow that maps rows to rows both ways",
-                f"{name}, which is {reason}",
-                f"use {substitute}",
-            )
     if isinstance(flow, nf.flows.Residual):
         if features is None:
             raise mismatch("from_normflows", "the row length of a Residual", None, "pass features")
@@ -144,6 +105,9 @@ class NormflowsTransform(Transform):
         self.features = features
         # CCAffineConst calls its context y, and says nothing of its length.
         self.takes_context = takes_context(flow) or hasattr(flow, "s_cc")
+
+    def _get_name(self) -> str:
+        return f"from_normflows({type(self.flow).__name__})"
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D] from data to noise: normflows' ``inverse``."""
@@ -176,3 +140,54 @@ class NormflowsTransform(Transform):
             outputs, logabsdet = function(inputs, *given)
         # Where it depends on the parameters alone, it comes as one number or [1].
         return outputs, logabsdet.reshape(-1).expand(inputs.shape[0])
+
+
+def to_normflows(flow: Transform | Flow) -> nf.flows.Flow:
+    """Return a transform of nflows, or what lies above the base of an nflows flow, for normflows.
+
+    Of an ``ImageFlow`` that is the deterministic part below its dequantiser. Use it in
+    ``normflows.NormalizingFlow(base, [to_normflows(flow)])`` with a base of the noise's shape.
+
+    Args:
+        flow: transform, or flow, whose base is left behind.
+
+    Raises:
+        TypeError: if it is neither.
+        ValueError: if it is stochastic.
+
+    Example:
+        >>> import torch
+        >>> from nflows_mixer.transforms import LULinear
+        >>> base = nf.distributions.DiagGaussian(4)
+        >>> model = nf.NormalizingFlow(base, [to_normflows(LULinear(4))])
+        >>> model.log_prob(torch.randn(3, 4)).shape
+        torch.Size([3])
+    """
+    return NflowsFlow(deterministic_transform(flow, "to_normflows"))
+
+
+class NflowsFlow(nf.flows.Flow):
+    """A flow of normflows that runs a transform of nflows; ``to_normflows`` builds it.
+
+    Args:
+        transform: nflows transform, data to noise.
+
+    Example:
+        >>> import torch
+        >>> from nflows_mixer.transforms import LULinear
+        >>> NflowsFlow(LULinear(4))(torch.zeros(3, 4))[1].shape
+        torch.Size([3])
+    """
+
+    def __init__(self, transform: Transform) -> None:
+        super().__init__()
+        self.transform = transform
+        self._passes_context = takes_context(transform)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map noise to data."""
+        return inverse_of(self.transform)(z, context if self._passes_context else None)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map data to noise."""
+        return self.transform(z, context if self._passes_context else None)

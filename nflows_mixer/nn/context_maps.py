@@ -1,4 +1,4 @@
-"""Vectors beside maps of features."""
+"""Context beside feature maps."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from torch import Tensor
 from nflows_mixer._checks import mismatch
 
 
-def with_context_maps(
-    features: Tensor, context: Tensor | None, channels: int, owner: str
-) -> Tensor:
-    """Join a context to feature maps, at every position where it is a vector.
+def concat_context(features: Tensor, context: Tensor | None, channels: int, owner: str) -> Tensor:
+    """Concatenate a context to feature maps, at every position where it is a vector.
 
     Args:
         features: [B, C, H, W].
         context: [B, K] or [B, K, H, W]; None where K is 0.
         channels: K.
-        owner: who asks, for the error.
+        owner: whose context this is, for the error.
 
     Returns:
         [B, C + K, H, W].
@@ -27,7 +25,7 @@ def with_context_maps(
         ValueError: if the context has another shape, or is missing.
 
     Example:
-        >>> with_context_maps(torch.zeros(2, 3, 4, 4), torch.ones(2, 5), 5, "example").shape
+        >>> concat_context(torch.zeros(2, 3, 4, 4), torch.ones(2, 5), 5, "example").shape
         torch.Size([2, 8, 4, 4])
     """
     if not channels:

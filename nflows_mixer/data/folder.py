@@ -1,0 +1,168 @@
+"""Images of a folder of files, resized and cropped where asked."""
+
+from __future__ import annotations
+
+import glob
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nflows_mixer._checks import check_positive, mismatch
+from nflows_mixer.data import cache
+from nflows_mixer.data.cache import Chunk, ImageSource
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return the image files of a folder, at any depth, sorted; hidden ones are left out."""
+    found = map(Path, glob.iglob(f"{glob.escape(str(folder))}/**/*", recursive=True))
+    return sorted(file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
+def find_classes(files: Sequence[Path], folder: Path) -> list[str] | None:
+    """Return the sorted names of the class folders, or None if these are no class folders.
+
+    They are if each file lies in a folder of ``folder`` and there are two of those or more, as for
+    torchvision's ImageFolder.
+    """
+    parents = {file.parent for file in files}
+    if len(parents) < 2 or {parent.parent for parent in parents} != {folder}:
+        return None
+    return sorted(parent.name for parent in parents)
+
+
+def folder_source(
+    folder: Path,
+    size: int | None = None,
+    crop: tuple[int, int, int, int] | None = None,
+    classes: Sequence[str] | str | None = None,
+    files: list[Path] | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    name: str | None = None,
+) -> ImageSource:
+    """Return the images of files, grey if all of them are, else colours.
+
+    Args:
+        folder: where the files are, at any depth.
+        size: the shorter side is resized to it (bilinear, antialiased) and the centre cropped;
+            if None the images have to be of one size.
+        crop: (left, top, right, bottom), before any resize.
+        classes: names of class folders; the label of a file is the place of its folder's name.
+            Found by ``find_classes`` if "find"; no labels if None.
+        files: the files to read, instead of all in the folder.
+        image_shape: (C, H, W) of what is read, where it is known: the files need not be looked
+            at one by one beforehand.
+        name: of the source; the folder's if None.
+
+    Raises:
+        ValueError: if the folder has no images, they are not of one size or not of 8 bits, a file
+            is damaged, or lies in no class folder.
+    """
+    if size is not None:
+        check_positive("load_images", "size", size)
+    files = find_images(folder) if files is None else files
+    if not files:
+        raise mismatch(str(folder), "images of one size", "no images", "check the path")
+    classes = find_classes(files, folder) if classes == "find" else classes
+    labels = None if classes is None else _labels(files, list(classes), folder)
+
+    @lru_cache
+    def shape() -> tuple[int, int, int]:
+        return image_shape or _find_shape(files, size, folder)
+
+    def chunks(scratch: Path | None) -> Iterator[Chunk]:
+        step = max(1, cache.CHUNK_BYTES // math.prod(shape()))
+        for start in range(0, len(files), step):
+            rows = slice(start, start + step)
+            images = np.stack([_decode(file, shape(), size, crop) for file in files[rows]])
+            yield images, None if labels is None else labels[rows]
+
+    settings = ("folder", size, crop, image_shape, classes and list(classes))
+    return ImageSource(
+        folder.name if name is None else name,
+        files,
+        repr(settings),
+        lambda: len(files) * math.prod(shape()),
+        chunks,
+        classes,
+    )
+
+
+def _labels(files: list[Path], classes: list[str], folder: Path) -> np.ndarray:
+    for file in files:
+        if file.parent.name not in classes:
+            expected, got = f"files in the class folders {classes}", str(file.relative_to(folder))
+            raise mismatch(str(folder), expected, got, "use the same classes in all parts")
+    places = {name: place for place, name in enumerate(classes)}
+    return np.array([places[file.parent.name] for file in files], dtype=np.int64)
+
+
+def _find_shape(files: list[Path], size: int | None, folder: Path) -> tuple[int, int, int]:
+    """(C, H, W), from the headers of all files."""
+    from tqdm import tqdm
+
+    modes, sizes = set(), set()
+    for file in tqdm(files, desc=f"opening {folder.name}", delay=2):
+        with _open(file) as picture:
+            modes.add(picture.mode)
+            sizes.add(picture.size)
+    _check_depth(modes, folder)
+    if size is None and len(sizes) != 1:
+        raise mismatch(
+            str(folder),
+            "images of one size",
+            f"{len(sizes)} of (width, height), such as {sorted(sizes)[:4]}",
+            "pass size=... to resize them",
+        )
+    width, height = sizes.pop() if size is None else (size, size)
+    # Grey stays one channel; palettes, alpha and the like become colours.
+    return 1 if modes <= {"1", "L"} else 3, height, width
+
+
+def _decode(
+    file: Path,
+    shape: tuple[int, int, int],
+    size: int | None,
+    crop: tuple[int, int, int, int] | None,
+) -> np.ndarray:
+    """One image [C, H, W]."""
+    channels, height, width = shape
+    with _open(file) as picture:
+        _check_depth({picture.mode}, file)
+        try:
+            image = picture.convert("L" if channels == 1 else "RGB")
+        except (OSError, SyntaxError) as error:  # PIL's for truncated and broken files.
+            raise mismatch(str(file), "a whole image file", error, "remove it") from error
+    if crop is not None:
+        if crop[2] > image.width or crop[3] > image.height:
+            expected = f"an image to crop at (left, top, right, bottom) {crop}"
+            got = f"(width, height) {image.size}"
+            raise mismatch(str(file), expected, got, "use the images of the data set")
+        image = image.crop(crop)
+    if size is not None:
+        from torchvision.transforms import functional
+
+        image = functional.center_crop(functional.resize(image, size), size)
+    if image.size != (width, height):
+        got = f"{image.height} x {image.width}"
+        raise mismatch(str(file), f"an image of {height} x {width}", got, "check the folder")
+    return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _open(file: Path) -> Any:
+    from PIL import Image
+
+    try:
+        return Image.open(file)
+    except OSError as error:  # PIL's UnidentifiedImageError is one.
+        raise mismatch(str(file), "an image file", error, "remove it") from error
+
+
+def _check_depth(modes: set[str], owner: Path) -> None:
+    if deep := sorted(mode for mode in modes if mode[0] in "IF"):
+        raise mismatch(str(owner), "images of 8 bits", f"modes {deep}", "convert them")
