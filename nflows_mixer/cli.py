@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from pydoc import locate
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import yaml
@@ -113,7 +113,7 @@ def build_parser() -> ArgumentParser:
 def train_parser() -> ArgumentParser:
     """Return the parser of ``nflows-mixer train``: signatures of the library, in groups."""
     parser = ArgumentParser(
-        description="Train a flow on images, with any number of devices; evaluate it; draw samples.",
+        description="Train a flow on images, on any number of devices; evaluate it; draw samples.",
         default_config_files=[preset_file("digits")],
     )
     known = f"a YAML file, or the name of one that ships: {', '.join(preset_names())}"
@@ -130,7 +130,7 @@ def train_parser() -> ArgumentParser:
     parser.add_class_arguments(Recipe, "recipe")
     parser.add_class_arguments(FlowModule, as_group=False, skip={"flow", "recipe"})
     start = "weights (.safetensors) to start from, of this flow or of one with fewer layers"
-    parser.add_argument("--start_from", type=Optional[str], help=start)
+    parser.add_argument("--start_from", type=str | None, help=start)
     skip = _all_but(OF_FIT, fit) | set(OF_TRAINER)
     parser.add_function_arguments(fit, as_group=False, skip=skip)
     for name, meaning in (
