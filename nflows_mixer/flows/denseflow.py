@@ -293,7 +293,7 @@ def _augmentation(spec: DenseFlowSpec, channels: int) -> Transform:
     if spec.preconditioning is None:
         return CrossUnitCoupling(channels, spec.growth)
     width = spec.noise_channels or NOISE_CHANNELS
-    noise = ConditionalNoise(spec.growth, width, network=noise_network(width))
+    noise = ConditionalNoise(spec.growth, width, conditioner=noise_network(width))
     encoder = noise_encoder(width, stride=1)(channels, width)
     return LearnedAugmentation(channels, spec.growth, noise, encoder)
 

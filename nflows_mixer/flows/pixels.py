@@ -117,7 +117,7 @@ def dequantization_of(
         channels = channels or NOISE_CHANNELS
         kind = partial(
             VariationalDequantization,
-            noise=partial(NEARLY_UNIFORM, network=noise_network(channels)),
+            noise=partial(NEARLY_UNIFORM, conditioner=noise_network(channels)),
             encoder=noise_encoder(channels),
             context_features=channels,
         )
