@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
-from functools import cache
+import pickle
+from functools import cache, partial
 from unittest import mock
 
 import pytest
@@ -14,17 +14,14 @@ from nflows.transforms import Permutation
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from nflows_mixer.flows import (
-    DENSEFLOW_PRESETS,
-    ImageFlow,
-    denseflow,
-    mixerflow,
-)
+from nflows_mixer.distributions import DiagonalNormal
+from nflows_mixer.flows import DENSEFLOW_PRESETS, ImageFlow, Pixels, denseflow, mixerflow
 from nflows_mixer.nn import (
     ConvConditioner,
     CrossUnitNetwork,
     DenseAttentionConditioner,
     DenseBlock,
+    DenseEncoder,
     NystromAttention,
 )
 from nflows_mixer.noise import uniform_noise
@@ -44,20 +41,24 @@ from tests.test_noise import NORMAL
 from tests.test_reversible import saved_numbers
 
 SHAPE = (1, 8, 8)
+
+
+def fused(**options):
+    """A factory of small coupling networks."""
+    sizes = {"hidden_channels": 8, "num_layers": 1, "growth": 4, "attention_channels": 4}
+    return partial(DenseAttentionConditioner, **{**sizes, **options})
+
+
 SMALL = {
     "image_shape": SHAPE,
     "levels": 17,
     "units": (2, 2),
     "modules": (1, 2),
     "growth": 2,
-    "hidden_channels": 8,
-    "dense_layers": 1,
-    "dense_growth": 4,
-    "attention_channels": 4,
-    "dequantization_channels": 8,
+    "conditioner": fused(),
+    "noise_channels": 8,
 }
-# What Glow's coupling networks do not read, at its default.
-CONV = {"conditioner": "conv", "dense_layers": 7, "dense_growth": 64, "attention_channels": 24}
+CONV = {"conditioner": partial(ConvConditioner, hidden_channels=8)}
 
 
 def pixels(count: int, shape=SHAPE, levels=17) -> Tensor:
@@ -67,7 +68,7 @@ def pixels(count: int, shape=SHAPE, levels=17) -> Tensor:
 def build(std=0.05, seed=0, **options) -> ImageFlow:
     """A small flow in float64 and evaluation mode, its parameters away from their start."""
     if options.get("dequantization") == "uniform":
-        options["dequantization_channels"] = 64
+        options["noise_channels"] = None
     torch.manual_seed(seed)
     flow = denseflow(**{**SMALL, **options}).double()
     context = None
@@ -147,7 +148,7 @@ def test_sizes_of_the_published_models(name):
     flow = on_paper(name)
     assert parts_of(flow) == PUBLISHED[name]
     modules, growth = map(int, name.split("-")[1:])
-    assert count_of(flow, GlowStep) == modules and flow.architecture.growth == growth
+    assert count_of(flow, GlowStep) == modules and flow.architecture.arguments["growth"] == growth
 
 
 def test_channels_of_the_published_model():
@@ -181,16 +182,21 @@ def cross_unit(width: int, growth: int) -> int:
     return 9 * width * 4 * width + 4 * width + (4 * width + 1) * 2 * growth
 
 
+STANDARD = partial(DiagonalNormal, learnable=False)
+RESHAPED = partial(DenseAttentionConditioner, tokens="reshaped")
+DENSE_ALONE = partial(DenseAttentionConditioner, attention=False)
+
+
 def test_readings_of_the_paper_by_argument():
     name, whole = "denseflow-45-6", PUBLISHED["denseflow-45-6"]
     # A swap of halves, and how memory is cut into tokens, have no parameters.
-    assert parts_of(on_paper(name, swap=False, tokens="reshaped")) == whole
+    assert parts_of(on_paper(name, swap=False, conditioner=RESHAPED)) == whole
     # A mean and a scale for each of 168 channels less.
-    flow = on_paper(name, learned_prior=False)
+    flow = on_paper(name, base=STANDARD)
     assert parts_of(flow) == {**whole, "prior": 0, "flow": whole["flow"] - 2 * 168}
     # Without the attention of 45 modules: 1,568,840 has 4,656 + 2,400 of it, and its half of the
-    # 96 channels that are normalized and joined.
-    flow = on_paper(name, attention=False)
+    # 96 channels that are normalised and joined.
+    flow = on_paper(name, conditioner=DENSE_ALONE)
     of_attention = 24 * 49 + 4 * 24 * 24 + 48 * 25 + 2 * 48 + 48 * 48
     assert size(flow) == whole["flow"] - 45 * of_attention
     # Block 1 has representations of 12, 12, 18, 24, 30 channels, of which coupling i reads the
@@ -215,15 +221,11 @@ def test_readings_of_the_paper_by_argument():
 
 @pytest.mark.parametrize("name", DENSEFLOW_PRESETS)
 def test_presets_build(name):
-    preset = DENSEFLOW_PRESETS[name]
-    same = [
-        other for other, p in DENSEFLOW_PRESETS.items() if p.architecture == preset.architecture
-    ]
+    presets = DENSEFLOW_PRESETS.items()
+    same = [other for other, p in presets if p.arguments == DENSEFLOW_PRESETS[name].arguments]
     flow = on_paper(same[0])
-    assert flow.architecture == preset.architecture
     assert flow.image_shape == ((3, 64, 64) if "64" in name or "celeba" in name else (3, 32, 32))
-    assert preset.learning_rate == 1e-3
-    assert preset.batch_size == (32 if flow.image_shape[1] == 64 else 64)
+    assert flow.architecture.arguments["norm"] == "batch"
 
 
 @pytest.mark.parametrize(
@@ -250,8 +252,6 @@ def test_rows_of_table_4(name, augmented, preconditioned, fused, count):
     blocks = [module for module in flow.modules() if isinstance(module, DenseFlowBlock)]
     units = [(5, 3), (3, 5), (1, 15)] if augmented else [(1, 15)] * 3
     assert [(len(block.units), len(block.units[0]._transforms)) for block in blocks] == units
-    preset = DENSEFLOW_PRESETS[name]
-    assert (preset.epochs, preset.fine_tune_epochs, preset.decay) == (300, 10, 0.9975)
 
 
 @pytest.mark.parametrize("name, kind", [("vflow", LearnedAugmentation), ("anf", CrossUnitCoupling)])
@@ -265,14 +265,8 @@ def test_noise_at_the_input_alone(name, kind):
 
 
 def test_options_reach_the_modules():
-    options = {
-        "heads": 2,
-        "landmarks": 3,
-        "tokens": "reshaped",
-        "scale": "exp",
-        "hidden_channels": 6,
-    }
-    flow = denseflow(**{**SMALL, **options}, swap=False)
+    network = fused(heads=2, landmarks=3, tokens="reshaped", hidden_channels=6)
+    flow = denseflow(**{**SMALL, "conditioner": network, "scale": "exp"}, swap=False)
     for step in (module for module in flow.modules() if isinstance(module, GlowStep)):
         norm, convolution, coupling = step._transforms
         assert isinstance(norm, ActNorm) and isinstance(convolution.linear, FullLinear)
@@ -281,13 +275,18 @@ def test_options_reach_the_modules():
         found = attention.heads, attention.head_channels, attention.landmarks, attention.tokens
         assert found == (2, 2, 3, "reshaped")
         assert [grow.out_channels for grow in dense.grows] == [4]
-    only = {name: size for name, size in SMALL.items() if not name.startswith("dense_")}
-    flow = denseflow(**only, dense=False)
+    flow = denseflow(**{**SMALL, "conditioner": fused(dense=False)})
+    swaps = [
+        module._permutation.tolist() for module in flow.modules() if type(module) is Permutation
+    ]
+    # Both halves change places.
+    assert swaps == [[2, 3, 0, 1], [3, 4, 5, 0, 1, 2]] + 2 * [[*range(6, 12), *range(6)]] + 2 * [
+        [*range(7, 14), *range(7)]
+    ]
     assert count_of(flow, DenseBlock) == count_of(flow.dequantization, DenseBlock)
+    other = denseflow(**{**SMALL, "conditioner": fused(attention=False)})
+    assert count_of(other, NystromAttention) == 0
     assert count_of(flow, NystromAttention) == 6
-    swaps = [m._permutation.tolist() for m in flow.modules() if type(m) is Permutation]
-    halves = [(2, 4), (3, 6), (6, 12), (6, 12), (7, 14), (7, 14)]
-    assert swaps == [[*range(half, whole), *range(half)] for half, whole in halves]
 
 
 # Likelihoods and samples.
@@ -299,14 +298,14 @@ def test_options_reach_the_modules():
     [
         {},
         {"preconditioning": "all", "dequantization": "uniform"},
-        {"preconditioning": "previous", "swap": False, "learned_prior": False},
-        {"preconditioning": None, "tokens": "reshaped"},
+        {"preconditioning": "previous", "swap": False, "base": STANDARD},
+        {"preconditioning": None, "conditioner": fused(tokens="reshaped")},
         {"augmentation": "input", "preconditioning": "learned", "units": (1, 1)},
         {"augmentation": "input", "preconditioning": None},
         {"growth": 0, **CONV},
         {"context_features": 3, "preconditioning": "all"},
     ],
-    ids=lambda options: "-".join(map(str, options.values())) or "default",
+    ids=lambda options: "-".join(options) or "default",
 )
 def test_log_prob_is_a_function_of_the_noise_and_latents_invert(options):
     flow = build(**options)
@@ -365,6 +364,64 @@ def test_samples_are_as_frequent_as_their_likelihood():
     assert ((found - expected).abs() < 5 * error).all()
     total = expected.sum().item()
     assert 0.1 < total < 1 and found.sum().item() == pytest.approx(total, rel=0.05)
+
+
+@torch.no_grad()
+def test_sampling_is_one_pass_backwards(monkeypatch):
+    flow = build()
+    calls = []
+    for module in flow._transform.modules():
+        if isinstance(module, ReversibleCompositeTransform):
+            inverse = module.inverse
+            module.inverse = lambda *given, f=inverse: calls.append(len(given[0])) or f(*given)
+
+    def fail(*arguments):
+        raise AssertionError("evaluated")
+
+    for module in flow.modules():
+        if isinstance(module, (CrossUnitCoupling, VariationalDequantization)):
+            module.forward = fail
+    assert flow.sample(7).shape == (7, *SHAPE)
+    assert calls == [7] * 4
+
+
+@torch.no_grad()
+def test_temperature():
+    flow = build()
+    centre = flow.sample(6, temperature=0.0)
+    assert (centre == centre[0]).all()
+    torch.manual_seed(4)
+    assert torch.equal(flow.sample(6, temperature=0.0), centre)
+    spreads = []
+    for temperature in (0.3, 0.7, 1.0):
+        torch.manual_seed(4)
+        spreads.append(flow.sample(100, temperature=temperature).double().var(0).mean())
+    assert 0 < spreads[0] < spreads[1] < spreads[2]
+    torch.manual_seed(4)
+    whole = flow.sample(9)
+    torch.manual_seed(4)
+    assert torch.equal(flow.sample(9, batch_size=4), whole) and whole.max() < 17
+
+
+@torch.no_grad()
+def test_class_conditional():
+    flow = build(num_classes=3, std=0.1)
+    images, labels, noise = pixels(6), torch.tensor([0, 1, 2, 0, 1, 2]), noise_of(flow, 6)
+    of_labels = flow.log_prob(images, labels, noise)
+    others = flow.log_prob(images, (labels + 1) % 3, noise)
+    assert not torch.isclose(of_labels, others).any()
+    vectors = flow._embedding_net.weight[labels]
+    assert vectors.shape == (6, 16)
+    embedding, flow._embedding_net = flow._embedding_net, torch.nn.Identity()
+    torch.testing.assert_close(flow.log_prob(images, vectors, noise), of_labels)
+    flow._embedding_net = embedding
+    assert flow.sample(2, torch.tensor([0, 2, 1])).shape == (3, 2, *SHAPE)
+    torch.manual_seed(1)
+    first = flow.sample(20, torch.tensor([0]))
+    torch.manual_seed(1)
+    assert not torch.equal(flow.sample(20, torch.tensor([2])), first)
+    with expect(ValueError, "class labels, 0 to 2, got None"):
+        flow.log_prob(images)
 
 
 def test_labels_reach_every_network_that_takes_them():
@@ -481,12 +538,19 @@ def test_memory_that_is_kept():
 
 
 @torch.no_grad()
-def test_single_precision_is_close():
+def test_copies_and_dtypes(tmp_path):
     flow = build()
     images, noise = pixels(3), noise_of(flow, 3)
     expected = flow.log_prob(images, noise=noise)
+    torch.save(flow.state_dict(), tmp_path / "flow.pt")
+    loaded = denseflow(**SMALL).double().eval()
+    loaded.load_state_dict(torch.load(tmp_path / "flow.pt", weights_only=True))
+    for other in (loaded, copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
+        assert torch.equal(other.log_prob(images, noise=noise), expected)
+        assert other.architecture == loaded.architecture
     assert expected.dtype == torch.float64 and flow.sample(2).dtype == torch.uint8
-    found = copy.deepcopy(flow).float().log_prob(images, noise=noise)
+    single = copy.deepcopy(flow).float()
+    found = single.log_prob(images, noise=noise)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected.float(), atol=1e-2, rtol=1e-4)
     assert flow.log_prob(images[:0]).shape == (0,)
@@ -509,6 +573,7 @@ def test_first_training_step_initialises_every_norm():
     "options, pattern",
     [
         ({"units": (2, 2, 1)}, "modules for each of 3 blocks, got"),
+        ({"units": ()}, "units as one number for each block"),
         ({"units": "2"}, "units as one number for each block, got 2"),
         ({"units": (2, 0)}, "units to be a positive integer, got 0"),
         (
@@ -519,21 +584,22 @@ def test_first_training_step_initialises_every_norm():
         ({"levels": 1}, "2 to 256 levels, got 1"),
         ({"growth": -1}, "growth to be a positive integer, got -1"),
         ({"augmentation": "all"}, "augmentation to be one of 'units', 'input'"),
-        ({"conditioner": "mlp"}, "conditioner to be one of 'fused', 'conv'"),
-        ({"dense": False, "attention": False}, "got neither; leave one of them on"),
-        ({"heads": 3}, "attention_channels that 3 heads divide, got 4"),
+        ({"preconditioning": "learned"}, "preconditioning to be one of 'block', 'all', 'previous'"),
+        ({"augmentation": "input"}, "preconditioning to be one of 'learned', None"),
+        ({"conditioner": "conv"}, "conditioner as a factory, got 'conv'"),
+        ({"conditioner": fused(dense=False, attention=False)}, "got neither; leave one of them on"),
+        ({"conditioner": fused(heads=3)}, "attention_channels that 3 heads divide, got 4"),
+        ({"conditioner": fused(tokens="rows")}, "tokens to be one of 'positions', 'reshaped'"),
+        ({"scale": "relu"}, "scale to be one of"),
         ({"dequantization": "none"}, "dequantization to be one of 'uniform', 'variational'"),
+        ({"num_classes": 0}, "num_classes to be a positive integer"),
         ({"context_features": 0}, "context_features to be a positive integer"),
-        ({"memory": "none"}, "memory to be one of"),
+        ({"memory": "none"}, "memory to be one of 'full'"),
         # Options that nothing would read.
-        (
-            {"dequantization": "uniform"},
-            "dequantization='variational' beside dequantization_channels=8",
-        ),
-        ({"conditioner": "conv"}, "what reads dense_layers=1, got conditioner='conv'"),
-        ({**CONV, "dense": False}, "what reads dense=False, got conditioner='conv'"),
-        ({"attention": False}, "what reads attention_channels=4, got .*attention=False"),
+        ({"dequantization": "uniform"}, "dequantization='variational' beside noise_channels=8"),
+        ({**CONV, "norm": "batch"}, "what reads norm='batch', got conditioner="),
         ({"growth": 0, "preconditioning": "previous"}, "what reads preconditioning='previous'"),
+        ({"growth": 0, "preconditioning": "banana"}, "preconditioning to be one of"),
         ({"units": (1, 1), "modules": (1, 1)}, r"two units or more.*got units=\(1, 1\)"),
         ({"growth": 0, "augmentation": "input"}, "what reads augmentation='input', got .*growth=0"),
     ],
@@ -546,18 +612,11 @@ def test_choices_that_are_refused(options, pattern):
 def test_wrong_arguments():
     with expect(ValueError, "preset to be one of 'denseflow-74-10'.*got 'denseflow'"):
         denseflow("denseflow")
-    with expect(
-        TypeError, "arguments among .*attention.*got patch_size; see DenseFlowArchitecture"
-    ):
-        denseflow(**SMALL, patch_size=2)
     with expect(TypeError, "a preset or image_shape, got neither; name one of denseflow-74-10"):
         denseflow(units=(1,))
-    assert denseflow("vflow", **CHEAP).architecture == replace(
-        DENSEFLOW_PRESETS["vflow"].architecture, **CHEAP
-    )
-
-
-CHEAP = {"image_shape": (1, 8, 8), "modules": (1, 1, 1), "dense_layers": 1, "dense_growth": 4}
+    cheap = {"image_shape": (1, 8, 8), "modules": (1, 1, 1), "conditioner": fused()}
+    arguments = denseflow("vflow", **cheap).architecture.arguments
+    assert {**DENSEFLOW_PRESETS["vflow"].arguments, **cheap}.items() <= arguments.items()
 
 
 def test_wrong_calls():
@@ -580,7 +639,7 @@ def test_wrong_calls():
 def mixer_flow() -> ImageFlow:
     sizes = {"image_shape": (1, 4, 4), "patch_size": 2, "levels": 4, "num_layers": 1, "shift": None}
     sizes |= {"hidden_features": 8, "num_flow_layers": 1}
-    return mixerflow(**sizes, dequantization="variational", dequantization_channels=4)
+    return mixerflow(**sizes, pixels=Pixels("variational", noise_channels=4))
 
 
 def test_mixerflow_learns_its_dequantization():
@@ -608,7 +667,7 @@ def test_mixerflow_learns_its_dequantization():
     kept = copy.deepcopy(flow._transform.state_dict())
     before = bound()
     optimizer = torch.optim.Adam(flow.dequantization.parameters(), 1e-2)
-    for step in range(60):
+    for step in range(100):
         optimizer.zero_grad()
         (-flow.log_prob(images, noise=flow.draw_noise(1, step, index)).mean()).backward()
         optimizer.step()
@@ -622,13 +681,13 @@ def test_mixerflow_learns_its_dequantization():
     assert torch.equal(flow.dequantization.inverse(back)[0], images)
 
 
-def test_mixerflow_names_its_dequantization():
+def test_mixerflow_takes_a_dequantization_by_name_and_by_factory():
     sizes = {"image_shape": (1, 4, 4), "patch_size": 2, "levels": 4, "num_layers": 1, "shift": None}
     assert isinstance(mixerflow(**sizes).dequantization, UniformDequantization)
-    with expect(ValueError, "dequantization to be one of 'uniform', 'variational'"):
-        mixerflow(**sizes, dequantization="none")
+    own = partial(VariationalDequantization, encoder=partial(DenseEncoder, hidden_channels=4))
+    flow = mixerflow(**sizes, pixels=Pixels(own), memory="checkpoint")
+    assert isinstance(flow.dequantization, VariationalDequantization)
+    assert flow.dequantization.checkpoint and flow.dequantization.levels == 4
     odd = {**sizes, "image_shape": (1, 3, 6), "patch_size": 3}
     with expect(ValueError, r"an even height and width, got \(3, 6\)"):
-        mixerflow(**odd, dequantization="variational")
-    with expect(ValueError, "beside dequantization_channels=8"):
-        mixerflow(**sizes, dequantization_channels=8)
+        mixerflow(**odd, pixels=Pixels("variational"))

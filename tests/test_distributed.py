@@ -10,32 +10,36 @@ import torch
 from torch import nn
 
 from nflows_mixer._distributed import all_reduce_max
+from nflows_mixer.cli import run
 from nflows_mixer.nn import BatchNorm1d, BatchNorm2d, all_reduce_batch_norm
-from nflows_mixer.training.command import main
 from nflows_mixer.transforms import ActNorm
 
 ARGUMENTS = [
     "--model.num_layers=2",
     "--model.hidden_features=16",
-    "--model.channel_flow=maf",  # nflows' networks with torch's BatchNorm, beside our own
+    # torch's BatchNorm in a network of nflows, beside our own
+    "--model.channel_flow=nflows.transforms.MaskedAffineAutoregressiveTransform",
+    "--model.channel_flow.hidden_features=16",
+    "--model.channel_flow.use_batch_norm=true",
+    "--model.norm=batch",
     "--recipe.steps=8",
     "--recipe.batch_size=40",
     "--recipe.ema_decay=0.8",
-    "--precision=64-true",
+    "--trainer.precision=64-true",
     "--evaluation_images=61",  # uneven over two processes
-    "--accelerator=cpu",
-    "--progress=false",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
 ]
 
 
 @pytest.mark.parametrize("parts, memory", [(1, "full"), (2, "full"), (1, "constant")])
 def test_two_processes_end_as_one(tmp_path, parts, memory):
     steps = 3 if (parts, memory) != (1, "full") else 8
-    options = [f"--accumulate={parts}", f"--memory={memory}", f"--recipe.steps={steps}"]
-    arguments = [*ARGUMENTS, *options]
-    one = main([*arguments, "--out", str(tmp_path / "one")])
-    command = [sys.executable, "-m", "nflows_mixer.training", *arguments]
-    out = ["--devices", "2", "--num-nodes", "1", "--out", str(tmp_path / "two")]
+    options = [f"--trainer.accumulate_grad_batches={parts}", f"--model.memory={memory}"]
+    arguments = ["train", *ARGUMENTS, *options, f"--recipe.steps={steps}"]
+    one = run([*arguments, "--out", str(tmp_path / "one")])
+    command = [sys.executable, "-m", "nflows_mixer", *arguments]
+    out = ["--trainer.devices", "2", "--out", str(tmp_path / "two")]
     done = subprocess.run([*command, *out], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     two = json.loads((tmp_path / "two/results.json").read_text())
@@ -59,13 +63,14 @@ def test_two_processes_end_as_one(tmp_path, parts, memory):
 
 def test_two_processes_end_as_one_with_all_noise_and_flips(tmp_path):
     """A DenseFlow, which draws noise on its way; its decay is by epochs of the data."""
-    model = ["units=[2,1]", "modules=[1,1]", "growth=2", "hidden_channels=4", "dense_layers=1"]
-    model += ["dense_growth=4", "attention_channels=4", "dequantization_channels=4"]
+    model = ["modules=[1,1]", "growth=2", "noise_channels=4", "norm=batch"]
+    model += [f"conditioner.{name}" for name in ("hidden_channels=4", "num_layers=1", "growth=4")]
     recipe = ["steps=2", "batch_size=20", "flip=true", "decay=0.5", "optimizer=adam"]
-    arguments = ["--family=denseflow", *(f"--model.{a}" for a in model), *ARGUMENTS[-4:]]
+    arguments = ["train", "--config=denseflow-digits", *(f"--model.{a}" for a in model)]
+    arguments += ARGUMENTS[-4:]
     arguments += [*(f"--recipe.{a}" for a in recipe), "--evaluation_images=15"]
-    one = main([*arguments, "--out", str(tmp_path / "one")])
-    command = [sys.executable, "-m", "nflows_mixer.training", *arguments, "--devices=2"]
+    one = run([*arguments, "--out", str(tmp_path / "one")])
+    command = [sys.executable, "-m", "nflows_mixer", *arguments, "--trainer.devices=2"]
     out = ["--out", str(tmp_path / "two")]
     done = subprocess.run([*command, *out], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -81,6 +86,7 @@ LAYERS = textwrap.dedent(
     import sys, torch
     from torch import distributed, nn
     from nflows_mixer._distributed import all_reduce_max
+from nflows_mixer.cli import run
     from nflows_mixer.nn import BatchNorm1d, BatchNorm2d, all_reduce_batch_norm
     from nflows_mixer.transforms import ActNorm
     rank, folder = int(sys.argv[1]), sys.argv[2]

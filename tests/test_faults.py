@@ -12,13 +12,14 @@ import torch
 from lightning.pytorch import Callback
 
 from nflows_mixer import _files
+from nflows_mixer.cli import run
 from nflows_mixer.data import ImageData, ImageDataset
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.training import AtomicCheckpointIO, FlowModule, Recipe, fit
-from nflows_mixer.training.command import main
 from nflows_mixer.transforms import AffineCoupling
 
 ARGUMENTS = [
+    "train",
     "--model.num_layers=1",
     "--model.hidden_features=16",
     "--recipe.steps=14",
@@ -26,8 +27,8 @@ ARGUMENTS = [
     "--recipe.ema_decay=0.8",
     "--checkpoint_every=3",
     "--validate_every=5",
-    "--accelerator=cpu",
-    "--progress=false",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
 ]
 
 # Each attempt is a process of its own, forked from one that has imported everything and computed
@@ -37,7 +38,8 @@ DRIVER = textwrap.dedent(
     import os, signal, sys
     from lightning.pytorch import Callback
     from nflows_mixer import _files
-    from nflows_mixer.training import command, run
+    from nflows_mixer import cli
+    from nflows_mixer.training import run
     import sklearn.datasets, torchvision, matplotlib.figure, tensorboard.compat
 
     def die():
@@ -54,7 +56,7 @@ DRIVER = textwrap.dedent(
         kind, _, number = death.partition(":")
         if kind == "step":
             fit = run.fit
-            command.fit = lambda *a, **k: fit(*a, callbacks=(DieAfter(int(number)),), **k)
+            cli.fit = lambda *a, **k: fit(*a, callbacks=(DieAfter(int(number)),), **k)
         if kind == "write":  # while the number-th checkpoint of this attempt is half on the disk
             save, count = run.AtomicCheckpointIO.save_checkpoint, [0]
             def counted(self, checkpoint, path, storage_options=None):
@@ -63,7 +65,7 @@ DRIVER = textwrap.dedent(
                     _files.os.fsync = lambda handle: die()
                 save(self, checkpoint, path, storage_options)
             run.AtomicCheckpointIO.save_checkpoint = counted
-        command.main([*arguments, "--out", out, "--resume"])
+        cli.run([*arguments, "--out", out, "--resume"])
 
     out, deaths, arguments = sys.argv[1], sys.argv[2].split(","), sys.argv[3:]
     for death in deaths:
@@ -214,4 +216,4 @@ def test_loss_that_is_not_finite_names_the_layer_and_leaves_the_checkpoint(tmp_p
 
 def test_command_says_what_is_wrong_without_a_traceback(tmp_path):
     with pytest.raises(SystemExit, match="error: step .*: expected a finite loss .*learning rate"):
-        main([*ARGUMENTS, "--recipe.learning_rate=1e6", "--out", str(tmp_path / "run")])
+        run([*ARGUMENTS, "--recipe.learning_rate=1e6", "--out", str(tmp_path / "run")])

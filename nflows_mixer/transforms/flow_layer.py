@@ -122,7 +122,7 @@ class FlowLayer(Transform):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D]."""
-        check_event(inputs, (self.features,), "FlowLayer", ROWS_ADVICE)
+        self._check_rows(inputs)
         if self.training and getattr(self.actnorm, "initialized", True) is False:
             self.actnorm.initialize(inputs)
         weights = _weights_of(self, inverse=False)
@@ -132,7 +132,7 @@ class FlowLayer(Transform):
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D] back, with running statistics even in training mode."""
-        check_event(inputs, (self.features,), "FlowLayer", ROWS_ADVICE)
+        self._check_rows(inputs)
         with running_statistics(self):
             weights = _weights_of(self, inverse=True)
             if self._is_one_function(weights.network, weights.inverse):
@@ -170,6 +170,10 @@ class FlowLayer(Transform):
             state, grad = rebuild_by_inverse(part, state, grad, grad_logabsdet, None, gradients)
         return state, grad
 
+    def _check_rows(self, inputs: Tensor) -> None:
+        if inputs.dim() != 2 or inputs.shape[1] != self.features:
+            check_event(inputs, (self.features,), "FlowLayer", ROWS_ADVICE)
+
     def _affine_parts(self) -> list[Any]:
         return [part for part in (self.actnorm, self.linear) if part is not None]
 
@@ -197,13 +201,14 @@ class FlowLayer(Transform):
     ) -> tuple[Tensor, Tensor]:
         """The coupling with its prepared network, and the affine map before it."""
         coupling = self.flow
-        with without_autocast(rows):
+        options = coupling.conditioner.options(rows)
+        with torch.autocast(rows.device.type, enabled=False) if _casts(rows) else nullcontext():
             outputs, logabsdet, statistics = (self.compiled or call_directly)(
                 *(flow_layer_inverse if inverse else flow_layer, rows, maps, network),
                 *(self._given(context), coupling.split),
                 coupling.elementwise_inverse if inverse else coupling.elementwise,
                 coupling.constants,
-                *(coupling.conditioner.evaluate, coupling.conditioner.options(rows)),
+                *(coupling.conditioner.evaluate, options),
             )
         if statistics and not inverse:
             _track(coupling.conditioner.batch_norms(), statistics)
@@ -280,13 +285,13 @@ def flow_layer(
         y [N, D], log-dets [N], and the batch statistics of f.
     """
     if maps is not None:
-        rows = apply_affine(rows, maps[0], maps[1])
-    fixed, moved = split_parts(rows, split)
+        rows = _apply(rows, maps)
+    fixed, moved = _split(rows, split)
     parameters, statistics = evaluate_network(fixed, network, context, evaluate, options)
     moved, logabsdet = elementwise(moved, parameters, *constants)
     if maps is not None:
         logabsdet = logabsdet + maps[2]
-    return join_parts(fixed, moved, split), logabsdet, statistics
+    return _join(fixed, moved, split), logabsdet, statistics
 
 
 def flow_layer_inverse(
@@ -301,12 +306,12 @@ def flow_layer_inverse(
     options: tuple,
 ) -> tuple[Tensor, Tensor, Statistics]:
     """The inverse of ``flow_layer``, given the inverse maps and the inverse of g."""
-    fixed, moved = split_parts(rows, split)
+    fixed, moved = _split(rows, split)
     parameters, statistics = evaluate_network(fixed, network, context, evaluate, options)
     moved, logabsdet = elementwise(moved, parameters, *constants)
-    rows = join_parts(fixed, moved, split)
+    rows = _join(fixed, moved, split)
     if maps is not None:
-        rows = apply_affine(rows, maps[0], maps[1])
+        rows = _apply(rows, maps)
         logabsdet = logabsdet + maps[2]
     return rows, logabsdet, statistics
 

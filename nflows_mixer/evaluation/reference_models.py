@@ -11,7 +11,7 @@ from nflows_mixer._checks import mismatch
 from nflows_mixer.likelihood import bits_per_dim
 
 
-def yardsticks(train: Tensor, test: Tensor, levels: int) -> dict[str, float]:
+def reference_models(train: Tensor, test: Tensor, levels: int) -> dict[str, float]:
     """Bits per dimension of every simple model here that the images can be enough for, by name.
 
     Args:
@@ -21,7 +21,7 @@ def yardsticks(train: Tensor, test: Tensor, levels: int) -> dict[str, float]:
 
     Example:
         >>> images = torch.randint(17, (50, 1, 4, 4), dtype=torch.uint8)
-        >>> list(yardsticks(images, images, levels=17))
+        >>> list(reference_models(images, images, levels=17))
         ['uniform, 17 levels', 'normal, full covariance', 'histogram of each pixel']
     """
     scores = {f"uniform, {levels} levels": uniform_bits_per_dim(levels)}

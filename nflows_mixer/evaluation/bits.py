@@ -1,4 +1,4 @@
-"""Figures of a flow over a data set."""
+"""Bits per dimension of a flow over a data set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from nflows_mixer._checks import check_choice, mismatch
-from nflows_mixer._modes import in_mode
 from nflows_mixer.evaluation.batches import Images, batches
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.likelihood import bits_per_dim, log_mean_exp, log_prob_draws
@@ -85,22 +84,10 @@ def evaluate_bounds(
     draws: int = 1,
     rows: Sequence[int] | Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Both bounds of ``evaluate``, of the same draws, in one pass.
-
-    Args:
-        flow: any flow on images.
-        images: uint8 [N, C, H, W], or a data set, of which a batch at a time is read.
-        context: one row per image, for a flow that takes it.
-        seed: of the noise.
-        batch_size: images at a time, or pairs of an image and a draw.
-        draws: k.
-        rows: places of the images to evaluate, 0 to N - 1; all of them where None.
+    """Both bounds of ``evaluate``, of the same draws and with its arguments, in one pass.
 
     Returns:
         "average" and "importance", each as ``evaluate`` returns it.
-
-    Raises:
-        ValueError: if an argument is out of range, or the context has not one row per image.
 
     Example:
         >>> from nflows_mixer.transforms import PixelScaling
@@ -161,48 +148,3 @@ def summary(bits: Tensor) -> dict[str, float | int]:
         "worst": values.max().item(),
         "non_finite": int((~values.isfinite()).sum().item()),
     }
-
-
-@torch.no_grad()
-def round_trip_error(
-    flow: ImageFlow, images: Tensor, context: Tensor | None = None, batch_size: int = 100
-) -> float:
-    r"""Largest error of inverting the flow, as a fraction of the pixel range.
-
-    .. math:: \max |f^{-1}(f(y)) - y|\, /\, \mathrm{levels}
-
-    y are the pixels with the noise of their dequantisation at its median, x + 1/2 where it is
-    uniform; what a flow appends on the way is dropped by its inverse.
-
-    Args:
-        flow: any flow on images, evaluated in the precision that it has.
-        images: uint8 [N, C, H, W], on the flow's device.
-        context: [N, F], for a flow that takes one.
-        batch_size: images at a time.
-
-    Returns:
-        The largest error over all pixels of all images; NaN if the inverse gives one.
-
-    Raises:
-        ValueError: if there are no images.
-
-    References:
-        Behrmann et al., Understanding and mitigating exploding inverses, 2021.
-
-    Example:
-        >>> from nflows_mixer.transforms import PixelScaling
-        >>> flow = ImageFlow(PixelScaling(256), (1, 2, 2))
-        >>> round_trip_error(flow, torch.zeros(3, 1, 2, 2, dtype=torch.uint8))
-        0.0
-    """
-    if not len(images):
-        raise mismatch("round_trip_error", "one image or more", 0, "give some")
-    largest = torch.zeros((), device=images.device)
-    for places, batch in batches(images, batch_size):
-        given = None if context is None else context[places.to(context.device)]
-        with in_mode(flow, training=False):
-            latents = flow.transform_to_noise(batch, given)
-            back, _ = flow._transform.inverse(latents, flow._embedding_net(given))
-        error = (back - flow.dequantize_mid(batch, given)).abs().max()
-        largest = torch.maximum(largest, error)  # keeps a NaN
-    return (largest / flow.dequantization.levels).item()

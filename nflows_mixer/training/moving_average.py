@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nflows_mixer._checks import mismatch
 
 
 def moving_average(flow: nn.Module, decay: float) -> AveragedModel:
-    r"""Return a copy of the flow that follows its parameters and buffers.
+    r"""Return torch's average of a flow, which follows its parameters and buffers.
 
     .. math:: \bar\theta \leftarrow \mathrm{decay} \cdot \bar\theta
               + (1 - \mathrm{decay})\, \theta
@@ -40,17 +39,15 @@ def moving_average(flow: nn.Module, decay: float) -> AveragedModel:
         >>> average.module.weight.item()
         1.0
     """
-
     if not 0 < decay < 1:
         raise mismatch("moving_average", "0 < decay < 1", decay, "0.999 is usual")
+    average_floats = get_ema_multi_avg_fn(decay)
 
-    @torch.no_grad()
     def update(averages: Sequence[Tensor], values: Sequence[Tensor], count: Any) -> None:
+        if averages[0].is_floating_point():  # torch groups them by dtype
+            return average_floats(averages, values, count)
         for average, value in zip(averages, values):
-            if average.is_floating_point():
-                average.lerp_(value, 1 - decay)
-            else:
-                average.copy_(value)
+            average.copy_(value)
 
     average = AveragedModel(flow, multi_avg_fn=update, use_buffers=True)
     # Nothing trains the copy; a distributed run would wait for its gradients.

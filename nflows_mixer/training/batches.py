@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
@@ -90,37 +90,8 @@ class ShuffledBatches(Sampler):
                 yield part[self.rank :: self.world_size]
 
 
-class OrderedBatches(Sampler):
-    """Rows of a data set in order, each in exactly one process.
-
-    Process r of W has rows r, r + W, ...; the last batches may be short, or missing.
-
-    Args:
-        num_images: in the data set.
-        batch_size: of this process.
-        rank: r.
-        world_size: W.
-
-    Example:
-        >>> [rows.tolist() for rows in OrderedBatches(5, batch_size=2, rank=1, world_size=2)]
-        [[1, 3]]
-    """
-
-    def __init__(
-        self, num_images: int, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.rows = torch.arange(num_images)[rank::world_size]
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.rows.split(self.batch_size)) if len(self.rows) else iter(())
-
-
 class ImageDataModule(LightningDataModule):
-    """The parts of a data set, as Lightning's trainer wants them.
+    """The parts of a data set, as Lightning's trainer takes them.
 
     Batches are tuples (images,) or (images, labels), uint8 until they are on the device.
 
@@ -197,12 +168,13 @@ class ImageDataModule(LightningDataModule):
         return [self._ordered(part) for part in self.parts.values()]
 
     def _ordered(self, part: ImageDataset) -> DataLoader:
+        """The images of a part in order, each in exactly one process: rank r has r, r + W, ..."""
         trainer = self._trainer()
-        size = self.evaluation_batch_size
-        rank, world_size = trainer.global_rank, trainer.world_size
-        return self._loader(part, OrderedBatches(len(part), size, rank, world_size))
+        rows = torch.arange(len(part))[trainer.global_rank :: trainer.world_size]
+        # Lightning's own sampler would repeat images until all processes have as many.
+        return self._loader(part, rows.split(self.evaluation_batch_size) if len(rows) else ())
 
-    def _loader(self, part: ImageDataset, batches: Sampler) -> DataLoader:
+    def _loader(self, part: ImageDataset, batches: Iterable[Tensor]) -> DataLoader:
         return DataLoader(
             part,
             batch_size=None,

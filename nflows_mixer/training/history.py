@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: curves, samples, speed and memory."""
+"""The history of a run: curves, samples, speed and memory."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from torch import Tensor
 from nflows_mixer._checks import check_positive
 from nflows_mixer._distributed import all_reduce_max, all_reduce_sum
 from nflows_mixer._files import replace_file
-from nflows_mixer.evaluation import draw_samples, save_curves, save_grids
-from nflows_mixer.nn import ClassEmbedding
+from nflows_mixer.evaluation import classes_in_turn, draw_samples, save_curves, save_grids
 from nflows_mixer.training.module import FlowModule
 
 
-class Record(Callback):
+class History(Callback):
     """Curves of bits per dimension, learning rate, speed and memory; sample grids at validation.
 
     The history is part of the checkpoint, so that a resumed run goes on with its curve. Written to
@@ -38,19 +37,19 @@ class Record(Callback):
         seed: of the grids' latents, which are the same at every step.
 
     Example:
-        >>> Record("runs/example").history
+        >>> History("runs/example").entries
         []
     """
 
     def __init__(
         self, out: str | Path, every: int = 10, num_samples: int = 64, seed: int = 0
     ) -> None:
-        check_positive("Record", "every", every)
+        check_positive("History", "every", every)
         self.out = Path(out)
         self.every = every
         self.num_samples = num_samples
         self.seed = seed
-        self.history: list[dict[str, float]] = []
+        self.entries: list[dict[str, float]] = []
         self.seconds = 0.0
         self._window: list[Tensor] = []
         self._elapsed = self._started = 0.0
@@ -60,11 +59,11 @@ class Record(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the history and the time spent, for the checkpoint."""
         window = [figures.tolist() for figures in self._window]
-        return {"history": self.history, "window": window, "seconds": self.seconds}
+        return {"entries": self.entries, "window": window, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the history of a checkpoint."""
-        self.history, self.seconds = list(state_dict["history"]), state_dict["seconds"]
+        self.entries, self.seconds = list(state_dict["entries"]), state_dict["seconds"]
         self._window = [torch.tensor(f, dtype=torch.float64) for f in state_dict["window"]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -124,7 +123,7 @@ class Record(Callback):
             return
         figures = {k: v.item() for k, v in trainer.callback_metrics.items() if "validation" in k}
         figures.pop("validation/evaluated_images", None)
-        self.history.append({"step": trainer.global_step, **figures})  # the module logs them
+        self.entries.append({"step": trainer.global_step, **figures})  # the module logs them
         if trainer.is_global_zero:
             self.write()
             self.draw(trainer, pl_module)
@@ -132,11 +131,7 @@ class Record(Callback):
 
     def draw(self, trainer: Trainer, module: FlowModule) -> None:
         """Write a grid of samples; the trainer's random state is not touched."""
-        context = None
-        if module.conditional:
-            assert module.last_context is not None
-            context = sampling_context(module, self.num_samples, module.last_context)
-        samples = sample_grid(module, self.num_samples, context, self.seed)
+        samples = sample_grid(module, self.num_samples, module.last_context, self.seed)
         step, levels = trainer.global_step, module.flow.dequantization.levels
         path = self.out / "samples" / f"step-{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,10 +142,10 @@ class Record(Callback):
 
     def write(self, references: Mapping[str, float] | None = None) -> None:
         """Write the history and its curve, with horizontal lines to compare it with."""
-        content = json.dumps(self.history, indent=1) + "\n"
+        content = json.dumps(self.entries, indent=1) + "\n"
         replace_file(self.out / "history.json", content.encode())
         curves = {
-            name: [(e["step"], e[key]) for e in self.history if key in e]
+            name: [(e["step"], e[key]) for e in self.entries if key in e]
             for name, key in (
                 ("training batches", "train/bits_per_dim"),
                 ("validation images", "validation/bits_per_dim"),
@@ -159,42 +154,21 @@ class Record(Callback):
         save_curves(self.out / "curve.png", curves, "bits/dim", references)
 
     def _add(self, trainer: Trainer, entry: dict[str, float]) -> None:
-        self.history.append(entry)
+        self.entries.append(entry)
         figures = {name: value for name, value in entry.items() if name != "step"}
         for logger in trainer.loggers:
             logger.log_metrics(figures, int(entry["step"]))
 
 
-def sampling_context(module: FlowModule, num_samples: int, given: Tensor) -> Tensor:
-    """Return a context for each sample of a grid: classes in turn, or else that of images.
-
-    Args:
-        module: of a conditional flow.
-        num_samples: how many, at most.
-        given: context of some images.
-
-    Example:
-        >>> from nflows_mixer.flows import mixerflow
-        >>> from nflows_mixer.training import Recipe
-        >>> flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, shift=None, num_classes=3)
-        >>> module = FlowModule(flow, Recipe(), conditional=True)
-        >>> sampling_context(module, 4, torch.zeros(9)).tolist()
-        [0, 1, 2, 0]
-    """
-    if isinstance(module.flow._embedding_net, ClassEmbedding):
-        given = torch.arange(num_samples) % module.flow._embedding_net.num_embeddings
-    return given[:num_samples].to(module.device)
-
-
 def sample_grid(
-    module: FlowModule, num_samples: int, context: Tensor | None = None, seed: int = 0
+    module: FlowModule, num_samples: int, given: Tensor | None = None, seed: int = 0
 ) -> Tensor:
-    """Return samples of the evaluated flow on the CPU, one for each row of the context if any.
+    """Return samples of the evaluated flow on the CPU: of classes in turn, if it takes labels.
 
     Args:
         module: what is trained.
-        num_samples: how many where there is no context.
-        context: rows of context, or None.
+        num_samples: how many, at most.
+        given: context of some images, for a flow that takes another context than labels.
         seed: of the latents.
 
     Example:
@@ -205,9 +179,11 @@ def sample_grid(
         >>> sample_grid(FlowModule(flow, Recipe()), num_samples=2).shape
         torch.Size([2, 1, 4, 4])
     """
+    context = classes_in_turn(module.evaluated, num_samples)
+    if context is None and given is not None:
+        context = given[:num_samples].to(module.device)
     each = num_samples if context is None else 1
-    samples = draw_samples(module.evaluated, each, seed=seed, context=context)
-    return samples.reshape(-1, *module.flow.image_shape).cpu()
+    return draw_samples(module.evaluated, each, seed=seed, context=context)
 
 
 def peak_memory_mb(device: torch.device) -> float:
