@@ -462,8 +462,8 @@ def prepare_layers(
         weights[layer] = LayerWeights()
         if _has_hooks(layer):
             continue
-        if _folds(actnorm) and _folds(linear) and actnorm is not linear:
-            like = next(iter((linear or actnorm)._parameters.values()))
+        if (actnorm or linear) and _folds(actnorm) and _folds(linear):
+            like = next((linear or actnorm).parameters(), torch.empty(0))
             kinds = type(actnorm), type(linear), getattr(linear, "bias", None) is None
             key = (*kinds, layer.features, like.dtype, like.device)
             affine[key].append((layer, [part for part in (actnorm, linear) if part is not None]))
