@@ -129,7 +129,7 @@ def _problem_of_a_copy(transform: Transform, features: int) -> str | None:
             return str(problem)
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
-            return f"raises {type(error).__name__} on some" + (f" ({reason})" if reason else "")
+            return f"raises {type(error).__name__}" + (f" ({reason})" if reason else "")
     return None
 
 
