@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Hashable
-from weakref import WeakKeyDictionary, WeakSet
+from functools import partial
+from typing import Any
+from weakref import WeakSet
 
 import torch
 from nflows.transforms import Transform
@@ -25,15 +27,11 @@ _WIDTH = 4.0
 _TOLERANCE = 1e-2
 _LONGEST_JACOBIAN = 256
 _USABLE: WeakSet[nn.Module] = WeakSet()
-_MADE_BY: WeakKeyDictionary[Hashable, set[tuple[type, int]]] = WeakKeyDictionary()
+_MAKES: set[Hashable] = set()
 
 
 def check_usable(
-    transform: Transform,
-    owner: str,
-    features: int | None = None,
-    factory: object = None,
-    validate_args: bool = True,
+    transform: Transform, owner: str, features: int | None = None, validate_args: bool = True
 ) -> None:
     r"""Raise unless a transform maps rows of R^D to R^D and back, as far as a few rows can tell.
 
@@ -46,8 +44,8 @@ def check_usable(
     some 20 ms, and for a stack of masked splines, which are inverted in many passes, 100.
 
     A transform of this package is probed only for the parts of other libraries, or of a user's
-    own, within. What has passed is not probed again, nor what the same factory makes for rows of
-    the same length. Not probed are transforms on the meta or a fake device, those for which the
+    own, within. What has passed is not probed again, nor what is made alike: of the same classes,
+    sizes and options. Not probed are transforms on the meta or a fake device, those for which the
     length of rows or of the context is not known, and those whose inverse iterates, which say so
     by an attribute ``iterative``; those whose inverse raises ``InverseNotAvailable`` or
     ``NotImplementedError`` are probed one way.
@@ -56,7 +54,6 @@ def check_usable(
         transform: any nflows transform.
         owner: whose argument this is, for the error.
         features: row length D, for transforms that do not say it.
-        factory: what has made the transform.
         validate_args: False takes the transform for right.
 
     Raises:
@@ -74,11 +71,12 @@ def check_usable(
     if len(lengths) != 1 or _is_known(transform):
         return
     (features,) = lengths
-    made: set[tuple[type, int]] = set()
-    if isinstance(factory, Hashable) and factory is not None:
-        made = _MADE_BY.setdefault(factory, made)
-    if validate_args and (type(transform), features) not in made:
-        if problem := _problem_of_a_copy(transform, features):
+    if any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in _tensors(transform)):
+        return
+    if validate_args:
+        make = features, *((type(part), _make(vars(part))) for part in transform.modules())
+        problem = None if make in _MAKES else _problem_of_a_copy(transform, features)
+        if problem is not None:
             raise mismatch(
                 owner,
                 "a bijection of rows R^D -> R^D",
@@ -86,8 +84,28 @@ def check_usable(
                 f"it has to take all real numbers ({-_WIDTH:g} to {_WIDTH:g} were tried): give a "
                 "spline tails='linear', and put what is bounded between Sigmoid and Logit",
             )
-        made.add((type(transform), features))
+        _MAKES.add(make)
     _USABLE.add(transform)
+
+
+def _tensors(transform: Transform) -> list[Tensor]:
+    return [*transform.parameters(), *transform.buffers(), torch.empty(0)]
+
+
+def _make(value: Any) -> Hashable:
+    """What transforms have in common that are built alike, of an attribute of one of them."""
+    if value is None or isinstance(value, (bool, int, float, str, type)):
+        return value
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype, value.device.type
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_make, value))
+    if isinstance(value, dict):
+        return tuple((str(key), _make(item)) for key, item in value.items())
+    if isinstance(value, partial):
+        return _make(value.func), _make(value.args), _make(value.keywords)
+    kind: Any = type(value)
+    return getattr(value, "__code__", kind)
 
 
 def _is_known(module: nn.Module) -> bool:
@@ -101,17 +119,14 @@ def _is_known(module: nn.Module) -> bool:
 
 def _problem_of_a_copy(transform: Transform, features: int) -> str | None:
     """Return what is wrong with a transform, or None."""
-    tensors = [*transform.parameters(), *transform.buffers(), torch.empty(0)]
     context_lengths = _context_lengths(transform)
-    if any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in tensors):
-        return None
     if takes_context(transform) and len(context_lengths) != 1:
         return None
     try:
         copied = copy.deepcopy(transform)
     except RuntimeError:  # of tensors that are computed from parameters, as weight_norm keeps them
         return None
-    like = next(tensor for tensor in tensors if tensor.is_floating_point())
+    like = next(tensor for tensor in _tensors(transform) if tensor.is_floating_point())
     like = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
     copied = copied.to(like.dtype).eval().requires_grad_(False)
     for part in copied.modules():
