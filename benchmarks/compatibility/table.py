@@ -72,7 +72,7 @@ def measure(library: str, name: str) -> dict[str, Any]:
     except (ValueError, TypeError) as error:
         if not row.refused:
             raise
-        return found | {"reason": str(error).split(", got ", 1)[1]}
+        return found | {"reason": str(error).split(", got ", 1)[1].split("; it has to take")[0]}
     for place in ("channel", "patch"):
         found[place] = measured(row, place)
     return found | ({"reason": row.because} if row.because else {})
@@ -109,9 +109,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 def refused_line(row: dict[str, Any]) -> str:
     """One line of Markdown."""
-    name = row["name"].split(",")[0]
-    reason = row["reason"].removeprefix(f"{name}, which ").removeprefix(f"{name}, ")
-    return f"| {row['name']} | {reason} |"
+    return f"| {row['name']} | {row['reason'].split(', which ', 1)[-1]} |"
 
 
 def working_line(row: dict[str, Any]) -> str:

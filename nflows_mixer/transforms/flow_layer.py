@@ -103,7 +103,9 @@ class FlowLayer(Transform):
         super().__init__()
         self.features = features
         given = {"actnorm": actnorm, "linear": linear, "flow": flow}
-        offered = {"context_features": context_features} if context_features else {}
+        offered: dict[str, Any] = {}
+        if context_features:
+            offered["context_features"] = context_features
         for name, part in given.items():
             owner = f"FlowLayer.{name}"
             made = None if part is None else as_transform(part, features, owner, **offered)
