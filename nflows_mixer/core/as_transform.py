@@ -70,7 +70,8 @@ def as_transform(
 
     Example:
         >>> import zuko
-        >>>         >>> from nflows.transforms import LULinear
+        >>> from functools import partial
+        >>> from nflows.transforms import LULinear
         >>> as_transform(LULinear, 48).features
         48
         >>> as_transform(partial(zuko.flows.NSF, transforms=1), 48).features
