@@ -29,7 +29,6 @@ from nflows_mixer.flows.architecture import (
     Architecture,
     Unset,
     check_factory,
-    check_norm,
     check_read,
     embedded_features,
     given,
@@ -192,7 +191,8 @@ class MixerFlowSpec:
     def __post_init__(self) -> None:
         check_image_shape(self.image_shape, OWNER)
         check_levels(OWNER, self.levels)
-        check_norm(OWNER, self.norm)
+        if self.norm is not UNSET:
+            check_choice(OWNER, "norm", self.norm, ("layer", "batch", None))
         for name in ("num_layers", "num_flow_layers"):
             check_positive(OWNER, name, getattr(self, name))
         for name in ("hidden_features", "context_features", "num_classes"):
