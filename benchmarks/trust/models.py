@@ -14,7 +14,6 @@ from torch import Tensor
 from benchmarks.trust.inputs import made_images
 from nflows_mixer.data import ImageData, load_images
 from nflows_mixer.flows import ImageFlow, load_weights, mixerflow, read_metadata
-from nflows_mixer.flows.weights import architecture_of
 from nflows_mixer.noise import uniform_noise
 from nflows_mixer.training import FlowModule, Recipe, fit
 
@@ -41,7 +40,7 @@ class Model:
             "image_shape": list(self.flow.image_shape),
             "levels": self.flow.dequantization.levels,
             **self.facts,
-            "architecture": architecture_of(self.flow),
+            "architecture": self.flow.architecture and self.flow.architecture.as_data(),
         }
 
 
