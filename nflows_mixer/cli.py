@@ -245,8 +245,8 @@ def factory_of(value: Any) -> Any:
         >>> factory_of(Namespace(class_path="zuko.flows.NSF", init_args=Namespace(bins=4)))
         functools.partial(<class 'zuko.flows.spline.NSF'>, bins=4)
     """
-    if isinstance(value, list):
-        return [factory_of(item) for item in value]
+    if isinstance(value, (list, tuple)):
+        return tuple(map(factory_of, value))
     if not isinstance(value, Namespace):
         return value
     if "class_path" not in value:  # the one dataclass that a builder takes
