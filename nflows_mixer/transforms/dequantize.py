@@ -87,7 +87,11 @@ class UniformDequantization(Dequantization):
     ) -> tuple[Tensor, Tensor]:
         """Add ``noise`` in [0, 1], drawn where not given, of the shape of ``inputs``."""
         pixels = self._pixels(inputs)
-        outputs = self._add(pixels, self.noise_for(inputs, noise, pixels.dtype))
+        if noise is None:
+            noise = torch.rand(pixels.shape, dtype=pixels.dtype, device=pixels.device)
+        else:
+            noise = self.noise_for(inputs, noise, pixels.dtype)
+        outputs = self._add(pixels, noise)
         return outputs, outputs.new_zeros(outputs.shape[0])
 
     def noise_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
