@@ -59,9 +59,9 @@ class PresetOrFile(ActionConfigFile):
         cfg.update(given)
 
 
-def main() -> None:
-    """Run the command as the process was called; the entry point ``nflows-mixer``."""
-    run()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; the entry point ``nflows-mixer``. Arguments and errors are those of ``run``."""
+    run(argv)
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
