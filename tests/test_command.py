@@ -22,7 +22,8 @@ from nflows_mixer.flows import (
     load_weights,
     save_weights,
 )
-from nflows_mixer.nn import FusedConditioner
+from nflows_mixer.flows.weights import family_of
+from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.training import Recipe
 from nflows_mixer.training import run as run_module
 from nflows_mixer.training.presets import preset_names
@@ -176,7 +177,7 @@ def test_preset_is_changed_by_arguments():
 
 def test_small_denseflow_fits_its_images():
     flow = built("--config=denseflow-digits")
-    assert flow.architecture.builder == "denseflow"
+    assert family_of(flow) == "denseflow"
     assert 100_000 < sum(p.numel() for p in flow.parameters()) < 300_000
     assert flow._transform.latent_shapes["final"][1:] == (2, 2)
 
@@ -210,7 +211,7 @@ def test_factories_are_named_with_their_arguments():
 
 def test_conditioner_is_a_factory_too():
     given = factory_of(parsed("--config=denseflow-digits", "--model.norm=batch").model)
-    assert given.keywords["conditioner"].func is FusedConditioner
+    assert given.keywords["conditioner"].func is DenseAttentionConditioner
     assert given.keywords["conditioner"].keywords["hidden_channels"] == 24
     assert given.keywords["norm"] == "batch"
 
