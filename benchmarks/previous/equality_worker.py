@@ -198,7 +198,9 @@ def evaluate(build: Any, given: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
             }
             if training:
                 found[f"running statistics, {kind}"] = {
-                    name: buffer.clone() for name, buffer in flow.named_buffers()
+                    name: buffer.clone()
+                    for name, buffer in flow.named_buffers()
+                    if "running_" in name or "tracked" in name
                 }
             else:
                 with torch.no_grad():
