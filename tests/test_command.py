@@ -15,8 +15,13 @@ import yaml
 from nflows_mixer import cli
 from nflows_mixer.cli import build_flow, build_parser, factory_of, run
 from nflows_mixer.data import ImageData, ImageDataset
-from nflows_mixer.flows import DENSEFLOW_PRESETS, MIXERFLOW_PRESETS, grow, load_weights
-from nflows_mixer.flows import save_weights
+from nflows_mixer.flows import (
+    DENSEFLOW_PRESETS,
+    MIXERFLOW_PRESETS,
+    grow,
+    load_weights,
+    save_weights,
+)
 from nflows_mixer.flows.weights import family_of
 from nflows_mixer.nn import FusedConditioner
 from nflows_mixer.training import Recipe

@@ -33,7 +33,17 @@ def weights(tmp_path_factory):
 @pytest.mark.parametrize("name", ["plain", "conditional"])
 def test_figures_and_pictures(weights, tmp_path, capsys, name):
     path = weights / f"{name}.safetensors"
-    flags = ["evaluate", "--weights", str(path), "--draws", "3", "--images", "30", "--out", str(tmp_path)]
+    flags = [
+        "evaluate",
+        "--weights",
+        str(path),
+        "--draws",
+        "3",
+        "--images",
+        "30",
+        "--out",
+        str(tmp_path),
+    ]
     report = run(flags)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == report
     assert f"see {tmp_path}" in capsys.readouterr().out
@@ -80,7 +90,13 @@ def test_probe_and_outside_images(weights, tmp_path):
 def test_errors(weights, tmp_path):
     images = np.zeros((20, 4, 4), np.uint8)
     np.savez(tmp_path / "small.npz", images=images)
-    plain = ["evaluate", "--weights", str(weights / "plain.safetensors"), "--out", str(tmp_path / "out")]
+    plain = [
+        "evaluate",
+        "--weights",
+        str(weights / "plain.safetensors"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     small = str(tmp_path / "small.npz")
     with pytest.raises(SystemExit, match="expected images .1, 8, 8. of 17 levels, got .1, 4, 4."):
         run([*plain, "--data", small])
@@ -98,9 +114,7 @@ def test_errors(weights, tmp_path):
 def test_command_line_of_the_page_is_understood():
     """Flags that the page names are arguments of the command."""
     page = Path(__file__).parent.parent / "docs" / "evaluation.md"
-    commands = re.findall(
-        r"^\$ nflows-mixer evaluate((?:.*\\\n)*.*)$", page.read_text(), re.M
-    )
+    commands = re.findall(r"^\$ nflows-mixer evaluate((?:.*\\\n)*.*)$", page.read_text(), re.M)
     flags = re.findall(r"--(\w+)", " ".join(commands))
     assert len(commands) == 2 and {"crop", "neighbours", "probe_steps"} < set(flags)
     parsed = build_parser().parse_args(["evaluate", "--weights=w"]).evaluate

@@ -144,5 +144,3 @@ def _in_parts(
     parts = rows.split(batch_size)
     given = [None] * len(parts) if context is None else context.split(batch_size)
     return torch.cat([function(*both) for both in zip(parts, given)])
-
-
