@@ -17,9 +17,8 @@ log-likelihoods and sampling, forward and backward for training; of times in the
 What is prepared once and kept between calls (inverses, compiled code) is there before the clock
 starts. Images are random; the weights are moved off their start, see ``variants/base.py``. bf16
 variants are divided by the floor in float32 too. Glow has other products, so that its rates are
-images a second alone; its parameters are about as many. Kernels are switched on for the calls of
-their variants alone, and those for the CPU, which serve training, are timed in training. Of
-compiled variants there is also how long they compile in a process that finds nothing compiled.
+images a second alone; its parameters are about as many. Of compiled variants there is also how
+long they compile in a process that finds nothing compiled.
 
 Results of another setting than the usual one are written to files of other names.
 """
@@ -40,7 +39,7 @@ from benchmarks.speed.floor import Floor, matrix_products, multiply_adds
 from benchmarks.speed.interleaved import clock, interleaved, ratios
 from benchmarks.speed.table import RESULTS, speed_table, write
 from benchmarks.speed.variants import VARIANTS, Setting, Unavailable, Variant
-from nflows_mixer.flows import PRESETS
+from nflows_mixer.flows import MIXERFLOW_PRESETS
 
 MEASURES = {
     "forward and backward": ("forward_backward", True),
@@ -119,7 +118,7 @@ def changes_of(preset: str, hidden_features: int | None, image_size: int | None)
     if hidden_features is not None:
         changes["hidden_features"] = hidden_features
     if image_size is not None:
-        channels = PRESETS[preset].architecture.image_shape[0]
+        channels = MIXERFLOW_PRESETS[preset].arguments["image_shape"][0]
         changes["image_shape"] = (channels, image_size, image_size)
     return changes
 
