@@ -32,12 +32,12 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 
+from benchmarks import tables
 from benchmarks.speed.compilation import cold_seconds
 from benchmarks.speed.environment import machine, versions
-from benchmarks.speed.files import path_of
+from benchmarks.speed.files import RESULTS, path_of
 from benchmarks.speed.floor import Floor, matrix_products, multiply_adds
 from benchmarks.speed.interleaved import clock, interleaved, ratios
-from benchmarks.speed.table import RESULTS, speed_table, write
 from benchmarks.speed.variants import VARIANTS, Setting, Unavailable, Variant
 from nflows_mixer.flows import MIXERFLOW_PRESETS
 
@@ -108,8 +108,8 @@ def main(
         "peak_tflops": peak_tflops,
         **measure(setting, chosen(variants, VARIANTS), chosen(measures, MEASURES), rounds, calls),
     }
-    write(path, results)
-    print(speed_table(results))
+    tables.write("speed", path, results)
+    print(path.with_suffix(".md").read_text())
 
 
 def changes_of(preset: str, hidden_features: int | None, image_size: int | None) -> dict[str, Any]:
