@@ -5,4 +5,6 @@
 conditioners and ``nflows_mixer.likelihood`` the bits per dimension.
 """
 
+import nflows_mixer.adapters  # noqa: F401  (which makes zuko's and normflows' flows known)
+
 __version__ = "0.1.0"

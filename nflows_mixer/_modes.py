@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,23 @@ def running_statistics(module: nn.Module) -> AbstractContextManager[None]:
     neither change the map nor the statistics. Parts that are shared may be in another mode than
     the module that they are part of, so that all are looked at.
     """
-    training = any([part.training for part in module.modules()])
-    return in_mode(module, training=False) if training else nullcontext()
+    if _ALL_EVALUATE.get() or not any([part.training for part in module.modules()]):
+        return nullcontext()
+    return _evaluating(module)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    token = _ALL_EVALUATE.set(True)
+    try:
+        with in_mode(module, training=False):
+            yield
+    finally:
+        _ALL_EVALUATE.reset(token)
+
+
+# Set within the inverse of a flow, whose parts need not look through their modules again.
+_ALL_EVALUATE: ContextVar[bool] = ContextVar("nflows_mixer_all_evaluate", default=False)
 
 
 def autocast_dtype(inputs: Tensor) -> torch.dtype | None:

@@ -1,11 +1,17 @@
 """What every transform leans on: composites, context, and any flow made into a transform."""
 
-from nflows_mixer.core.as_transform import FlowLike, adapted, as_transform, built
+from nflows_mixer.core.as_transform import (
+    FlowLike,
+    adapted,
+    as_transform,
+    built,
+    register_adapter,
+)
 from nflows_mixer.core.composite import (
     CompositeTransform,
     InverseTransform,
-    gated,
     no_volume_change,
+    route_context,
 )
 from nflows_mixer.core.context import row_lengths, shape_after, takes_context
 from nflows_mixer.core.probe import check_usable
@@ -18,8 +24,9 @@ __all__ = [
     "as_transform",
     "built",
     "check_usable",
-    "gated",
     "no_volume_change",
+    "register_adapter",
+    "route_context",
     "row_lengths",
     "shape_after",
     "takes_context",

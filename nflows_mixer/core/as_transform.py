@@ -11,18 +11,42 @@ from nflows.transforms import Transform
 from torch import nn
 
 from nflows_mixer._checks import mismatch
-from nflows_mixer.adapters.normflows_flows import from_normflows
-from nflows_mixer.adapters.zuko import from_zuko
-from nflows_mixer.core.composite import gated
 from nflows_mixer.core.context import row_lengths
+from nflows_mixer.core.factory import call_factory
 from nflows_mixer.core.probe import check_usable, unusable
 
 FlowLike = Union[Transform, nn.Module, Callable[[int], Union[Transform, nn.Module]]]
 """A transform of nflows, a flow or lazy transform of zuko, a flow of normflows, or a factory of
 one: row length -> flow (a class like ``zuko.flows.NSF``, a function, a ``functools.partial``)."""
 
+Adapter = tuple[Callable[[object], bool], Callable[[Any, Union[int, None]], Transform]]
+_ADAPTERS: list[Adapter] = []
 
-def as_transform(flow: FlowLike, features: int, owner: str = "as_transform") -> Transform:
+
+def register_adapter(
+    recognizes: Callable[[object], bool],
+    adapt: Callable[[Any, int | None], Transform],
+) -> None:
+    """Make the flows of one more library known to ``adapted``, and so to every transform.
+
+    Args:
+        recognizes: whether an object is a flow of the library; asked of every flow, so that it
+            should not import the library.
+        adapt: (flow, row length or None) -> nflows transform.
+
+    Example:
+        >>> from nflows.transforms import IdentityTransform
+        >>> class Nothing: "The flow of a library of your own."
+        >>> register_adapter(lambda flow: isinstance(flow, Nothing), lambda *_: IdentityTransform())
+        >>> adapted(Nothing(), "example")
+        IdentityTransform()
+    """
+    _ADAPTERS.append((recognizes, adapt))
+
+
+def as_transform(
+    flow: FlowLike, features: int, owner: str = "as_transform", **offered: Any
+) -> Transform:
     """Return the nflows transform that ``flow`` describes, for rows of length ``features``.
 
     Flows of zuko and of normflows are bridged (see ``from_zuko``, ``from_normflows``); plain
@@ -33,6 +57,7 @@ def as_transform(flow: FlowLike, features: int, owner: str = "as_transform") -> 
             returns one.
         features: the row length.
         owner: whose argument this is, for the error.
+        offered: what a factory is given if its signature names it (see ``call_factory``).
 
     Raises:
         TypeError: if ``flow`` is neither, or the factory returns something else.
@@ -48,7 +73,7 @@ def as_transform(flow: FlowLike, features: int, owner: str = "as_transform") -> 
         >>> as_transform(partial(zuko.flows.NSF, transforms=1), 48).features
         48
     """
-    transform = built(flow, features, owner, features)
+    transform = built(flow, features, owner, features, **offered)
     check_usable(transform, owner)
     lengths = row_lengths(transform)
     if lengths - {features}:
@@ -66,6 +91,7 @@ def built(
     argument: Any,
     owner: str,
     features: int | None = None,
+    **offered: Any,
 ) -> Transform:
     """Return ``flow``, or what the factory makes of ``argument``, as an nflows transform.
 
@@ -74,6 +100,7 @@ def built(
         argument: what the factory takes: a row length, an image shape.
         owner: whose argument this is, for the error.
         features: row length, for flows of zuko and normflows that do not say it.
+        offered: what a factory is given if its signature names it (see ``call_factory``).
 
     Raises:
         TypeError: if the result is no flow of any of the three.
@@ -89,7 +116,7 @@ def built(
         raise mismatch(owner, "a flow of rows that works with this torch", *reason)
     if is_factory:
         try:
-            made = flow(argument)
+            made = call_factory(flow, argument, **offered)
         except Exception as error:
             if reason := _unusable_maker(error):
                 raise mismatch(
@@ -120,12 +147,9 @@ def adapted(
         >>> adapted(zuko.flows.NICE(4), "example")(torch.randn(2, 4))[1].shape
         torch.Size([2])
     """
-    if isinstance(flow, Transform):
-        return gated(flow)
-    if _comes_from(flow, "zuko"):
-        return from_zuko(flow, features)
-    if _comes_from(flow, "normflows"):
-        return from_normflows(flow, features)
+    for recognizes, adapt in _ADAPTERS:
+        if recognizes(flow):
+            return adapt(flow, features)
     got = f"the class {flow.__name__}" if isinstance(flow, type) else type(flow).__name__
     raise TypeError(
         f"{owner}: expected {expected} an nflows Transform, a zuko Flow or LazyTransform, or a "
@@ -163,12 +187,7 @@ def deterministic_transform(flow: Transform | Flow, owner: str) -> Transform:
                 f"one with {type(part).__name__} in it",
                 "leave it out, and add its noise to the data",
             )
-    return gated(transform)
-
-
-def _comes_from(flow: object, library: str) -> bool:
-    """Whether its class is one of the library's or a subclass; asked without importing it."""
-    return any(kind.__module__.split(".")[0] == library for kind in type(flow).__mro__)
+    return adapted(transform, owner)
 
 
 def _unusable_maker(error: BaseException) -> tuple[str, str] | None:

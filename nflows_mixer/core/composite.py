@@ -10,6 +10,7 @@ from nflows.transforms import Transform
 from torch import Tensor
 
 from nflows_mixer._modes import running_statistics
+from nflows_mixer.core.as_transform import adapted, register_adapter
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.numerics.autoregressive import inverse_of
 
@@ -20,10 +21,10 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
     .. math:: f_n \circ \dots \circ f_1, \qquad \log|\det J| = \sum_i \log|\det J_{f_i}|
 
     Five things differ. The context reaches the parts that take one, and no others (see
-    ``bridges.takes_context``). Inputs may be integers where the first part makes them real. What
+    ``core.takes_context``). Inputs may be integers where the first part makes them real. What
     a part computes in half precision, under autocast, goes on in the precision of the inputs.
     An inverse runs in evaluation mode, whatever the mode is, and masked flows are inverted by
-    ``bridges.inverse_of``.
+    ``core.inverse_of``.
 
     Args:
         transforms: the parts, from data to noise; flows of zuko and normflows are bridged.
@@ -41,46 +42,45 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
     """
 
     def __init__(self, transforms: Iterable[Transform]) -> None:
-        # These build composites themselves.
-        from nflows_mixer.core.as_transform import adapted
-
         super().__init__(adapted(part, "CompositeTransform") for part in transforms)
         self._passes_context = [takes_context(part) for part in self._transforms]
 
+    def chain(self) -> list[tuple[Transform, bool]]:
+        """Its parts in their order, and whether each is given the context."""
+        return list(zip(self._transforms, self._passes_context))
+
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map through the parts in their order."""
-        parts = [part.forward for part in self._transforms]
-        return self._chain(parts, self._passes_context, inputs, context)
+        return run_chain(zip(self._transforms, self._passes_context), inputs, context)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map back through the parts in reverse order, in evaluation mode."""
         parts = [inverse_of(part) for part in self._transforms]
         with running_statistics(self):
-            return self._chain(parts[::-1], self._passes_context[::-1], inputs, context)
-
-    @staticmethod
-    def _chain(
-        parts: list[Callable],
-        passes_context: list[bool],
-        inputs: Tensor,
-        context: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        outputs, total = inputs, None
-        for part, passes in zip(parts, passes_context):
-            before = outputs.dtype
-            outputs, logabsdet = part(outputs, context if passes else None)
-            if before.is_floating_point and outputs.is_floating_point():
-                outputs = outputs.to(torch.promote_types(before, outputs.dtype))
-            logabsdet = logabsdet.to(torch.promote_types(logabsdet.dtype, torch.float32))
-            total = logabsdet if total is None else total + logabsdet
-        if total is None:
-            total = no_volume_change(inputs)
-        return outputs, total
+            return run_chain(zip(parts[::-1], self._passes_context[::-1]), inputs, context)
 
 
-# Whoever folds neighbours may look inside what has these methods, and does not override them.
-CompositeTransform.forward.is_chain = True  # type: ignore[attr-defined]
-CompositeTransform.inverse.is_chain = True  # type: ignore[attr-defined]
+def run_chain(
+    chain: Iterable[tuple[Callable, bool]], inputs: Tensor, context: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Evaluate functions one after the other; the log-det is [B], in float32 or wider.
+
+    Args:
+        chain: functions (inputs, context) -> (outputs, logabsdet), and whether each is given the
+            context. What one computes in half precision goes on in the precision of its inputs.
+        inputs: [B, ...].
+        context: [B, F], or None.
+    """
+    outputs, total = inputs, None
+    for part, passes in chain:
+        before = outputs.dtype
+        outputs, logabsdet = part(outputs, context if passes else None)
+        if outputs.dtype != before and before.is_floating_point and outputs.is_floating_point():
+            outputs = outputs.to(torch.promote_types(before, outputs.dtype))
+        if logabsdet.dtype.itemsize < 4:  # the sum over many layers would be lost
+            logabsdet = logabsdet.to(torch.float32)
+        total = logabsdet if total is None else total + logabsdet
+    return outputs, no_volume_change(inputs) if total is None else total
 
 
 class InverseTransform(nflows_transforms.InverseTransform):
@@ -88,7 +88,7 @@ class InverseTransform(nflows_transforms.InverseTransform):
 
     .. math:: f^{-1}, \qquad \log|\det J| \text{ of } f^{-1}
 
-    Masked flows are inverted by ``bridges.inverse_of``.
+    Masked flows are inverted by ``core.inverse_of``.
 
     Args:
         transform: what to turn round; a flow of zuko or normflows is bridged.
@@ -104,9 +104,8 @@ class InverseTransform(nflows_transforms.InverseTransform):
     """
 
     def __init__(self, transform: Transform) -> None:
-        from nflows_mixer.core.as_transform import adapted
-
         super().__init__(adapted(transform, "InverseTransform"))
+        self.rearranges = getattr(self._transform, "rearranges", False)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map back through the transform."""
@@ -118,7 +117,7 @@ class InverseTransform(nflows_transforms.InverseTransform):
             return self._transform(inputs, context)
 
 
-def gated(transform: Transform) -> Transform:
+def route_context(transform: Transform) -> Transform:
     """Return ``transform`` with every plain composite and inverse of nflows replaced by our own.
 
     Those within each other are replaced too. What a subclass of the user's own holds stays as it
@@ -129,7 +128,7 @@ def gated(transform: Transform) -> Transform:
 
     Example:
         >>> from nflows.transforms import LULinear
-        >>> type(gated(nflows_transforms.CompositeTransform([LULinear(3)]))).__module__
+        >>> type(route_context(nflows_transforms.CompositeTransform([LULinear(3)]))).__module__
         'nflows_mixer.core.composite'
     """
     replaced: Transform
@@ -142,6 +141,11 @@ def gated(transform: Transform) -> Transform:
         return transform
     replaced.training = transform.training
     return replaced
+
+
+register_adapter(
+    lambda flow: isinstance(flow, Transform), lambda flow, features: route_context(flow)
+)
 
 
 def no_volume_change(inputs: Tensor) -> Tensor:

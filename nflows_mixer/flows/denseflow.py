@@ -21,7 +21,6 @@ from nflows_mixer.transforms import (
     ConditionalNoise,
     CrossUnitCoupling,
     DenseFlowBlock,
-    FoldedCompositeTransform,
     GlowStep,
     LearnedAugmentation,
     MultiScaleTransform,
@@ -81,7 +80,7 @@ def denseflow(preset: str | None = None, *, memory: str = "full", **arguments: A
             f"{', '.join(DENSEFLOW_PRESETS)}, or give the shape"
         )
     check_choice("denseflow", "memory", memory, ("full", *MEMORY))
-    composite: Callable[[list[Transform]], Transform] = FoldedCompositeTransform
+    composite: Callable[[list[Transform]], Transform] = CompositeTransform
     if memory != "full":
         composite = partial(ReversibleCompositeTransform, memory=memory)
     return _build(DenseFlowArchitecture(**arguments), composite, memory != "full")

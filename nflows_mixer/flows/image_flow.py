@@ -19,9 +19,9 @@ from nflows_mixer.flows.dequantized_flow import DequantizedFlow
 from nflows_mixer.flows.noisy_flow import NoisyFlow
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.dequantize import UniformDequantization
-from nflows_mixer.transforms.folded import FoldedCompositeTransform
 from nflows_mixer.transforms.multiscale import MultiScaleTransform
 from nflows_mixer.transforms.pixels import PixelScaling
+from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
 from nflows_mixer.transforms.variational import VariationalDequantization
 
 
@@ -126,7 +126,9 @@ class ImageFlow(NoisyFlow):
         parts = [PixelScaling(levels), flow._transform]
         noisy = getattr(flow._transform, "stochastic_forward", False)
         return cls(
-            MultiScaleTransform(parts, image_shape) if noisy else FoldedCompositeTransform(parts),
+            MultiScaleTransform(parts, image_shape)
+            if noisy
+            else ReversibleCompositeTransform(parts, memory="full"),
             image_shape,
             flow._distribution,
             levels,

@@ -33,7 +33,6 @@ from nflows_mixer.transforms import (
     AdditiveCoupling,
     AffineCoupling,
     FlowLayer,
-    FoldedCompositeTransform,
     InvertibleConv1x1,
     LogitTransform,
     PatchMixerTransform,
@@ -108,10 +107,8 @@ def mixerflow(
             f"mixerflow: expected a preset, or image_shape and patch_size, got no "
             f"{', '.join(missing)}; name one of {', '.join(PRESETS)}, or give what is missing"
         )
-    check_choice("mixerflow", "memory", memory, ("full", *MEMORY))
-    composite = partial(FoldedCompositeTransform, compile=compile)
-    if memory != "full":
-        composite = partial(ReversibleCompositeTransform, memory=memory, compile=compile)
+    check_choice("mixerflow", "memory", memory, MEMORY)
+    composite = partial(ReversibleCompositeTransform, memory=memory, compile=compile)
     return _build(MixerFlowArchitecture(**arguments), composite, memory != "full")
 
 
@@ -205,13 +202,15 @@ def _mixing_flow(
     features: int,
 ) -> Transform:
     """Return the channel or patch flow of mixer layer ``layer``, for rows of this length."""
-    parts: list[Transform] = [ActNorm(features)] if spec.norm == "actnorm" else []
+    parts: list[Transform] = []
     for index in range(spec.num_flow_layers):
         depth = layer * spec.num_flow_layers + index
         row_flow = partial(_row_flow, spec, kind, depth) if isinstance(kind, str) else kind
         linear = LINEAR_BLOCKS[spec.linear]
         block = None if linear is None else linear(features, axes)
-        parts.append(FlowLayer(features, block, row_flow))
+        parts.append(FlowLayer(features, ActNorm, block, row_flow))
+    if spec.norm == "actnorm":
+        parts.append(ActNorm(features))
     if spec.norm == "batchnorm":
         norm = BatchNorm(features)
         # nflows starts it at 0, where evaluation after a few steps scales by 1 / sqrt(eps).
@@ -243,7 +242,7 @@ def _row_flow(spec: MixerFlowArchitecture, kind: str, depth: int, features: int)
     conditioner = spec.conditioner
     if isinstance(conditioner, str):
         layers: dict[str, dict[str, Any]] = {
-            "residual": {"num_blocks": spec.num_blocks},
+            "residual": {"num_blocks": spec.num_blocks, "norm": "batch"},
             "mlp": {"num_layers": 1 + spec.num_blocks},
         }
         conditioner = partial(

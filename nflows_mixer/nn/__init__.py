@@ -1,6 +1,7 @@
 """Conditioner networks: they know nothing of flows."""
 
 from nflows_mixer.nn.batch_norm import BatchNorm1d, BatchNorm2d, all_reduce_batch_norm
+from nflows_mixer.nn.conditioner import Conditioner
 from nflows_mixer.nn.convolutional import ConvConditioner, CrossUnitNetwork
 from nflows_mixer.nn.dense_block import DenseBlock, DenseConditioner, DenseEncoder
 from nflows_mixer.nn.fused import FusedConditioner
@@ -16,6 +17,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "ClassEmbedding",
+    "Conditioner",
     "ConvConditioner",
     "CrossUnitNetwork",
     "DenseBlock",

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nflows_mixer._checks import check_positive, mismatch
-from nflows_mixer.nn.residual import append_context
+from nflows_mixer.nn.conditioner import append_context
 
 
 class LipschitzMLP(nn.Module):

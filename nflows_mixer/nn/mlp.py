@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from nflows_mixer._checks import check_positive
 from nflows_mixer.nn.batch_norm import BatchNorm1d
-from nflows_mixer.nn.residual import append_context, zero_linear
+from nflows_mixer.nn.conditioner import append_context, zero_linear
 
 
 class MLP(nn.Module):

@@ -9,13 +9,18 @@ from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.augment import CrossUnitCoupling, LearnedAugmentation
 from nflows_mixer.transforms.autoregressive import AffineAutoregressive
 from nflows_mixer.transforms.conditional_noise import ConditionalNoise
-from nflows_mixer.transforms.coupling import AdditiveCoupling, AffineCoupling
+from nflows_mixer.transforms.coupling import AdditiveCoupling, AffineCoupling, Coupling
 from nflows_mixer.transforms.dense_flow_block import DenseFlowBlock
 from nflows_mixer.transforms.dequantize import UniformDequantization
-from nflows_mixer.transforms.folded import FoldedCompositeTransform
+from nflows_mixer.transforms.flow_layer import FlowLayer
 from nflows_mixer.transforms.glow_step import GlowStep
-from nflows_mixer.transforms.layer import FlowLayer
-from nflows_mixer.transforms.linear import FullLinear, InvertibleConv1x1, LULinear, RLULinear
+from nflows_mixer.transforms.linear import (
+    FullLinear,
+    InvertibleConv1x1,
+    LinearBlock,
+    LULinear,
+    RLULinear,
+)
 from nflows_mixer.transforms.mixer import PatchMixerTransform
 from nflows_mixer.transforms.mixing import ChannelMixingTransform, PatchMixingTransform
 from nflows_mixer.transforms.multiscale import MultiScaleTransform
@@ -40,16 +45,17 @@ __all__ = [
     "ChannelMixingTransform",
     "CompositeTransform",
     "ConditionalNoise",
+    "Coupling",
     "CrossUnitCoupling",
     "DenseFlowBlock",
     "FlowLayer",
-    "FoldedCompositeTransform",
     "FullLinear",
     "GlowStep",
     "InverseTransform",
     "InvertibleConv1x1",
     "KroneckerLinear",
     "LULinear",
+    "LinearBlock",
     "LearnedAugmentation",
     "LogitTransform",
     "MultiScaleTransform",

@@ -61,10 +61,9 @@ class ActNorm(Transform):
         """Row length, for an ActNorm of rows."""
         return self.shape[0] if len(self.shape) == 1 else None
 
-    @property
-    def folds(self) -> bool:
-        """Whether it is an affine map of features that can join its neighbours."""
-        return self.initialized and len(self.shape) == 1
+    def sizes(self) -> tuple:
+        """What others have to share for ``affine_maps``."""
+        return ActNorm, self.shape, self.log_scale.dtype, self.log_scale.device
 
     @classmethod
     def affine_maps(cls, parts: Sequence[ActNorm]) -> AffineMaps:

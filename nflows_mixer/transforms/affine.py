@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
-from nflows.transforms import Permutation, Transform
 from torch import Tensor
-from torch.nn.utils.parametrize import is_parametrized
 
 from nflows_mixer._checks import mismatch
+from nflows_mixer._modes import without_autocast
+from nflows_mixer.transforms.gradients import Gradients
 
 
-@dataclass(frozen=True)
-class AffineMaps:
+class AffineMaps(NamedTuple):
     r"""G affine maps of D features.
 
     .. math:: y = A x + t, \qquad \log|\det A| \text{ at each position that the map acts on}
@@ -33,11 +32,6 @@ class AffineMaps:
     weight: Tensor
     bias: Tensor
     logabsdet: Tensor
-
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights, biases and log-dets."""
-        return self.weight, self.bias, self.logabsdet
 
     @property
     def diagonal(self) -> bool:
@@ -72,63 +66,6 @@ class AffineMaps:
         return AffineMaps(weight.to(dtype), bias.to(dtype), -self.logabsdet)
 
 
-def is_affine(transform: Transform) -> bool:
-    """Whether ``affine_maps`` knows the transform, as it is now.
-
-    A class says that it is affine by a class method ``affine_maps(parts) -> AffineMaps`` of its
-    own; those that inherit it may do something else, and do not count (parametrised ones do). Nor
-    do instances whose methods were replaced, or that say ``folds = False``, as an ActNorm that has
-    no scale yet.
-
-    Example:
-        >>> from nflows_mixer.transforms.linear import LULinear
-        >>> is_affine(LULinear(3))
-        True
-    """
-    kind = type(transform)
-    if any(hasattr(kind, name) for name in vars(transform)):
-        return False
-    if kind.forward is Permutation.forward and kind.inverse is Permutation.inverse:
-        return transform._dim == 1
-    if is_parametrized(transform):
-        kind = kind.__mro__[1]
-    return "affine_maps" in vars(kind) and getattr(transform, "folds", True)
-
-
-def affine_maps(parts: Sequence[Transform], dtype: torch.dtype) -> AffineMaps:
-    """Return the maps of transforms of one class and size, differentiable in their parameters.
-
-    Args:
-        parts: transforms for which ``is_affine`` holds, with equal ``affine_key``.
-        dtype: of the maps of permutations, which have no parameters.
-
-    Example:
-        >>> from nflows_mixer.transforms.linear import LULinear
-        >>> affine_maps([LULinear(3), LULinear(3)], torch.float32).weight.shape
-        torch.Size([2, 3, 3])
-    """
-    if isinstance(parts[0], Permutation):
-        orders = torch.stack([part._permutation for part in parts])
-        weight = torch.eye(orders.shape[1], dtype=dtype, device=orders.device)[orders]
-        return AffineMaps(weight, weight.new_zeros(orders.shape), weight.new_zeros(len(parts)))
-    return type(parts[0]).affine_maps(parts)  # type: ignore[attr-defined]
-
-
-def affine_key(transform: Transform) -> tuple:
-    """Return what transforms have to share to be stacked: class, sizes, dtype and device.
-
-    Example:
-        >>> from nflows_mixer.transforms.linear import LULinear
-        >>> affine_key(LULinear(3)) == affine_key(LULinear(3)), affine_key(LULinear(4))[1]
-        (True, (4, 4))
-    """
-    if isinstance(transform, Permutation):
-        return Permutation, tuple(transform._permutation.shape)
-    example = next(transform.parameters())
-    names = tuple(name for name, _ in transform.named_parameters())
-    return type(transform), tuple(example.shape), names, example.dtype, example.device
-
-
 def apply_affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Apply one map to the features of [N, D], or to the channels of [B, D, H, W].
 
@@ -157,3 +94,74 @@ def apply_affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if inputs.dim() == 2:
         return torch.nn.functional.linear(inputs, weight, bias)
     return torch.nn.functional.linear(inputs.movedim(1, -1), weight, bias).movedim(-1, 1)
+
+
+def fold(parts: Sequence[Sequence[Any]]) -> AffineMaps:
+    """One affine map for each of G chains of affine transforms.
+
+    Args:
+        parts: for each place in the chain the G transforms there: of one class, which says by
+            ``affine_maps(transforms)`` what maps they are.
+
+    Example:
+        >>> from nflows_mixer.transforms import LULinear
+        >>> fold([[LULinear(3), LULinear(3)], [LULinear(3), LULinear(3)]]).weight.shape
+        torch.Size([2, 3, 3])
+    """
+    maps = None
+    for alike in parts:
+        found = type(alike[0]).affine_maps(alike)
+        maps = found if maps is None else maps.then(found)
+    assert maps is not None
+    return maps
+
+
+def apply_maps(
+    inputs: Tensor, context: Tensor | None, maps: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """One map, in the contract of a transform: weight, bias, and log-det at each position.
+
+    Args:
+        inputs: [N, D] or [B, D, ...].
+        context: takes no part.
+        maps: weight, bias and log-det of one map.
+
+    Example:
+        >>> maps = torch.tensor([2.0]), torch.zeros(1), torch.tensor(0.5)
+        >>> apply_maps(torch.ones(1, 1, 3), None, maps)[1]
+        tensor([1.5000])
+    """
+    with without_autocast(inputs):
+        outputs = apply_affine(inputs, maps[0], maps[1])
+    return outputs, (inputs.shape[2:].numel() * maps[2]).expand(len(inputs))
+
+
+def rebuild_affine(
+    maps: tuple[Tensor, Tensor, Tensor],
+    inverse: tuple[Tensor, Tensor, Tensor],
+    outputs: Tensor,
+    grad_outputs: Tensor,
+    grad_logabsdet: Tensor,
+    gradients: Gradients,
+) -> tuple[Tensor, Tensor]:
+    """Inputs of a map of rows, and their gradient; those of the map are added.
+
+    Args:
+        maps: weight, bias and log-det of one map.
+        inverse: of its inverse.
+        outputs: [N, D].
+        grad_outputs: their gradient.
+        grad_logabsdet: that of the log-dets [N].
+        gradients: takes those of ``maps``.
+    """
+    weight, bias, logabsdet = maps
+    with without_autocast(outputs):
+        inputs = apply_affine(outputs, inverse[0], inverse[1])
+        if weight.dim() == 2:
+            grad_inputs, grad_weight = grad_outputs @ weight, grad_outputs.t() @ inputs
+        else:
+            grad_inputs, grad_weight = grad_outputs * weight, (grad_outputs * inputs).sum(0)
+    gradients.add(
+        [weight, bias, logabsdet], [grad_weight, grad_outputs.sum(0), grad_logabsdet.sum()]
+    )
+    return inputs, grad_inputs

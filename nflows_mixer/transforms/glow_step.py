@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from nflows.transforms import Permutation, Transform
+from torch import Tensor
 
-from nflows_mixer.core.composite import CompositeTransform
+from nflows_mixer._modes import is_compiling, running_statistics, without_autocast
+from nflows_mixer.core.composite import CompositeTransform, run_chain
 from nflows_mixer.nn import FusedConditioner
+from nflows_mixer.nn.conditioner import is_untouched
 from nflows_mixer.transforms.actnorm import ActNorm
+from nflows_mixer.transforms.affine import apply_maps, fold
 from nflows_mixer.transforms.coupling import AffineCoupling, ConditionerLike
 from nflows_mixer.transforms.linear import InvertibleConv1x1
 
@@ -27,6 +34,8 @@ class GlowStep(CompositeTransform):
         scale: of the coupling, see ``AffineCoupling``; DenseFlow's is "tanh", of
             :math:`\log s = 2 \tanh(u / 2)`.
         matrix: of the convolution, "full" or "lu", see ``InvertibleConv1x1``.
+        context_features: length of the context, for the factory of the network.
+        norm: of the network, for its factory.
         swap: whether the halves change places at the end, as in the published DenseFlow models;
             the paper does not mention it.
 
@@ -52,11 +61,50 @@ class GlowStep(CompositeTransform):
         scale: str = "tanh",
         matrix: str = "full",
         swap: bool = True,
+        *,
+        context_features: int | None = None,
+        norm: str | None = "layer",
     ) -> None:
-        coupling = AffineCoupling(channels, conditioner, scale)
+        coupling = AffineCoupling(
+            channels, conditioner, scale, context_features=context_features, norm=norm
+        )
         parts: list[Transform] = [ActNorm(channels), InvertibleConv1x1(channels, matrix), coupling]
         if swap:
             order = torch.arange(channels).roll(-coupling.conditioning_features)
             parts.append(Permutation(order, dim=1))
         super().__init__(parts)
         self.channels = channels
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map images, ActNorm and convolution as one map of the channels."""
+        actnorm: Any = self._transforms[0]
+        if self.training and not actnorm.initialized:
+            actnorm.initialize(inputs)
+        if not self._folds():
+            return super().forward(inputs, context)
+        chain = [(partial(apply_maps, maps=self._maps(inverse=False)), False), *self.chain()[2:]]
+        return run_chain(chain, inputs, context)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map images back, in evaluation mode."""
+        if not self._folds():
+            return super().inverse(inputs, context)
+        with running_statistics(self):
+            chain = [(part.inverse, passes) for part, passes in self.chain()[:1:-1]]
+            maps = self._maps(inverse=True)
+            return run_chain([*chain, (partial(apply_maps, maps=maps), False)], inputs, context)
+
+    # In constant memory its parts are rebuilt one by one, in the order in which they stand.
+    chain = CompositeTransform.chain
+
+    def _folds(self) -> bool:
+        actnorm, convolution = self._transforms[:2]
+        folds = is_untouched(actnorm, "affine_maps") and is_untouched(convolution, "inverse")
+        return folds and actnorm.initialized and not is_compiling()
+
+    def _maps(self, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
+        actnorm, convolution = self._transforms[:2]
+        with without_autocast(actnorm.shift):
+            maps = fold([[actnorm], [convolution.linear]])
+            weight, bias, logabsdet = maps.inverse() if inverse else maps
+        return weight[0], bias[0], logabsdet[0]

@@ -1,19 +1,20 @@
-"""Gradients by hand: of the tensors that steps read, and sums of them."""
+"""Gradients by hand: what a backward pass that rebuilds its inputs adds up."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from nflows.transforms import Transform
+from torch import Tensor
 
-from nflows_mixer.transforms.flow_step import FlowStep
-from nflows_mixer.transforms.program import leaves
-from nflows_mixer.transforms.steps import Affine, Mix, Part, Region, Step
+from nflows_mixer.nn.batch_norm import scratch_buffers
+from nflows_mixer.numerics.autoregressive import inverse_of
 
 
 class Gradients:
-    """Sums of gradients by tensor, of the context among them.
+    """Sums of gradients by tensor.
 
     Example:
         >>> weight = torch.ones(2)
@@ -40,75 +41,104 @@ class Gradients:
         """The sum, or None."""
         return None if tensor is None else self._sums.get(id(tensor), (tensor, None))[1]
 
+    def backward(
+        self,
+        outputs: Sequence[Tensor],
+        grad_outputs: Sequence[Tensor],
+        inputs: Tensor | None,
+        tensors: Sequence[Tensor | None],
+    ) -> Any:
+        """Go back from outputs: return the gradient of ``inputs``, and add those of ``tensors``.
 
-def tensors_of(steps: Sequence[Step]) -> list[Tensor]:
-    """What steps read and has gradients: folded weights, parameters, learned positions.
-
-    Example:
-        >>> from nflows_mixer.transforms import LogitTransform
-        >>> tensors_of([Part(LogitTransform(), False)])
-        []
-    """
-    found: list[Tensor] = []
-    for step in steps:
-        if isinstance(step, (Affine, FlowStep)) and step.maps is not None:
-            found += step.maps
-        if isinstance(step, FlowStep):
-            assert step.weights is not None
-            found += step.weights.tensors()
-        elif isinstance(step, Part):
-            found += step.parameters()
-        elif isinstance(step, Mix):
-            if isinstance(step.mixing.positions, nn.Parameter):
-                found.append(step.mixing.positions)
-            found += tensors_of(step.steps)
-        elif isinstance(step, Region):
-            found += tensors_of(step.steps)
-    return [tensor for tensor in found if tensor.requires_grad]
+        Args:
+            outputs: computed from ``inputs`` and ``tensors`` in grad mode.
+            grad_outputs: their gradients.
+            inputs: zeros are their gradient where no output depends on them; None has none.
+            tensors: None, and what needs no gradient, are passed over.
+        """
+        pairs = [(out, grad) for out, grad in zip(outputs, grad_outputs) if out.requires_grad]
+        reached = [t for t in (inputs, *tensors) if t is not None and t.requires_grad]
+        found: Sequence[Tensor | None] = ()
+        if pairs and reached:
+            outs, grads = zip(*pairs)
+            found = torch.autograd.grad(outs, reached, grads, allow_unused=True)
+        of_inputs = None
+        if inputs is not None and found and reached[0] is inputs:
+            of_inputs, reached, found = found[0], reached[1:], found[1:]
+        self.add(reached, found)
+        return torch.zeros_like(inputs) if of_inputs is None and inputs is not None else of_inputs
 
 
-def detach_weights(steps: Sequence[Step]) -> None:
-    """Let steps read folded weights that are leaves, so that gradients stop there.
-
-    Otherwise they would go on through the folding to parameters that a step reads, too.
+def rebuild_by_inverse(
+    part: Transform,
+    outputs: Tensor,
+    grad_outputs: Tensor,
+    grad_logabsdet: Tensor,
+    context: Tensor | None,
+    gradients: Gradients,
+) -> tuple[Tensor, Tensor]:
+    """Inputs of any transform and their gradient, from its outputs: by its inverse.
 
     Args:
-        steps: folded.
+        part: its buffers do not change.
+        outputs: of its forward.
+        grad_outputs: their gradient.
+        grad_logabsdet: that of the log-dets.
+        context: as it was given.
+        gradients: those of parameters and context are added.
     """
-    for step in leaves(steps):
-        if isinstance(step, (Affine, FlowStep)) and step.maps is not None:
-            weight, bias, logabsdet = (
-                tensor.detach().requires_grad_(tensor.requires_grad) for tensor in step.maps
-            )
-            step.maps = weight, bias, logabsdet
-        if isinstance(step, FlowStep):
-            assert step.weights is not None
-            step.weights = step.weights.detached()
+    with torch.no_grad(), scratch_buffers(part):
+        inputs = inverse_of(part)(outputs, context)[0].to(outputs.dtype)
+    tensors = list(part.parameters())
+    grads = grad_outputs, grad_logabsdet
+    return inputs, recompute(part, inputs, *grads, context, tensors, gradients)[0]
 
 
-def local_gradients(
-    outputs: Sequence[Tensor | None],
-    inputs: Sequence[Tensor | None],
-    grad_outputs: Sequence[Tensor],
-) -> list[Tensor | None]:
-    """Gradients of outputs with respect to inputs; None for what is None or not reached.
+def recompute(
+    part: Transform,
+    inputs: Tensor,
+    grad_outputs: Tensor,
+    grad_logabsdet: Tensor,
+    context: Tensor | None,
+    tensors: Sequence[Tensor],
+    gradients: Gradients,
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the inputs of any transform, and its outputs, by evaluating it again.
+
+    Arguments as for ``rebuild_by_inverse``, with the inputs in place of the outputs, and
+    the ``tensors`` that it reads.
+    """
+    with torch.enable_grad(), scratch_buffers(part):
+        inputs = inputs.detach().requires_grad_()
+        outputs, logabsdet = part(inputs, context)
+    grads = [grad_outputs.to(outputs.dtype), grad_logabsdet.to(logabsdet.dtype)]
+    return gradients.backward(
+        [outputs, logabsdet], grads, inputs, [context, *tensors]
+    ), outputs.detach()
+
+
+def tensors_in(weights: object) -> list[Tensor]:
+    """The tensors in nested tuples, in their order.
 
     Example:
-        >>> x = torch.ones(2, requires_grad=True)
-        >>> local_gradients([3 * x, None], [x, None], [torch.ones(2), torch.ones(2)])
-        [tensor([3., 3.]), None]
+        >>> len(tensors_in((torch.ones(1), (None, torch.ones(2)))))
+        2
     """
-    reached = [
-        (out, grad)
-        for out, grad in zip(outputs, grad_outputs)
-        if out is not None and out.requires_grad
-    ]
-    wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
-    if not reached or not wanted:
-        return [None] * len(inputs)
-    found = iter(
-        torch.autograd.grad(
-            [out for out, _ in reached], wanted, [grad for _, grad in reached], allow_unused=True
-        )
-    )
-    return [next(found) if t is not None and t.requires_grad else None for t in inputs]
+    if isinstance(weights, Tensor):
+        return [weights]
+    return [t for part in weights for t in tensors_in(part)] if isinstance(weights, tuple) else []
+
+
+def as_leaves(weights):
+    """Nested tuples with the same values, each the leaf of a graph of its own.
+
+    Example:
+        >>> as_leaves((torch.ones(1, requires_grad=True) * 2, None))[0].is_leaf
+        True
+    """
+    if isinstance(weights, Tensor):
+        return weights.detach().requires_grad_(weights.requires_grad)
+    if not isinstance(weights, tuple):
+        return weights
+    leaves = [as_leaves(part) for part in weights]
+    return type(weights)(*leaves) if hasattr(weights, "_fields") else tuple(leaves)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,10 +19,98 @@ from nflows_mixer._checks import (
     check_event,
     check_positive,
 )
-from nflows_mixer.transforms.affine import AffineMaps, is_affine
+from nflows_mixer.transforms.affine import AffineMaps
 
 
-class LULinear(Transform):
+class LinearBlock(Transform):
+    r"""Base of linear blocks: an invertible linear map of rows.
+
+    .. math:: y = W x + b, \qquad \log|\det J| = \log|\det W|
+
+    A subclass says what W and its log-det are, and a ``FlowLayer`` folds it into its neighbor; one
+    with a faster way to compute them for many blocks at once overrides ``affine_maps``, too.
+
+    Args:
+        features: row length D.
+
+    Shapes:
+        inputs and outputs [N, D].
+
+    Raises:
+        ValueError: if inputs are no rows of this length.
+
+    Example:
+        >>> class Scaling(LinearBlock):
+        ...     def __init__(self, features):
+        ...         super().__init__(features)
+        ...         self.log_scale = nn.Parameter(torch.zeros(features))
+        ...
+        ...     def weight(self):
+        ...         return self.log_scale.exp().diag()
+        ...
+        ...     def logabsdet(self):
+        ...         return self.log_scale.sum()
+        >>> Scaling(3)(torch.ones(2, 3))[0].shape
+        torch.Size([2, 3])
+    """
+
+    bias: Tensor | None = None
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        check_positive(type(self).__name__, "features", features)
+        self.features = features
+
+    @abstractmethod
+    def weight(self) -> Tensor:
+        """W, [D, D]."""
+
+    @abstractmethod
+    def logabsdet(self) -> Tensor:
+        """Logarithm of the absolute value of the determinant of W, a scalar."""
+
+    @classmethod
+    def affine_maps(cls, blocks: Sequence[Any]) -> AffineMaps:
+        """Maps of G blocks of this class with equal ``sizes``, differentiable.
+
+        Args:
+            blocks: of this class.
+        """
+        weight = torch.stack([block.weight() for block in blocks])
+        logabsdet = torch.stack([block.logabsdet() for block in blocks])
+        return AffineMaps(weight, cls._biases(blocks, weight), logabsdet)
+
+    def sizes(self) -> tuple:
+        """What blocks have to share for ``affine_maps``."""
+        parameters = tuple((p.shape, p.dtype, p.device) for p in self.parameters())
+        return (type(self), self.features, *parameters)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map rows [N, D]."""
+        self._check_rows(inputs)
+        with torch.autocast(inputs.device.type, enabled=False):
+            maps = type(self).affine_maps([self])
+            outputs = F.linear(inputs, maps.weight[0], maps.bias[0])
+        return outputs, maps.logabsdet.expand(len(inputs))
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map rows [N, D] back."""
+        self._check_rows(inputs)
+        with torch.autocast(inputs.device.type, enabled=False):
+            maps = type(self).affine_maps([self]).inverse()
+            outputs = F.linear(inputs, maps.weight[0], maps.bias[0])
+        return outputs, maps.logabsdet.expand(len(inputs))
+
+    @staticmethod
+    def _biases(blocks: Sequence[Any], like: Tensor) -> Tensor:
+        biases = [block.bias for block in blocks if block.bias is not None]
+        return torch.stack(biases) if biases else like.new_zeros(like.shape[:2])
+
+    def _check_rows(self, inputs: Tensor) -> None:
+        check_event(inputs, (self.features,), type(self).__name__, ROWS_ADVICE)
+
+
+class LULinear(LinearBlock):
     r"""Invertible linear map of rows, as a product of triangular matrices.
 
     .. math:: y = L U x + b, \qquad \log|\det J| = \sum_i d_i
@@ -34,11 +123,7 @@ class LULinear(Transform):
         features: row length D.
         bias: whether b is there.
 
-    Shapes:
-        inputs and outputs [N, D].
-
-    Raises:
-        ValueError: if inputs are no rows of this length.
+    Shapes, errors: as ``LinearBlock``.
 
     References:
         Kingma and Dhariwal, Glow, 2018, Section 3.2; MixerFlow, Section 4, "Linear block".
@@ -53,59 +138,46 @@ class LULinear(Transform):
     """
 
     def __init__(self, features: int, bias: bool = True) -> None:
-        super().__init__()
-        check_positive(type(self).__name__, "features", features)
-        self.features = features
+        super().__init__(features)
         self.packed = nn.Parameter(torch.zeros(features, features))
         self.register_parameter("bias", nn.Parameter(torch.zeros(features)) if bias else None)
 
-    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map rows [N, D]."""
-        self._check_rows(inputs)
-        with torch.autocast(inputs.device.type, enabled=False):
-            lower, upper = self.factors()
-            outputs = F.linear(inputs, lower @ upper, self.bias)
-        return outputs, self._logabsdet(inputs)
+    def sizes(self) -> tuple:
+        """Class, D, dtype and device."""
+        return type(self), self.features, self.bias is None, self.packed.dtype, self.packed.device
+
+    def weight(self) -> Tensor:
+        """L U, [D, D]."""
+        return type(self).affine_maps([self]).weight[0]
+
+    def logabsdet(self) -> Tensor:
+        """Sum of d, a scalar."""
+        return self.packed.diagonal().sum()
+
+    @classmethod
+    def affine_maps(cls, blocks: Sequence[LULinear]) -> AffineMaps:
+        """Products L U of G of them, in one batch."""
+        packed = torch.stack([block.packed for block in blocks])
+        diagonal = packed.diagonal(dim1=1, dim2=2)
+        unit = torch.eye(packed.shape[1], dtype=packed.dtype, device=packed.device)
+        weight = torch.bmm(packed.tril(-1) + unit, packed.triu(1) + diagonal.exp().diag_embed())
+        return AffineMaps(weight, cls._biases(blocks, packed), diagonal.sum(1))
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D] back, by two triangular solves."""
         self._check_rows(inputs)
-        lower, upper = self.factors()
+        diagonal = self.packed.diagonal()
+        upper = self.packed.triu(1) + diagonal.exp().diag()
         rows = inputs if self.bias is None else inputs - self.bias
-        # Rows are solved from the right: X (LU)^T = Y.
+        # Rows are solved from the right: X (LU)^T = Y. The diagonal of L is not looked at.
         rows = torch.linalg.solve_triangular(
-            lower.mT, rows, upper=True, left=False, unitriangular=True
+            self.packed.mT, rows, upper=True, left=False, unitriangular=True
         )
         rows = torch.linalg.solve_triangular(upper.mT, rows, upper=False, left=False)
-        return rows, -self._logabsdet(inputs)
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """Return L and U, each [D, D]."""
-        diagonal = self.packed.diagonal()
-        lower = self.packed.tril(-1) + torch.eye(
-            self.features, dtype=self.packed.dtype, device=self.packed.device
-        )
-        return lower, self.packed.triu(1) + diagonal.exp().diag()
-
-    @classmethod
-    def affine_maps(cls, parts: Sequence[LULinear]) -> AffineMaps:
-        """Products L U of G of them, in one batch."""
-        packed = torch.stack([part.packed for part in parts])
-        diagonal = packed.diagonal(dim1=1, dim2=2)
-        unit = torch.eye(packed.shape[1], dtype=packed.dtype, device=packed.device)
-        weight = torch.bmm(packed.tril(-1) + unit, packed.triu(1) + diagonal.exp().diag_embed())
-        biases = [part.bias for part in parts if part.bias is not None]
-        bias = torch.stack(biases) if biases else packed.new_zeros(packed.shape[:2])
-        return AffineMaps(weight, bias, diagonal.sum(1))
-
-    def _logabsdet(self, inputs: Tensor) -> Tensor:
-        return self.packed.diagonal().sum() * inputs.new_ones(inputs.shape[0])
-
-    def _check_rows(self, inputs: Tensor) -> None:
-        check_event(inputs, (self.features,), type(self).__name__, ROWS_ADVICE)
+        return rows, -diagonal.sum() * inputs.new_ones(len(inputs))
 
 
-class FullLinear(Transform):
+class FullLinear(LinearBlock):
     r"""Invertible linear map of rows by a full matrix, which starts orthogonal.
 
     .. math:: y = W x, \qquad \log|\det J| = \log|\det W|
@@ -116,11 +188,7 @@ class FullLinear(Transform):
     Args:
         features: row length D.
 
-    Shapes:
-        inputs and outputs [N, D].
-
-    Raises:
-        ValueError: if inputs are no rows of this length.
+    Shapes, errors: as ``LinearBlock``.
 
     References:
         Kingma and Dhariwal, Glow, 2018, Section 3.2; DenseFlow, Section 2.2.
@@ -134,31 +202,16 @@ class FullLinear(Transform):
     """
 
     def __init__(self, features: int) -> None:
-        super().__init__()
-        check_positive("FullLinear", "features", features)
-        self.features = features
-        self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(features, features)))
+        super().__init__(features)
+        self.matrix = nn.Parameter(nn.init.orthogonal_(torch.empty(features, features)))
 
-    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map rows [N, D]."""
-        return self._map(self.affine_maps([self]), inputs)
+    def weight(self) -> Tensor:
+        """W, [D, D]."""
+        return self.matrix
 
-    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map rows [N, D] back."""
-        return self._map(self.affine_maps([self]).inverse(), inputs)
-
-    @classmethod
-    def affine_maps(cls, parts: Sequence[FullLinear]) -> AffineMaps:
-        """Matrices of G of them, in one batch."""
-        weight = torch.stack([part.weight for part in parts])
-        logabsdet = torch.linalg.slogdet(weight).logabsdet
-        return AffineMaps(weight, weight.new_zeros(weight.shape[:2]), logabsdet)
-
-    def _map(self, maps: AffineMaps, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        check_event(inputs, (self.features,), "FullLinear", ROWS_ADVICE)
-        with torch.autocast(inputs.device.type, enabled=False):
-            outputs = F.linear(inputs, maps.weight[0])
-        return outputs, maps.logabsdet * inputs.new_ones(inputs.shape[0])
+    def logabsdet(self) -> Tensor:
+        """By an LU decomposition."""
+        return torch.linalg.slogdet(self.matrix).logabsdet
 
 
 class RLULinear(LULinear):
@@ -181,15 +234,10 @@ class RLULinear(LULinear):
     """
 
     @classmethod
-    def affine_maps(cls, parts: Sequence[LULinear]) -> AffineMaps:
+    def affine_maps(cls, blocks: Sequence[LULinear]) -> AffineMaps:
         """Products R L U of G of them, in one batch."""
-        maps = super().affine_maps(parts)
+        maps = super().affine_maps(blocks)
         return AffineMaps(maps.weight.flip(1), maps.bias.flip(1), maps.logabsdet)
-
-    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map rows [N, D], then reverse them."""
-        outputs, logabsdet = super().forward(inputs)
-        return outputs.flip(1), logabsdet
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reverse rows [N, D], then map them back."""
@@ -229,17 +277,6 @@ class InvertibleConv1x1(Transform):
         self.linear: LULinear | FullLinear = (
             LULinear(channels, bias=False) if matrix == "lu" else FullLinear(channels)
         )
-
-    @property
-    def folds(self) -> bool:
-        """Whether its linear map is one that can join its neighbours."""
-        return is_affine(self.linear)
-
-    @classmethod
-    def affine_maps(cls, parts: Sequence[InvertibleConv1x1]) -> AffineMaps:
-        """Matrices of G of one kind, as maps of the channels of a pixel."""
-        linears: list[Any] = [part.linear for part in parts]
-        return type(linears[0]).affine_maps(linears)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the channels of every pixel."""

@@ -8,12 +8,12 @@ from nflows.transforms import InverseTransform
 from torch import Tensor
 
 from nflows_mixer.core.as_transform import FlowLike, as_transform
-from nflows_mixer.transforms.folded import FoldedCompositeTransform
+from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.transforms.mixing import ChannelMixingTransform, PatchMixingTransform
 from nflows_mixer.transforms.patches import PatchTransform
 
 
-class PatchMixerTransform(FoldedCompositeTransform):
+class PatchMixerTransform(CompositeTransform):
     r"""A mixer layer: cut into patches, channel flow on rows, patch flow on columns, reassemble.
 
     .. math:: \mathrm{patches}^{-1} \circ \mathrm{columns}(f_\mathrm{patch}) \circ

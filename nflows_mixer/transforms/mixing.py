@@ -11,6 +11,7 @@ from nflows_mixer._checks import check_context, check_event, mismatch
 from nflows_mixer._modes import running_statistics
 from nflows_mixer.core.as_transform import adapted
 from nflows_mixer.core.context import row_lengths, takes_context
+from nflows_mixer.core.passage import Passage
 from nflows_mixer.core.probe import check_usable
 from nflows_mixer.numerics.autoregressive import inverse_of
 
@@ -41,14 +42,15 @@ class _MixingTransform(Transform):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map every row forward."""
-        return self._map_rows(self.transform.forward, inputs, context)
+        return self._map_rows(self.transform, inputs, context)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map every row back, with running statistics even in training mode."""
         with running_statistics(self.transform):
             return self._map_rows(inverse_of(self.transform), inputs, context)
 
-    def _map_rows(self, function, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def passage(self, inputs: Tensor) -> Passage:
+        """Rows out of a matrix, and back."""
         if inputs.dim() != 3:
             raise mismatch(
                 type(self).__name__,
@@ -57,10 +59,21 @@ class _MixingTransform(Transform):
                 "put PatchTransform before it",
             )
         batch, count = inputs.shape[0], inputs.shape[self._row_axis]
-        rows = self._to_rows(inputs)
+        sizes = dict(zip("bpc", inputs.shape))
+        return Passage(
+            self.transform,
+            lambda matrix: rearrange(matrix, f"b p c -> {self._rows}"),
+            lambda rows, matrix: rearrange(rows, f"{self._rows} -> b p c", **sizes),
+            lambda context: self._row_context(context, batch, count),
+            count,
+        )
+
+    def _map_rows(self, function, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        _, enter, leave, row_context, count = self.passage(inputs)
+        rows = enter(inputs)
         for length in self._lengths:
             check_event(rows, (length,), type(self).__name__, "build its flow for these rows")
-        outputs, logabsdet = function(rows, self._row_context(context, batch, count))
+        outputs, logabsdet = function(rows, row_context(context))
         if outputs.shape != rows.shape:
             raise mismatch(
                 type(self).__name__,
@@ -68,17 +81,11 @@ class _MixingTransform(Transform):
                 f"{list(outputs.shape)} from {type(self.transform).__name__}",
                 "a channel or patch flow maps rows to rows of the same length",
             )
-        # Under autocast a transform of another library may answer in half precision.
-        matrix = self._to_matrix(outputs.to(inputs.dtype), inputs)
         # A log-det of half precision would lose the sum over a whole image.
         logabsdet = logabsdet.to(torch.promote_types(logabsdet.dtype, torch.float32))
-        return matrix, reduce(logabsdet, "(b rows) -> b", "sum", b=batch, rows=count)
-
-    def _to_rows(self, matrix: Tensor) -> Tensor:
-        return rearrange(matrix, f"b p c -> {self._rows}")
-
-    def _to_matrix(self, rows: Tensor, like: Tensor) -> Tensor:
-        return rearrange(rows, f"{self._rows} -> b p c", **dict(zip("bpc", like.shape)))
+        # Under autocast a transform of another library may answer in half precision.
+        matrix = leave(outputs.to(inputs.dtype), inputs)
+        return matrix, reduce(logabsdet, "(b rows) -> b", "sum", b=len(inputs), rows=count)
 
     def _row_context(self, context: Tensor | None, batch: int, rows: int) -> Tensor | None:
         if not self._passes_context:

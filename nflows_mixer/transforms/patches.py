@@ -51,6 +51,8 @@ class PatchTransform(Transform):
         [[0.0, 1.0, 4.0, 5.0], [2.0, 3.0, 6.0, 7.0]]
     """
 
+    rearranges = True
+
     def __init__(
         self, image_shape: Sequence[int], patch_size: int | Sequence[int], layout: str = "patch"
     ) -> None:
@@ -94,11 +96,6 @@ class PatchTransform(Transform):
         check_event(inputs, matrix_shape, "PatchTransform", "pass what forward returned")
         image = rearrange(inputs, f"{self._matrix_axes} -> {self._image_axes}", **self._sizes)
         return image, no_volume_change(inputs)
-
-    @property
-    def geometry(self) -> tuple:
-        """What two have in common that cut alike: image shape, patch size and layout."""
-        return self.image_shape, self.patch_size, self.layout
 
     @property
     def _sizes(self) -> dict[str, int]:

@@ -44,6 +44,8 @@ class PermutePixels(Transform):
         [1, 3, 2, 0]
     """
 
+    rearranges = True
+
     def __init__(
         self,
         image_shape: Sequence[int],

@@ -1,71 +1,94 @@
-"""A composite whose memory does not grow with its depth."""
+"""A composite that prepares its flow layers at once, and whose memory need not grow with depth."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from einops import repeat
+from nflows.transforms import BatchNorm, Transform
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
 from nflows_mixer._checks import check_choice, check_positive, mismatch
 from nflows_mixer._distributed import all_reduce_max, world_size
-from nflows_mixer._modes import autocast_dtype
+from nflows_mixer._modes import autocast_dtype, is_compiling, running_statistics, without_autocast
+from nflows_mixer.core.composite import CompositeTransform, run_chain
+from nflows_mixer.core.passage import Passage
+from nflows_mixer.nn.batch_norm import scratch_buffers
+from nflows_mixer.nn.conditioner import is_untouched
+from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms.actnorm import ActNorm
-from nflows_mixer.transforms.folded import FoldedCompositeTransform
-from nflows_mixer.transforms.gradients import Gradients, detach_weights, tensors_of
-from nflows_mixer.transforms.program import invert_maps, leaves
-from nflows_mixer.transforms.rebuild import (
-    NotInvertible,
-    invert,
-    rebuild,
-    recompute,
+from nflows_mixer.transforms.compiled import CompiledCalls
+from nflows_mixer.transforms.flow_layer import (
+    FlowLayer,
+    LayerWeights,
+    is_in_pass,
+    layers_in,
+    prepare_layers,
+    tensors_of,
+    using_weights,
 )
-from nflows_mixer.transforms.recorded import scratch_buffers
-from nflows_mixer.transforms.steps import Part, Step, forward_through
+from nflows_mixer.transforms.gradients import (
+    Gradients,
+    as_leaves,
+    recompute,
+    tensors_in,
+)
+from nflows_mixer.transforms.linear import InvertibleConv1x1, LinearBlock
 
-MEMORY = ("constant", "checkpoint")
+MEMORY = ("full", "checkpoint", "constant")
 # Compilers of old do not take what is evaluated in a backward pass; this is the oldest tried.
 COMPILES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 11)
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
+# Parts that are known to draw no random numbers, whose state is not kept.
+DRAW_NOTHING = (ActNorm, LinearBlock, InvertibleConv1x1)
+Weights = dict[FlowLayer, LayerWeights]
+Chain = Sequence[tuple[Transform, bool]]
 
 
-class ReversibleCompositeTransform(FoldedCompositeTransform):
-    r"""Transforms one after the other, whose activations are rebuilt in the backward pass.
+class ReversibleCompositeTransform(CompositeTransform):
+    r"""Transforms one after the other, for deep flows: fast, and in constant memory on demand.
 
     .. math:: x_{i - 1} = f_i^{-1}(x_i), \qquad
               \bar x_{i - 1} = J_{f_i}(x_{i - 1})^\top \bar x_i
 
-    The same map and the same gradients as ``FoldedCompositeTransform``. With ``memory="constant"``
-    the forward pass keeps its output and a fixed number of anchors, states between transforms, and
-    the backward pass rebuilds the others through inverses; at anchors, what was rebuilt is compared
-    to what it should be, and replaced by it. The error is kept on the device and read at the
-    first backward pass, and at each ``check_every``-th from there (at each on a CPU, where reading
-    is for nothing). Where it is too large, or not
-    finite, a warning names the transforms whose inverses are not exact enough. The gradients of
-    that pass are computed once more, and from then on the inputs of those transforms are kept
-    (``inexact`` has their names; clear it to try again).
-    With ``memory="checkpoint"`` the inputs of all transforms are kept, and no inverse is used.
+    The same map as ``CompositeTransform``. The weights of all flow layers inside are prepared
+    before each pass, those of a size in a few batched operations (see ``prepare_layers``).
 
-    Transforms of any library will do, as long as they are deterministic. Random numbers (dropout),
-    autocast, and batch statistics are in the backward pass what they were in the forward pass;
-    running statistics move once. A part's gradients are those of its parameters: other tensors
-    that it may read have none. Under autocast "constant" does as "checkpoint": an input that
-    differs by a rounding error may round to another number of half precision, and its inverse is
-    that of another function.
+    With ``memory="full"`` activations are kept for the backward pass. With ``memory="constant"``
+    the forward pass keeps its output and a fixed number of anchors, states between transforms, and
+    the backward pass rebuilds the others through inverses, descending into composites and into
+    wrappers that only rearrange; at anchors, what was rebuilt is compared to what it should be,
+    and replaced by it. The error is kept on the device and read at the first backward pass, and at
+    each ``check_every``-th from there (at each on a CPU, where reading costs nothing). Where it
+    is too large, or not finite, a warning names the transforms whose inverses are not exact
+    enough. The gradients of that pass are computed once more, and from then on the inputs of those
+    transforms are kept (``inexact`` has their names; clear it to try again). With
+    ``memory="checkpoint"`` the inputs of all transforms are kept, and no inverse is used.
+
+    Transforms of any library will do, as long as they are deterministic. Random numbers (dropout)
+    and modes are in the backward pass what they were in the forward pass; running statistics move
+    once. Couplings are rebuilt by one evaluation of their conditioner; a part of another kind with
+    batch statistics, which its inverse would not know, keeps its inputs. Under autocast "constant"
+    does as "checkpoint": an input that differs by a rounding error may round to another number of
+    half precision, and its inverse is that of another function.
 
     Args:
         transforms: the parts, from data to noise.
-        memory: "constant" or "checkpoint".
+        memory: "full", "checkpoint" or "constant".
         anchors: how many, evenly spaced; each is as large as an input.
         check_every: at how many backward passes the error is read, which waits for the device.
         tolerance: the largest error of an image, relative to its largest value; 1e-4 in float32
             and 1e-9 in float64 where None.
-        compile: see ``FoldedCompositeTransform``.
+        compile: whether ``torch.compile`` compiles the function of a flow layer, once for all
+            layers of the same size, at its first use.
 
     Shapes:
         those of the parts; context [B, F].
@@ -97,12 +120,12 @@ class ReversibleCompositeTransform(FoldedCompositeTransform):
         tolerance: float | None = None,
         compile: bool = False,
     ) -> None:
-        super().__init__(transforms, compile)
+        super().__init__(transforms)
         owner = "ReversibleCompositeTransform"
         check_choice(owner, "memory", memory, MEMORY)
         check_positive(owner, "anchors", anchors)
         check_positive(owner, "check_every", check_every)
-        if compile and not COMPILES:
+        if compile and memory != "full" and not COMPILES:
             raise mismatch(
                 owner,
                 "torch 2.11 or newer to compile layers that are evaluated again",
@@ -110,10 +133,14 @@ class ReversibleCompositeTransform(FoldedCompositeTransform):
                 "update it, or leave compile out",
             )
         for name, part in self.named_modules():
-            if getattr(part, "stochastic_forward", False):
+            if memory != "full" and getattr(part, "stochastic_forward", False):
                 got = f"{type(part).__name__} at {name!r}"
                 advice = "put it before or behind the composite"
                 raise mismatch(owner, "deterministic transforms", got, advice)
+        if compile:
+            calls = CompiledCalls()
+            for layer in layers_in(self):
+                layer.compiled = calls
         self.memory = memory
         self.anchors = anchors
         self.check_every = check_every
@@ -125,46 +152,92 @@ class ReversibleCompositeTransform(FoldedCompositeTransform):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map through the parts in their order."""
-        norms = [part for part in self.modules() if isinstance(part, ActNorm)]
-        if self.training and not all(norm.initialized for norm in norms):
-            # Not by the pass that is trained on, which would keep all of its activations.
-            others = [part for part in self.modules() if not isinstance(part, ActNorm)]
-            with torch.no_grad(), scratch_buffers(others):
+        if is_compiling():
+            return super().forward(inputs, context)
+        gradients = self.memory != "full" and torch.is_grad_enabled()
+        if is_in_pass() and not gradients:
+            return super().forward(inputs, context)
+        layers = list(layers_in(self))
+        constant = gradients and self.memory == "constant" and autocast_dtype(inputs) is None
+        with without_autocast(inputs):
+            weights = prepare_layers(layers, None if constant else False)
+        if self.training and len(weights) < len(set(layers)):
+            # An ActNorm has no scale yet: one pass for that alone, which keeps nothing.
+            with (
+                torch.no_grad(),
+                scratch_buffers(self, ActNorm),
+                using_weights(weights, tracks=False),
+            ):
                 super().forward(inputs, context)
-        return super().forward(inputs, context)
+            return self.forward(inputs, context)
+        if not gradients:
+            with using_weights(weights):
+                return super().forward(inputs, context)
+        chain, total = self.chain(), None
+        with using_weights(weights):
+            if not inputs.is_floating_point() and chain:
+                # Nothing flows back through integers, and nothing has to be rebuilt of them.
+                (part, passes), *chain = chain
+                inputs, total = part(inputs, context if passes else None)
+            if not constant:
+                outputs, logabsdet = self._checkpointed(chain, weights, inputs, context)
+        if constant:
+            outputs, logabsdet = self._rebuilt(chain, weights, inputs, context)
+        return outputs, logabsdet if total is None else logabsdet + total
 
-    def _through(
-        self, steps: Sequence[Step], inputs: Tensor, context: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        if not inputs.is_floating_point() and steps:
-            # Nothing flows back through integers, and nothing has to be rebuilt of them.
-            outputs, logabsdet = forward_through(steps[:1], inputs, context)
-            outputs, total = self._through(steps[1:], outputs, context)
-            return outputs, logabsdet + total
-        tensors = tensors_of(steps)
-        given = [inputs, *tensors] if context is None else [inputs, context, *tensors]
-        if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in given):
-            return super()._through(steps, inputs, context)
-        for step in leaves(steps):
-            if isinstance(step, Part):
-                step.records = True
-        if self.memory == "checkpoint" or autocast_dtype(inputs) is not None:
-            return _checkpointed(steps, inputs, context)
-        detach_weights(steps)
-        # Parameters that several steps read are there once; their gradient is a sum already.
-        pairs = {id(own): (tensor, own) for tensor, own in zip(tensors, tensors_of(steps))}
-        tensors, own = ([pair[i] for pair in pairs.values()] for i in (0, 1))
-        return _Rebuilt.apply(self, steps, own, inputs, context, *tensors)
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map back through the parts in reverse order, in evaluation mode."""
+        if is_compiling() or is_in_pass():
+            return super().inverse(inputs, context)
+        with running_statistics(self):
+            with without_autocast(inputs):
+                weights = prepare_layers(layers_in(self), inverse=True)
+            with using_weights(weights):
+                return super().inverse(inputs, context)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles begin to measure anew."""
-        return {**super().__getstate__(), "_error": None}
+        return {**self.__dict__, "_error": None}
 
-    def _kept(self, steps: Sequence[Step]) -> tuple[set[int], set[int]]:
-        """Places of steps before which the state is kept: anchors, and inexact steps."""
-        count = min(self.anchors, len(steps))
-        anchors = {len(steps) * i // count for i in range(count)}
-        return anchors, {i for i, step in enumerate(steps) if step.name in self.inexact}
+    def _checkpointed(
+        self, chain: Chain, weights: Weights, inputs: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Keep the inputs of the parts, and evaluate each once more in the backward pass."""
+
+        @contextmanager
+        def again(part: Transform) -> Iterator[None]:
+            with scratch_buffers(part), using_weights(weights, tracks=False):
+                yield
+
+        def calls(part: Transform) -> Callable[..., tuple[Tensor, Tensor]]:
+            contexts = lambda: (nullcontext(), again(part))  # noqa: E731
+            return partial(checkpoint, part, use_reentrant=False, context_fn=contexts)
+
+        return run_chain([(calls(part), passes) for part, passes in chain], inputs, context)
+
+    def _rebuilt(
+        self, chain: Chain, weights: Weights, inputs: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Keep anchors, and rebuild what is between them in the backward pass."""
+        prepared = tensors_in(tuple(weights.values()))
+        leaves = {layer: as_leaves(of_layer) for layer, of_layer in weights.items()}
+        own, parameters = tensors_in(tuple(leaves.values())), list(self.parameters())
+        # What several parts read is there once; its gradient is a sum already.
+        pairs = {
+            id(leaf): (tensor, leaf)
+            for tensor, leaf in zip([*prepared, *parameters], [*own, *parameters])
+            if tensor.requires_grad
+        }
+        tensors, own = ([pair[i] for pair in pairs.values()] for i in (0, 1))
+        first = len(self._transforms) - len(chain)
+        names = [f"_transforms.{first + i}" for i in range(len(chain))]
+        return _Rebuilt.apply(_Run(self, chain, names, leaves, own), inputs, context, *tensors)
+
+    def _kept(self, names: Sequence[str]) -> tuple[set[int], set[int]]:
+        """Places of parts before which the state is kept: anchors, and inexact parts."""
+        count = min(self.anchors, len(names))
+        anchors = {len(names) * i // count for i in range(count)}
+        return anchors, {i for i, name in enumerate(names) if name in self.inexact}
 
     def _is_due(self, device: torch.device) -> bool:
         self._passes += 1
@@ -186,22 +259,23 @@ class ReversibleCompositeTransform(FoldedCompositeTransform):
         return TOLERANCES.get(dtype, 1e-2) if self.tolerance is None else self.tolerance
 
     def _name_inexact(
-        self, steps: Sequence[Step], states: Sequence[Tensor], context: Tensor | None
+        self, run: _Run, states: Sequence[Tensor], calls: Sequence[_Call], context: Tensor | None
     ) -> None:
-        """Find the steps whose inverse does not lead back, and warn of them."""
+        """Find the parts whose inverse does not lead back, and warn of them."""
         measured, reasons = [], {}
-        for step, before, after in zip(steps, states, states[1:]):
+        for name, call, before, after in zip(run.names, calls, states, states[1:]):
             error = before.new_zeros(())
-            if step.name not in self.inexact:
+            if name not in self.inexact:
                 try:
-                    error = _relative_error(invert(step, after, context), before)
+                    zeros = torch.zeros_like(after), after.new_zeros(len(after))
+                    rebuilt, _ = _rebuild(call, after, *zeros, context, Gradients())
+                    error = _relative_error(rebuilt, before)
                 except NotInvertible as raised:
-                    error, reasons[step.name] = before.new_full((), torch.inf), f"{raised}"
+                    error, reasons[name] = before.new_full((), torch.inf), f"{raised}"
             measured.append(_known(error))
-        errors: dict[str, float] = {}
         # Every process names the same.
-        for step, value in zip(steps, all_reduce_max(torch.stack(measured)).tolist()):
-            errors[step.name] = max(value, errors.get(step.name, 0.0))
+        values = all_reduce_max(torch.stack(measured)).tolist()
+        errors = dict(zip(run.names, values))
         worst, bound = max(errors.values()), self._tolerance(states[0].dtype)
         # Where each is good enough and all together are not, the worst has to go.
         found = {n: e for n, e in errors.items() if e > bound or e == worst}
@@ -239,45 +313,197 @@ def _relative_error(rebuilt: Tensor, known: Tensor) -> Tensor:
     return ((rebuilt - known).flatten(1).abs().amax(1) / largest).max()
 
 
-def _checkpointed(
-    steps: Sequence[Step], inputs: Tensor, context: Tensor | None
+class NotInvertible(RuntimeError):
+    """The inverse of a transform raised an error."""
+
+
+@dataclass
+class _Call:
+    """One evaluation of a part: what is needed to evaluate or to invert it again."""
+
+    part: Transform
+    passes_context: bool
+    passage: Passage | None = None
+    children: list[_Call] = field(default_factory=list)
+    kept: Tensor | None = None
+    random: tuple[Tensor, tuple] | None = None
+
+
+@dataclass
+class _Run:
+    """What one forward pass leaves to its backward pass, besides tensors that autograd saves."""
+
+    owner: ReversibleCompositeTransform
+    chain: Chain
+    names: Sequence[str]
+    weights: Weights
+    own: Sequence[Tensor]
+    calls: list[_Call] = field(default_factory=list)
+    modes: list[bool] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    inexact: set[int] = field(default_factory=set)
+    has_context: bool = False
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Modes and prepared weights as in the forward pass."""
+        parts = list(self.owner.modules())
+        changed = [p for p, training in zip(parts, self.modes) if p.training != training]
+        for part in changed:
+            part.training = not part.training
+        try:
+            with using_weights(self.weights, tracks=False):
+                yield
+        finally:
+            for part in changed:
+                part.training = not part.training
+
+
+def _evaluate(call: _Call, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Evaluate a part, and note in ``call`` what its backward pass needs."""
+    part = call.part
+    context = context if call.passes_context else None
+    if _offers(part, "passage"):
+        passage = call.passage = part.passage(inputs)
+        inner = _Call(passage.child, True)
+        call.children = [inner]
+        rows, logabsdet = _evaluate(inner, passage.enter(inputs), passage.context(context))
+        outputs = passage.leave(rows.to(inputs.dtype), inputs)
+        return outputs, _wide(logabsdet).unflatten(0, (-1, passage.rows)).sum(1)
+    rebuilds = _offers(part, "rebuild") and getattr(part, "rebuilds", True)
+    if not rebuilds and _offers(part, "chain"):
+        call.children = [_Call(child, passes) for child, passes in part.chain()]
+        functions = [(partial(_evaluate, child), True) for child in call.children]
+        return run_chain(functions, inputs, context)
+    if not rebuilds and _has_batch_statistics(part):
+        call.kept = inputs
+    if not getattr(part, "rearranges", False) and not isinstance(part, DRAW_NOTHING):
+        call.random = torch.get_rng_state(), get_device_states(inputs)
+    outputs, logabsdet = part(inputs, context)
+    return outputs, _wide(logabsdet)
+
+
+def _rebuild(
+    call: _Call,
+    outputs: Tensor,
+    grad_outputs: Tensor,
+    grad_logabsdet: Tensor,
+    context: Tensor | None,
+    gradients: Gradients,
 ) -> tuple[Tensor, Tensor]:
-    outputs, total = inputs, torch.zeros(len(inputs), dtype=torch.float32, device=inputs.device)
-    for step in steps:
-        call = partial(checkpoint, step.forward, use_reentrant=False)
-        outputs, logabsdet = call(outputs, context)
-        total = total if logabsdet is None else total + logabsdet
-    return outputs, total
+    """Inputs of a part and their gradient, from its outputs; see ``Coupling.rebuild``."""
+    part = call.part
+    context = context if call.passes_context else None
+    if call.passage is not None:
+        return _rebuild_inside(call, outputs, grad_outputs, grad_logabsdet, context, gradients)
+    for child in reversed(call.children):
+        outputs, grad_outputs = _rebuild(
+            child, outputs, grad_outputs, grad_logabsdet, context, gradients
+        )
+    if call.children:
+        return outputs, grad_outputs
+    if getattr(part, "rearranges", False):
+        return inverse_of(part)(outputs, None)[0], inverse_of(part)(grad_outputs, None)[0]
+    grads = grad_outputs, grad_logabsdet
+    inputs = call.kept
+    try:
+        if (
+            inputs is None
+            and hasattr(part, "rebuild")
+            and is_untouched(part, "rebuild", deep=False)
+        ):
+            with _random(call.random):
+                return part.rebuild(outputs, *grads, context, gradients)
+        if inputs is None:
+            with _random(call.random), torch.no_grad(), scratch_buffers(part):
+                inputs = inverse_of(part)(outputs, context)[0].to(outputs.dtype)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # of whatever kind a transform of others raises
+        raise NotInvertible(f"{type(part).__name__}.inverse: {error}") from error
+    with _random(call.random):
+        found, _ = recompute(part, inputs, *grads, context, tensors_of(part), gradients)
+    return inputs, found
+
+
+def _rebuild_inside(
+    call: _Call,
+    outputs: Tensor,
+    grad_outputs: Tensor,
+    grad_logabsdet: Tensor,
+    context: Tensor | None,
+    gradients: Gradients,
+) -> tuple[Tensor, Tensor]:
+    """``_rebuild`` of a wrapper: of its child."""
+    passage = call.passage
+    assert passage is not None
+    with torch.enable_grad():
+        given = passage.context(context)
+    inner_context = None if given is None else given.detach().requires_grad_(given.requires_grad)
+    inner, grad_inner = _rebuild(
+        call.children[0],
+        passage.enter(outputs),
+        passage.enter(grad_outputs),
+        repeat(grad_logabsdet, "b -> (b rows)", rows=passage.rows),
+        inner_context,
+        gradients,
+    )
+    of_context = gradients.of(inner_context)
+    if given is not None and of_context is not None:
+        wanted = [context, getattr(call.part, "positions", None)]
+        gradients.backward([given], [of_context], None, wanted)
+    return passage.leave(inner, outputs), passage.leave(grad_inner, grad_outputs)
+
+
+def _offers(part: Transform, method: str) -> bool:
+    return hasattr(part, method) and is_untouched(part, method, deep=False)
+
+
+def _has_batch_statistics(part: nn.Module) -> bool:
+    kinds = (nn.modules.batchnorm._BatchNorm, BatchNorm)
+    return any(isinstance(m, kinds) and m.training for m in part.modules())
+
+
+@contextmanager
+def _random(state: tuple[Tensor, tuple] | None) -> Iterator[None]:
+    if state is None:
+        yield
+        return
+    cpu, (devices, states) = state
+    with torch.random.fork_rng(devices):
+        torch.set_rng_state(cpu)
+        set_device_states(devices, states)
+        yield
+
+
+def _wide(logabsdet: Tensor) -> Tensor:
+    return logabsdet.to(torch.promote_types(logabsdet.dtype, torch.float32))
 
 
 class _Rebuilt(torch.autograd.Function):
-    """Steps whose states are rebuilt from the outputs, backwards."""
+    """Parts whose states are rebuilt from the outputs, backwards."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        owner: ReversibleCompositeTransform,
-        steps: Sequence[Step],
-        own: Sequence[Tensor],
-        inputs: Tensor,
-        context: Tensor | None,
-        *tensors: Tensor,
+        ctx: Any, run: _Run, inputs: Tensor, context: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        anchors, inexact = owner._kept(steps)
-        places = sorted(anchors | inexact)
-        kept = []
-        outputs = inputs
+        anchors, run.inexact = run.owner._kept(run.names)
+        run.places = sorted(anchors | run.inexact)
+        run.modes = [part.training for part in run.owner.modules()]
+        run.has_context = context is not None
+        outputs, kept = inputs, []
         total = torch.zeros(len(inputs), dtype=torch.float32, device=inputs.device)
-        for i, step in enumerate(steps):
-            if i in anchors | inexact:
-                kept.append(outputs)
-            outputs, logabsdet = step.forward(outputs, context)
-            total = total if logabsdet is None else total + logabsdet
-        ctx.owner, ctx.steps, ctx.own = owner, steps, own
-        ctx.places, ctx.inexact = places, inexact
-        ctx.has_context = context is not None
-        given = () if context is None else (context,)
-        ctx.save_for_backward(outputs, *kept, *given, *tensors)
+        with using_weights(run.weights):
+            for i, (part, passes) in enumerate(run.chain):
+                if i in run.places:
+                    kept.append(outputs)
+                run.calls.append(_Call(part, passes))
+                before = outputs.dtype
+                outputs, logabsdet = _evaluate(run.calls[-1], outputs, context)
+                outputs = outputs.to(torch.promote_types(before, outputs.dtype))
+                total = total + logabsdet
+        ctx.run = run
+        ctx.save_for_backward(outputs, *kept, *(() if context is None else (context,)), *tensors)
         return outputs, total
 
     @staticmethod
@@ -285,63 +511,84 @@ class _Rebuilt(torch.autograd.Function):
     def backward(
         ctx: Any, grad_outputs: Tensor, grad_logabsdet: Tensor
     ) -> tuple[Tensor | None, ...]:
-        owner, steps = ctx.owner, ctx.steps
+        run: _Run = ctx.run
         outputs, *saved = ctx.saved_tensors
-        kept = dict(zip(ctx.places, saved))
-        context = saved[len(kept)] if ctx.has_context else None
+        kept = dict(zip(run.places, saved))
+        context = saved[len(kept)] if run.has_context else None
         if context is not None:
             context = context.detach().requires_grad_(context.requires_grad)
-        invert_maps(steps)
-        gradients = Gradients()
-        state, gradient, errors, broken = outputs, grad_outputs, [], False
-        for i in reversed(range(len(steps))):
-            if i in ctx.inexact:
-                gradient, known = recompute(
-                    steps[i], kept[i], gradient, grad_logabsdet, context, gradients
-                )
-                if i + 1 < len(steps):
-                    errors.append(_relative_error(state, known))
-                state = kept[i]
-                continue
-            try:
-                state, gradient = rebuild(
-                    steps[i], state, gradient, grad_logabsdet, context, gradients
-                )
-            except NotInvertible:
-                if world_size() > 1:
-                    # The others go on, and would wait for batch statistics of this one.
-                    raise
-                broken = True
-                errors.append(outputs.new_full((), torch.nan))
-                break
-            if i in kept:
-                errors.append(_relative_error(state, kept[i]))
-                state = kept[i]
-        error = torch.stack(errors).max() if errors else outputs.new_zeros(())
-        # Outputs that overflowed are no fault of the inverses.
-        error = torch.where(torch.isfinite(outputs).all(), error, 0.0)
-        if not owner._is_exact(error, owner._is_due(outputs.device) or broken):
-            gradients, gradient = _recomputed(
-                owner, steps, kept[0], grad_outputs, grad_logabsdet, context
+        with run.again():
+            gradients, gradient = _backward(
+                run, outputs, kept, grad_outputs, grad_logabsdet, context
             )
-        of_tensors = [gradients.of(tensor) for tensor in ctx.own]
-        return None, None, None, gradient, gradients.of(context), *of_tensors
+        of_tensors = [gradients.of(tensor) for tensor in run.own]
+        return None, gradient, gradients.of(context), *of_tensors
+
+
+def _backward(
+    run: _Run,
+    outputs: Tensor,
+    kept: dict[int, Tensor],
+    grad_outputs: Tensor,
+    grad_logabsdet: Tensor,
+    context: Tensor | None,
+) -> tuple[Gradients, Tensor]:
+    gradients = Gradients()
+    state, gradient, errors, broken = outputs, grad_outputs, [], False
+    for i in reversed(range(len(run.calls))):
+        call = run.calls[i]
+        given = context if call.passes_context else None
+        if i in run.inexact:
+            with _random(call.random):
+                gradient, known = recompute(
+                    *(call.part, kept[i], gradient, grad_logabsdet, given),
+                    *(tensors_of(call.part), gradients),
+                )
+            if i + 1 < len(run.calls):
+                errors.append(_relative_error(state, known))
+            state = kept[i]
+            continue
+        try:
+            state, gradient = _rebuild(call, state, gradient, grad_logabsdet, context, gradients)
+        except NotInvertible:
+            if world_size() > 1:
+                # The others go on, and would wait for batch statistics of this one.
+                raise
+            broken = True
+            errors.append(outputs.new_full((), torch.nan))
+            break
+        if i in kept:
+            errors.append(_relative_error(state, kept[i]))
+            state = kept[i]
+    error = torch.stack(errors).max() if errors else outputs.new_zeros(())
+    # Outputs that overflowed are no fault of the inverses.
+    error = torch.where(torch.isfinite(outputs).all(), error, 0.0)
+    if run.owner._is_exact(error, run.owner._is_due(outputs.device) or broken):
+        return gradients, gradient
+    return _recomputed(run, kept[0], grad_outputs, grad_logabsdet, context)
 
 
 def _recomputed(
-    owner: ReversibleCompositeTransform,
-    steps: Sequence[Step],
+    run: _Run,
     inputs: Tensor,
     gradient: Tensor,
     grad_logabsdet: Tensor,
     context: Tensor | None,
 ) -> tuple[Gradients, Tensor]:
-    """Name the inexact steps, and go back with the inputs of all of them."""
-    states = [inputs]
-    for step in steps:
-        states.append(step.forward(states[-1], context)[0])
-    owner._name_inexact(steps, states, context)
+    """Name the inexact parts, and go back with the inputs of all of them."""
+    states, calls = [inputs], []
+    with torch.no_grad(), scratch_buffers(run.owner):
+        for call in run.calls:
+            calls.append(_Call(call.part, call.passes_context))
+            with _random(call.random):
+                states.append(_evaluate(calls[-1], states[-1], context)[0])
+    run.owner._name_inexact(run, states, calls, context)
     gradients = Gradients()
-    for step, state in zip(reversed(steps), reversed(states[:-1])):
-        gradient, _ = recompute(step, state, gradient, grad_logabsdet, context, gradients)
+    for call, state in zip(reversed(run.calls), reversed(states[:-1])):
+        given = context if call.passes_context else None
+        with _random(call.random):
+            gradient, _ = recompute(
+                *(call.part, state, gradient, grad_logabsdet, given),
+                *(tensors_of(call.part), gradients),
+            )
     return gradients, gradient

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Union
 
-import torch
 from nflows.transforms import Transform
 from torch import Tensor
 
 from nflows_mixer._checks import as_pair, check_event, check_image_shape, mismatch
 from nflows_mixer.core.as_transform import built
-from nflows_mixer.core.composite import InverseTransform
 from nflows_mixer.core.context import takes_context
-from nflows_mixer.transforms.patches import PatchTransform
+from nflows_mixer.core.passage import Passage
 
 ImageTransformLike = Union[Transform, Callable[[tuple[int, int, int]], Transform]]
 """A transform of images, or a factory: image shape -> transform."""
@@ -47,8 +44,7 @@ class ShiftTransform(Transform):
         MixerFlow, Section 4, "Shift layer".
 
     Example:
-        >>> import torch
-        >>> from nflows.transforms import PointwiseAffineTransform
+        >>>         >>> from nflows.transforms import PointwiseAffineTransform
         >>> double = PointwiseAffineTransform(scale=2.0)
         >>> layer = ShiftTransform((1, 4, 4), patch_size=2, shift=1, transform=double)
         >>> layer(torch.ones(1, 1, 4, 4))[0][0, 0].tolist()[:2]
@@ -94,34 +90,28 @@ class ShiftTransform(Transform):
                 "pass a factory, `lambda inner_shape: ...`, so that it is built for its place",
             )
         self._passes_context = takes_context(self.transform)
-        self._outer = PatchTransform(self.image_shape, patch_size)
-        self.register_buffer("_places", self._inner_places(), persistent=False)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Transform the inner part."""
-        return self._map_inner(self.transform.forward, inputs, context)
+        return self._map_inner(self.transform, inputs, context)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Transform the inner part back."""
         return self._map_inner(self.transform.inverse, inputs, context)
 
-    def _inner_places(self) -> Tensor | None:
-        """Where the inner patches' values are in the matrix of the outer patches.
-
-        None unless the inner transform is a chain from a cut into patches to its inverse.
-        """
-        self._places_of: tuple | None = None
-        parts = list(getattr(self.transform, "_transforms", []))
-        if len(parts) < 2 or type(parts[0]) is not PatchTransform:
-            return None
-        if type(parts[-1]) is not InverseTransform or parts[-1]._transform is not parts[0]:
-            return None
-        self._places_of = parts[0].geometry
-        image = torch.arange(math.prod(self.image_shape))
-        image, _ = self._outer.inverse(
-            image.reshape(1, self._outer.n_patches, self._outer.channels)
+    def passage(self, inputs: Tensor) -> Passage:
+        """The inner part, and back into the frame."""
+        return Passage(
+            self.transform,
+            lambda images: images[self._inner],
+            self._into_frame,
+            lambda context: context if self._passes_context else None,
         )
-        return parts[0](image[self._inner])[0].flatten()
+
+    def _into_frame(self, inner: Tensor, images: Tensor) -> Tensor:
+        outputs = images.clone()
+        outputs[self._inner] = inner
+        return outputs
 
     @property
     def _inner(self) -> tuple:
@@ -130,11 +120,9 @@ class ShiftTransform(Transform):
 
     def _map_inner(self, function, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         check_event(inputs, self.image_shape, "ShiftTransform", "pass images of that shape")
-        inner = self._inner
-        mapped, logabsdet = function(inputs[inner], context if self._passes_context else None)
+        context = context if self._passes_context else None
+        mapped, logabsdet = function(inputs[self._inner], context)
         check_event(
             mapped, self.inner_shape, "ShiftTransform.transform", "keep the shape of images"
         )
-        outputs = inputs.clone()
-        outputs[inner] = mapped
-        return outputs, logabsdet
+        return self._into_frame(mapped, inputs), logabsdet

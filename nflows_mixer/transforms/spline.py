@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer.nn import ResidualMLP
-from nflows_mixer.transforms.coupling import ConditionerLike, Elementwise, _Coupling
+from nflows_mixer.transforms.coupling import ConditionerLike, Coupling
 
 # The one knob of conditioning. 4 gives f' in (1/160, 64]: a round trip in float32 at tail bound 5
 # is then within 6e-5 for any parameters, of which 4e-5 is the rounding of y itself, over f'.
@@ -168,7 +168,7 @@ def _cumulate(shares: Tensor, tail_bound: float) -> Tensor:
     return F.pad(F.pad(inner, (1, 0), value=-tail_bound), (0, 1), value=tail_bound)
 
 
-class RationalQuadraticCoupling(_Coupling):
+class RationalQuadraticCoupling(Coupling):
     r"""Spline coupling: one half of the features gives the splines that the other goes through.
 
     .. math:: y_a = x_a, \quad y_b = \mathrm{RQS}_{f(x_a)}(x_b), \qquad
@@ -185,16 +185,13 @@ class RationalQuadraticCoupling(_Coupling):
     ``rational_quadratic_spline``.
 
     Args:
-        features: D.
-        conditioner: network f, or a factory ``(in_features, out_features) -> network``; it gets
-            the conditioning part (and the context, if it takes one) and gives K widths, K heights
-            and K - 1 derivatives one behind the other, each of floor(D / 2) features.
+        features, conditioner, conditioning, context_features, norm, hidden_features: as
+            ``Coupling``; the network gives K widths, K heights and K - 1 derivatives one behind
+            the other, each of floor(D / 2) features.
         num_bins: K, at least 2.
         tail_bound: B, above 0.
-        conditioning: which part conditions, "first" or "second".
 
-    Shapes:
-        inputs and outputs [N, D], or [B, D, H, W] with a conditioner of images.
+    Shapes: as ``Coupling``.
 
     Raises:
         ValueError: if K, B or a choice is out of range, D is below 2, or inputs have another shape.
@@ -216,6 +213,10 @@ class RationalQuadraticCoupling(_Coupling):
         num_bins: int = 8,
         tail_bound: float = 3.0,
         conditioning: str = "first",
+        *,
+        context_features: int | None = None,
+        norm: str | None = "layer",
+        hidden_features: int = 128,
     ) -> None:
         owner = "RationalQuadraticCoupling"
         check_positive(owner, "num_bins", num_bins)
@@ -225,20 +226,35 @@ class RationalQuadraticCoupling(_Coupling):
             raise mismatch(
                 owner, "a finite tail_bound above 0", repr(tail_bound), "give one, such as 3.0"
             )
-        self.num_bins: int = num_bins
-        self.tail_bound: float = float(tail_bound)
         # Before super().__init__, which builds the conditioner from it.
         self.parameters_per_feature = 3 * num_bins - 1
-        super().__init__(features, conditioner, conditioning)
+        super().__init__(
+            features,
+            conditioner,
+            conditioning,
+            context_features=context_features,
+            norm=norm,
+            hidden_features=hidden_features,
+        )
+        self.constants = (int(num_bins), float(tail_bound))
 
-    @property
-    def elementwise(self) -> Elementwise:
-        """The spline, its inverse, the number of bins and the bound."""
-        return _spline, _spline_inverse, (self.num_bins, self.tail_bound)
+    @staticmethod
+    def elementwise(
+        moved: Tensor, parameters: Tensor, bins: int, tail_bound: float
+    ) -> tuple[Tensor, Tensor]:
+        """Map each feature by its spline."""
+        return _spline(moved, parameters, bins, tail_bound, inverse=False)
+
+    @staticmethod
+    def elementwise_inverse(
+        moved: Tensor, parameters: Tensor, bins: int, tail_bound: float
+    ) -> tuple[Tensor, Tensor]:
+        """Map each feature back."""
+        return _spline(moved, parameters, bins, tail_bound, inverse=True)
 
 
 def _spline(
-    moved: Tensor, parameters: Tensor, bins: int, tail_bound: float, inverse: bool = False
+    moved: Tensor, parameters: Tensor, bins: int, tail_bound: float, inverse: bool
 ) -> tuple[Tensor, Tensor]:
     of_each = rearrange(parameters, "b (k m) ... -> b m ... k", m=moved.shape[1])
     widths, heights, derivatives = of_each.split([bins, bins, bins - 1], dim=-1)
@@ -246,9 +262,3 @@ def _spline(
         moved, widths, heights, derivatives, tail_bound, inverse
     )
     return outputs, logabsdet.flatten(1).sum(1)
-
-
-def _spline_inverse(
-    moved: Tensor, parameters: Tensor, bins: int, tail_bound: float
-) -> tuple[Tensor, Tensor]:
-    return _spline(moved, parameters, bins, tail_bound, inverse=True)

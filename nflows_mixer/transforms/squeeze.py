@@ -35,6 +35,8 @@ class SqueezeTransform(Transform):
         torch.Size([2, 9, 2, 3])
     """
 
+    rearranges = True
+
     def __init__(self, factor: int = 2) -> None:
         super().__init__()
         check_positive("SqueezeTransform", "factor", factor)

@@ -1,0 +1,181 @@
+"""The public base of conditioner networks that are evaluated with weights prepared once."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nflows_mixer._checks import mismatch
+from nflows_mixer.nn.batch_norm import track_statistics
+
+Statistics = tuple[Tensor, ...]
+"""Mean and unbiased variance of each batch normalization of a network, one after the other."""
+
+
+class Conditioner(nn.Module):
+    r"""A network of rows that says how it is prepared: what a flow layer can evaluate at once.
+
+    .. math:: f(a) = \mathrm{evaluate}(a;\ \mathrm{prepare}(\theta))
+
+    A subclass defines ``evaluate``, a function of tensors and constants alone, so that one
+    compilation serves all networks of a size; and, where weights can be computed once for many
+    rows, ``prepare``. Any other ``nn.Module`` is a conditioner too, and is called as it is.
+
+    Args:
+        context_features: length of the context, appended to the inputs; None takes none.
+
+    Example:
+        >>> class Tanh(Conditioner):
+        ...     def __init__(self, in_features, out_features):
+        ...         super().__init__()
+        ...         self.first = nn.Linear(in_features, 16)
+        ...         self.last = zero_linear(16, out_features)
+        ...
+        ...     @staticmethod
+        ...     def evaluate(inputs, weights, options):
+        ...         weight, bias, last, last_bias = weights
+        ...         hidden = torch.tanh(nn.functional.linear(inputs, weight, bias))
+        ...         return nn.functional.linear(hidden, last, last_bias), ()
+        >>> Tanh(3, 6)(torch.randn(5, 3)).shape
+        torch.Size([5, 6])
+    """
+
+    def __init__(self, context_features: int | None = None) -> None:
+        super().__init__()
+        self.context_features = context_features
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map [N, in_features] (and context [N, context_features]) to [N, out_features]."""
+        inputs = append_context(inputs, context, self.context_features)
+        (weights,) = self.prepare([self])
+        outputs, statistics = self.evaluate(inputs, weights, self.options(inputs))
+        if statistics:
+            track_statistics([(self.batch_norms(), statistics)])
+        return outputs
+
+    @classmethod
+    def prepare(cls, networks: Sequence[Any]) -> list[Any]:
+        """Weights that ``evaluate`` reads, of each of several networks with equal ``sizes``.
+
+        In ordinary autograd, so that gradients reach the parameters. Tensors, None, and tuples of
+        them.
+
+        Args:
+            networks: of this class.
+        """
+        return [tuple(network.parameters()) for network in networks]
+
+    @staticmethod
+    @abstractmethod
+    def evaluate(inputs: Tensor, weights: Any, options: tuple) -> tuple[Tensor, Statistics]:
+        """Parameters [N, out_features] of rows [N, in_features], context appended.
+
+        Args:
+            inputs: rows.
+            weights: what ``prepare`` returned.
+            options: what ``options`` returned: constants for a compiler.
+
+        Returns:
+            The outputs; and, of networks with batch normalization in training mode, mean and
+            unbiased variance of each of its ``batch_norms``, which it does not track itself.
+        """
+
+    def options(self, inputs: Tensor) -> tuple:
+        """Constants that ``evaluate`` takes, as they are now."""
+        return ()
+
+    def sizes(self) -> tuple:
+        """What networks have to share to be prepared together; by default none do."""
+        return (id(self),)
+
+    def batch_norms(self) -> list[Any]:
+        """Batch normalizations, in the order of the statistics that ``evaluate`` returns."""
+        return []
+
+
+def is_untouched(module: nn.Module, method: str, deep: bool = True) -> bool:
+    """Whether a faster method may stand for a module's ``forward``.
+
+    Not if a subclass has overridden ``forward`` and not the method, if ``forward`` was replaced on
+    the object, or if somebody listens to it or to a part of it by a hook.
+
+    Args:
+        module: any.
+        method: name of the method that does what its ``forward`` does.
+        deep: whether its parts are looked at, which the method does not call.
+
+    Example:
+        >>> from nflows_mixer.nn import ResidualMLP
+        >>> net = ResidualMLP(4, 6, hidden_features=8)
+        >>> is_untouched(net, "evaluate")
+        True
+        >>> handle = net.final.register_forward_hook(lambda *arguments: None)
+        >>> is_untouched(net, "evaluate")
+        False
+    """
+    if not _stands_for_forward(type(module), method):
+        return False
+    for part in module.modules() if deep else (module,):
+        if (
+            part._forward_hooks
+            or part._forward_pre_hooks
+            or part._backward_hooks
+            or part._backward_pre_hooks
+            or "forward" in part.__dict__
+        ):
+            return False
+    return True
+
+
+@cache
+def _stands_for_forward(kind: type, method: str) -> bool:
+    defined = [{"forward", method} & vars(base).keys() for base in kind.__mro__]
+    return method in next((names for names in defined if names), ())
+
+
+def zero_linear(in_features: int, out_features: int) -> nn.Linear:
+    """Return a linear layer that starts at zero: the last one of every conditioner.
+
+    Args:
+        in_features: length of its input.
+        out_features: length of its output.
+
+    Example:
+        >>> zero_linear(2, 3)(torch.ones(1, 2)).tolist()
+        [[0.0, 0.0, 0.0]]
+    """
+    linear = nn.Linear(in_features, out_features)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def append_context(inputs: Tensor, context: Tensor | None, context_features: int | None) -> Tensor:
+    """Concatenate the context to the inputs' features, or raise if it is not what was agreed.
+
+    Args:
+        inputs: [N, in_features].
+        context: [N, context_features], or None.
+        context_features: the agreed length; None for a network without context.
+
+    Raises:
+        ValueError: if the context is missing, not expected, or of another length.
+
+    Example:
+        >>> append_context(torch.zeros(2, 3), torch.ones(2, 1), context_features=1).shape
+        torch.Size([2, 4])
+    """
+    got = None if context is None else context.shape[-1]
+    if got != context_features:
+        raise mismatch(
+            "conditioner",
+            f"context of {context_features} features",
+            f"{got} features",
+            "build it with context_features=... and pass that context, or neither",
+        )
+    return inputs if context is None else torch.cat([inputs, context], dim=1)

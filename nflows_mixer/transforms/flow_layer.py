@@ -1,0 +1,469 @@
+"""The flow layer: the unit of which channel and patch flows are made."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from nflows.transforms import Transform
+from torch import Tensor, nn
+
+from nflows_mixer._checks import ROWS_ADVICE, check_event
+from nflows_mixer._modes import is_compiling, running_statistics, without_autocast
+from nflows_mixer.core.as_transform import FlowLike, as_transform
+from nflows_mixer.core.composite import run_chain
+from nflows_mixer.core.context import takes_context
+from nflows_mixer.core.factory import call_factory
+from nflows_mixer.nn.batch_norm import track_statistics
+from nflows_mixer.nn.conditioner import Conditioner, Statistics, append_context, is_untouched
+from nflows_mixer.numerics.autoregressive import inverse_of
+from nflows_mixer.transforms.actnorm import ActNorm
+from nflows_mixer.transforms.affine import (
+    AffineMaps,
+    apply_affine,
+    apply_maps,
+    fold,
+    rebuild_affine,
+)
+from nflows_mixer.transforms.compiled import CompiledCalls
+from nflows_mixer.transforms.coupling import AffineCoupling, Coupling, join_parts, split_parts
+from nflows_mixer.transforms.gradients import Gradients, rebuild_by_inverse, tensors_in
+from nflows_mixer.transforms.linear import LULinear
+
+Maps = tuple[Tensor, Tensor, Tensor]
+
+
+class LayerWeights(NamedTuple):
+    """What a flow layer reads in one pass, prepared once.
+
+    ``maps`` are weight, bias and log-det of its ActNorm and linear block as one affine map,
+    ``inverse`` those of its inverse, and ``network`` the prepared weights of its conditioner. None
+    stands for parts that are called as they are, or for a direction that was not asked for.
+    """
+
+    maps: Maps | None = None
+    inverse: Maps | None = None
+    network: Any = None
+
+
+class FlowLayer(Transform):
+    r"""ActNorm, linear block, row flow: one flow layer of rows.
+
+    .. math:: y = \mathrm{flow}(W (e^s \odot x + t) + b)
+
+    Each of the three is a transform of rows, a factory ``features -> transform``, or None to leave
+    it out. With the defaults the layer starts at the identity, ActNorm's data-dependent scaling
+    apart. A channel or patch flow is some of them and an ActNorm.
+
+    It evaluates ActNorm and linear block as one affine map, and a coupling whose conditioner is a
+    ``nn.Conditioner`` with that network's prepared weights, all in ordinary autograd. Other parts,
+    and those with hooks or with a ``forward`` of a subclass, are called as they are.
+
+    Args:
+        features: row length D.
+        actnorm: the normalization.
+        linear: the linear block, such as ``LULinear`` or ``RLULinear``.
+        flow: a coupling, or any other flow on rows.
+        context_features: length of the context, for factories whose signature names it.
+
+    Shapes:
+        inputs and outputs [N, D]; context [N, F] goes to the parts that take one.
+
+    Raises:
+        TypeError: if a part is no nflows transform and no factory of one.
+        ValueError: if a part is for rows of another length.
+
+    References:
+        MixerFlow, Section 4 and Figure 4; Kingma and Dhariwal, Glow, 2018, Figure 2.
+
+    Example:
+        >>> import torch
+        >>> from nflows.transforms import MaskedAffineAutoregressiveTransform
+        >>> layer = FlowLayer(16, flow=lambda d: MaskedAffineAutoregressiveTransform(d, 64))
+        >>> layer(torch.randn(20, 16))[1].shape
+        torch.Size([20])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        actnorm: FlowLike | None = ActNorm,
+        linear: FlowLike | None = LULinear,
+        flow: FlowLike | None = AffineCoupling,
+        context_features: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        given = {"actnorm": actnorm, "linear": linear, "flow": flow}
+        for name, part in given.items():
+            if part is not None and not isinstance(part, nn.Module) and context_features:
+                part = partial(call_factory, part, context_features=context_features)
+            made = None if part is None else as_transform(part, features, f"FlowLayer.{name}")
+            setattr(self, name, made)
+        parts = [part for part in (self.actnorm, self.linear, self.flow) if part is not None]
+        self._passes_context = [takes_context(part) for part in parts]
+        self.compiled: CompiledCalls | None = None
+
+    def chain(self) -> list[tuple[Transform, bool]]:
+        """Its parts in their order, and whether each is given the context."""
+        parts = [part for part in (self.actnorm, self.linear, self.flow) if part is not None]
+        return list(zip(parts, self._passes_context))
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether ``rebuild`` can be called: if it has a coupling, or no row flow."""
+        return self.flow is None or (
+            isinstance(self.flow, Coupling) and is_untouched(self.flow, "rebuild")
+        )
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map rows [N, D]."""
+        check_event(inputs, (self.features,), "FlowLayer", ROWS_ADVICE)
+        if self.training and getattr(self.actnorm, "initialized", True) is False:
+            self.actnorm.initialize(inputs)
+        weights = _weights_of(self, inverse=False)
+        if self._is_one_function(weights.network, weights.maps):
+            return self._coupled(inputs, context, weights.network, weights.maps)
+        return run_chain(self._steps(weights.network, weights.maps, False), inputs, context)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map rows [N, D] back, with running statistics even in training mode."""
+        check_event(inputs, (self.features,), "FlowLayer", ROWS_ADVICE)
+        with running_statistics(self):
+            weights = _weights_of(self, inverse=True)
+            if self._is_one_function(weights.network, weights.inverse):
+                return self._coupled(inputs, context, weights.network, weights.inverse, True)
+            steps = self._steps(weights.network, weights.inverse, True)
+            return run_chain(steps[::-1], inputs, context)
+
+    def rebuild(
+        self,
+        outputs: Tensor,
+        grad_outputs: Tensor,
+        grad_logabsdet: Tensor,
+        context: Tensor | None,
+        gradients: Gradients,
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs and their gradient, from the outputs, by one evaluation of the conditioner.
+
+        Arguments as for ``Coupling.rebuild``. Weights are those that were prepared for the pass, in
+        both directions; gradients are of these, and of parameters of parts that have none.
+        """
+        weights = _weights_of(self, inverse=None)
+        state, grad = outputs, grad_outputs
+        if weights.network is not None:
+            state, grad = self._rebuild_coupled(
+                state, grad, grad_logabsdet, context, weights.network, gradients
+            )
+        elif self.flow is not None:
+            given = context if self._passes_context[-1] else None
+            state, grad = self.flow.rebuild(state, grad, grad_logabsdet, given, gradients)
+        if weights.maps is not None and weights.inverse is not None:
+            return rebuild_affine(
+                weights.maps, weights.inverse, state, grad, grad_logabsdet, gradients
+            )
+        for part in reversed(self._affine_parts()):
+            state, grad = rebuild_by_inverse(part, state, grad, grad_logabsdet, None, gradients)
+        return state, grad
+
+    def _affine_parts(self) -> list[Any]:
+        return [part for part in (self.actnorm, self.linear) if part is not None]
+
+    def _is_one_function(self, network: Any, maps: Maps | None) -> bool:
+        return network is not None and (maps is not None or not self._affine_parts())
+
+    def _steps(self, network: Any, maps: Maps | None, inverse: bool) -> list[tuple[Any, bool]]:
+        """Functions of one direction, in the order of the parts."""
+        steps: list[tuple[Any, bool]] = [
+            (inverse_of(part) if inverse else part, passes) for part, passes in self.chain()
+        ]
+        if network is not None:
+            steps[-1] = partial(self._coupled, network=network, inverse=inverse), True
+        if maps is not None:
+            steps[: len(self._affine_parts())] = [(partial(apply_maps, maps=maps), False)]
+        return steps
+
+    def _coupled(
+        self,
+        rows: Tensor,
+        context: Tensor | None,
+        network: Any,
+        maps: Maps | None = None,
+        inverse: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """The coupling with its prepared network, and the affine map before it."""
+        coupling = self.flow
+        with without_autocast(rows):
+            outputs, logabsdet, statistics = (self.compiled or call_directly)(
+                *(flow_layer_inverse if inverse else flow_layer, rows, maps, network),
+                *(self._given(context), coupling.split),
+                coupling.elementwise_inverse if inverse else coupling.elementwise,
+                coupling.constants,
+                *(coupling.conditioner.evaluate, coupling.conditioner.options(rows)),
+            )
+        if statistics and not inverse:
+            _track(coupling.conditioner.batch_norms(), statistics)
+        return outputs, logabsdet
+
+    def _rebuild_coupled(
+        self,
+        outputs: Tensor,
+        grad_outputs: Tensor,
+        grad_logabsdet: Tensor,
+        context: Tensor | None,
+        network: Any,
+        gradients: Gradients,
+    ) -> tuple[Tensor, Tensor]:
+        coupling = self.flow
+        context = self._given(context)
+        fixed, moved = split_parts(outputs, coupling.split)
+        grad_fixed, grad_moved = split_parts(grad_outputs, coupling.split)
+        with without_autocast(outputs):
+            with torch.enable_grad():
+                fixed = fixed.detach().requires_grad_()
+                parameters, _ = (self.compiled or call_directly)(
+                    evaluate_network,
+                    *(fixed, network, context, coupling.conditioner.evaluate),
+                    coupling.conditioner.options(outputs),
+                )
+            moved, grad_moved, grad_conditioning = coupling.rebuild_moved(
+                *(moved, parameters, grad_moved, grad_logabsdet),
+                *(fixed, [context, *tensors_in(network)], gradients),
+            )
+        rows = join_parts(fixed.detach(), moved, coupling.split)
+        return rows, join_parts(grad_fixed + grad_conditioning, grad_moved, coupling.split)
+
+    def _given(self, context: Tensor | None) -> Tensor | None:
+        """The context, if the conditioner takes one; raise if it is not what was agreed."""
+        coupling = self.flow
+        context = context if coupling._passes_context else None
+        expected = coupling.conditioner.context_features
+        if (None if context is None else context.shape[-1]) != expected:
+            append_context(torch.empty(0, 0), context, expected)
+        return context
+
+
+def flow_layer(
+    rows: Tensor,
+    maps: Maps | None,
+    network: Any,
+    context: Tensor | None,
+    split: tuple[int, bool],
+    elementwise: Callable[..., tuple[Tensor, Tensor]],
+    constants: tuple,
+    evaluate: Callable[..., tuple[Tensor, Statistics]],
+    options: tuple,
+) -> tuple[Tensor, Tensor, Statistics]:
+    r"""Affine map, then a coupling: a function of tensors and constants alone.
+
+    .. math:: v = A x + t, \qquad y = [v_a,\ g(v_b;\ f(v_a))], \qquad
+              \log|\det J| = \log|\det A| + \log|\det J_g|
+
+    One compilation serves all layers of a size.
+
+    Args:
+        rows: x, [N, D].
+        maps: A, t and the log-det of A; None for the identity.
+        network: prepared weights of f.
+        context: [N, F], or None.
+        split: see ``Coupling.split``.
+        elementwise: g.
+        constants: of g.
+        evaluate: f, see ``nn.Conditioner.evaluate``.
+        options: of f.
+
+    Returns:
+        y [N, D], log-dets [N], and the batch statistics of f.
+    """
+    if maps is not None:
+        rows = apply_affine(rows, maps[0], maps[1])
+    fixed, moved = split_parts(rows, split)
+    parameters, statistics = evaluate_network(fixed, network, context, evaluate, options)
+    moved, logabsdet = elementwise(moved, parameters, *constants)
+    if maps is not None:
+        logabsdet = logabsdet + maps[2]
+    return join_parts(fixed, moved, split), logabsdet, statistics
+
+
+def flow_layer_inverse(
+    rows: Tensor,
+    maps: Maps | None,
+    network: Any,
+    context: Tensor | None,
+    split: tuple[int, bool],
+    elementwise: Callable[..., tuple[Tensor, Tensor]],
+    constants: tuple,
+    evaluate: Callable[..., tuple[Tensor, Statistics]],
+    options: tuple,
+) -> tuple[Tensor, Tensor, Statistics]:
+    """The inverse of ``flow_layer``, given the inverse maps and the inverse of g."""
+    fixed, moved = split_parts(rows, split)
+    parameters, statistics = evaluate_network(fixed, network, context, evaluate, options)
+    moved, logabsdet = elementwise(moved, parameters, *constants)
+    rows = join_parts(fixed, moved, split)
+    if maps is not None:
+        rows = apply_affine(rows, maps[0], maps[1])
+        logabsdet = logabsdet + maps[2]
+    return rows, logabsdet, statistics
+
+
+def evaluate_network(
+    fixed: Tensor,
+    network: Any,
+    context: Tensor | None,
+    evaluate: Callable[..., tuple[Tensor, Statistics]],
+    options: tuple,
+) -> tuple[Tensor, Statistics]:
+    """Parameters of the rows that condition, context appended."""
+    inputs = fixed if context is None else torch.cat([fixed, context], 1)
+    return evaluate(inputs, network, options)
+
+
+def call_directly(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Evaluate without compiling."""
+    return function(*arguments)
+
+
+class _Pass:
+    """Weights prepared for one pass of a flow, and the batch statistics that it met."""
+
+    def __init__(self, weights: dict[FlowLayer, LayerWeights], tracks: bool = True) -> None:
+        self.weights = weights
+        self.statistics: list[tuple[Any, Statistics]] | None = [] if tracks else None
+
+
+_PASS: ContextVar[_Pass | None] = ContextVar("nflows_mixer_pass", default=None)
+
+
+@contextmanager
+def using_weights(weights: dict[FlowLayer, LayerWeights], tracks: bool = True) -> Iterator[None]:
+    """Let flow layers read prepared weights within a block, for the pass that is made in it.
+
+    Args:
+        weights: from ``prepare_layers``.
+        tracks: whether batch normalizations track the statistics that they meet, at the end.
+    """
+    current = _Pass(weights, tracks)
+    token = _PASS.set(current)
+    try:
+        yield
+    finally:
+        _PASS.reset(token)
+    if current.statistics:
+        track_statistics(current.statistics)
+
+
+def is_in_pass() -> bool:
+    """Whether weights are prepared for a pass that is under way."""
+    return _PASS.get() is not None
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Parameters of a module, and what was prepared of them for the pass that is under way."""
+    current = _PASS.get()
+    prepared = {} if current is None else current.weights
+    own = tuple(prepared[layer] for layer in layers_in(module) if layer in prepared)
+    return [*module.parameters(), *tensors_in(own)]
+
+
+def _track(norms: list[Any], statistics: Statistics) -> None:
+    current = _PASS.get()
+    if current is None:
+        track_statistics([(norms, statistics)])
+    elif current.statistics is not None:
+        current.statistics.append((norms, statistics))
+
+
+def _weights_of(layer: FlowLayer, inverse: bool | None) -> LayerWeights:
+    """Weights of a layer for one direction (None for both): those of the pass, or its own."""
+    if is_compiling():
+        # What traces the whole flow gets the parts as they are.
+        return LayerWeights()
+    current = _PASS.get()
+    weights = None if current is None else current.weights.get(layer)
+    if weights is not None:
+        maps, of_inverse, _ = weights
+        if (of_inverse if inverse else maps) is not None or (maps is None and of_inverse is None):
+            return weights
+    return prepare_layers([layer], inverse).get(layer, LayerWeights())
+
+
+def layers_in(module: nn.Module) -> Iterator[FlowLayer]:
+    """Flow layers of a module, the module itself included.
+
+    Example:
+        >>> len(list(layers_in(nn.Sequential(FlowLayer(4), FlowLayer(4)))))
+        2
+    """
+    if isinstance(module, FlowLayer):
+        yield module
+    else:
+        for child in module.children():
+            yield from layers_in(child)
+
+
+def prepare_layers(
+    layers: Iterable[FlowLayer], inverse: bool | None = False
+) -> dict[FlowLayer, LayerWeights]:
+    """Weights of many flow layers, those of a size in a few batched operations.
+
+    In ordinary autograd: gradients reach the parameters. A layer needs nothing of its neighbors,
+    so that nothing is known here of how layers are chained.
+
+    Args:
+        layers: any.
+        inverse: direction of the pass; None for both, whose inverse maps carry no gradient.
+
+    Returns:
+        Weights for each; of layers whose ActNorm has no scale yet there are none.
+
+    Example:
+        >>> layers = [FlowLayer(6, actnorm=None), FlowLayer(6, actnorm=None)]
+        >>> prepare_layers(layers)[layers[0]].maps[0].shape
+        torch.Size([6, 6])
+    """
+    weights: dict[FlowLayer, LayerWeights] = {}
+    affine: dict[tuple, list[tuple[FlowLayer, list[Any]]]] = defaultdict(list)
+    networks: dict[tuple, list[tuple[FlowLayer, Any]]] = defaultdict(list)
+    for layer in dict.fromkeys(layers):
+        parts = layer._affine_parts()
+        if not all(getattr(part, "initialized", True) for part in parts):
+            continue
+        weights[layer] = LayerWeights()
+        if parts and all(_is_foldable(part) for part in parts):
+            affine[tuple(part.sizes() for part in parts)].append((layer, parts))
+        conditioner = getattr(layer.flow, "conditioner", None)
+        if isinstance(conditioner, Conditioner) and _is_prepared(layer.flow, conditioner):
+            networks[(type(conditioner), conditioner.sizes())].append((layer, conditioner))
+    for members in affine.values():
+        of_layers, of_parts = zip(*members)
+        maps = fold([list(parts) for parts in zip(*of_parts)])
+        inverses = None
+        if inverse:
+            maps, inverses = None, maps.inverse()
+        elif inverse is None:
+            inverses = AffineMaps(*(tensor.detach() for tensor in maps)).inverse()
+        for name, stacked in (("maps", maps), ("inverse", inverses)):
+            if stacked is not None:
+                for layer, of_layer in zip(of_layers, zip(*map(torch.unbind, stacked))):
+                    weights[layer] = weights[layer]._replace(**{name: of_layer})
+    for alike in networks.values():
+        prepared = type(alike[0][1]).prepare([network for _, network in alike])
+        for (layer, _), network in zip(alike, prepared):
+            weights[layer] = weights[layer]._replace(network=network)
+    return weights
+
+
+def _is_foldable(part: Transform) -> bool:
+    return hasattr(part, "affine_maps") and is_untouched(part, "affine_maps")
+
+
+def _is_prepared(coupling: Any, conditioner: Conditioner) -> bool:
+    if not isinstance(coupling, Coupling) or not is_untouched(coupling, "elementwise", deep=False):
+        return False
+    return is_untouched(conditioner, "evaluate")
