@@ -1,6 +1,6 @@
-"""Deterministic transforms, by name: the properties of test_properties.py run over all of them.
+"""Transforms by name: the properties of test_properties.py run over all of them.
 
-Those that draw noise are in stochastic_registry.py.
+Those that draw noise are in stochastic_registry.py, which test_properties.py adds to these.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ from nflows_mixer.transforms import (
 )
 from tests import baseline_registry
 
+LEVELS = 17
+
 
 @dataclass(frozen=True)
 class Case:
@@ -71,7 +73,9 @@ class Case:
     ``shape`` is that of one input, ``context_shape`` that of its context where this is no vector,
     ``domain`` draws inputs, ``std`` is that of the noise put on every parameter, ``any_shape`` says
     that no input shape is wrong, and ``compiles`` that ``torch.compile(fullgraph=True)`` takes it
-    whole, which of whole models some are asked: the others are made of the same parts.
+    whole, which of whole models some are asked: the others are made of the same parts. Of those
+    that draw noise ``noise`` is the shape for one input, drawn by ``draw_noise``; ``pixels`` says
+    that inputs are integers.
     """
 
     make: Callable[[], Transform]
@@ -83,12 +87,27 @@ class Case:
     compiles: bool = True
     out_shape: tuple[int, ...] | None = None
     context_shape: tuple[int, ...] | None = None
+    noise: tuple[int, ...] | None = None
+    draw_noise: Callable[..., Tensor] = torch.randn
+    pixels: bool = False
 
     @property
     def context(self) -> tuple[int, ...] | None:
         """Shape of one context, None where there is none."""
         features = self.context_features
         return self.context_shape or (None if features is None else (features,))
+
+    def draw(self, batch: int, dtype=torch.float64, device="cpu") -> tuple[Tensor | None, ...]:
+        """Inputs, context or None, and the noise of those that draw some."""
+        options = {"dtype": dtype, "device": device}
+        if self.pixels:
+            inputs = torch.randint(LEVELS, (batch, *self.shape), dtype=torch.uint8, device=device)
+        else:
+            inputs = self.domain(batch, *self.shape, **options)
+        context = None if self.context is None else torch.randn(batch, *self.context, **options)
+        if self.noise is None:
+            return inputs, context
+        return inputs, context, self.draw_noise(batch, *self.noise, **options)
 
 
 lipschitz = partial(LipschitzMLP, hidden_features=16)

@@ -1,13 +1,10 @@
-"""Transforms that draw noise, by name: the properties of test_stochastic.py run over them."""
+"""Transforms that draw noise, by name: the properties of test_properties.py run over them too."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from nflows_mixer.nn import DenseEncoder
 from nflows_mixer.transforms import (
@@ -20,42 +17,17 @@ from nflows_mixer.transforms import (
     ReversibleCompositeTransform,
     SqueezeAndDrop,
     SqueezeTransform,
-    StochasticTransform,
     UniformDequantization,
     VariationalDequantization,
 )
 from nflows_mixer.transforms.variational import NEARLY_UNIFORM
-from tests.registry import conditional_layer, conv, dense, fused, glow, mixer
-
-LEVELS = 17
+from tests.registry import LEVELS, Case, conditional_layer, conv, dense, fused, glow, mixer
 
 
-@dataclass(frozen=True)
-class StochasticCase:
-    """A transform that draws noise, to be tested.
-
-    ``shape``, ``noise`` and ``out_shape`` are those of one input, its noise and its output,
-    ``context`` that of its context, ``pixels`` says that inputs are integers, and ``std`` is that
-    of the noise put on every parameter.
-    """
-
-    make: Callable[[], StochasticTransform]
-    shape: tuple[int, ...]
-    noise: tuple[int, ...]
-    out_shape: tuple[int, ...]
-    context: tuple[int, ...] | None = None
-    pixels: bool = False
-    std: float = 0.1
-
-    def draw(self, batch: int, dtype=torch.float64) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Inputs, context and noise."""
-        if self.pixels:
-            inputs = torch.randint(LEVELS, (batch, *self.shape), dtype=torch.uint8)
-        else:
-            inputs = torch.randn(batch, *self.shape, dtype=dtype)
-        context = None if self.context is None else torch.randn(batch, *self.context, dtype=dtype)
-        draw = torch.rand if self.make().noise_kind == "uniform" else torch.randn
-        return inputs, context, draw(batch, *self.noise, dtype=dtype)
+def noisy(make, shape, noise, out_shape, context=None, **options) -> Case:
+    """A transform that draws noise."""
+    options = {"out_shape": out_shape, "context_shape": context, "std": 0.1, **options}
+    return Case(make, shape, noise=noise, compiles=False, **options)
 
 
 encoder = partial(DenseEncoder, hidden_channels=8, num_layers=1, growth=4)
@@ -86,11 +58,17 @@ def blocks(preconditioning: str | None, **options) -> MultiScaleTransform:
     return MultiScaleTransform(parts, (1, 8, 8))
 
 
-STOCHASTIC_TRANSFORMS: dict[str, StochasticCase] = {
-    "UniformDequantization": StochasticCase(
-        lambda: UniformDequantization(LEVELS), (1, 4, 4), (1, 4, 4), (1, 4, 4), pixels=True
+STOCHASTIC_TRANSFORMS: dict[str, Case] = {
+    "UniformDequantization": noisy(
+        lambda: UniformDequantization(LEVELS),
+        (1, 4, 4),
+        (1, 4, 4),
+        (1, 4, 4),
+        pixels=True,
+        draw_noise=torch.rand,
+        any_shape=True,
     ),
-    "VariationalDequantization": StochasticCase(
+    "VariationalDequantization": noisy(
         lambda: VariationalDequantization(
             (2, 2, 4), LEVELS, partial(NEARLY_UNIFORM, network=dense), encoder, 5
         ),
@@ -99,76 +77,76 @@ STOCHASTIC_TRANSFORMS: dict[str, StochasticCase] = {
         (2, 2, 4),
         pixels=True,
     ),
-    "CrossUnitCoupling-white": StochasticCase(
+    "CrossUnitCoupling-white": noisy(
         lambda: CrossUnitCoupling(3, 2), (3, 2, 4), (2, 2, 4), (5, 2, 4)
     ),
-    "CrossUnitCoupling": StochasticCase(
+    "CrossUnitCoupling": noisy(
         lambda: CrossUnitCoupling(3, 2, context_channels=4),
         (3, 2, 4),
         (2, 2, 4),
         (5, 2, 4),
         context=(4, 2, 4),
     ),
-    "CrossUnitCoupling-exp": StochasticCase(
+    "CrossUnitCoupling-exp": noisy(
         lambda: CrossUnitCoupling(3, 2, context_channels=4, scale="exp"),
         (3, 2, 4),
         (2, 2, 4),
         (5, 2, 4),
         context=(4, 2, 4),
     ),
-    "CrossUnitCoupling-vector": StochasticCase(
+    "CrossUnitCoupling-vector": noisy(
         lambda: CrossUnitCoupling(3, 2, context_channels=4),
         (3, 2, 4),
         (2, 2, 4),
         (5, 2, 4),
         context=(4,),
     ),
-    "LearnedAugmentation": StochasticCase(
+    "LearnedAugmentation": noisy(
         lambda: learned_augmentation(3, 2), (3, 2, 4), (2, 2, 4), (5, 2, 4)
     ),
-    "DenseFlowBlock": StochasticCase(
+    "DenseFlowBlock": noisy(
         lambda: DenseFlowBlock(2, 3, partial(GlowStep, conditioner=fused), 2),
         (2, 2, 4),
         (4, 2, 4),
         (6, 2, 4),
     ),
-    "DenseFlowBlock-all": StochasticCase(
+    "DenseFlowBlock-all": noisy(
         lambda: DenseFlowBlock(2, 3, step, 2, "all"), (2, 2, 4), (4, 2, 4), (6, 2, 4)
     ),
-    "DenseFlowBlock-previous": StochasticCase(
+    "DenseFlowBlock-previous": noisy(
         lambda: DenseFlowBlock(2, 3, step, 2, "previous"), (2, 2, 4), (4, 2, 4), (6, 2, 4)
     ),
-    "DenseFlowBlock-white": StochasticCase(
+    "DenseFlowBlock-white": noisy(
         lambda: DenseFlowBlock(2, 3, step, 2, None), (2, 2, 4), (4, 2, 4), (6, 2, 4)
     ),
-    "DenseFlowBlock-context-of-couplings": StochasticCase(
+    "DenseFlowBlock-context-of-couplings": noisy(
         lambda: DenseFlowBlock(2, 3, step, 2, context_features=3),
         (2, 2, 4),
         (4, 2, 4),
         (6, 2, 4),
         context=(3,),
     ),
-    "DenseFlowBlock-context-of-units": StochasticCase(
+    "DenseFlowBlock-context-of-units": noisy(
         lambda: DenseFlowBlock(2, 2, conditional_step, 2),
         (2, 2, 4),
         (2, 2, 4),
         (4, 2, 4),
         context=(3,),
     ),
-    "DenseFlowBlock-reversible": StochasticCase(
+    "DenseFlowBlock-reversible": noisy(
         lambda: DenseFlowBlock(2, 2, rebuilt, 2), (2, 2, 4), (2, 2, 4), (4, 2, 4)
     ),
-    "DenseFlowBlock-mixer": StochasticCase(
+    "DenseFlowBlock-mixer": noisy(
         lambda: DenseFlowBlock(2, 2, lambda channels: mixer((channels, 4, 4)), 1, "previous"),
         (2, 4, 4),
         (1, 4, 4),
         (3, 4, 4),
     ),
-    "MultiScale": StochasticCase(lambda: blocks("block"), (1, 8, 8), (20,), (84,)),
-    "MultiScale-all": StochasticCase(
+    "MultiScale": noisy(lambda: blocks("block"), (1, 8, 8), (20,), (84,)),
+    "MultiScale-all": noisy(
         lambda: blocks("all", context_features=3), (1, 8, 8), (20,), (84,), context=(3,)
     ),
-    "MultiScale-input": StochasticCase(
+    "MultiScale-input": noisy(
         lambda: MultiScaleTransform(
             [SqueezeTransform(2), learned_augmentation(4, 2), glow(6), SqueezeAndDrop(2), glow(12)],
             (1, 4, 8),
@@ -177,7 +155,7 @@ STOCHASTIC_TRANSFORMS: dict[str, StochasticCase] = {
         (16,),
         (48,),
     ),
-    "MultiScale-mixers": StochasticCase(
+    "MultiScale-mixers": noisy(
         lambda: MultiScaleTransform(
             [
                 mixer((1, 4, 4), flow=conditional_layer),

@@ -1,184 +1,271 @@
-"""What holds for every transform, at parameters away from their start."""
+"""What holds for every transform, at parameters away from their start.
+
+``--device`` and ``--dtype`` say where and in what precision; each precision has its own bounds.
+"""
 
 from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
+from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
-from torch import Tensor
+from nflows.transforms import Transform
+from torch import Tensor, distributions
 
 from nflows_mixer import transforms
+from nflows_mixer.core.context import takes_context
 from tests.jacobian import jacobian_logabsdet
 from tests.registry import TRANSFORMS, Case
+from tests.stochastic_registry import STOCHASTIC_TRANSFORMS
 
 BATCH = 3
+CASES = TRANSFORMS | STOCHASTIC_TRANSFORMS
+
+# Round trips, log-determinants against autograd, and slopes against central differences.
+ROUND_TRIP = {torch.float64: 1e-10, torch.float32: 2e-4}
+LOGABSDET = {torch.float64: 1e-8, torch.float32: 2e-3}
+SLOPE = {torch.float64: 1e-4, torch.float32: 1e-2}
+# Of the same numbers in another order.
+SAME = {torch.float64: 1e-7, torch.float32: 1e-4}
 
 
-def build(case: Case, dtype=torch.float64, device="cpu"):
-    """Return the transform in evaluation mode, initialised from data, all parameters moved."""
+@cache
+def built(case: Case, dtype: torch.dtype, device: torch.device) -> Transform:
     torch.manual_seed(1)
     transform = case.make().to(device=device, dtype=dtype)
-    inputs, context = draw(case, 64, dtype, device)
-    transform.train()
     with torch.no_grad():
-        transform(inputs, context)
+        transform.train()(*case.draw(64, dtype, device))
         for parameter in transform.parameters():
             parameter += case.std * torch.randn_like(parameter)
     return transform.eval()
 
 
+def build(case: Case, dtype=torch.float64, device="cpu") -> Transform:
+    """Return the transform in evaluation mode, initialised from data, all parameters moved."""
+    transform = copy.deepcopy(built(case, dtype, torch.device(device)))
+    torch.manual_seed(2)
+    return transform
+
+
 def draw(case: Case, batch=BATCH, dtype=torch.float64, device="cpu"):
-    inputs = case.domain(batch, *case.shape, dtype=dtype, device=device)
-    shape = case.context
-    context = None if shape is None else torch.randn(batch, *shape, dtype=dtype, device=device)
-    return inputs, context
+    return case.draw(batch, dtype, device)
 
 
 def over(select):
     """Run a test over the cases that it is about."""
-    chosen = {name: case for name, case in TRANSFORMS.items() if select(case)}
+    chosen = {name: case for name, case in CASES.items() if select(case)}
     return pytest.mark.parametrize("case", chosen.values(), ids=chosen.keys())
 
 
+@cache
+def parameters_of(case: Case) -> int:
+    return len(list(case.make().parameters()))
+
+
 everything = over(lambda case: True)
+learnable = over(parameters_of)
+
+
+def close(first, second, tolerance):
+    torch.testing.assert_close(first, second, atol=tolerance, rtol=tolerance)
 
 
 @everything
 @torch.no_grad()
-def test_shapes(case, device):
-    transform = build(case, device=device)
-    inputs, context = draw(case, device=device)
-    outputs, logabsdet = transform(inputs, context)
-    assert outputs.shape == (BATCH, *(case.out_shape or case.shape))
-    assert logabsdet.shape == (BATCH,)
-    assert outputs.dtype == logabsdet.dtype == torch.float64
-
-
-@everything
-@torch.no_grad()
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 2e-4)])
-def test_round_trip_both_ways(case, dtype, tolerance, device):
+def test_outputs_and_logabsdet_have_their_shapes_and_dtype(case, device, dtype):
     transform = build(case, dtype, device)
-    inputs, context = draw(case, dtype=dtype, device=device)
+    arguments = case.draw(BATCH, dtype, device)
+    if case.noise is not None:
+        assert transform.stochastic_forward and transform.noise_shape(case.shape) == case.noise
+    for given in (arguments, arguments[:2]):
+        outputs, logabsdet = transform(*given)
+        assert outputs.shape == (BATCH, *(case.out_shape or case.shape))
+        assert logabsdet.shape == (BATCH,)
+        assert outputs.dtype == logabsdet.dtype == dtype
+
+
+@everything
+@torch.no_grad()
+@pytest.mark.parametrize("precision", [None, torch.float32])
+def test_inverse_undoes_forward_and_forward_the_inverse(case, device, dtype, precision):
+    """Noise is dropped, whatever it was; what draws some need not undo its inverse."""
+    dtype = precision or dtype
+    transform = build(case, dtype, device)
+    arguments = inputs, context, *noise = case.draw(BATCH, dtype, device)
+    tolerance = ROUND_TRIP[dtype]
+    if noise:
+        tolerance = max(tolerance, 5e-4 * (dtype == torch.float32))
+        for given in (arguments, arguments[:2]):
+            back, logabsdet = transform.inverse(transform(*given)[0], context)
+            assert back.dtype == inputs.dtype and logabsdet.shape == (BATCH,)
+            close(back, inputs, tolerance)
+        return
     outputs, logabsdet = transform(inputs, context)
     back, logabsdet_back = transform.inverse(outputs, context)
-    torch.testing.assert_close(back, inputs, atol=tolerance, rtol=tolerance)
+    close(back, inputs, tolerance)
     torch.testing.assert_close(logabsdet_back, -logabsdet, atol=10 * tolerance, rtol=tolerance)
     latents = outputs + 0.01 * torch.randn_like(outputs)
     there, _ = transform.inverse(latents, context)
-    torch.testing.assert_close(
-        transform(there, context)[0], latents, atol=tolerance, rtol=tolerance
-    )
+    close(transform(there, context)[0], latents, tolerance)
 
 
-@over(lambda case: list(case.make().parameters()))
+@learnable
 @torch.no_grad()
-def test_inverse_in_training_mode_is_that_of_evaluation_and_leaves_statistics(case, device):
+def test_inverse_in_training_mode_is_that_of_evaluation_and_leaves_statistics(case, device, dtype):
     """nflows' Flow.sample does not leave training mode, and BatchNorm must not notice."""
-    transform = build(case, device=device)
-    inputs, context = draw(case, device=device)
-    outputs, _ = transform(inputs, context)
-    expected = transform.inverse(outputs, context)
+    transform = build(case, dtype, device)
+    arguments = case.draw(BATCH, dtype, device)
+    outputs, _ = transform(*arguments)
+    expected = transform.inverse(outputs, arguments[1])
     before = copy.deepcopy(transform.state_dict())
-    torch.testing.assert_close(transform.train().inverse(outputs, context), expected)
+    torch.testing.assert_close(transform.train().inverse(outputs, arguments[1]), expected)
     assert all(module.training for module in transform.modules())
     for name, value in transform.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
-@everything
-def test_logabsdet_is_that_of_the_jacobian_both_ways(case, device):
-    transform = build(case, device=device)
-    inputs, context = draw(case, device=device)
+@over(lambda case: case.noise is None)
+def test_logabsdet_is_that_of_the_jacobian_both_ways(case, device, dtype):
+    transform = build(case, dtype, device)
+    inputs, context = case.draw(BATCH, dtype, device)
     outputs, logabsdet = transform(inputs, context)
     expected = jacobian_logabsdet(transform.forward, inputs, context)
-    torch.testing.assert_close(logabsdet, expected, atol=1e-8, rtol=1e-8)
+    close(logabsdet, expected, LOGABSDET[dtype])
     outputs = outputs.detach()
     _, logabsdet = transform.inverse(outputs, context)
     expected = jacobian_logabsdet(transform.inverse, outputs, context)
-    torch.testing.assert_close(logabsdet, expected, atol=1e-8, rtol=1e-8)
+    close(logabsdet, expected, LOGABSDET[dtype])
 
 
-@over(lambda case: list(case.make().parameters()))
-def test_gradient_of_each_parameter(case, device):
-    """Along a random direction for each parameter, against central differences."""
-    transform = build(case, device=device)
-    inputs, context = draw(case, device=device)
-    weights = torch.randn(BATCH, *(case.out_shape or case.shape), dtype=torch.float64).to(device)
+@over(lambda case: case.noise)
+def test_logabsdet_is_that_of_the_joint_jacobian_less_the_density_of_the_noise(case, device, dtype):
+    """Of outputs as a function of inputs and noise; of noise alone where inputs are integers."""
+    transform = build(case, dtype, device)
+    inputs, context, noise = case.draw(BATCH, dtype, device)
+    _, logabsdet = transform(inputs, context, noise)
+    free = math.prod(case.noise)
 
-    def loss() -> Tensor:
-        outputs, logabsdet = transform(inputs, context)
+    def joint(rows: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        values, drawn = rows.split([rows.shape[1] - free, free], dim=1)
+        if case.pixels:
+            values = inputs.repeat_interleave(len(rows) // BATCH, 0)
+        return transform(values.reshape(-1, *case.shape), context, drawn.reshape(-1, *case.noise))
+
+    rows = noise.flatten(1)
+    rows = rows if case.pixels else torch.cat((inputs.flatten(1), rows), dim=1)
+    # By torch's own distributions.
+    one = torch.ones((), dtype=dtype, device=device)
+    normal, uniform = distributions.Normal(0 * one, one), distributions.Uniform(0 * one, one)
+    density = (uniform if transform.noise_kind == "uniform" else normal).log_prob(noise)
+    expected = jacobian_logabsdet(joint, rows, context) - density.flatten(1).sum(1)
+    close(logabsdet, expected, LOGABSDET[dtype])
+
+
+@learnable
+def test_gradient_of_each_parameter_is_that_of_central_differences(case, device, dtype):
+    """Along a random direction for each parameter; differences are taken in float64."""
+    transform = build(case, dtype, device)
+    exact = transform if dtype == torch.float64 else copy.deepcopy(transform).double()
+    arguments = case.draw(BATCH, dtype, device)
+    weights = torch.randn(BATCH, *(case.out_shape or case.shape), dtype=dtype, device=device)
+
+    def loss(transform: Transform) -> Tensor:
+        dtype = next(transform.parameters()).dtype
+        given = [
+            None if t is None else t.to(dtype) if t.is_floating_point() else t for t in arguments
+        ]
+        outputs, logabsdet = transform(*given)
         return (weights * outputs).sum() + logabsdet.sum()
 
-    loss().backward()
+    loss(transform).backward()
+    others = dict(exact.named_parameters())
+    atol = 1e-6 if case.noise is None else 1e-5
     for name, parameter in transform.named_parameters():
         direction = torch.randn_like(parameter)
         slope = (parameter.grad * direction).sum()
         step = 1e-7  # so short that no rectifier changes its side
         with torch.no_grad():
-            parameter += step * direction
-            above = loss()
-            parameter -= 2 * step * direction
-            below = loss()
-            parameter += step * direction
+            other, direction = others[name], direction.double()
+            other += step * direction
+            above = loss(exact)
+            other -= 2 * step * direction
+            below = loss(exact)
+            other += step * direction
         numeric = (above - below) / (2 * step)
-        assert torch.isclose(slope, numeric, rtol=1e-4, atol=1e-6), (name, slope, numeric)
+        rtol = SLOPE[dtype]
+        within = torch.isclose(slope.double(), numeric, rtol=rtol, atol=atol * rtol / 1e-4)
+        assert within, (name, slope, numeric)
         assert parameter.grad.norm() > 0, name
 
 
-@over(lambda case: case.context)
+@everything
 @torch.no_grad()
-def test_context_matters_where_it_is_taken(case, device):
-    transform = build(case, device=device)
-    inputs, context = draw(case, device=device)
-    outputs, _ = transform(inputs, context)
+def test_context_matters_where_it_is_taken_to_its_own_row(case, device, dtype):
+    transform = build(case, dtype, device)
+    assert takes_context(transform) == bool(case.context)
+    if not case.context:
+        return
+    inputs, context, *noise = case.draw(BATCH, dtype, device)
+    outputs, _ = transform(inputs, context, *noise)
     other = context.clone()
     other[0] += 1
-    changed, _ = transform(inputs, other)
+    changed, _ = transform(inputs, other, *noise)
     assert not torch.allclose(outputs[0], changed[0])
     torch.testing.assert_close(outputs[1:], changed[1:])
 
 
 @everything
 @torch.no_grad()
-def test_batch_is_its_rows(case, device):
-    transform = build(case, device=device)
-    inputs, context = draw(case, device=device)
-    outputs, logabsdet = transform(inputs, context)
+def test_batch_is_its_rows(case, device, dtype):
+    transform = build(case, dtype, device)
+    arguments = case.draw(BATCH, dtype, device)
+    outputs, logabsdet = transform(*arguments)
+
+    def rows(part: slice) -> list[Tensor | None]:
+        return [None if given is None else given[part] for given in arguments]
+
     for i in range(BATCH):
-        given = None if context is None else context[i : i + 1]
-        output, single = transform(inputs[i : i + 1], given)
-        torch.testing.assert_close(output[0], outputs[i])
-        torch.testing.assert_close(single[0], logabsdet[i])
-    empty, logabsdet = transform(inputs[:0], None if context is None else context[:0])
-    assert empty.shape == (0, *outputs.shape[1:]) and logabsdet.shape == (0,)
+        output, single = transform(*rows(slice(i, i + 1)))
+        close(output[0], outputs[i], SAME[dtype])
+        close(single[0], logabsdet[i], SAME[dtype])
+    none = rows(slice(0))
+    for given in (none, none[:2]):
+        empty, logabsdet = transform(*given)
+        assert empty.shape == (0, *outputs.shape[1:]) and logabsdet.shape == (0,)
+    assert transform.inverse(empty, none[1])[0].shape == (0, *case.shape)
 
 
 @everything
 @torch.no_grad()
-def test_state_dict_pickle_deepcopy(case, device):
-    transform = build(case, device=device)
-    inputs, context = draw(case, device=device)
-    outputs, logabsdet = transform(inputs, context)
+def test_state_dict_pickle_and_deepcopy_keep_the_function(case, device, dtype):
+    transform = build(case, dtype, device)
+    arguments = case.draw(BATCH, dtype, device)
+    outputs, logabsdet = transform(*arguments)
+    back, _ = transform.inverse(outputs, arguments[1])
     buffer = io.BytesIO()
     torch.save(transform.state_dict(), buffer)
     buffer.seek(0)
-    loaded = case.make().to(device=device, dtype=torch.float64).eval()
+    loaded = case.make().to(device=device, dtype=dtype).eval()
     loaded.load_state_dict(torch.load(buffer, weights_only=True))
     pickled = pickle.loads(pickle.dumps(transform))
     for other in (loaded, copy.deepcopy(transform), pickled):
-        again, logabsdet_again = other(inputs, context)
+        again, logabsdet_again = other(*arguments)
         assert torch.equal(again, outputs) and torch.equal(logabsdet_again, logabsdet)
+        assert torch.equal(other.inverse(outputs, arguments[1])[0], back)
 
 
 @over(lambda case: not case.any_shape)
-def test_wrong_shape_is_an_error(case):
-    transform = build(case)
+def test_inputs_of_another_shape_are_an_error(case, device, dtype):
+    transform = build(case, dtype, device)
+    _, context, *_ = case.draw(BATCH, dtype, device)
+    wrong = replace(case, shape=tuple(n + 1 for n in case.shape)).draw(BATCH, dtype, device)[0]
     with pytest.raises(ValueError, match="expected .*got .*;"):
-        transform(torch.rand(BATCH, *(n + 1 for n in case.shape), dtype=torch.float64))
+        transform(wrong, context)
 
 
 @over(lambda case: case.compiles)
@@ -186,7 +273,7 @@ def test_compiles_whole_with_its_gradients(case, request):
     # Whole models are made of the other cases, and their gradients take minutes to trace.
     whole = any(name in request.node.name for name in ("MixerFlow", "MultiScale"))
     transform = build(case)
-    inputs, context = draw(case)
+    inputs, context = case.draw(BATCH)
     torch._dynamo.reset()
     for function in (transform.forward, transform.inverse):
         compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
@@ -208,23 +295,21 @@ def test_compiles_whole_with_its_gradients(case, request):
 
 @everything
 @torch.no_grad()
-def test_autocast_stays_inside_conditioners(case, device):
+def test_autocast_stays_inside_networks(case, device):
     transform = build(case, torch.float32, device)
-    inputs, context = draw(case, dtype=torch.float32, device=device)
-    exact, logabsdet_exact = transform(inputs, context)
+    arguments = case.draw(BATCH, torch.float32, device)
+    exact, logabsdet_exact = transform(*arguments)
     with torch.autocast(device.type, torch.bfloat16):
-        outputs, logabsdet = transform(inputs, context)
+        outputs, logabsdet = transform(*arguments)
     assert outputs.dtype == logabsdet.dtype == torch.float32
-    torch.testing.assert_close(outputs, exact, atol=0.05, rtol=0.05)
-    torch.testing.assert_close(logabsdet, logabsdet_exact, atol=0.05, rtol=0.05)
+    if case.noise is None:
+        close(outputs, exact, 0.05)
+        close(logabsdet, logabsdet_exact, 0.05)
+    else:
+        torch.testing.assert_close(outputs, exact, atol=0.1, rtol=0.05)
+        torch.testing.assert_close(logabsdet, logabsdet_exact, atol=0.5, rtol=0.01)
 
 
 def test_no_transform_is_forgotten():
-    used = {type(m).__name__ for case in TRANSFORMS.values() for m in case.make().modules()}
-    # Those that draw noise are in a registry of their own; the two others draw some in places.
-    noisy = {name for name in transforms.__all__ if is_noisy(getattr(transforms, name))}
-    assert set(transforms.__all__) - used == noisy - {"DenseFlowBlock", "MultiScaleTransform"}
-
-
-def is_noisy(kind: type) -> bool:
-    return issubclass(kind, transforms.StochasticTransform)
+    used = {type(m).__name__ for case in CASES.values() for m in case.make().modules()}
+    assert set(transforms.__all__) - used == {"StochasticTransform"}

@@ -1,11 +1,8 @@
-"""What holds for every transform that draws noise, at parameters away from their start."""
+"""What holds for transforms that draw noise, beside the properties of all."""
 
 from __future__ import annotations
 
-import copy
-import io
 import math
-import pickle
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -15,9 +12,7 @@ import torch
 from nflows.transforms import CompositeTransform, Transform
 from torch import Tensor, distributions, nn
 
-from nflows_mixer import transforms
 from nflows_mixer.core.as_transform import deterministic_transform
-from nflows_mixer.core.context import takes_context
 from nflows_mixer.distributions import standard_normal_log_prob
 from nflows_mixer.nn import CrossUnitNetwork, DenseEncoder
 from nflows_mixer.transforms import (
@@ -29,21 +24,15 @@ from nflows_mixer.transforms import (
     MultiScaleTransform,
     ReversibleCompositeTransform,
     SqueezeAndDrop,
-    StochasticTransform,
     UniformDequantization,
     VariationalDequantization,
 )
-from tests.stochastic_registry import (
-    LEVELS,
-    STOCHASTIC_TRANSFORMS,
-    StochasticCase,
-    blocks,
-    step,
-)
+from tests.registry import LEVELS
+from tests.stochastic_registry import STOCHASTIC_TRANSFORMS, blocks, step
 from tests.test_errors import expect
 from tests.test_noise import NORMAL, UNIFORM, gap_to
+from tests.test_properties import BATCH, build
 
-BATCH = 3
 DRAW_NOISE = (
     CrossUnitCoupling,
     LearnedAugmentation,
@@ -52,83 +41,9 @@ DRAW_NOISE = (
 )
 
 
-def build(case: StochasticCase, dtype=torch.float64) -> StochasticTransform:
-    """Return the transform in evaluation mode, initialised from data, all parameters moved."""
-    torch.manual_seed(1)
-    transform = case.make().to(dtype).train()
-    with torch.no_grad():
-        transform(*case.draw(64, dtype))
-        for parameter in transform.parameters():
-            parameter += case.std * torch.randn_like(parameter)
-    return transform.eval()
-
-
-def over(select):
-    """Run a test over the cases that it is about."""
-    chosen = {name: case for name, case in STOCHASTIC_TRANSFORMS.items() if select(case)}
-    return pytest.mark.parametrize("case", chosen.values(), ids=chosen.keys())
-
-
-everything = over(lambda case: True)
-learnable = over(lambda case: list(case.make().parameters()))
-
-
-def log_density(transform: StochasticTransform, noise: Tensor) -> Tensor:
-    """log q(e) [B], by torch's own distributions."""
-    kind = {"normal": NORMAL, "uniform": UNIFORM}[transform.noise_kind]
-    return kind.log_prob(noise).flatten(1).sum(1)
-
-
-@everything
-@torch.no_grad()
-def test_shapes(case):
-    transform = build(case)
-    inputs, context, noise = case.draw(BATCH)
-    assert transform.stochastic_forward and transform.noise_shape(case.shape) == case.noise
-    for given in (noise, None):
-        outputs, logabsdet = transform(inputs, context, given)
-        assert outputs.shape == (BATCH, *case.out_shape) and logabsdet.shape == (BATCH,)
-        assert outputs.dtype == logabsdet.dtype == torch.float64
-
-
-@everything
-@torch.no_grad()
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 5e-4)])
-def test_inverse_drops_the_noise_whatever_it_was(case, dtype, tolerance):
-    transform = build(case, dtype)
-    inputs, context, noise = case.draw(BATCH, dtype)
-    for given in (noise, None):
-        outputs, _ = transform(inputs, context, given)
-        back, logabsdet = transform.inverse(outputs, context)
-        assert back.dtype == inputs.dtype and logabsdet.shape == (BATCH,)
-        torch.testing.assert_close(back, inputs, atol=tolerance, rtol=tolerance)
-
-
-@everything
-def test_logabsdet_is_that_of_the_joint_jacobian_less_the_density_of_the_noise(case):
-    """Of outputs as a function of inputs and noise; of noise alone where inputs are integers."""
-    transform = build(case)
-    inputs, context, noise = case.draw(BATCH)
-    _, logabsdet = transform(inputs, context, noise)
-    free = math.prod(case.noise)
-    expected = []
-    for i in range(BATCH):
-        row = (
-            noise[i].flatten()
-            if case.pixels
-            else torch.cat((inputs[i].flatten(), noise[i].flatten()))
-        )
-        # One copy for each dimension: one backward pass gives all rows of the Jacobian.
-        copies = row.expand(len(row), -1).clone().requires_grad_()
-        values, drawn = copies.split([len(row) - free, free], dim=1)
-        rows = inputs[i].expand(len(row), *case.shape)
-        rows = rows if case.pixels else values.reshape(-1, *case.shape)
-        given = None if context is None else context[i].expand(len(row), *case.context)
-        outputs, _ = transform(rows, given, drawn.reshape(-1, *case.noise))
-        (jacobian,) = torch.autograd.grad(outputs.flatten(1).diagonal().sum(), copies)
-        expected.append(torch.linalg.slogdet(jacobian).logabsdet)
-    expected = torch.stack(expected) - log_density(transform, noise)
-    torch.testing.assert_close(logabsdet, expected, atol=1e-8, rtol=1e-8)
+everything = pytest.mark.parametrize(
+    "case", STOCHASTIC_TRANSFORMS.values(), ids=STOCHASTIC_TRANSFORMS.keys()
+)
 
 
 @everything
@@ -185,133 +100,15 @@ def test_every_number_of_the_noise_is_used(case):
 
 
 @everything
-def test_noise_of_another_shape_is_an_error(case):
+def test_noise_of_another_shape_is_an_error_and_so_is_no_context(case):
     transform = build(case)
     inputs, context, noise = case.draw(BATCH)
+    if case.context:
+        with expect(ValueError, "context.*, got None"):
+            transform(inputs, None, noise)
     for wrong in (noise[:, :-1], noise[:2], noise.flatten(), torch.cat((noise, noise), 1)):
         with expect(ValueError, r"noise of shape \[3, "):
             transform(inputs, context, wrong)
-
-
-# Uniform dequantisation takes pixels of any shape.
-@over(lambda case: not isinstance(case.make(), UniformDequantization))
-def test_inputs_of_another_shape_are_an_error(case):
-    transform = build(case)
-    inputs, context, _ = case.draw(BATCH)
-    with expect(ValueError, "shape"):
-        transform(torch.cat((inputs, inputs), dim=1), context)
-
-
-@learnable
-def test_gradient_of_each_parameter(case):
-    """Along a random direction for each parameter, against central differences."""
-    transform = build(case)
-    inputs, context, noise = case.draw(BATCH)
-    weights = torch.randn(BATCH, *case.out_shape, dtype=torch.float64)
-
-    def loss() -> Tensor:
-        outputs, logabsdet = transform(inputs, context, noise)
-        return (weights * outputs).sum() + logabsdet.sum()
-
-    loss().backward()
-    for name, parameter in transform.named_parameters():
-        direction = torch.randn_like(parameter)
-        slope = (parameter.grad * direction).sum()
-        length = 1e-7  # so short that no rectifier changes its side
-        with torch.no_grad():
-            parameter += length * direction
-            above = loss()
-            parameter -= 2 * length * direction
-            below = loss()
-            parameter += length * direction
-        numeric = (above - below) / (2 * length)
-        assert torch.isclose(slope, numeric, rtol=1e-4, atol=1e-5), (name, slope, numeric)
-        assert parameter.grad.norm() > 0, name
-
-
-@over(lambda case: case.context)
-@torch.no_grad()
-def test_context_matters_where_it_is_taken(case):
-    transform = build(case)
-    assert takes_context(transform)
-    inputs, context, noise = case.draw(BATCH)
-    outputs, _ = transform(inputs, context, noise)
-    other = context.clone()
-    other[0] += 1
-    changed, _ = transform(inputs, other, noise)
-    assert not torch.allclose(outputs[0], changed[0])
-    torch.testing.assert_close(outputs[1:], changed[1:])
-    with pytest.raises(ValueError, match="expected .*context.*, got None"):
-        transform(inputs, None, noise)
-
-
-@over(lambda case: not case.context)
-def test_no_context_is_taken_where_there_is_no_use_for_it(case):
-    assert not takes_context(case.make())
-
-
-@everything
-@torch.no_grad()
-def test_batch_is_its_rows(case):
-    transform = build(case)
-    inputs, context, noise = case.draw(BATCH)
-    outputs, logabsdet = transform(inputs, context, noise)
-    for i in range(BATCH):
-        given = None if context is None else context[i : i + 1]
-        output, single = transform(inputs[i : i + 1], given, noise[i : i + 1])
-        torch.testing.assert_close(output[0], outputs[i])
-        torch.testing.assert_close(single[0], logabsdet[i])
-    given = None if context is None else context[:0]
-    for of_none in (noise[:0], None):
-        empty, logabsdet = transform(inputs[:0], given, of_none)
-        assert empty.shape == (0, *case.out_shape) and logabsdet.shape == (0,)
-        assert transform.inverse(empty, given)[0].shape == (0, *case.shape)
-
-
-@everything
-@torch.no_grad()
-def test_state_dict_pickle_deepcopy(case):
-    transform = build(case)
-    inputs, context, noise = case.draw(BATCH)
-    outputs, logabsdet = transform(inputs, context, noise)
-    buffer = io.BytesIO()
-    torch.save(transform.state_dict(), buffer)
-    buffer.seek(0)
-    loaded = case.make().double().eval()
-    loaded.load_state_dict(torch.load(buffer, weights_only=True))
-    for other in (loaded, copy.deepcopy(transform), pickle.loads(pickle.dumps(transform))):
-        again, logabsdet_again = other(inputs, context, noise)
-        assert torch.equal(again, outputs) and torch.equal(logabsdet_again, logabsdet)
-        assert torch.equal(
-            other.inverse(outputs, context)[0], transform.inverse(outputs, context)[0]
-        )
-
-
-@everything
-@torch.no_grad()
-def test_autocast_stays_inside_networks(case):
-    transform = build(case, torch.float32)
-    inputs, context, noise = case.draw(BATCH, torch.float32)
-    exact, logabsdet_exact = transform(inputs, context, noise)
-    with torch.autocast("cpu", torch.bfloat16):
-        outputs, logabsdet = transform(inputs, context, noise)
-    assert outputs.dtype == logabsdet.dtype == torch.float32
-    torch.testing.assert_close(outputs, exact, atol=0.1, rtol=0.05)
-    torch.testing.assert_close(logabsdet, logabsdet_exact, atol=0.5, rtol=0.01)
-
-
-@learnable
-@torch.no_grad()
-def test_inverse_in_training_mode_is_that_of_evaluation_and_leaves_statistics(case):
-    transform = build(case)
-    inputs, context, noise = case.draw(BATCH)
-    outputs, _ = transform(inputs, context, noise)
-    expected = transform.inverse(outputs, context)
-    before = copy.deepcopy(transform.state_dict())
-    torch.testing.assert_close(transform.train().inverse(outputs, context), expected)
-    assert all(module.training for module in transform.modules())
-    for name, value in transform.state_dict().items():
-        assert torch.equal(value, before[name]), name
 
 
 @everything
@@ -332,14 +129,6 @@ def test_inverse_evaluates_no_network_of_the_noise(case):
     if found:
         with pytest.raises(AssertionError, match="evaluated"):
             transform(inputs, context, noise)
-
-
-def test_no_stochastic_transform_is_forgotten():
-    cases = STOCHASTIC_TRANSFORMS.values()
-    used = {type(m).__name__ for case in cases for m in case.make().modules()}
-    kinds = [getattr(transforms, name) for name in transforms.__all__]
-    noisy = {kind.__name__ for kind in kinds if issubclass(kind, StochasticTransform)}
-    assert noisy - used == {"StochasticTransform"}
 
 
 # The distribution of what is drawn.
