@@ -161,7 +161,7 @@ def command(run):
 
 def command_flags(figures):
     """The arguments of the training command that are not at their defaults."""
-    from nflows_mixer.data.images import NAMES
+    from nflows_mixer.data.load import NAMES
     from nflows_mixer.training.command import OF_THE_DATA, build_parser
 
     data, preset = figures["data"], figures.get("preset")

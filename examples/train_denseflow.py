@@ -1,53 +1,43 @@
 """Train a DenseFlow on images, with any number of devices; evaluate it; draw samples.
 
     python examples/train_denseflow.py                        # handwritten digits, on a laptop
-    python examples/train_denseflow.py --data cifar10 --preset denseflow-74-10 --out runs/cifar10
+    python examples/train_denseflow.py --config denseflow-74-10
 
-Takes the arguments of train_mixerflow.py, and writes the same to --out. A DenseFlow draws noise on
-the way, and its likelihood is a bound: bits per dimension are given of one draw, and of the
+Takes the arguments of ``nflows-mixer train``, and writes the same to --out. A DenseFlow draws noise
+on the way, and its likelihood is a bound: bits per dimension are given of one draw, and of the
 importance-weighted mean of several, which is tighter. neighbours.png has samples beside the
 training images that are nearest to them.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import torch
 import yaml
 
-from nflows_mixer.evaluation.command import evaluate_weights
+from nflows_mixer import cli
+from nflows_mixer.data import ImageSource
+from nflows_mixer.evaluation import Evaluation, evaluate_weights
 from nflows_mixer.training import write_results
-from nflows_mixer.training.command import main as train
 
 DRAWS = 64  # of all noise, for each held-out image
 
 
-def folder_of(argv):
-    """Where the run is: --out of the command line, or of the file that --config names."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--out", "--config"):
-        parser.add_argument(name)
-    given, _ = parser.parse_known_args(argv)
-    config = yaml.safe_load(Path(given.config).read_text()) if given.config else {}
-    return Path(given.out or config.get("out", "runs/denseflow"))
-
-
 def main(argv):
-    out = folder_of(argv)
-    if "--data" not in " ".join(argv):
+    arguments = ["train", "--config", "denseflow-digits", *argv]
+    out = Path(cli.build_parser().parse_args(arguments).train.out)
+    if "--config" not in argv and "--data" not in argv:
         # Maps of 4 x 4 pixels of the digits are too small to share between threads.
         torch.set_num_threads(1)
-    results = train([*argv, "--out", str(out)], family="denseflow")
+    results = cli.run(arguments)
     if not results:  # of several processes the first one has them
         return
     config = yaml.safe_load((out / "config.yaml").read_text())
     report = evaluate_weights(
-        str(out / "weights.safetensors"),
-        **{name: config[name] for name in ("data", "test_data", "root", "size", "seed")},
-        images=config["evaluation_images"],
-        draws=DRAWS,
-        out=str(out),
+        out / "weights.safetensors",
+        ImageSource(**{name: config[name] for name in ("data", "test_data", "root", "size")}),
+        Evaluation(draws=DRAWS, images=config["evaluation_images"], seed=config["seed"]),
+        out=out,
     )
     average = report["bits_per_dim"]["mean"]
     weighted = report["importance_weighted_bits_per_dim"]["mean"]

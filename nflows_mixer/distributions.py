@@ -14,22 +14,34 @@ from nflows_mixer._checks import check_event, check_positive, mismatch
 
 
 class BaseDistribution(Distribution):
-    """Base of the bases: log_prob and sample of a factorised torch distribution.
+    """Base of the bases: log_prob and sample of a factorized torch distribution.
 
     A subclass says which one in ``as_torch(temperature)``, with ``temperature`` multiplying every
     scale. The context is accepted, and has no influence, as for nflows' own StandardNormal.
 
     Args:
         shape: event shape, such as (C, H, W).
+        learnable: whether ``starts`` are parameters, or buffers.
+        starts: tensors of the distribution by their names.
     """
 
-    def __init__(self, shape: int | Sequence[int]) -> None:
+    def __init__(
+        self, shape: int | Sequence[int], learnable: bool = False, **starts: Tensor
+    ) -> None:
         super().__init__()
-        self.shape = torch.Size((shape,) if isinstance(shape, int) else shape)
+        self.shape = _as_size(shape)
+        for name, start in starts.items():
+            if learnable:
+                self.register_parameter(name, nn.Parameter(start))
+            else:
+                self.register_buffer(name, start)
 
     def as_torch(self, temperature: float = 1.0) -> distributions.Distribution:
         """Return the distribution of one event as a ``torch.distributions.Distribution``."""
-        raise TypeError(f"{type(self).__name__} is abstract: use one of its subclasses")
+        raise TypeError(
+            f"{type(self).__name__}.as_torch: expected one family of distributions, got none; ask "
+            "a base that has one, or each of the parts of a product"
+        )
 
     def _log_prob(self, inputs: Tensor, context: Tensor | None) -> Tensor:
         check_event(inputs, self.shape, type(self).__name__, "build the base for this shape")
@@ -94,10 +106,11 @@ class DiagonalNormal(BaseDistribution):
     def __init__(
         self, shape: int | Sequence[int], learnable: bool = True, per_channel: bool = False
     ) -> None:
-        super().__init__(shape)
-        channels, *others = self.shape
-        own = (channels, *(1 for _ in others)) if per_channel else self.shape
-        _learn(self, learnable, location=torch.zeros(own), log_scale=torch.zeros(own))
+        own = tuple(_as_size(shape))
+        if per_channel:
+            own = (own[0], *(1 for _ in own[1:]))
+        zeros = {"location": torch.zeros(own), "log_scale": torch.zeros(own)}
+        super().__init__(shape, learnable, **zeros)
 
     def as_torch(self, temperature: float = 1.0) -> distributions.Normal:
         """One normal per dimension."""
@@ -132,13 +145,12 @@ class StudentT(BaseDistribution):
     def __init__(
         self, shape: int | Sequence[int], degrees_of_freedom: float = 5.0, learnable: bool = True
     ) -> None:
-        super().__init__(shape)
         if not degrees_of_freedom > 0:
-            raise mismatch(
-                "StudentT", "degrees_of_freedom above 0", degrees_of_freedom, "1 is the Cauchy"
-            )
+            expected, advice = "degrees_of_freedom above 0", "1 is the Cauchy"
+            raise mismatch("StudentT", expected, degrees_of_freedom, advice)
+        zeros = {"location": torch.zeros(shape), "log_scale": torch.zeros(shape)}
+        super().__init__(shape, learnable, **zeros)
         self.degrees_of_freedom = float(degrees_of_freedom)
-        _learn(self, learnable, location=torch.zeros(self.shape), log_scale=torch.zeros(self.shape))
 
     def as_torch(self, temperature: float = 1.0) -> distributions.StudentT:
         """One t distribution per dimension."""
@@ -178,12 +190,11 @@ class NormalMixture(BaseDistribution):
         scales: Sequence[float] = (0.1, 1.0),
         learnable: bool = True,
     ) -> None:
-        super().__init__(shape)
         if not scales or min(scales) <= 0:
             raise mismatch("NormalMixture", "scales above 0", scales, "give one per component")
-        components = (*self.shape, len(scales))
-        _learn(
-            self,
+        components = (*_as_size(shape), len(scales))
+        super().__init__(
+            shape,
             learnable,
             location=torch.zeros(components),
             log_scale=torch.tensor(scales).log().expand(components).clone(),
@@ -220,7 +231,7 @@ class ProductDistribution(BaseDistribution):
         Dinh et al., Density estimation using Real NVP, 2017, Section 3.6; DenseFlow, Section 2.3.
 
     Example:
-        >>> parts = {"drop_1": DiagonalNormal((6, 2, 2), learnable=False), "final": StudentT(3)}
+        >>> parts = {"split_1": DiagonalNormal((6, 2, 2), learnable=False), "final": StudentT(3)}
         >>> base = ProductDistribution(parts)
         >>> base.sample(5).shape, base.log_prob(base.sample(5)).shape
         (torch.Size([5, 27]), torch.Size([5]))
@@ -263,13 +274,6 @@ class ProductDistribution(BaseDistribution):
         leading = 1 if context is None else 2
         return torch.cat([latents.flatten(leading) for latents in drawn], dim=-1)
 
-    def as_torch(self, temperature: float = 1.0) -> distributions.Distribution:
-        """Raise: the parts have distributions of their own, and no one family for all."""
-        raise TypeError(
-            "ProductDistribution.as_torch: expected one family of distributions, got parts; ask "
-            "each of parts.values()"
-        )
-
     def _bases(self) -> list[BaseDistribution]:
         return [cast(BaseDistribution, part) for part in self.parts.values()]
 
@@ -294,9 +298,5 @@ def standard_normal_log_prob(noise: Tensor) -> Tensor:
     return -0.5 * (noise.square().flatten(1).sum(1) + constant)
 
 
-def _learn(module: nn.Module, learnable: bool, **starts: Tensor) -> None:
-    for name, start in starts.items():
-        if learnable:
-            module.register_parameter(name, nn.Parameter(start))
-        else:
-            module.register_buffer(name, start)
+def _as_size(shape: int | Sequence[int]) -> torch.Size:
+    return torch.Size((shape,) if isinstance(shape, int) else shape)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import torch
+from nflows.flows import Flow
 from torch import Tensor, nn
 
 from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer._modes import in_mode
-
-if TYPE_CHECKING:
-    from nflows_mixer.flows.image_flow import ImageFlow
 
 
 def bits_per_dim(log_prob: Tensor, image_shape: Sequence[int]) -> Tensor:
@@ -46,7 +43,7 @@ def bits_per_dim(log_prob: Tensor, image_shape: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def log_prob_draws(
-    flow: ImageFlow,
+    flow: Flow,
     images: Tensor,
     num_samples: int,
     context: Tensor | None = None,
@@ -58,7 +55,7 @@ def log_prob_draws(
 
     .. math:: \ell_{in} = \log \frac{p(x_n, u_{in})}{q(u_{in} \mid x_n)}, \qquad u_{in} \sim q
 
-    u is all noise that the flow draws: that of the dequantisation, and what it appends on the way.
+    u is all noise that the flow draws: that of the dequantization, and what it appends on the way.
 
     Draw i of image n is a function of (``seed``, i, ``index`` n): not of the batch size, the
     device, the number of draws or what other images are evaluated. The flow is in evaluation mode.
@@ -69,7 +66,7 @@ def log_prob_draws(
         images: uint8 [N, C, H, W].
         num_samples: draws for each image.
         context: [N, F], or what the flow's embedding net takes.
-        seed: of the noise.
+        seed: seed of the noise.
         index: integers [N], the place of each image in its data set; 0 to N - 1 where None.
         batch_size: pairs of an image and a draw at a time; bounds the memory.
 
@@ -101,29 +98,25 @@ def log_prob_draws(
     # Noise is drawn draw by draw: many images of few draws are faster than the other way round.
     images_at_a_time = max(1, min(len(images), batch_size))
     draws_at_a_time = batch_size // images_at_a_time
-    columns = []
+    columns = [torch.empty(num_samples, 0, device=images.device)]  # of no images
     with in_mode(flow, training=False):
         for start in range(0, len(images), images_at_a_time):
             part = slice(start, start + images_at_a_time)
             batch, places = images[part].to(device), index[part].to(device)
             rows = None if context is None else context[part].to(device)
             column = []
-            for first in range(0, num_samples, draws_at_a_time):
-                draws = range(first, min(first + draws_at_a_time, num_samples))
-                log_probs = flow.log_prob(
-                    _repeated(batch, len(draws)),
-                    None if rows is None else _repeated(rows, len(draws)),
-                    _noise(flow, seed, draws, places),
-                )
+            for draws in torch.arange(num_samples).split(draws_at_a_time):
+                noise = [flow.draw_noise(seed, draw, places) for draw in draws.tolist()]
+                given = None if rows is None else torch.cat([rows] * len(draws))
+                repeated = torch.cat([batch] * len(draws))
+                log_probs = flow.log_prob(repeated, given, torch.cat(noise))
                 column.append(log_probs.unflatten(0, (len(draws), len(batch))))
             columns.append(torch.cat(column).to(images.device))
-    if not columns:
-        return torch.empty(num_samples, 0, device=images.device)
     return torch.cat(columns, dim=1)
 
 
 def importance_weighted_log_prob(
-    flow: ImageFlow,
+    flow: Flow,
     images: Tensor,
     num_samples: int,
     context: Tensor | None = None,
@@ -136,28 +129,16 @@ def importance_weighted_log_prob(
     .. math:: \log P(x) \ge \mathbb E\, \log \frac1k \sum_{i=1}^k
               \frac{p(x, u_i)}{q(u_i \mid x)}, \qquad u_i \sim q
 
-    With one draw it is the usual bound; its mean grows with k, towards log P(x). The arguments
-    and the noise are those of ``log_prob_draws``: the first draws are the same for every k.
-
-    Args:
-        flow: any flow whose ``log_prob(images, context, noise)`` takes the noise that its
-            ``draw_noise`` draws.
-        images: uint8 [N, C, H, W].
-        num_samples: draws k for each image.
-        context: [N, F], or what the flow's embedding net takes.
-        seed: of the noise.
-        index: integers [N], the place of each image in its data set; 0 to N - 1 where None.
-        batch_size: pairs of an image and a draw at a time; bounds the memory.
+    With one draw it is the usual bound; its mean grows with k = ``num_samples``, towards log P(x).
+    Arguments, errors and noise are those of ``log_prob_draws``: the first draws are the same for
+    every k.
 
     Returns:
         [N], in nats, on the images' device. A NaN in one draw of an image makes its bound NaN.
 
-    Raises:
-        ValueError: if a size is not positive, or there is not one index for each image.
-
     References:
         Burda et al., Importance weighted autoencoders, 2016, Theorem 1; Ho et al., Flow++, 2019,
-        Section 3.1 (for dequantisation); DenseFlow, Equation 20 (for noise that is appended).
+        Section 3.1 (for dequantization); DenseFlow, Equation 20 (for noise that is appended).
 
     Example:
         >>> from nflows_mixer.flows import ImageFlow
@@ -195,12 +176,3 @@ def device_of(module: nn.Module) -> torch.device:
     """Device of the first parameter or buffer of ``module``; the CPU if it has none."""
     first = next(chain(module.parameters(), module.buffers()), None)
     return torch.device("cpu") if first is None else first.device
-
-
-def _noise(flow: ImageFlow, seed: int, draws: range, index: Tensor) -> Tensor:
-    """Noise of these draws of these images, [draws * images, ...], draw by draw."""
-    return torch.cat([flow.draw_noise(seed, draw, index) for draw in draws])
-
-
-def _repeated(rows: Tensor, times: int) -> Tensor:
-    return rows.repeat(times, *[1] * (rows.dim() - 1))

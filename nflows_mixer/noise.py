@@ -33,12 +33,12 @@ def uniform_noise(
     again, and a CPU and a GPU all see the same noise for the same image of the same step.
 
     Args:
-        seed: of the run, 0 to 2^64 - 1.
-        step: of the training, or number of the draw, 0 to 2^64 - 1.
-        index: of each image, integers [B] from 0 to 2^32 - 1: its place in the global batch in
+        seed: seed of the run, 0 to 2^64 - 1.
+        step: training step, or number of the draw, 0 to 2^64 - 1.
+        index: integers [B] from 0 to 2^32 - 1, the place of each image in the global batch in
             training, in the data set in evaluation.
         event_shape: shape of one image.
-        dtype: of the noise, float32 or float64; both have the same values.
+        dtype: float32 or float64; both have the same values.
 
     Returns:
         ``[B, *event_shape]``, on the device of ``index``.
@@ -112,11 +112,8 @@ def mixed_noise(
     """Noise of several kinds, side by side; the first part is that of ``uniform_noise``.
 
     Args:
-        seed: of the run.
-        step: of the training, or number of the draw.
-        index: of each image, integers [B].
-        parts: of each part the kind, "uniform" or "normal", and the shape for one image.
-        dtype: of the noise, float32 or float64.
+        seed, step, index, dtype: as in ``uniform_noise``.
+        parts: kind ("uniform" or "normal") of each part, and its shape for one image.
 
     Returns:
         [B, N], the parts flattened one behind the other.
@@ -162,14 +159,10 @@ def philox(
         >>> [hex(word.item()) for word in philox((zero, zero, zero, zero), (0, 0))]
         ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(
-        *map(torch.as_tensor, counter[:2]),
-        # Not as_tensor, whose copy of a number to a device waits for it.
-        *(
-            word if isinstance(word, Tensor) else torch.full((), word, device=counter[0].device)
-            for word in counter[2:]
-        ),
-    )
+    device = counter[0].device
+    # Not as_tensor, whose copy of a number to a device waits for it.
+    words = (w if isinstance(w, Tensor) else torch.full((), w, device=device) for w in counter)
+    c0, c1, c2, c3 = torch.broadcast_tensors(*words)
     k0, k1 = key
     for _ in range(10):
         # The products wrap at 64 bits; masking takes the sign's copies off the upper half.

@@ -1,7 +1,4 @@
-"""Transforms by name: the properties of test_properties.py run over all of them.
-
-Those that draw noise are in stochastic_registry.py, which test_properties.py adds to these.
-"""
+"""Transforms, by name: the properties of test_properties.py run over all of them."""
 
 from __future__ import annotations
 
@@ -14,16 +11,18 @@ import torch
 import zuko
 from nflows import transforms as nflows_transforms
 from nflows.nn.nets import ResidualNet
-from nflows.transforms import CompositeTransform, MaskedAffineAutoregressiveTransform, Transform
+from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
 from torch import Tensor
 
-from nflows_mixer.adapters.normflows_flows import from_normflows
-from nflows_mixer.flows import mixerflow
+from nflows_mixer.adapters.normflows import from_normflows
+from nflows_mixer.core.composite import CompositeTransform
+from nflows_mixer.flows import Pixels, mixerflow
 from nflows_mixer.nn import (
     MLP,
     ConvConditioner,
+    DenseAttentionConditioner,
     DenseConditioner,
-    FusedConditioner,
+    DenseEncoder,
     LipschitzMLP,
     ResidualMLP,
     learned_positions,
@@ -37,14 +36,15 @@ from nflows_mixer.transforms import (
     ButterflyLinear,
     ChannelMixingTransform,
     ConditionalNoise,
+    CrossUnitCoupling,
     DenseFlowBlock,
     FlowLayer,
-    FoldedCompositeTransform,
     FullLinear,
     GlowStep,
     InverseTransform,
     InvertibleConv1x1,
     KroneckerLinear,
+    LearnedAugmentation,
     LogitTransform,
     LULinear,
     MultiScaleTransform,
@@ -58,12 +58,14 @@ from nflows_mixer.transforms import (
     ReversibleCompositeTransform,
     RLULinear,
     ShiftTransform,
-    SqueezeAndDrop,
+    SqueezeAndSplit,
     SqueezeTransform,
+    UniformDequantization,
+    VariationalDequantization,
+    identity_maf,
 )
+from nflows_mixer.transforms.variational import NEARLY_UNIFORM
 from tests import baseline_registry
-
-LEVELS = 17
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,8 @@ class Case:
     ``shape`` is that of one input, ``context_shape`` that of its context where this is no vector,
     ``domain`` draws inputs, ``std`` is that of the noise put on every parameter, ``any_shape`` says
     that no input shape is wrong, and ``compiles`` that ``torch.compile(fullgraph=True)`` takes it
-    whole, which of whole models some are asked: the others are made of the same parts. Of those
-    that draw noise ``noise`` is the shape for one input, drawn by ``draw_noise``; ``pixels`` says
-    that inputs are integers.
+    whole, which of whole models some are asked: the others are made of the same parts. A transform
+    that draws noise has the shape of one draw in ``noise``.
     """
 
     make: Callable[[], Transform]
@@ -88,8 +89,6 @@ class Case:
     out_shape: tuple[int, ...] | None = None
     context_shape: tuple[int, ...] | None = None
     noise: tuple[int, ...] | None = None
-    draw_noise: Callable[..., Tensor] = torch.randn
-    pixels: bool = False
 
     @property
     def context(self) -> tuple[int, ...] | None:
@@ -98,16 +97,24 @@ class Case:
         return self.context_shape or (None if features is None else (features,))
 
     def draw(self, batch: int, dtype=torch.float64, device="cpu") -> tuple[Tensor | None, ...]:
-        """Inputs, context or None, and the noise of those that draw some."""
+        """The arguments of a call: inputs and context, and noise where it is taken."""
         options = {"dtype": dtype, "device": device}
-        if self.pixels:
-            inputs = torch.randint(LEVELS, (batch, *self.shape), dtype=torch.uint8, device=device)
-        else:
-            inputs = self.domain(batch, *self.shape, **options)
+        inputs = self.domain(batch, *self.shape, **options)
         context = None if self.context is None else torch.randn(batch, *self.context, **options)
         if self.noise is None:
             return inputs, context
-        return inputs, context, self.draw_noise(batch, *self.noise, **options)
+        draw = torch.rand if self.make().noise_kind == "uniform" else torch.randn
+        return inputs, context, draw(batch, *self.noise, **options)
+
+
+noisy = partial(Case, std=0.1, compiles=False)
+
+LEVELS = 17
+
+
+def pixels(*shape: int, dtype=None, device="cpu") -> Tensor:
+    """Integer inputs, whatever the dtype of the transform is."""
+    return torch.randint(LEVELS, shape, dtype=torch.uint8, device=device)
 
 
 lipschitz = partial(LipschitzMLP, hidden_features=16)
@@ -116,7 +123,14 @@ image_net = partial(torch.nn.Conv2d, kernel_size=3, padding=1)
 with_context = partial(ResidualMLP, hidden_features=16, context_features=3)
 conv = partial(ConvConditioner, hidden_channels=8)
 dense = partial(DenseConditioner, hidden_channels=8, num_layers=1, growth=4)
-fused = partial(FusedConditioner, hidden_channels=8, num_layers=2, growth=4, attention_channels=4)
+fused = partial(
+    DenseAttentionConditioner,
+    hidden_channels=8,
+    num_layers=2,
+    growth=4,
+    attention_channels=4,
+    norm="batch",
+)
 
 
 def maf(features: int, context_features: int | None = None) -> Transform:
@@ -147,7 +161,7 @@ def mixer(image_shape, patch_size=2, flow=layer, **options) -> PatchMixerTransfo
     return PatchMixerTransform(image_shape, patch_size, flow, flow, **options)
 
 
-def glow(channels: int, steps: int = 2, composite=FoldedCompositeTransform) -> Transform:
+def glow(channels: int, steps: int = 2, composite=CompositeTransform) -> Transform:
     """A few steps of Glow with its own coupling network."""
     return composite([GlowStep(channels, conv) for _ in range(steps)])
 
@@ -194,6 +208,9 @@ TRANSFORMS: dict[str, Case] = {
         lambda: AffineAutoregressive(11, 4, num_blocks=2, scale="tanh"), (11,)
     ),
     "AffineAutoregressive-nflows": Case(lambda: AffineAutoregressive(6, 16, scale="nflows"), (6,)),
+    "AffineAutoregressive-batch-norm": Case(
+        lambda: AffineAutoregressive(6, 16, num_blocks=2, norm="batch"), (6,)
+    ),
     "AffineAutoregressive-context": Case(
         lambda: AffineAutoregressive(6, 16, context_features=3), (6,), context_features=3
     ),
@@ -201,13 +218,16 @@ TRANSFORMS: dict[str, Case] = {
         lambda: PatchMixingTransform(AffineAutoregressive(4, 16)), (4, 6)
     ),
     "FlowLayer-autoregressive": Case(
-        lambda: FlowLayer(6, RLULinear, partial(AffineAutoregressive, hidden_features=16)), (6,)
+        lambda: FlowLayer(
+            6, linear=RLULinear, flow=partial(AffineAutoregressive, hidden_features=16)
+        ),
+        (6,),
     ),
     "Reversible": Case(
         lambda: ReversibleCompositeTransform([ActNorm(6), coupling(6), LULinear(6)]), (6,)
     ),
-    "Folded-images": Case(
-        lambda: FoldedCompositeTransform(
+    "Composite-images": Case(
+        lambda: CompositeTransform(
             [ActNorm(3), InvertibleConv1x1(3), AffineCoupling(3, image_net)]
         ),
         (3, 2, 4),
@@ -224,6 +244,9 @@ TRANSFORMS: dict[str, Case] = {
         lambda: AffineCoupling(7, with_context), (7,), context_features=3
     ),
     "AffineCoupling-mlp": Case(lambda: AffineCoupling(6, partial(MLP, hidden_features=16)), (6,)),
+    "AffineCoupling-mlp-batch-norm": Case(
+        lambda: AffineCoupling(6, partial(MLP, hidden_features=16, norm="batch")), (6,)
+    ),
     "AffineCoupling-images": Case(
         lambda: AffineCoupling(3, partial(torch.nn.Conv2d, kernel_size=3, padding=1)), (3, 2, 4)
     ),
@@ -253,8 +276,8 @@ TRANSFORMS: dict[str, Case] = {
     ),
     "FlowLayer": Case(lambda: layer(6), (6,)),
     "FlowLayer-context": Case(lambda: conditional_layer(6), (6,), context_features=3),
-    "FlowLayer-maf": Case(lambda: FlowLayer(6, RLULinear, maf), (6,), compiles=False),
-    "FlowLayer-flow-alone": Case(lambda: FlowLayer(6, None, coupling, None), (6,)),
+    "FlowLayer-maf": Case(lambda: FlowLayer(6, linear=RLULinear, flow=maf), (6,), compiles=False),
+    "FlowLayer-flow-alone": Case(lambda: FlowLayer(6, None, None, coupling), (6,)),
     "ChannelMixing": Case(lambda: ChannelMixingTransform(layer(6)), (4, 6)),
     "ChannelMixing-context": Case(
         lambda: ChannelMixingTransform(conditional_layer(6)), (4, 6), context_features=3
@@ -311,32 +334,43 @@ TRANSFORMS: dict[str, Case] = {
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
     ),
     "MixerFlow-butterfly": Case(
-        lambda: image_flow(linear="butterfly"),
+        lambda: image_flow(linear=ButterflyLinear),
         (1, 6, 4),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
         compiles=False,
     ),
     "MixerFlow-kronecker": Case(
-        lambda: image_flow(linear="kronecker", image_shape=(2, 6, 4)),
+        lambda: image_flow(linear=KroneckerLinear, image_shape=(2, 6, 4)),
         (2, 6, 4),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
         compiles=False,
     ),
     "MixerFlow-bounded": Case(
-        lambda: image_flow(scale="sigmoid", linear=None, logit=0.05),
+        lambda: image_flow(
+            channel_flow=partial(AffineCoupling, scale="sigmoid"),
+            patch_flow=partial(AffineCoupling, scale="sigmoid"),
+            linear=None,
+            pixels=Pixels(logit=0.05),
+        ),
         (1, 6, 4),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
         compiles=False,
     ),
     "MixerFlow-maf": Case(
-        lambda: image_flow(channel_flow="maf", patch_flow="maf", linear="rlu", shift=None),
+        lambda: image_flow(
+            channel_flow=identity_maf, patch_flow=identity_maf, linear=RLULinear, shift=None
+        ),
         (1, 6, 4),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
         compiles=False,
     ),
     "MixerFlow-additive-squeezed": Case(
         lambda: image_flow(
-            image_shape=(1, 4, 8), squeeze=2, patch_size=(1, 2), shift=None, channel_flow="additive"
+            image_shape=(1, 4, 8),
+            pixels=Pixels(squeeze=2),
+            patch_size=(1, 2),
+            shift=None,
+            channel_flow=AdditiveCoupling,
         ),
         (1, 4, 8),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
@@ -344,20 +378,22 @@ TRANSFORMS: dict[str, Case] = {
         compiles=False,
     ),
     "MixerFlow-positions": Case(
-        lambda: image_flow(positions="learned", position_features=2, context_features=3),
+        lambda: image_flow(positions=partial(learned_positions, features=2), context_features=3),
         (1, 6, 4),
         context_features=3,
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
         compiles=False,
     ),
     "MixerFlow-batchnorm": Case(
-        lambda: image_flow(norm="batchnorm", conditioner="mlp", shift=None),
+        lambda: image_flow(norm="batch", conditioner=MLP, shift=None),
         (1, 6, 4),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
         compiles=False,
     ),
     "MixerFlow-patch-sizes": Case(
-        lambda: image_flow(patch_size=[(1, 2), (2, 2)], layout=["patch", "dilated"], shift=None),
+        lambda: image_flow(
+            patch_size=[(1, 2), partial(PatchTransform, patch_size=2, layout="dilated")], shift=None
+        ),
         (1, 6, 4),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
         compiles=False,
@@ -400,13 +436,15 @@ TRANSFORMS: dict[str, Case] = {
         lambda: ChannelMixingTransform(InverseTransform(maf(4))), (3, 4), compiles=False
     ),
     "MixerFlow-spline": Case(
-        lambda: image_flow(channel_flow="spline", num_bins=4, num_layers=1, shift=None),
+        lambda: image_flow(
+            channel_flow=partial(RationalQuadraticCoupling, num_bins=4), num_layers=1, shift=None
+        ),
         (1, 6, 4),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
         compiles=False,
     ),
     "MixerFlow-residual": Case(
-        lambda: image_flow(patch_flow="residual", num_flow_layers=1, shift=None),
+        lambda: image_flow(patch_flow=ResidualTransform, num_flow_layers=1, shift=None),
         (1, 6, 4),
         domain=lambda *s, **k: 4 * torch.rand(*s, **k),
         compiles=False,
@@ -427,8 +465,9 @@ TRANSFORMS: dict[str, Case] = {
     ),
     "FullLinear": Case(lambda: FullLinear(6), (6,)),
     "InvertibleConv1x1-full": Case(lambda: InvertibleConv1x1(3, "full"), (3, 2, 4)),
-    "SqueezeAndDrop": Case(lambda: SqueezeAndDrop(2), (1, 4, 6), out_shape=(4, 2, 3)),
+    "SqueezeAndSplit": Case(lambda: SqueezeAndSplit(2), (1, 4, 6), out_shape=(4, 2, 3)),
     "GlowStep": Case(lambda: GlowStep(4, fused), (4, 2, 4)),
+    "GlowStep-layer-norm": Case(lambda: GlowStep(4, partial(fused, norm="layer")), (4, 2, 4)),
     "GlowStep-conv": Case(lambda: GlowStep(4, conv, "exp", "lu"), (4, 2, 4)),
     "GlowStep-no-swap": Case(lambda: GlowStep(4, conv, swap=False), (4, 2, 4)),
     "GlowStep-odd": Case(lambda: GlowStep(5, conv), (5, 2, 3)),
@@ -436,19 +475,19 @@ TRANSFORMS: dict[str, Case] = {
         lambda: GlowStep(4, partial(conv, context_features=3)), (4, 2, 4), context_features=3
     ),
     "ConditionalNoise-vector": Case(
-        lambda: ConditionalNoise(4, 3, num_steps=2, scale=1.7, network=dense),
+        lambda: ConditionalNoise(4, 3, num_steps=2, scale=1.7, conditioner=dense),
         (4, 2, 3),
         context_features=3,
     ),
     "ConditionalNoise-maps": Case(
-        lambda: ConditionalNoise(4, 3, num_steps=2, network=dense),
+        lambda: ConditionalNoise(4, 3, num_steps=2, conditioner=dense),
         (4, 2, 3),
         context_shape=(3, 2, 3),
     ),
     "DenseFlowBlock-no-noise": Case(
         lambda: DenseFlowBlock(4, 2, partial(GlowStep, conditioner=conv), growth=0), (4, 2, 4)
     ),
-    "Folded-glow": Case(lambda: glow(4), (4, 2, 4)),
+    "Composite-glow": Case(lambda: glow(4), (4, 2, 4)),
     "Reversible-glow": Case(
         lambda: glow(4, composite=partial(ReversibleCompositeTransform, anchors=1)), (4, 2, 4)
     ),
@@ -458,7 +497,14 @@ TRANSFORMS: dict[str, Case] = {
     ),
     "MultiScale-glow": Case(
         lambda: MultiScaleTransform(
-            [SqueezeTransform(2), glow(4), SqueezeAndDrop(2), glow(8), SqueezeAndDrop(1), glow(4)],
+            [
+                SqueezeTransform(2),
+                glow(4),
+                SqueezeAndSplit(2),
+                glow(8),
+                SqueezeAndSplit(1),
+                glow(4),
+            ],
             (1, 8, 4),
         ),
         (1, 8, 4),
@@ -466,7 +512,7 @@ TRANSFORMS: dict[str, Case] = {
     ),
     "MultiScale-mixer": Case(
         lambda: MultiScaleTransform(
-            [mixer((1, 8, 4)), SqueezeAndDrop(2, 3), mixer((3, 4, 2), (2, 1))], (1, 8, 4)
+            [mixer((1, 8, 4)), SqueezeAndSplit(2, 3), mixer((3, 4, 2), (2, 1))], (1, 8, 4)
         ),
         (1, 8, 4),
         out_shape=(32,),
@@ -476,7 +522,7 @@ TRANSFORMS: dict[str, Case] = {
         lambda: MultiScaleTransform(
             [
                 mixer((1, 4, 4), flow=conditional_layer),
-                SqueezeAndDrop(2),
+                SqueezeAndSplit(2),
                 GlowStep(2, partial(conv, context_features=3)),
             ],
             (1, 4, 4),
@@ -487,7 +533,7 @@ TRANSFORMS: dict[str, Case] = {
         compiles=False,
     ),
     "Composite-of-nflows": Case(
-        lambda: CompositeTransform(
+        lambda: nflows_transforms.CompositeTransform(
             [
                 mixer((1, 4, 4), flow=nflows_transforms.RandomPermutation),
                 mixer((1, 4, 4), flow=nflows_coupling),
@@ -517,3 +563,120 @@ TRANSFORMS |= {
 def coupling_or_lu(features: int) -> Transform:
     """One patch is left inside a shift of a 2 x 2 grid: a coupling needs two."""
     return coupling(features) if features > 1 else LULinear(features)
+
+
+# Those that draw noise.
+
+encoder = partial(DenseEncoder, hidden_channels=8, num_layers=1, growth=4)
+step = partial(GlowStep, conditioner=conv)
+conditional_step = partial(GlowStep, conditioner=partial(conv, context_features=3))
+
+
+def learned_augmentation(channels: int, noise_channels: int) -> LearnedAugmentation:
+    noise = ConditionalNoise(noise_channels, 5, num_steps=1, conditioner=dense)
+    return LearnedAugmentation(channels, noise.channels, noise, encoder(channels, 5, stride=1))
+
+
+def rebuilt(channels: int) -> ReversibleCompositeTransform:
+    """A unit whose activations are rebuilt in the backward pass."""
+    return ReversibleCompositeTransform([GlowStep(channels, conv) for _ in range(2)], anchors=1)
+
+
+def blocks(preconditioning: str | None, **options) -> MultiScaleTransform:
+    """Three DenseFlow blocks of 2, 2 and 1 units."""
+    first = DenseFlowBlock(4, 2, step, 1, preconditioning, **options)
+    # "all" reads what was before at the resolution of the block: 4 times the channels each time.
+    everything = preconditioning == "all"
+    options["earlier_channels"] = 4 * (4 + 4) if everything else 0
+    second = DenseFlowBlock(10, 2, step, 1, preconditioning, **options)
+    options["earlier_channels"] = 4 * (32 + 10 + 10) if everything else 0
+    third = DenseFlowBlock(3, 1, step, 1, preconditioning, **options)
+    parts = [SqueezeTransform(2), first, SqueezeAndSplit(2), second, SqueezeAndSplit(2, 3), third]
+    return MultiScaleTransform(parts, (1, 8, 8))
+
+
+appending = partial(noisy, shape=(3, 2, 4), noise=(2, 2, 4), out_shape=(5, 2, 4))
+block = partial(noisy, shape=(2, 2, 4), noise=(4, 2, 4), out_shape=(6, 2, 4))
+
+TRANSFORMS |= {
+    "UniformDequantization": noisy(
+        lambda: UniformDequantization(LEVELS),
+        (1, 4, 4),
+        noise=(1, 4, 4),
+        domain=pixels,
+        any_shape=True,
+    ),
+    "VariationalDequantization": noisy(
+        lambda: VariationalDequantization(
+            (2, 2, 4), LEVELS, partial(NEARLY_UNIFORM, conditioner=dense), encoder, 5
+        ),
+        (2, 2, 4),
+        noise=(8, 1, 2),
+        domain=pixels,
+    ),
+    "CrossUnitCoupling-white": appending(lambda: CrossUnitCoupling(3, 2)),
+    "CrossUnitCoupling": appending(lambda: CrossUnitCoupling(3, 2, 4), context_shape=(4, 2, 4)),
+    "CrossUnitCoupling-exp": appending(
+        lambda: CrossUnitCoupling(3, 2, 4, scale="exp"), context_shape=(4, 2, 4)
+    ),
+    "CrossUnitCoupling-vector": appending(lambda: CrossUnitCoupling(3, 2, 4), context_features=4),
+    "LearnedAugmentation": appending(lambda: learned_augmentation(3, 2)),
+    "DenseFlowBlock": block(lambda: DenseFlowBlock(2, 3, partial(GlowStep, conditioner=fused), 2)),
+    "DenseFlowBlock-all": block(lambda: DenseFlowBlock(2, 3, step, 2, "all")),
+    "DenseFlowBlock-previous": block(lambda: DenseFlowBlock(2, 3, step, 2, "previous")),
+    "DenseFlowBlock-white": block(lambda: DenseFlowBlock(2, 3, step, 2, None)),
+    "DenseFlowBlock-context-of-couplings": block(
+        lambda: DenseFlowBlock(2, 3, step, 2, context_features=3), context_features=3
+    ),
+    "DenseFlowBlock-context-of-units": block(
+        lambda: DenseFlowBlock(2, 3, conditional_step, 2), context_features=3
+    ),
+    "DenseFlowBlock-reversible": block(lambda: DenseFlowBlock(2, 3, rebuilt, 2)),
+    "DenseFlowBlock-mixer": noisy(
+        lambda: DenseFlowBlock(2, 2, lambda channels: mixer((channels, 4, 4)), 1, "previous"),
+        (2, 4, 4),
+        noise=(1, 4, 4),
+        out_shape=(3, 4, 4),
+    ),
+    "MultiScale": noisy(lambda: blocks("block"), (1, 8, 8), noise=(20,), out_shape=(84,)),
+    "MultiScale-all": noisy(
+        lambda: blocks("all", context_features=3),
+        (1, 8, 8),
+        noise=(20,),
+        out_shape=(84,),
+        context_features=3,
+    ),
+    "MultiScale-input": noisy(
+        lambda: MultiScaleTransform(
+            [
+                SqueezeTransform(2),
+                learned_augmentation(4, 2),
+                glow(6),
+                SqueezeAndSplit(2),
+                glow(12),
+            ],
+            (1, 4, 8),
+        ),
+        (1, 4, 8),
+        noise=(16,),
+        out_shape=(48,),
+    ),
+    "MultiScale-mixers": noisy(
+        lambda: MultiScaleTransform(
+            [
+                mixer((1, 4, 4), flow=conditional_layer),
+                CrossUnitCoupling(1, 1),
+                SqueezeAndSplit(2),
+                CrossUnitCoupling(4, 2, context_features=3),
+                mixer((6, 2, 2), 1),
+            ],
+            (1, 4, 4),
+        ),
+        (1, 4, 4),
+        noise=(24,),
+        out_shape=(40,),
+        context_features=3,
+    ),
+}
+
+DETERMINISTIC = {name: case for name, case in TRANSFORMS.items() if case.noise is None}

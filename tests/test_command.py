@@ -1,43 +1,51 @@
-"""The command line: flags, files, presets, and messages that say what to do."""
+"""The command ``nflows-mixer``: flags, files, presets, and messages that say what to do."""
 
 import contextlib
+import functools
 import io
 import json
 import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from nflows_mixer.flows import DENSEFLOW_PRESETS, PRESETS, load_weights
+from nflows_mixer import cli
+from nflows_mixer.cli import build_flow, build_parser, factory_of, run
+from nflows_mixer.data import ImageData, ImageDataset
+from nflows_mixer.flows import (
+    DENSEFLOW_PRESETS,
+    MIXERFLOW_PRESETS,
+    grow,
+    load_weights,
+    save_weights,
+)
 from nflows_mixer.flows.weights import family_of
-from nflows_mixer.training import Recipe, run
-from nflows_mixer.training.command import build_parser, main, train
+from nflows_mixer.nn import FusedConditioner
+from nflows_mixer.training import Recipe
+from nflows_mixer.training import run as run_module
+from nflows_mixer.training.presets import preset_names
+from nflows_mixer.transforms import AffineCoupling
 from nflows_mixer.transforms.reversible import COMPILES
 
-KEPT = Path(__file__).resolve().parents[1] / "examples" / "results"
 MODEL = ["--model.num_layers=1", "--model.num_flow_layers=1", "--model.hidden_features=8"]
-RUN = ["--recipe.steps=2", "--recipe.batch_size=20", "--evaluation_images=8"]
-DENSE = ["--family=denseflow", "--model.units=[2,1]", "--model.modules=[1,1]"]
-DENSE += ["--model.hidden_channels=8", "--model.dense_layers=1", "--model.dense_growth=4"]
-DENSE += ["--model.attention_channels=4"]
-QUICK = [*MODEL, *RUN, "--validate_every=9", "--accelerator=cpu", "--progress=false"]
-
-
-QUICK_DENSE = [*DENSE, *QUICK[len(MODEL) :]]
+RUN = ["--recipe.steps=2", "--recipe.batch_size=20", "--evaluation_images=8", "--validate_every=9"]
+RUN += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+QUICK = ["train", *MODEL, *RUN]
+DENSE = ["train", "--config=denseflow-digits", "--model.modules=[1,1]", "--model.noise_channels=4"]
+DENSE += ["--model.conditioner.hidden_channels=8", *RUN]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Folders of runs that others start from: of a layer, of a list of them, of a DenseFlow."""
+    """Folders of runs that others start from: of a MixerFlow, and of a DenseFlow."""
     folder = tmp_path_factory.mktemp("trained")
+    flags = ["--seed=3", "--conditional=true", "--recipe.betas=[0.8, 0.9]", "--shuffle=global"]
     with contextlib.redirect_stdout(io.StringIO()):
-        main([*QUICK, "--out", str(folder / "one")])
-        main([*QUICK_DENSE, "--out", str(folder / "dense")])
-        main([*QUICK, "--out", str(folder / "list"), "--model.layout=[band]"])
+        run([*QUICK, *flags, "--out", str(folder / "mixer")])
+        run([*DENSE, "--recipe.flip=true", "--out", str(folder / "dense")])
     return folder
 
 
@@ -46,295 +54,193 @@ def unfinished(monkeypatch):
     """Stop where training would start; the arguments that ``fit`` was given."""
     given = []
 
+    @functools.wraps(cli.fit)  # whose signature the command reads
     def fit(module, data, out, **arguments):
         given.append({"module": module, "data": data, "out": out, **arguments})
         return {}
 
-    monkeypatch.setattr("nflows_mixer.training.command.fit", fit)
+    monkeypatch.setattr(cli, "fit", fit)
     return given
 
 
 def message(capsys, *arguments):
     """What a user sees of a command that ends with an error; never a traceback."""
     with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
+        run([str(argument) for argument in arguments])
     assert caught.value.code not in (0, None)
     printed = capsys.readouterr().err
     return caught.value.code if isinstance(caught.value.code, str) else printed
 
 
-def printed_config(capsys, *arguments):
-    with pytest.raises(SystemExit) as caught:
-        main([*map(str, arguments), "--print_config"])
-    assert caught.value.code == 0
-    return capsys.readouterr().out
+def parsed(*arguments):
+    return build_parser().parse_args(["train", *map(str, arguments)]).train
+
+
+def built(*arguments, levels=256):
+    """The flow that a command would train on images of 8 x 8 without a dark background."""
+    part = ImageDataset(torch.randint(1, levels, (40, 1, 8, 8), dtype=torch.uint8))
+    return build_flow(parsed(*arguments).model, ImageData("bright", part, part, None), False)
 
 
 # The same run, said in several ways.
 
 
-def test_flags_and_a_file_are_the_same_run(tmp_path):
-    flags = ["--seed=3", "--conditional", "--recipe.betas=[0.8, 0.9]", "--shuffle=global"]
-    first = main([*QUICK, *flags, "--out", str(tmp_path / "flags")])
-    config = {
-        "seed": 3,
-        "conditional": True,
-        "shuffle": "global",
-        "model": {"num_layers": 1, "num_flow_layers": 1, "hidden_features": 8},
-        "recipe": {"steps": 2, "batch_size": 20, "betas": [0.8, 0.9]},
-        "evaluation_images": 8,
-        "validate_every": 9,
-        "accelerator": "cpu",
-        "progress": False,
-        "out": str(tmp_path / "file"),
-    }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
-    second = main(["--config", str(tmp_path / "run.yaml")])
-    # And the file that a run leaves behind.
-    left = ["--config", str(tmp_path / "flags/config.yaml"), "--out", str(tmp_path / "again")]
-    third = main(left)
+def test_run_is_that_of_the_configuration_it_leaves_and_can_be_resumed(trained, tmp_path):
+    first = json.loads((trained / "mixer/results.json").read_text())
+    assert first["seed"] == 3 and first["conditional"] and first["shuffle"]["mode"] == "global"
+    assert first["recipe"]["betas"] == [0.8, 0.9] and first["steps"] == 2
+    assert first["architecture"]["num_classes"] == 10
+    left = ["train", "--config", str(trained / "mixer/config.yaml"), "--out", str(tmp_path)]
+    second = run(left)
+    third = run([*left, "--resume"])
     measured = {"train_seconds", "images_per_second", "peak_memory_mb"}
     reports = [{k: v for k, v in r.items() if k not in measured} for r in (first, second, third)]
     assert reports[0] == reports[1] == reports[2]
-    assert first["seed"] == 3 and first["conditional"]
-    assert first["recipe"]["betas"] == [0.8, 0.9] and first["recipe"]["steps"] == 2
-    assert first["shuffle"]["mode"] == "global"
-    assert first["model"]["num_classes"] == 10 and first["architecture"]["num_classes"] == 10
-    assert json.loads((tmp_path / "again/results.json").read_text()) == third
-    assert "pixels shuffled (global)" in (tmp_path / "flags/results.md").read_text()
+    assert json.loads((tmp_path / "results.json").read_text()) == third
+    with pytest.raises(SystemExit, match="recipe.batch_size: 20 there, 10 now"):
+        run([*left, "--resume", "--recipe.batch_size=10"])
 
 
-def test_printed_configuration_is_one_that_gives_itself(tmp_path, capsys):
-    flags = ["--preset=galaxy32", "--model.num_layers=2", "--recipe.layer_rates={'*.a': 0.5}"]
-    text = printed_config(capsys, *flags, "--seed=5", "--recipe.ema_decay=0.99")
-    (tmp_path / "run.yaml").write_text(text)
-    again = printed_config(capsys, "--config", tmp_path / "run.yaml")
-    assert yaml.safe_load(again) == yaml.safe_load(text)
-    config = yaml.safe_load(text)
-    assert config["recipe"]["layer_rates"] == {"*.a": 0.5} and config["seed"] == 5
-    assert config["model"]["num_layers"] == 2 and config["model"]["hidden_features"] == 64
+def test_denseflow_run_is_that_of_the_configuration_it_leaves(trained, tmp_path):
+    first = json.loads((trained / "dense/results.json").read_text())
+    assert (first["family"], first["steps"], first["recipe"]["flip"]) == ("denseflow", 2, True)
+    assert first["recipe"]["optimizer"] == "adamax" and first["round_trip_error"] < 1e-3
+    flow = load_weights(trained / "dense/weights.safetensors")
+    assert flow.architecture.arguments["units"] == (2, 1)
+    left = ["train", "--config", str(trained / "dense/config.yaml"), "--out", str(tmp_path)]
+    assert run(left)["bits_per_dim"] == first["bits_per_dim"]
 
 
-def test_flag_after_a_file_wins(tmp_path, capsys):
-    (tmp_path / "run.yaml").write_text("seed: 3\nrecipe: {steps: 7}\npreset: galaxy32\n")
-    text = printed_config(capsys, "--config", tmp_path / "run.yaml", "--recipe.steps=9")
-    config = yaml.safe_load(text)
-    assert (config["seed"], config["recipe"]["steps"]) == (3, 9)
-    # The preset of the file gives the rest.
-    assert config["model"]["hidden_features"] == 64 and config["recipe"]["batch_size"] == 512
+def test_flag_after_a_file_wins_and_what_neither_says_is_the_default(tmp_path):
+    (tmp_path / "run.yaml").write_text("seed: 3\nrecipe: {steps: 7}\n")
+    config = parsed("--config", tmp_path / "run.yaml", "--recipe.steps=9")
+    assert (config.seed, config.recipe.steps, config.recipe.learning_rate) == (3, 9, 3e-3)
+    assert config.model.init_args.num_layers == 4 and config.data == "digits"
 
 
-@pytest.mark.parametrize("flags", [["--num-nodes", "3"], ["--num_nodes=3"], ["--num-nodes=3"]])
-def test_words_are_joined_either_way(capsys, flags):
-    text = printed_config(capsys, *flags, "--model.patch-size=2", "--recipe.learning-rate=0.5")
-    config = yaml.safe_load(text)
-    assert config["num_nodes"] == 3 and config["recipe"]["learning_rate"] == 0.5
+def test_model_of_a_file_is_a_whole_one(tmp_path):
+    """Nothing of the small default flow is left in it."""
+    model = "model: {class_path: nflows_mixer.mixerflow, init_args: {patch_size: 4}}"
+    (tmp_path / "run.yaml").write_text(model)
+    given = factory_of(parsed("--config", tmp_path / "run.yaml").model)
+    assert given.keywords == {"patch_size": 4}
 
 
 @pytest.mark.parametrize(
     "words, expected",
     [
         (["--resume"], (True, False)),
-        (["--resume", "--overwrite"], (True, True)),
         (["--overwrite", "--seed=3"], (False, True)),
-        (["--resume", "false", "--overwrite", "true"], (False, True)),
-        (["--resume=true"], (True, False)),
         ([], (False, False)),
     ],
 )
-def test_bare_flags_are_true(capsys, words, expected):
-    config = yaml.safe_load(printed_config(capsys, *words))
-    assert (config["resume"], config["overwrite"]) == expected
+def test_bare_flags_are_true(words, expected):
+    config = parsed(*words)
+    assert (config.resume, config.overwrite) == expected
 
 
 # Presets.
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_preset_is_its_column_of_the_table(preset, capsys):
-    config = yaml.safe_load(printed_config(capsys, "--preset", preset, "--recipe.steps=11"))
-    column = PRESETS[preset]
-    of_the_data = {"image_shape", "levels", "num_classes"}
-    assert not of_the_data & set(config["model"])
-    for name, value in vars(column.architecture).items():
-        if name not in of_the_data:
-            assert config["model"][name] == value, name
-    assert config["recipe"]["learning_rate"] == column.learning_rate
-    assert tuple(config["recipe"]["betas"]) == column.betas
-    assert config["recipe"]["gradient_clip"] == column.gradient_clip
-    assert config["recipe"]["batch_size"] == column.batch_size
-    assert config["recipe"]["steps"] == 11
+def test_every_model_of_the_papers_has_a_configuration():
+    assert {*MIXERFLOW_PRESETS, *DENSEFLOW_PRESETS} == set(preset_names()) - {
+        "digits",
+        "denseflow-digits",
+    }
+
+
+@pytest.mark.parametrize("preset", [*MIXERFLOW_PRESETS, *DENSEFLOW_PRESETS])
+def test_preset_names_its_architecture_and_holds_its_recipe(preset):
+    config = parsed("--config", preset, "--recipe.steps=600000")
+    kind = "mixerflow" if preset in MIXERFLOW_PRESETS else "denseflow"
+    assert config.model.class_path == f"nflows_mixer.{kind}"
+    assert factory_of(config.model).keywords == {"preset": preset}
+    expected = {**vars(Recipe.from_preset(preset)), "steps": 600_000}
+    assert {**vars(config.recipe), "betas": tuple(config.recipe.betas)} == expected
+    assert (config.recipe.optimizer == "adamax") == (kind == "denseflow")
 
 
 def test_values_of_table_8():
     """A few numbers of the paper, as it has them."""
-    galaxy = build_parser(None, "galaxy32", None).get_defaults()
-    assert (galaxy.recipe.steps, galaxy.recipe.learning_rate) == (50_000, 1e-3)
-    anime = build_parser(None, "animefaces", None).get_defaults()
-    assert tuple(anime.recipe.betas) == (0.9, 0.99) and anime.recipe.gradient_clip == 5.0
-    assert (anime.model.patch_size, anime.model.shift, anime.model.num_layers) == (8, 2, 30)
+    galaxy, anime = (Recipe.from_preset(name) for name in ("galaxy32", "animefaces"))
+    assert (galaxy.steps, galaxy.learning_rate, galaxy.batch_size) == (50_000, 1e-3, 512)
+    assert anime.betas == (0.9, 0.99) and anime.gradient_clip == 5.0
+    assert (anime.steps, anime.learning_rate, anime.batch_size) == (400_000, 5e-4, 200)
 
 
-# Families.
+def test_preset_is_changed_by_arguments():
+    flow = built("--config=galaxy32", "--model.num_layers=2", "--model.patch_size=2")
+    arguments = flow.architecture.arguments
+    assert arguments["hidden_features"] == 64 and arguments["num_layers"] == 2
+    assert arguments["image_shape"] == (1, 8, 8) and arguments["patch_size"] == 2
 
 
-def test_denseflow_from_the_command_line(tmp_path, capsys):
-    flags = ["--conditional", "--recipe.flip", "--recipe.steps=3", "--recipe.fine-tune-steps=1"]
-    flags += ["--recipe.decay=0.5", "--recipe.decay-every=1", "--recipe.gradient_clip=null"]
-    first = main([*QUICK_DENSE, *flags, "--out", str(tmp_path / "flags")])
-    assert "| DenseFlow |" in capsys.readouterr().out
-    assert (first["family"], first["steps"]) == ("denseflow", 3)
-    assert first["recipe"]["flip"] and first["recipe"]["optimizer"] == "adamax"
-    assert first["recipe"]["gradient_clip"] is None and first["recipe"]["fine_tune_rate"] == 2e-5
-    assert first["architecture"]["num_classes"] == 10 and first["round_trip_error"] < 1e-3
-    weights = tmp_path / "flags/weights.safetensors"
-    assert load_weights(weights).architecture.units == (2, 1)
-    # The file that the run leaves behind is that run again.
-    left = ["--config", str(tmp_path / "flags/config.yaml"), "--out", str(tmp_path / "again")]
-    assert main(left)["bits_per_dim"] == first["bits_per_dim"]
-    # And may be gone on with, by all that it was started with.
-    resumed = main([*QUICK_DENSE, *flags, "--out", str(tmp_path / "flags"), "--resume"])
-    assert resumed["bits_per_dim"] == first["bits_per_dim"]
-    other = message(capsys, *QUICK_DENSE, "--out", tmp_path / "flags", "--resume")
-    assert "recipe.flip: True there, False now" in other
+def test_small_denseflow_fits_its_images():
+    flow = built("--config=denseflow-digits")
+    assert family_of(flow) == "denseflow"
+    assert 100_000 < sum(p.numel() for p in flow.parameters()) < 300_000
+    assert flow._transform.latent_shapes["final"][1:] == (2, 2)
 
 
-def test_family_of_a_script_is_that_of_its_preset_or_argument_first(tmp_path, capsys, unfinished):
-    def config(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([*arguments, "--print_config"], family="denseflow")
-        assert caught.value.code == 0
-        return yaml.safe_load(capsys.readouterr().out)
-
-    chosen = config()
-    assert (chosen["family"], chosen["out"]) == ("denseflow", "runs/denseflow")
-    assert chosen["recipe"]["optimizer"] == "adamax" and "units" in chosen["model"]
-    assert config("--family=mixerflow")["out"] == "runs/mixerflow"
-    assert config("--preset=galaxy32")["family"] == "mixerflow"
-    (tmp_path / "run.yaml").write_text("family: mixerflow\n")
-    assert config("--config", str(tmp_path / "run.yaml"))["family"] == "mixerflow"
-    main(["--out", str(tmp_path)], family="denseflow")
-    assert family_of(unfinished[0]["module"].flow) == "denseflow"
+def test_dark_background_puts_a_logit_before_a_mixerflow_that_says_nothing_of_its_pixels():
+    images = torch.zeros(40, 1, 8, 8, dtype=torch.uint8)
+    part = ImageDataset(images)
+    data = ImageData("dark", part, part, None, levels=17)
+    small = ["--model.num_layers=1"]
+    for arguments, logit in (([], 1e-3), (["--model.pixels.logit=0.1"], 0.1)):
+        flow = build_flow(parsed(*small, *arguments).model, data, False)
+        assert flow.architecture.arguments["pixels"].logit == logit
+    assert built(*small).architecture.arguments["pixels"].logit is None
 
 
-def test_small_denseflow_fits_its_images(unfinished, tmp_path):
-    main(["--family=denseflow", "--out", str(tmp_path)])
-    (given,) = unfinished
-    count = sum(p.numel() for p in given["module"].flow.parameters())
-    assert 100_000 < count < 300_000
-    assert given["module"].flow._transform.latent_shapes["final"][1:] == (2, 2)
+# Factories by their dotted names.
 
 
-@pytest.mark.parametrize("preset", DENSEFLOW_PRESETS)
-def test_preset_of_the_denseflow_paper(preset, capsys):
-    """It says of which family it is."""
-    config = yaml.safe_load(printed_config(capsys, "--preset", preset))
-    model = DENSEFLOW_PRESETS[preset]
-    assert config["family"] == "denseflow" and config["out"] == "runs/denseflow"
-    assert (config["model"]["growth"], config["model"]["units"]) == (
-        model.architecture.growth,
-        list(model.architecture.units),
-    )
-    epoch = model.training_points // model.batch_size
-    recipe = config["recipe"]
-    assert recipe["steps"] == (model.epochs + model.fine_tune_epochs) * epoch
-    assert recipe["fine_tune_steps"] == model.fine_tune_epochs * epoch
-    assert (recipe["decay"], recipe["decay_every"]) == (model.decay, None)
-    assert (recipe["warmup"], recipe["flip"], recipe["gradient_clip"]) == (5000, True, None)
+def test_factories_are_named_with_their_arguments():
+    import zuko
+
+    flags = ["--model.patch_flow=zuko.flows.NSF", "--model.patch_flow.bins=4"]
+    flags += ["--model.channel_flow=nflows_mixer.transforms.AffineCoupling"]
+    flags += ["--model.channel_flow.scale=tanh", "--model.linear=null"]
+    given = built(*flags, "--model.num_layers=1").architecture
+    patch_flow, channel_flow = given.arguments["patch_flow"], given.arguments["channel_flow"]
+    assert patch_flow.func is zuko.flows.NSF and patch_flow.keywords["bins"] == 4
+    assert channel_flow.func is AffineCoupling and channel_flow.keywords == {"scale": "tanh"}
+    assert given.arguments["linear"] is None and given.as_data() is not None
 
 
-def test_preset_is_shortened_as_its_error_says(tmp_path, capsys, unfinished):
-    flags = ["--preset=denseflow-74-10", "--recipe.steps=50", "--out", str(tmp_path)]
-    flags += [f"--model.{name}" for name in ("units=[2,1]", "modules=[1,1]", "growth=2")]
-    for more in ("--recipe.fine_tune_steps=5", "--recipe.warmup=10"):
-        text = message(capsys, *flags)
-        assert "(give --recipe.fine_tune_steps and --recipe.warmup too)" in text
-        flags.append(more)
-    main(flags)
-    (given,) = unfinished
-    assert given["module"].recipe.steps == 50 and given["module"].recipe.decay == 0.9975
+def test_conditioner_is_a_factory_too():
+    given = factory_of(parsed("--config=denseflow-digits", "--model.norm=batch").model)
+    assert given.keywords["conditioner"].func is FusedConditioner
+    assert given.keywords["conditioner"].keywords["hidden_channels"] == 24
+    assert given.keywords["norm"] == "batch"
 
 
-def test_small_denseflow_is_the_run_that_is_kept(capsys):
-    kept = yaml.safe_load((KEPT / "denseflow-digits/config.yaml").read_text())
-    config = yaml.safe_load(printed_config(capsys, "--family=denseflow"))
-    assert (config["model"], config["recipe"]) == (kept["model"], kept["recipe"])
-
-
-def test_file_of_another_family_names_it(tmp_path, capsys):
-    (tmp_path / "run.yaml").write_text("model: {dense_layers: 2}\n")
-    text = message(capsys, "--config", tmp_path / "run.yaml", "--out", tmp_path / "out")
-    expected = "expected an argument of a mixerflow, got one of a denseflow"
-    assert text == f"error: --model.dense_layers: {expected}; give --family denseflow"
-
-
-def test_label_of_another_family_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="expected denseflow, as the preset denseflow-45-6 is one"):
-        train({}, Recipe(steps=0), preset="denseflow-45-6", out=str(tmp_path))
-
-
-@pytest.mark.parametrize("flag, value", [("5000", 5000), ("1", 1), ("0.25", 0.25), ("0", 0)])
-def test_warmup_is_read_as_what_it_is(capsys, flag, value):
-    warmup = yaml.safe_load(printed_config(capsys, f"--recipe.warmup={flag}"))["recipe"]["warmup"]
-    assert warmup == value and isinstance(warmup, type(value))
-
-
-# Help and errors.
-
-
-def test_help_lists_options_with_their_descriptions(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    with pytest.raises(SystemExit) as caught:
-        main(["--help"])
-    assert caught.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert (
-        "--recipe.learning_rate LEARNING_RATE the peak, eta. (type: float, default: 0.003)" in text
-    )
-    assert "--recipe.gradient_clip GRADIENT_CLIP largest norm of the gradient; None for" in text
-    assert "--start_from START_FROM weights (.safetensors) to start from" in text
-    assert "--model.num_layers NUM_LAYERS mixer layers. (type: int, default: 4)" in text
-    assert "--num_nodes NUM_NODES how many machines. (type: int, default: 1)" in text
-    assert "--model.image_shape" not in text and "--model.levels" not in text
+# Errors.
 
 
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--preset=cifar11"], ["--preset", "cifar10, imagenet32", "cifar11"]),
+        (["--config=cifar11"], ["cifar11"]),
         (["--stepz=3"], ["--stepz"]),
         (["--recipe.steps=many"], ["recipe.steps", "int", "many"]),
-        (["--recipe.steps=1.5"], ["recipe.steps", "int", "1.5"]),
         (["--recipe.steps=-1"], ["0 steps or more", "-1"]),
-        (["--recipe.betas=[0.9]"], ["recipe.betas", "2 elements"]),
         (["--shuffle=all"], ["shuffle", "global", "local", "all"]),
-        (["--precision=16-mixed"], ["precision", "bf16-mixed"]),
-        (["--model.patch_flow=afine"], ["patch_flow", "'affine'", "'afine'"]),
-        (["--model.patch_flow=zuko.flows.NSFF"], ["--model.patch_flow", "zuko.flows.NSFF", "path"]),
-        (["--model.patch_flow=no_such_module.Flow"], ["no_such_module.Flow", "imported"]),
-        (["--model.patch_flow=math.sqrt"], ["factory", "got float"]),
-        (["--model.patch_size=3"], ["patches of 3"]),
+        (["--trainer.precision=16-mixed"], ["bf16-mixed", "16-mixed"]),
+        (["--model.num_layerz=3"], ["num_layerz"]),
+        (["--model.num_layers=many"], ["num_layers", "int", "many"]),
+        (["--model.patch_flow=zuko.flows.NSFF"], ["patch_flow", "NSFF"]),
+        (["--model.patch_size=3"], ["patch", "8, got 3"]),
         (["--recipe.layer_rates={'*.none': 0.5}"], ["layer_rates", "*.none"]),
-        (["--recipe.betas=[0.9, 1.5]"], ["betas", "expected", "1.5"]),
         (["--seed=-1"], ["seed from 0", "-1"]),
-        (["--accumulate=3"], ["evenly in 3 parts", "20"]),
-        (["--accumulate=0"], ["accumulate", "expected"]),
-        (["--devices=0"], ["devices"]),
-        (["--evaluation_images=-1"], ["evaluation_images"]),
-        (["--data=nowhere"], ["'digits'", "'nowhere'", "check the path"]),
-        (["--config=none.yaml"], ["none.yaml"]),
+        (["--trainer.accumulate_grad_batches=3"], ["evenly in 3 parts", "20"]),
+        (["--trainer.devices=0"], ["devices"]),
+        (["--data=nowhere"], ["'digits'", "'nowhere'"]),
         (["--start_from=none.safetensors"], ["none.safetensors"]),
-        (["--family=glow"], ["--family", "'mixerflow', 'denseflow'", "'glow'"]),
-        (["--family=denseflow"], ["--model.num_layers", "give --family mixerflow"]),
-        (["--preset=denseflow-45-6", "--family=mixerflow"], ["expected denseflow", "preset"]),
-        (["--preset=cifar10", "--family=denseflow"], ["expected mixerflow, as the preset cifar10"]),
-        (["--recipe.decay_every=1"], ["a decay beside decay_every=1"]),
-        (["--model.units=[2,1]"], ["--model.units", "one of a denseflow; give --family denseflow"]),
-        (["--recipe.flip", "--shuffle=global"], ["flip", "shuffled pixels", "leave out one"]),
-        (["--recipe.fine_tune_rate=0.1"], ["fine_tune_steps beside"]),
-        (["--recipe.optimizer=sgd"], ["'adam', 'adamax', got 'sgd'"]),
+        (["--recipe.flip=true", "--shuffle=global"], ["flip", "shuffled pixels"]),
     ],
-    ids=lambda value: value[0] if value and value[0].startswith("--") and "=" in value[0] else "",
+    ids=lambda value: value[0],
 )
 def test_error_says_what_was_expected_without_a_traceback(tmp_path, capsys, arguments, said):
     text = message(capsys, *QUICK, *arguments, "--out", tmp_path)
@@ -343,180 +249,74 @@ def test_error_says_what_was_expected_without_a_traceback(tmp_path, capsys, argu
     assert not (tmp_path / "results.json").exists()
 
 
-@pytest.mark.parametrize(
-    "content, said", [("modell: {a: 1}", "modell"), ("- 1\n", "yaml"), ("a: [1\n", "yaml")]
-)
-def test_file_that_is_no_configuration_is_named(tmp_path, capsys, content, said):
+@pytest.mark.parametrize("content, said", [("modell: {a: 1}", "modell"), ("a: [1\n", "config")])
+def test_file_that_is_no_configuration_is_refused(tmp_path, capsys, content, said):
     (tmp_path / "run.yaml").write_text(content)
-    assert said in message(capsys, "--config", tmp_path / "run.yaml", "--out", tmp_path / "out")
+    assert said in message(capsys, "train", "--config", tmp_path / "run.yaml")
 
 
-def test_conditional_wants_labels(tmp_path, capsys):
+def test_conditional_needs_labels(tmp_path, capsys):
     images = np.random.default_rng(0).integers(256, size=(60, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "bare.npz", images=images)
-    flags = ["--data", tmp_path / "bare.npz", "--conditional", "--out", tmp_path / "out"]
-    assert message(capsys, *QUICK, *flags) == (
-        "error: --conditional: expected images with labels, got bare without; leave it out"
-    )
+    flags = ["--data", tmp_path / "bare.npz", "--conditional=true", "--out", tmp_path / "out"]
+    text = message(capsys, *QUICK, *flags)
+    assert "--conditional: expected images with labels" in text and "leave it out" in text
 
 
-def test_run_whose_arguments_were_wrong_can_be_given_the_right_ones(tmp_path, capsys):
-    out = ["--out", str(tmp_path)]
-    assert "20" in message(capsys, *QUICK, "--accumulate=3", *out)
-    assert main([*QUICK, "--accumulate=2", *out])["steps"] == 2
-
-
-# Flows by their dotted names.
-
-
-def test_dotted_names_are_what_they_name(tmp_path, unfinished):
-    import zuko
-
-    main([*QUICK, "--model.patch_flow", "zuko.flows.NSF", "--out", str(tmp_path)])
-    (given,) = unfinished
-    architecture = given["module"].flow.architecture
-    assert architecture.patch_flow is zuko.flows.NSF and architecture.channel_flow == "affine"
-    assert given["facts"]["model"]["patch_flow"] == "zuko.flows.NSF"
-
-
-def test_both_flows_by_their_dotted_names(tmp_path, unfinished):
-    """Then nothing reads hidden_features, which the small flow has by itself."""
-    coupling = "nflows_mixer.transforms.AffineCoupling"
-    flows = [f"--model.channel_flow={coupling}", f"--model.patch_flow={coupling}"]
-    size = [argument for argument in QUICK if "hidden_features" not in argument]
-    main([*size, *flows, "--out", str(tmp_path)])
-    assert callable(unfinished[0]["module"].flow.architecture.channel_flow)
+def test_python_m_ends_with_the_message(monkeypatch):
+    """A text as SystemExit's code is printed, and the exit status is 1."""
+    monkeypatch.setattr(sys, "argv", ["nflows-mixer", "train", "--recipe.steps=-1"])
+    with pytest.raises(SystemExit, match="^error: Recipe: expected 0 steps or more, got -1; give"):
+        runpy.run_module("nflows_mixer", run_name="__main__")
 
 
 # Starting from weights.
 
 
 def test_same_and_fewer_layers_start_from_weights(tmp_path, trained, unfinished):
-    source = str(trained / "one/weights.safetensors")
+    source = str(trained / "mixer/weights.safetensors")
     flow = load_weights(source)
-    for layers in (1, 3):
-        more = [f"--model.num_layers={layers}", "--start_from", source, "--out", str(tmp_path)]
-        main([*QUICK, *more])
+    more = [f"--model.compile={str(COMPILES).lower()}", "--model.memory=constant"]
+    for layers, options in ((1, []), (3, more)):  # the way to run is no part of the weights
+        flags = [f"--model.num_layers={layers}", "--conditional=true", *options]
+        run([*QUICK, *flags, "--start_from", source, "--out", str(tmp_path)])
         started = unfinished[-1]["module"].flow
-        assert started.architecture.num_layers == layers
+        assert started.architecture.arguments["num_layers"] == layers
         state = started.state_dict()
         assert all(torch.equal(state[k], v) for k, v in flow.state_dict().items())
-        images = unfinished[-1]["data"].test.images(slice(20))
-        noise = torch.rand(images.shape)
-        torch.testing.assert_close(
-            started.eval().log_prob(images, None, noise), flow.eval().log_prob(images, None, noise)
-        )
         assert unfinished[-1]["facts"]["from"] == source
-
-
-def test_way_to_run_is_no_part_of_the_weights(tmp_path, trained, unfinished):
-    """Compiled, in constant memory, from weights of a flow that was neither."""
-    source = str(trained / "one/weights.safetensors")
-    for layers in (1, 2):
-        flags = [f"--model.num_layers={layers}", f"--compile={COMPILES}", "--memory=constant"]
-        main([*QUICK, *flags, "--start_from", source, "--out", str(tmp_path)])
-    for given in unfinished:
-        whole = given["module"].flow._transform
-        assert whole.memory == "constant" and (whole.compiled is not None) == COMPILES
-
-
-def test_memory_changes_no_number(tmp_path):
-    """The same run, with activations kept and rebuilt."""
-    results = []
-    for memory in ("full", "checkpoint", "constant"):
-        out = str(tmp_path / memory)
-        results.append(main([*QUICK, f"--memory={memory}", "--precision=64-true", "--out", out]))
-    for other in results[1:]:
-        assert other["bits_per_dim"] == pytest.approx(results[0]["bits_per_dim"], abs=1e-9)
 
 
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--model.hidden_features=9"], "differs in hidden_features; give the same --model"),
-        (["--model.base=student_t"], "differs in base"),
-        (["--conditional"], "differs in num_classes"),
-        (["--model.num_layers=2", "--model.logit=0.1"], "differs in logit"),
+        (["--model.hidden_features=9"], "differs in hidden_features"),
+        (["--model.base=nflows_mixer.distributions.StudentT"], "differs in base"),
+        (["--conditional=false"], "differs in num_classes"),
+        (["--model.num_layers=2", "--model.pixels.logit=0.1"], "differs in pixels"),
     ],
 )
 def test_weights_of_another_architecture_are_refused(tmp_path, capsys, trained, flags, said):
-    start = ["--start_from", trained / "one/weights.safetensors", "--out", tmp_path]
-    text = message(capsys, *QUICK, *start, *flags)
+    start = ["--start_from", trained / "mixer/weights.safetensors", "--out", tmp_path]
+    text = message(capsys, *QUICK, *start, "--conditional=true", *flags)
     assert "--start_from: expected weights of this architecture" in text and said in text
 
 
-def test_denseflow_starts_from_weights(tmp_path, trained, unfinished):
+def test_denseflow_starts_from_its_own_weights_alone(tmp_path, capsys, trained, unfinished):
     source = str(trained / "dense/weights.safetensors")
-    flags = ["--memory=checkpoint", "--start_from", source, "--out", str(tmp_path)]
-    main([*QUICK_DENSE, *flags])
-    flow = load_weights(source)
-    state = unfinished[0]["module"].flow.state_dict()
-    assert state.keys() == flow.state_dict().keys()
+    start = ["--start_from", source, "--out", str(tmp_path)]
+    run([*DENSE, "--model.memory=checkpoint", *start])
+    state, flow = unfinished[0]["module"].flow.state_dict(), load_weights(source)
     assert all(torch.equal(state[k], v) for k, v in flow.state_dict().items())
+    assert "one that differs in modules" in message(capsys, *DENSE, *start, "--model.modules=[2,1]")
+    assert "weights of a mixerflow, got those of a denseflow" in message(capsys, *QUICK, *start)
 
 
-def test_denseflow_does_not_grow(tmp_path, capsys, trained):
-    start = ["--start_from", trained / "dense/weights.safetensors", "--out", tmp_path]
-    text = message(capsys, *QUICK_DENSE, *start, "--model.modules=[2, 1]")
-    expected = "expected weights of this architecture, got one that differs in modules; give the"
-    assert f"error: --start_from: {expected} same" in text
-    text = message(capsys, *QUICK, *start)
-    assert "expected weights of a mixerflow, got those of a denseflow; give --family" in text
-
-
-def test_denseflow_is_not_compiled(tmp_path, capsys):
-    text = message(capsys, *QUICK_DENSE, "--compile", "--out", tmp_path)
-    assert text == (
-        "error: --compile: expected a mixerflow, of which the flow layers are compiled, got a "
-        "denseflow; leave it out"
-    )
-
-
-def test_deeper_weights_are_refused(tmp_path, capsys, trained, unfinished):
-    from nflows_mixer.flows import grow, save_weights
-
-    flow = grow(load_weights(trained / "one/weights.safetensors"), 2)
-    save_weights(flow, tmp_path / "deep.safetensors")
-    text = message(capsys, *QUICK, "--start_from", tmp_path / "deep.safetensors")
+def test_deeper_weights_are_refused(tmp_path, capsys, trained):
+    deep = tmp_path / "deep.safetensors"
+    save_weights(grow(load_weights(trained / "mixer/weights.safetensors"), 2), deep)
+    text = message(capsys, *QUICK, "--conditional=true", "--start_from", deep)
     assert "fewer layers, got one that differs in num_layers" in text
-
-
-@pytest.mark.parametrize("layout", ["[band]", "[band, patch]"])
-def test_lists_for_each_layer_start_from_weights(tmp_path, trained, unfinished, layout):
-    source = str(trained / "list/weights.safetensors")
-    flags = [f"--model.layout={layout}", f"--model.num_layers={layout.count(',') + 1}"]
-    main([*QUICK, *flags, "--start_from", source, "--out", str(tmp_path)])
-    state = unfinished[0]["module"].flow.state_dict()
-    flow = load_weights(source)
-    assert all(torch.equal(state[k], v) for k, v in flow.state_dict().items())
-
-
-def test_truncated_weights_are_named(tmp_path, capsys):
-    (tmp_path / "cut.safetensors").write_bytes(b"1234")
-    text = message(capsys, *QUICK, "--start_from", tmp_path / "cut.safetensors")
-    assert "cut.safetensors: expected a whole safetensors file" in text
-
-
-# Seeds.
-
-
-def test_seed_is_that_of_the_order_of_images_too(unfinished, tmp_path):
-    """As the help says: of the parameters, the order of images and the noise."""
-    from nflows_mixer.training import ImageDataModule
-
-    orders = []
-    for seed in (1, 2):
-        main([*QUICK, f"--seed={seed}", "--out", str(tmp_path)])
-        given = unfinished[-1]
-        module = given["module"]
-        images = ImageDataModule(given["data"], module.recipe, module.seed)
-
-        class Alone:
-            accumulate_grad_batches, global_step, global_rank, world_size = 1, 0, 0, 1
-
-        images.trainer = Alone()
-        orders.append(torch.cat(list(images.train_dataloader().sampler)).tolist())
-    assert orders[0] != orders[1]
 
 
 # Processes.
@@ -526,31 +326,13 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
     """What a launcher sets in them; the first process has made the folder ready."""
     for name, number in (("RANK", "1"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, number)
-        assert run._prepare(tmp_path / "out", {"seed": 0}, False, False) is None
+        assert run_module._prepare(tmp_path / "out", {"seed": 0}, False, False) is None
         assert not (tmp_path / "out").exists()
         monkeypatch.delenv(name)
-    run._prepare(tmp_path / "out", {"seed": 0}, False, False)
+    run_module._prepare(tmp_path / "out", {"seed": 0}, False, False)
     assert json.loads((tmp_path / "out/run.json").read_text()) == {"seed": 0}
 
 
-def test_module_ends_with_the_message(monkeypatch):
-    """A text as SystemExit's code is printed, and the exit status is 1."""
-    monkeypatch.setattr(sys, "argv", ["training", "--recipe.steps=-1"])
-    with pytest.raises(SystemExit, match="^error: Recipe: expected 0 steps or more, got -1; give"):
-        runpy.run_module("nflows_mixer.training", run_name="__main__")
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--model.attention=false"],
-        ["--model.dense=false"],
-        ["--model.conditioner=conv"],
-        ["--model.growth=0"],
-        ["--model.dequantization=uniform"],
-    ],
-)
-def test_defaults_that_a_small_denseflow_does_not_read_are_left_out(options, tmp_path):
-    sizes = ["--model.units=[2, 1]", "--model.modules=[1, 1]", "--recipe.steps=0"]
-    quiet = ["--family=denseflow", "--progress=false", "--accelerator=cpu"]
-    assert main([*quiet, *sizes, *options, "--evaluation_images=10", "--out", str(tmp_path)])
+def test_configuration_that_a_run_leaves_does_not_say_where_or_how_it_was_started(trained):
+    config = yaml.safe_load((trained / "mixer/config.yaml").read_text())
+    assert not {"config", "out", "resume", "overwrite"} & set(config)

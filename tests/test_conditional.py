@@ -5,10 +5,9 @@ import torch
 from nflows.transforms.made import MADE
 from torch import nn
 
-from nflows_mixer.core.context import takes_context
 from nflows_mixer.flows import mixerflow
-from nflows_mixer.nn import ClassEmbedding, LipschitzMLP, ResidualMLP
-from nflows_mixer.transforms import AffineCoupling, LULinear
+from nflows_mixer.nn import LipschitzMLP, ResidualMLP
+from nflows_mixer.transforms import LULinear
 
 
 def conditional(**options):
@@ -135,9 +134,3 @@ def test_labels_as_uint8_and_saving():
 def test_sizes(options):
     with expect("to be a positive integer"):
         mixerflow(image_shape=(1, 4, 4), patch_size=2, **options)
-
-
-def test_class_embedding_is_an_embedding():
-    net = ClassEmbedding(4, 3)
-    assert torch.equal(net(torch.tensor([2])), net.weight[2:3])
-    assert not takes_context(AffineCoupling(4))

@@ -13,13 +13,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.nn import (
+    MLP,
     ConvConditioner,
     CrossUnitNetwork,
+    DenseAttentionConditioner,
     DenseBlock,
     DenseConditioner,
     DenseEncoder,
-    FusedConditioner,
     NystromAttention,
+    ResidualMLP,
     nystrom,
 )
 from nflows_mixer.nn.nystrom import pseudo_inverse
@@ -143,7 +145,7 @@ def test_landmarks_are_means_of_segments():
     net = NystromAttention(1, landmarks=4)
     rows = torch.arange(12.0).reshape(1, 1, 12, 1)
     assert net._marks(rows).flatten().tolist() == [1, 4, 7, 10]
-    # Of six positions the second and the third segment share none, but each overlaps a neighbour.
+    # Of six positions the second and the third segment share none, but each overlaps a neighbor.
     assert net._marks(rows[:, :, :6]).flatten().tolist() == [0.5, 1.5, 3.5, 4.5]
 
 
@@ -194,20 +196,6 @@ def test_pseudo_inverse_of_a_singular_matrix():
     matrix[0, 1], matrix[1] = matrix[0, 0].clone(), 0.25
     expected = torch.linalg.pinv(matrix, rtol=1e-8)
     torch.testing.assert_close(pseudo_inverse(matrix, 15), expected, rtol=1e-6, atol=1e-6)
-
-
-def test_pseudo_inverse_converges_in_the_third_order():
-    """e = 1 - a z becomes e^3 (3 + e) / 4 in each step."""
-    a = torch.tensor([[3.0]], dtype=torch.float64)
-    start = torch.tensor([[0.25]], dtype=torch.float64)
-    # Norms of a two by two matrix that leave z_0 = a / (a (a + b)).
-    matrix = torch.block_diag(a, start)
-    z = [matrix[0, 0] / 9, matrix[1, 1] / 9]
-    for iterations in range(4):
-        found = pseudo_inverse(matrix, iterations).diagonal()
-        torch.testing.assert_close(found, torch.stack(z))
-        errors = [1 - matrix[i, i] * z[i] for i in range(2)]
-        z = [(1 - e**3 * (3 + e) / 4) / matrix[i, i] for i, e in enumerate(errors)]
 
 
 # Dense blocks.
@@ -264,40 +252,62 @@ def test_convolutional_networks_by_hand():
     hidden = convolved(net[0], images).clamp(min=0)
     assert hidden.shape[1] == 12
     torch.testing.assert_close(net(images), convolved(net[2], hidden))
+    assert CrossUnitNetwork(3, 4).double()(images).abs().max() == 0
 
 
-# The fused network.
+# The network of both.
 
 
 @torch.no_grad()
-def test_fused_conditioner_by_hand():
-    net = moved(FusedConditioner(3, 6, **small, context_features=2))
+@pytest.mark.parametrize("norm", ["layer", "batch", None])
+def test_dense_attention_conditioner_by_hand(norm):
+    net = moved(DenseAttentionConditioner(3, 6, **small, context_features=2, norm=norm))
     images, context = maps(2, 3, 4, 4), maps(2, 2, 4, 4)
     hidden = convolved(net.initial, torch.cat((images, context), dim=1))
     dense, (narrow, attention, widen) = net.branches
     other = convolved(widen, attention(convolved(narrow, hidden)))
-    joined = torch.cat((dense(hidden), other), dim=1)
+    normal = torch.cat((dense(hidden), other), dim=1)
     aligned = (1, -1, 1, 1)
-    norm = net.norm
-    spread = (norm.running_var + norm.eps).sqrt().reshape(aligned)
-    normal = (joined - norm.running_mean.reshape(aligned)) / spread
-    normal = normal * norm.weight.reshape(aligned) + norm.bias.reshape(aligned)
+    if norm == "batch":
+        spread = (net.norm.running_var + net.norm.eps).sqrt().reshape(aligned)
+        normal = (normal - net.norm.running_mean.reshape(aligned)) / spread
+    elif norm == "layer":
+        variance, mean = torch.var_mean(normal, dim=1, correction=0, keepdim=True)
+        normal = (normal - mean) / (variance + net.norm.eps).sqrt()
+    if norm is not None:
+        normal = normal * net.norm.weight.reshape(aligned) + net.norm.bias.reshape(aligned)
     expected = convolved(net.final, convolved(net.blend, normal.clamp(min=0)))
     torch.testing.assert_close(net(images, context), expected)
 
 
-def test_sizes_of_fused_conditioners():
+@pytest.mark.parametrize("norm, depends", [("layer", False), (None, False), ("batch", True)])
+def test_batch_norm_alone_depends_on_the_batch(norm, depends):
+    for make, shape in [
+        (partial(DenseAttentionConditioner, **small), (4, 3, 4, 4)),
+        (partial(MLP, hidden_features=8), (4, 3)),
+        (partial(ResidualMLP, hidden_features=8), (4, 3)),
+    ]:
+        net = moved(make(3, 6, norm=norm)).train()
+        inputs = maps(*shape)
+        assert torch.allclose(net(inputs)[:2], net(inputs[:2])) != depends
+        sizes = {parameters(make(3, 6, norm=kind)) for kind in ("layer", "batch")}
+        assert len(sizes) == 1
+        with expect(ValueError, "norm to be one of 'layer', 'batch', None, got 'group'"):
+            make(3, 6, norm="group")
+
+
+def test_sizes_of_dense_attention_conditioners():
     """The module of the reference: C^2 + 75 C + 1,568,840, of which C^2 + 2 C are no network's."""
     for channels in (12, 62, 308):
         with torch.device("meta"):
-            count = parameters(FusedConditioner(channels // 2, channels))
+            count = parameters(DenseAttentionConditioner(channels // 2, channels))
         assert count + channels**2 + 2 * channels == channels**2 + 75 * channels + 1_568_840
     with torch.device("meta"):
-        whole = parameters(FusedConditioner(6, 12))
-        no_attention = parameters(FusedConditioner(6, 12, attention=False))
-        no_dense = parameters(FusedConditioner(6, 12, dense=False))
+        whole = parameters(DenseAttentionConditioner(6, 12))
+        no_attention = parameters(DenseAttentionConditioner(6, 12, attention=False))
+        no_dense = parameters(DenseAttentionConditioner(6, 12, dense=False))
         dense = parameters(DenseBlock(48, 48))
-    # Attention: 48 -> 24, four times 24 x 24, 24 -> 48; and 48 channels less to normalise and join.
+    # Attention: 48 -> 24, four times 24 x 24, 24 -> 48; and 48 channels less to normalize and join.
     joining = 2 * 48 + 48 * 48
     assert whole - no_attention == 24 * 49 + 4 * 24 * 24 + 48 * 25 + joining
     assert whole - no_dense == dense + joining
@@ -312,26 +322,17 @@ def reach(net: nn.Module) -> Tensor:
         return (net(images) - net(other)).abs().amax(1)[0] > 1e-9
 
 
-def test_dense_block_sees_neighbours_and_attention_all_positions():
-    seen = reach(moved(FusedConditioner(3, 6, **small, attention=False)))
+def test_dense_block_sees_neighbors_and_attention_all_positions():
+    seen = reach(moved(DenseAttentionConditioner(3, 6, **small, attention=False)))
     corner = torch.zeros(8, 8, dtype=torch.bool)
     corner[:3, :3] = True  # two layers of 3 x 3
     assert torch.equal(seen, corner)
-    assert reach(moved(FusedConditioner(3, 6, **small))).all()
-    assert reach(moved(FusedConditioner(3, 6, **small, dense=False))).all()
-
-
-@torch.no_grad()
-def test_tokens_of_a_fused_conditioner():
-    net = moved(FusedConditioner(3, 6, **small), 0.5)
-    reshaped = FusedConditioner(3, 6, **small, tokens="reshaped").double().eval()
-    reshaped.load_state_dict(net.state_dict())
-    images = maps(2, 3, 4, 4)
-    assert not torch.allclose(net(images), reshaped(images))
+    assert reach(moved(DenseAttentionConditioner(3, 6, **small))).all()
+    assert reach(moved(DenseAttentionConditioner(3, 6, **small, dense=False))).all()
 
 
 CONDITIONERS = {
-    "fused": partial(FusedConditioner, **small),
+    "dense attention": partial(DenseAttentionConditioner, **small),
     "dense": partial(DenseConditioner, hidden_channels=8, num_layers=1, growth=4),
     "conv": partial(ConvConditioner, hidden_channels=8),
 }
@@ -356,10 +357,6 @@ def test_conditioners_start_at_zero_and_read_their_context(kind):
     for wrong, got in [(None, "None"), (context[:, :4], r"\[2, 4\]"), (context[:1], r"\[1, 5\]")]:
         with expect(ValueError, rf"context \[2, 5\] or \[2, 5, 4, 4\], got {got}"):
             net(images, wrong)
-
-
-def test_cross_unit_network_starts_at_zero():
-    assert CrossUnitNetwork(3, 4)(torch.randn(2, 3, 4, 4)).abs().max() == 0
 
 
 @torch.no_grad()
@@ -392,14 +389,6 @@ def test_inverse_is_found_in_single_precision(monkeypatch):
     assert torch.equal(pseudo_inverse(matrix, 6), inverse)
 
 
-def test_gradients_of_the_fused_conditioner():
-    net = moved(FusedConditioner(2, 2, 4, 1, 2, attention_channels=4, landmarks=2))
-    images = maps(2, 2, 2, 2).requires_grad_()
-    assert torch.autograd.gradcheck(net, (images,), eps=1e-7, atol=1e-6)
-    attention = NystromAttention(4, 2, 2, landmarks=2, tokens="reshaped").double()
-    assert torch.autograd.gradcheck(attention, (maps(2, 4, 2, 3).requires_grad_(),))
-
-
 @pytest.mark.parametrize(
     "make, pattern",
     [
@@ -412,8 +401,11 @@ def test_gradients_of_the_fused_conditioner():
             lambda: NystromAttention(2)(torch.zeros(1, 3, 4, 4)),
             r"\[B, 2, H, W\], got \[1, 3, 4, 4\]",
         ),
-        (lambda: FusedConditioner(2, 2, dense=False, attention=False), "got neither"),
-        (lambda: FusedConditioner(2, 2, heads=5), "attention_channels that 5 heads divide, got 24"),
+        (lambda: DenseAttentionConditioner(2, 2, dense=False, attention=False), "got neither"),
+        (
+            lambda: DenseAttentionConditioner(2, 2, heads=5),
+            "attention_channels that 5 heads divide, got 24",
+        ),
     ],
 )
 def test_errors(make, pattern):

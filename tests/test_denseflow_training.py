@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from torch.nn import functional as F
 from nflows_mixer.evaluation import evaluate
 from nflows_mixer.flows import denseflow, load_weights, read_metadata
 from nflows_mixer.likelihood import bits_per_dim
+from nflows_mixer.nn import FusedConditioner
 from nflows_mixer.noise import uniform_noise
 from nflows_mixer.training import FlowModule, HybridModule, Recipe, ShuffledBatches
 from nflows_mixer.training.diagnosis import clip_gradient
-from nflows_mixer.training.step_noise import FLIPS, draw_noise, draw_step, random_flips
+from nflows_mixer.training.step_inputs import FLIPS, draw_step, random_flips
 from tests.training import (
     SHAPE,
     assert_same,
@@ -29,8 +31,9 @@ from tests.training import (
     train,
 )
 
-SMALL = {"units": (2, 1), "modules": (1, 1), "growth": 2, "hidden_channels": 4}
-SMALL |= {"dense_layers": 1, "dense_growth": 4, "attention_channels": 4}
+NETWORK = {"hidden_channels": 4, "num_layers": 1, "growth": 4, "attention_channels": 4}
+SMALL = {"units": (2, 1), "modules": (1, 1), "growth": 2}
+SMALL |= {"conditioner": partial(FusedConditioner, **NETWORK)}
 TUNED = {"warmup": 3, "decay": 0.7, "decay_every": 2, "fine_tune_steps": 2, "fine_tune_rate": 1e-3}
 TUNED |= {"optimizer": "adamax", "gradient_clip": None, "flip": True}
 
@@ -40,7 +43,7 @@ def small(**options):
     return denseflow(**arguments | options)
 
 
-LEARNED = {"dequantization": "variational", "dequantization_channels": 4}
+LEARNED = {"dequantization": "variational", "noise_channels": 4}
 
 
 class Recording(FlowModule):
@@ -189,7 +192,7 @@ def test_training_is_the_loop_written_by_hand(options):
 
 def test_gradient_without_a_bound_is_left_as_it_is():
     flow = small().initialize(pixels(20))
-    images, noise = pixels(5), draw_noise(flow, 0, 0, torch.arange(5))
+    images, noise = pixels(5), flow.draw_noise(0, 0, torch.arange(5))
     module = FlowModule(flow, Recipe(gradient_clip=None))
     optimizer = module.configure_optimizers()["optimizer"]
     for parameter in flow.parameters():
@@ -206,7 +209,7 @@ def test_gradient_without_a_bound_is_left_as_it_is():
 
 def test_gradient_whose_norm_overflows_is_named():
     flow = small().initialize(pixels(20))
-    images, noise = pixels(5), draw_noise(flow, 0, 0, torch.arange(5))
+    images, noise = pixels(5), flow.draw_noise(0, 0, torch.arange(5))
     for bound in (None, 5.0):
         module = FlowModule(flow, Recipe(gradient_clip=bound))
         optimizer = module.configure_optimizers()["optimizer"]
@@ -275,24 +278,6 @@ def test_run_with_another_recipe_is_not_resumed(tmp_path):
             run(module, data, tmp_path, resume=True)
 
 
-def test_run_of_before_an_option_is_resumed(tmp_path):
-    """Where the run has what is its default now; the name is none of the run's."""
-    data, recipe = noise_data(), Recipe(steps=2, batch_size=10)
-    run(FlowModule(small(), recipe), data, tmp_path)
-    description = tmp_path / "run.json"
-    written = json.loads(description.read_text())
-    del written["family"], written["recipe"]["flip"], written["recipe"]["fine_tune_rate"]
-    del written["architecture"]["swap"]
-    description.write_text(json.dumps({**written, "name": "another"}))
-    assert run(FlowModule(small(), recipe), data, tmp_path, resume=True)["steps"] == 2
-    description.write_text(json.dumps(written))
-    flipped = FlowModule(small(), Recipe(steps=2, batch_size=10, flip=True))
-    with pytest.raises(ValueError, match="differs in recipe.flip: None there, True now; give"):
-        run(flipped, data, tmp_path, resume=True)
-    with pytest.raises(ValueError, match="architecture.swap: None there, False now"):
-        run(FlowModule(small(swap=False), recipe), data, tmp_path, resume=True)
-
-
 def test_shuffled_images_are_not_mirrored(tmp_path):
     data = dataclasses.replace(noise_data(), shuffle={"mode": "global"})
     with pytest.raises(ValueError, match="beside the recipe's flip, got shuffled pixels; mirr"):
@@ -336,7 +321,7 @@ def test_classifier_reads_all_latents(tmp_path, flow):
     run(module, data, tmp_path)
     module.eval()
     images, labels = data.test.images(), data.test.labels()
-    noise = draw_noise(module.flow, 1, 1, torch.arange(len(images)))
+    noise = module.flow.draw_noise(1, 1, torch.arange(len(images)))
     latents, log_prob = module.flow.transform_and_log_prob(images, None, noise)
     assert latents[0].numel() == module.head.in_features
     bits = -log_prob.mean() / (16 * math.log(2))

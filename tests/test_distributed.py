@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from nflows_mixer._distributed import all_reduce_max
+from nflows_mixer.cli import run
 from nflows_mixer.nn import BatchNorm1d, BatchNorm2d, all_reduce_batch_norm
-from nflows_mixer.training.command import main
 from nflows_mixer.transforms import ActNorm
 from tests.two_processes import RUNS, train
 
@@ -22,15 +22,16 @@ BATCH = {
 }
 # With 61 images, uneven over two processes.
 ARGUMENTS = [
+    "train",
     "--model.num_layers=2",
     "--model.hidden_features=16",
     "--recipe.steps=8",
     "--recipe.batch_size=40",
     "--recipe.ema_decay=0.8",
-    "--precision=64-true",
     "--evaluation_images=61",
-    "--accelerator=cpu",
-    "--progress=false",
+    "--trainer.precision=64-true",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
 ]
 
 
@@ -42,10 +43,10 @@ def two(tmp_path_factory):
     command = [sys.executable, "-m", "tests.two_processes"]
     runs = [subprocess.Popen([*command, str(rank), str(folder)], cwd=ROOT) for rank in range(2)]
     try:
-        assert [run.wait(timeout=500) for run in runs] == [0, 0]
+        assert [each.wait(timeout=500) for each in runs] == [0, 0]
     finally:
-        for run in runs:
-            run.kill()
+        for each in runs:
+            each.kill()
     return folder
 
 
@@ -86,9 +87,9 @@ def test_two_processes_end_as_one(two, tmp_path, name):
 
 
 def test_command_starts_two_processes_that_end_as_one(tmp_path):
-    main([*ARGUMENTS, "--out", str(tmp_path / "one")])
-    command = [sys.executable, "-m", "nflows_mixer.training", *ARGUMENTS]
-    out = ["--devices", "2", "--num-nodes", "1", "--out", str(tmp_path / "two")]
+    run([*ARGUMENTS, "--out", str(tmp_path / "one")])
+    command = [sys.executable, "-m", "nflows_mixer", *ARGUMENTS]
+    out = ["--trainer.devices", "2", "--out", str(tmp_path / "two")]
     done = subprocess.run([*command, *out], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     _, counts = assert_ended_alike(tmp_path / "one", tmp_path / "two")

@@ -17,7 +17,17 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = ["index", "quickstart", "training", "data", "denseflow"]
 PAGES += ["evaluation", "extending", "performance"]
-ROOMS = ["adapters", "core", "data", "evaluation", "flows", "nn", "numerics", "training", "transforms"]
+ROOMS = [
+    "adapters",
+    "core",
+    "data",
+    "evaluation",
+    "flows",
+    "nn",
+    "numerics",
+    "training",
+    "transforms",
+]
 MODULES = ["distributions", "likelihood", "noise"]
 
 

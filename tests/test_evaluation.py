@@ -87,17 +87,6 @@ def test_importance_weights_reach_the_exact_likelihood():
     assert (one.mean() < bound.mean()).item()
 
 
-def test_bound_tightens_with_the_number_of_draws():
-    """Averaged over the subsets of the same draws, it grows, whatever the draws are."""
-    draws = log_prob_draws(normal_flow(), pixels(9, (1, 1, 2), 4), 8, seed=2)
-    means = []
-    for k in range(1, 9):
-        subsets = torch.combinations(torch.arange(8), k)
-        means.append(torch.stack([log_mean_exp(draws[rows]) for rows in subsets]).mean(0))
-    for looser, tighter in zip(means, means[1:]):
-        assert (looser < tighter).all()
-
-
 def test_log_mean_exp_of_large_and_missing_values():
     values = torch.tensor([[-10_000.0, 1.0], [-10_000.0, math.nan]])
     result = log_mean_exp(values)

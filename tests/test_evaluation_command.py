@@ -1,6 +1,5 @@
 """The evaluation of weights as a command."""
 
-import inspect
 import json
 import re
 from pathlib import Path
@@ -9,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from nflows_mixer.cli import build_parser, run
 from nflows_mixer.data import load_images
 from nflows_mixer.evaluation import draw_samples, evaluate, nearest_images
-from nflows_mixer.evaluation.command import evaluate_weights, main
 from nflows_mixer.flows import load_weights, mixerflow, save_weights
-from nflows_mixer.training.command import main as train
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +33,18 @@ def weights(tmp_path_factory):
 @pytest.mark.parametrize("name", ["plain", "conditional"])
 def test_figures_and_pictures(weights, tmp_path, capsys, name):
     path = weights / f"{name}.safetensors"
-    flags = ["--weights", str(path), "--draws", "3", "--images", "30", "--out", str(tmp_path)]
-    report = main(flags)
+    flags = [
+        "evaluate",
+        "--weights",
+        str(path),
+        "--draws",
+        "3",
+        "--images",
+        "30",
+        "--out",
+        str(tmp_path),
+    ]
+    report = run(flags)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == report
     assert f"see {tmp_path}" in capsys.readouterr().out
     flow, data = load_weights(path), load_images("digits")
@@ -70,14 +78,9 @@ def test_figures_and_pictures(weights, tmp_path, capsys, name):
 def test_probe_and_outside_images(weights, tmp_path):
     noise = np.random.default_rng(0).integers(17, size=(40, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "noise.npz", images=noise)
-    report = evaluate_weights(
-        str(weights / "plain.safetensors"),
-        images=60,
-        draws=1,
-        probe_steps=40,
-        outside=str(tmp_path / "noise.npz"),
-        out=str(tmp_path),
-    )
+    flags = ["--weights", str(weights / "plain.safetensors"), "--images=60", "--draws=1"]
+    flags += ["--probe_steps=40", "--outside", str(tmp_path / "noise.npz")]
+    report = run(["evaluate", *flags, "--out", str(tmp_path)])
     depths = [row["depth"] for row in report["linear_probe"]]
     assert depths == list(range(len(depths))) and len(depths) > 2
     assert all(row["accuracy"] > 0.6 for row in report["linear_probe"])
@@ -87,47 +90,51 @@ def test_probe_and_outside_images(weights, tmp_path):
 def test_errors(weights, tmp_path):
     images = np.zeros((20, 4, 4), np.uint8)
     np.savez(tmp_path / "small.npz", images=images)
-    plain = ["--weights", str(weights / "plain.safetensors"), "--out", str(tmp_path / "out")]
+    plain = [
+        "evaluate",
+        "--weights",
+        str(weights / "plain.safetensors"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     small = str(tmp_path / "small.npz")
     with pytest.raises(SystemExit, match="expected images .1, 8, 8. of 17 levels, got .1, 4, 4."):
-        main([*plain, "--data", small])
+        run([*plain, "--data", small])
     with pytest.raises(SystemExit, match="expected outside images .1, 8, 8. of 17 lev.*got .1, 4"):
-        main([*plain, "--outside", small, "--images", "5", "--draws", "1"])
+        run([*plain, "--outside", small, "--images", "5", "--draws", "1"])
     with pytest.raises(SystemExit, match="expected a file with Inception's w.* got .*none.pth"):
-        main([*plain, "--fid_weights", str(tmp_path / "none.pth"), "--images", "5"])
+        run([*plain, "--fid_weights", str(tmp_path / "none.pth"), "--images", "5"])
     with pytest.raises(SystemExit, match="expected a crop of at most 8 x 8 pixels, got 9 x 9"):
-        main([*plain, "--crop", "9"])
+        run([*plain, "--crop", "9"])
     with pytest.raises(SystemExit, match="expected neighbours to be a positive integer, got 0"):
-        main([*plain, "--neighbours", "0"])
+        run([*plain, "--neighbours", "0"])
     assert not (tmp_path / "out").exists()
 
 
 def test_command_line_of_the_page_is_understood():
     """Flags that the page names are arguments of the command."""
     page = Path(__file__).parent.parent / "docs" / "evaluation.md"
-    commands = re.findall(
-        r"^\$ python -m nflows_mixer\.evaluation((?:.*\\\n)*.*)$", page.read_text(), re.M
-    )
+    commands = re.findall(r"^\$ nflows-mixer evaluate((?:.*\\\n)*.*)$", page.read_text(), re.M)
     flags = re.findall(r"--(\w+)", " ".join(commands))
     assert len(commands) == 2 and {"crop", "neighbours", "probe_steps"} < set(flags)
-    assert set(flags) <= set(inspect.signature(evaluate_weights).parameters)
+    parsed = build_parser().parse_args(["evaluate", "--weights=w"]).evaluate
+    assert set(flags) <= set(vars(parsed))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of the training command on shuffled digits, by another seed than 0."""
     out = tmp_path_factory.mktemp("trained") / "run"
-    flags = ["--model.num_layers=1", "--recipe.steps=3", "--progress=false", "--seed=3"]
-    flow = ["--model.patch_flow=zuko.flows.NICE", "--shuffle=local", "--accelerator=cpu"]
-    return out / "weights.safetensors", train([*flags, *flow, "--out", str(out)])
+    flags = ["--model.num_layers=1", "--recipe.steps=3", "--seed=3", "--shuffle=local"]
+    flags += ["--model.patch_flow=zuko.flows.NICE", "--model.hidden_features=null"]
+    flags += ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    return out / "weights.safetensors", run(["train", *flags, "--out", str(out)])
 
 
 def test_split_shuffle_and_flow_are_those_of_the_training_run(trained, tmp_path):
     path, results = trained
     flags = ["--weights", str(path), "--draws", "1", "--out", str(tmp_path), "--seed", "0"]
-    with pytest.raises(SystemExit, match="expected leave to import .* got zuko.flows.NICE; .*true"):
-        main(flags)
-    report = main([*flags, "--imports", "true"])
+    report = run(["evaluate", *flags])
     assert report["split_hash"] == results["split_hash"]
     assert report["shuffle"] == results["shuffle"]
     # The same images, with other noise.
@@ -139,18 +146,18 @@ def test_other_images_than_those_of_the_run_are_refused(trained, tmp_path):
     path, _ = trained
     images = np.random.default_rng(0).integers(17, size=(90, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "other.npz", images=images)
-    flags = ["--weights", str(path), "--imports", "true", "--out", str(tmp_path / "out")]
+    flags = ["evaluate", "--weights", str(path), "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit, match="expected the images of the training run, split_hash"):
-        main([*flags, "--data", str(tmp_path / "other.npz")])
+        run([*flags, "--data", str(tmp_path / "other.npz")])
 
 
 def test_conditional_flows_few_images_and_devices_that_are_not_there(weights, tmp_path):
     path = str(weights / "conditional.safetensors")
-    flags = ["--weights", path, "--draws", "1", "--out", str(tmp_path)]
+    flags = ["evaluate", "--weights", path, "--draws", "1", "--out", str(tmp_path)]
     with pytest.raises(SystemExit, match="expected a flow without context, for probe_steps or out"):
-        main([*flags, "--probe_steps", "5"])
+        run([*flags, "--probe_steps", "5"])
     with pytest.raises(SystemExit, match="expected a device 'cuda:77'.*--device cpu"):
-        main([*flags, "--device", "cuda:77"])
-    report = main([*flags, "--images", "5"])
+        run([*flags, "--device", "cuda:77"])
+    report = run([*flags, "--images", "5"])
     assert report["bits_per_dim"]["images"] == 5
     assert (tmp_path / "interpolations.png").exists()

@@ -2,17 +2,21 @@
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from nflows_mixer.cli import run
 from nflows_mixer.data.dataset import ImageDataset
 from nflows_mixer.evaluation import (
+    Evaluation,
     draw_samples,
     embeddings,
     evaluate,
     evaluate_bounds,
+    evaluate_weights,
     interpolation,
     ood_report,
     probe_depths,
@@ -21,9 +25,9 @@ from nflows_mixer.evaluation import (
     temperature_grid,
     top_level_layers,
 )
-from nflows_mixer.evaluation.command import evaluate_weights, main
 from nflows_mixer.flows import ImageFlow, denseflow, save_weights
 from nflows_mixer.likelihood import bits_per_dim
+from nflows_mixer.nn import FusedConditioner
 from nflows_mixer.transforms import PixelScaling
 from tests.test_evaluation import pixels
 
@@ -33,10 +37,9 @@ SMALL = {
     "units": (2, 2),
     "modules": (1, 1),
     "growth": 2,
-    "hidden_channels": 8,
-    "dense_layers": 1,
-    "dense_growth": 4,
-    "attention_channels": 4,
+    "conditioner": partial(
+        FusedConditioner, hidden_channels=8, num_layers=1, growth=4, attention_channels=4
+    ),
 }
 SHAPE = SMALL["image_shape"]
 
@@ -210,14 +213,14 @@ def test_command_over_weights(tmp_path):
     flags = ["--weights", str(tmp_path / "weights.safetensors"), "--out", str(tmp_path / "out")]
     sizes = ["--images", "20", "--draws", "3", "--batch_size", "16", "--probe_steps", "3"]
     more = ["--neighbours", "3", "--crop", "6", "--flipped", "true"]
-    report = main([*flags, *sizes, *more, "--outside", str(tmp_path / "noise.npz")])
+    report = run(["evaluate", *flags, *sizes, *more, "--outside", str(tmp_path / "noise.npz")])
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == report
     assert report["round_trip_error"] < 1e-4
     weighted = report["importance_weighted_bits_per_dim"]["mean"]
     assert math.isfinite(weighted) and weighted < report["bits_per_dim"]["mean"]
     assert [row["layer"] for row in report["linear_probe"]][2:4] == [
         "DenseFlowBlock",
-        "SqueezeAndDrop",
+        "SqueezeAndSplit",
     ]
     copies = report["memorisation"]
     assert copies["crop"] == [6, 6] and copies["flipped"] is True
@@ -230,5 +233,5 @@ def test_command_over_weights(tmp_path):
 def test_command_over_weights_with_learned_dequantisation(flow, tmp_path):
     path = tmp_path / "weights.safetensors"
     save_weights(flow, path)
-    report = evaluate_weights(str(path), images=4, draws=2, out=str(tmp_path / "out"))
+    report = evaluate_weights(path, options=Evaluation(2, 4), out=tmp_path / "out")
     assert report["bits_per_dim"]["non_finite"] == 0 and report["round_trip_error"] < 1e-12

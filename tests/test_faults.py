@@ -14,13 +14,14 @@ import torch
 from lightning.pytorch import Callback
 
 from nflows_mixer import _files
+from nflows_mixer.cli import run
 from nflows_mixer.data import ImageData, ImageDataset
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.training import AtomicCheckpointIO, FlowModule, Recipe, fit
-from nflows_mixer.training.command import main
 from nflows_mixer.transforms import AffineCoupling
 
 ARGUMENTS = [
+    "train",
     "--model.num_layers=1",
     "--model.hidden_features=16",
     "--recipe.steps=14",
@@ -28,8 +29,8 @@ ARGUMENTS = [
     "--recipe.ema_decay=0.8",
     "--checkpoint_every=3",
     "--validate_every=5",
-    "--accelerator=cpu",
-    "--progress=false",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
 ]
 
 # Each attempt is a process of its own, forked from one that has imported everything and computed
@@ -39,7 +40,8 @@ DRIVER = textwrap.dedent(
     import os, signal, sys
     from lightning.pytorch import Callback
     from nflows_mixer import _files
-    from nflows_mixer.training import command, run
+    from nflows_mixer import cli
+    from nflows_mixer.training import run
     import sklearn.datasets, torchvision, matplotlib.figure, tensorboard.compat
 
     def die():
@@ -56,7 +58,7 @@ DRIVER = textwrap.dedent(
         kind, _, number = death.partition(":")
         if kind == "step":
             fit = run.fit
-            command.fit = lambda *a, **k: fit(*a, callbacks=(DieAfter(int(number)),), **k)
+            cli.fit = lambda *a, **k: fit(*a, callbacks=(DieAfter(int(number)),), **k)
         if kind == "write":  # while the number-th checkpoint of this attempt is half on the disk
             save, count = run.AtomicCheckpointIO.save_checkpoint, [0]
             def counted(self, checkpoint, path, storage_options=None):
@@ -65,11 +67,11 @@ DRIVER = textwrap.dedent(
                     _files.os.fsync = lambda handle: die()
                 save(self, checkpoint, path, storage_options)
             run.AtomicCheckpointIO.save_checkpoint = counted
-        command.main([*arguments, "--out", out, "--resume"])
+        cli.run([*arguments, "--out", out, "--resume"])
 
     arguments = sys.argv[2:]
-    for run in sys.argv[1].split(";"):
-        out, *deaths = run.split(",")
+    for each in sys.argv[1].split(";"):
+        out, *deaths = each.split(",")
         for death in deaths:
             child = os.fork()
             if not child:
@@ -151,31 +153,31 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def run(finished, tmp_path):
+def folder(finished, tmp_path):
     """A copy of it."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def test_full_disk_is_an_error_and_the_checkpoint_before_stays(run, monkeypatch):
-    before = (run / "last.ckpt").read_bytes()
+def test_full_disk_is_an_error_and_the_checkpoint_before_stays(folder, monkeypatch):
+    before = (folder / "last.ckpt").read_bytes()
 
     def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(_files.os, "fsync", full)
     with pytest.raises(OSError, match="expected room for a checkpoint of .* MiB, got 'No space"):
-        AtomicCheckpointIO().save_checkpoint({"step": 1}, run / "last.ckpt")
-    assert (run / "last.ckpt").read_bytes() == before
-    assert not [path for path in run.iterdir() if path.suffix == ".part"]
+        AtomicCheckpointIO().save_checkpoint({"step": 1}, folder / "last.ckpt")
+    assert (folder / "last.ckpt").read_bytes() == before
+    assert not [path for path in folder.iterdir() if path.suffix == ".part"]
 
 
-def test_truncated_checkpoint_is_named(run):
-    whole = (run / "last.ckpt").read_bytes()
+def test_truncated_checkpoint_is_named(folder):
+    whole = (folder / "last.ckpt").read_bytes()
     for kept in (5000, 100, 0):
-        (run / "last.ckpt").write_bytes(whole[:kept])
+        (folder / "last.ckpt").write_bytes(whole[:kept])
         expected = f"last.ckpt: expected a whole checkpoint, .* {kept:,} bytes"
         with pytest.raises(ValueError, match=expected):
-            run_into(run, resume=True)
+            run_into(folder, resume=True)
 
 
 def test_checkpoint_with_code_is_refused(tmp_path):
@@ -188,20 +190,20 @@ def test_checkpoint_with_code_is_refused(tmp_path):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
 
 
-def test_checkpoint_of_another_model_is_refused(run):
+def test_checkpoint_of_another_model_is_refused(folder):
     with pytest.raises(ValueError, match="num_layers"):
-        run_into(run, num_layers=2, resume=True)
-    (run / "run.json").unlink()  # as if copied from elsewhere
+        run_into(folder, num_layers=2, resume=True)
+    (folder / "run.json").unlink()  # as if copied from elsewhere
     with pytest.raises(ValueError, match="checkpoint: expected the weights of this flow, .*: no f"):
-        run_into(run, num_layers=2, resume=True)
+        run_into(folder, num_layers=2, resume=True)
 
 
-def test_run_in_the_folder_is_not_overwritten_unless_asked(run):
-    first = json.loads((run / "results.json").read_text())
+def test_run_in_the_folder_is_not_overwritten_unless_asked(folder):
+    first = json.loads((folder / "results.json").read_text())
     with pytest.raises(ValueError, match="expected a folder without a run.*--resume.*--overwrite"):
-        run_into(run)
+        run_into(folder)
     for option in ("overwrite", "resume"):
-        assert run_into(run, **{option: True})["bits_per_dim"] == first["bits_per_dim"]
+        assert run_into(folder, **{option: True})["bits_per_dim"] == first["bits_per_dim"]
 
 
 def test_loss_that_is_not_finite_names_the_layer_and_leaves_the_checkpoint(tmp_path):
@@ -220,4 +222,4 @@ def test_loss_that_is_not_finite_names_the_layer_and_leaves_the_checkpoint(tmp_p
 
 def test_command_says_what_is_wrong_without_a_traceback(tmp_path):
     with pytest.raises(SystemExit, match="error: step .*: expected a finite loss .*learning rate"):
-        main([*ARGUMENTS, "--recipe.learning_rate=1e6", "--out", str(tmp_path / "run")])
+        run([*ARGUMENTS, "--recipe.learning_rate=1e6", "--out", str(tmp_path / "run")])

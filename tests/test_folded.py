@@ -10,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nflows import transforms as nflows_transforms
+from nflows_mixer.transforms.program import leaves, steps_of_chain
+from nflows_mixer.transforms.steps import Cut, Mix, Region
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,10 +33,8 @@ from nflows_mixer.transforms import (
     ShiftTransform,
     reversible,
 )
-from nflows_mixer.transforms.program import leaves, steps_of_chain
-from nflows_mixer.transforms.steps import Cut, Mix, Region
 from tests.registry import TRANSFORMS
-from tests.test_properties import build, draw
+from tests.test_properties import build
 
 narrow = partial(ResidualMLP, hidden_features=12)
 PARTS = {
@@ -92,7 +92,7 @@ def assert_same(folded, plain, inputs, context=None, grads=True):
 def test_whole_is_the_chain_of_its_parts(name, mode):
     case = TRANSFORMS[name]
     transform = build(case).train(mode == "training")
-    inputs, context = draw(case, 7)
+    inputs, context = case.draw(7)
     assert_same(transform, chain_of(transform), inputs, context, grads="residual" not in name)
 
 
@@ -389,7 +389,7 @@ def test_a_training_step_waits_for_nothing(memory, monkeypatch):
     images = torch.randint(256, (20, 1, 8, 8), dtype=torch.uint8)
     flow.initialize(images)
     noise = torch.rand(images.shape)
-    flow.check_values = False
+    flow.validate_args = False
 
     def step():
         flow.log_prob(images, noise=noise).mean().backward()

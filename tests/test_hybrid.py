@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from nflows_mixer.data import ImageData, ImageDataset, load_images
-from nflows_mixer.flows import load_weights
+from nflows_mixer.flows import Pixels, load_weights
 from nflows_mixer.noise import uniform_noise
 from nflows_mixer.training import (
     HybridModule,
@@ -153,7 +153,7 @@ def test_step_is_adam_on_flow_and_classifier():
 
 def test_digits_are_classified_after_a_short_run_with_a_moving_average(tmp_path):
     digits = load_images("digits")
-    flow = tiny(image_shape=(1, 8, 8), hidden_features=16, logit=1e-3)
+    flow = tiny(image_shape=(1, 8, 8), hidden_features=16, pixels=Pixels(logit=1e-3))
     recipe = Recipe(2e-2, steps=100, batch_size=50, ema_decay=0.9)
     module = HybridModule(flow, recipe, 10, weight=0.1)
     results = fit(module, digits, tmp_path, validate_every=100, **QUIET)
@@ -209,7 +209,7 @@ def test_accumulated_batches_weigh_each_label_the_same(missing):
     gradients = []
     for micro in (1, 2):
         torch.manual_seed(0)
-        flow = initialized(tiny(conditioner=one_layer))
+        flow = initialized(tiny(conditioner=one_layer, hidden_features=None))
         recipe = Recipe(1e-3, gradient_clip=1e9, steps=1, batch_size=10)
         module = Still(flow, recipe, 3, weight=0.0)
         train(module, ImageData("noise", part, part, None, 17), accumulate_grad_batches=micro)

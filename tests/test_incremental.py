@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.nn import MaskedMLP, MaskedResidualMLP
 from nflows_mixer.numerics.autoregressive import inverse_of
-from nflows_mixer.numerics.foldable import obstacle
+from nflows_mixer.numerics.foldable import why_not_foldable
 from nflows_mixer.transforms import AffineAutoregressive
 from tests.jacobian import jacobian_logabsdet
 
@@ -63,7 +64,7 @@ def maf(features, hidden, context=None, **options):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_inverse_of_nflows_is_that_of_its_d_passes(sizes, context, kind):
     flow = maf(*sizes, context, **kind)
-    assert obstacle(flow) is None
+    assert why_not_foldable(flow) is None
     latents, given = drawn(sizes[0], context)
     expected = flow.inverse(latents, given)
     for grad in (False, True):
@@ -112,7 +113,7 @@ OURS = {
     "softplus": {"scale": "softplus"},
     "nflows": {"scale": "nflows"},
     "blocks": {"num_blocks": 3},
-    "no batch norm": {"batch_norm": False},
+    "batch norm": {"num_blocks": 2, "norm": "batch"},
 }
 every_flow = pytest.mark.parametrize("options", OURS.values(), ids=OURS.keys())
 
@@ -248,8 +249,8 @@ class Own(MAF):
 STRANGE = {
     "subclass": (lambda: Own(5, 16), "Own"),
     "scale": (lambda: with_epsilon(MAF(5, 16)), "0.01"),
-    "part": (lambda: with_part(MAF(5, 16), "final_layer", nn.Linear(16, 10)), "Linear in"),
-    "network": (lambda: with_network(MAF(5, 16)), "MaskedResidualMLP in the place of MADE"),
+    "part": (lambda: with_part(MAF(5, 16), "final_layer", nn.Linear(16, 10)), "without masks"),
+    "network": (lambda: with_network(MAF(5, 16)), "MaskedResidualMLP in it"),
     "mask": (lambda: with_mask(MAF(5, 16)), "masks"),
     "hook": (lambda: with_hook(MAF(5, 16)), "hooks"),
     "method": (lambda: with_method(MAF(5, 16)), "a forward of its own"),
@@ -284,7 +285,7 @@ def with_batch_statistics(flow):
 @pytest.mark.parametrize("make, reason", STRANGE.values(), ids=STRANGE.keys())
 def test_what_its_weights_do_not_tell_keeps_its_passes(make, reason):
     flow = make().double().eval()
-    assert reason in obstacle(flow)
+    assert reason in why_not_foldable(flow)
     with pytest.raises(ValueError, match=f"expected a plain .*got .*{reason}.*; use"):
         AffineAutoregressive.from_nflows(flow)
     latents, _ = drawn(5)
@@ -403,14 +404,38 @@ def test_autocast_leaves_the_inverse_exact():
         torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("norm", [None, "batch"])
 @pytest.mark.parametrize(
-    "network", [MaskedResidualMLP(4, 3), MaskedMLP(4, [[1, 2, 3], [3, 2, 1]], 3)]
+    "make",
+    [
+        partial(MaskedResidualMLP, 4, 3, num_blocks=2),
+        partial(MaskedMLP, 4, [[1, 2, 3], [3, 2, 1]], 3),
+    ],
 )
-def test_outputs_of_a_feature_see_the_features_before_it(network):
-    nn.init.normal_(network.eval().final_layer.weight)
-    jacobian = torch.autograd.functional.jacobian(lambda x: network(x[None])[0], torch.randn(4))
-    sees = jacobian.unflatten(0, (4, 3)).abs().sum(1) > 0
+def test_outputs_of_a_feature_see_the_features_before_it_alone(make, norm, training):
+    """Of all rows, which batch normalization mixes in training."""
+    network = make(norm=norm).double().train(training)
+    nn.init.normal_(network.final_layer.weight)
+    rows = torch.randn(5, 4, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(network, rows)
+    sees = jacobian.unflatten(1, (4, 3)).abs().sum((0, 2, 3)) > 0
     assert torch.equal(sees, torch.ones(4, 4).tril(-1).bool())
+
+
+@pytest.mark.parametrize("make", [MaskedResidualMLP, partial(MaskedMLP, degrees=[[1, 2], [2, 1]])])
+def test_layer_norm_would_break_the_masks_and_is_refused(make):
+    with pytest.raises(ValueError, match="expected .*'batch' or None, got 'layer'; .*mask hides"):
+        make(4, norm="layer")
+    # What it would do: parameters of the second feature see more than the first.
+    network = make(4, norm="batch").double()
+    for name, part in list(network.named_modules()):
+        if isinstance(part, nn.BatchNorm1d):
+            network.set_submodule(name, nn.LayerNorm(part.num_features).double())
+    nn.init.normal_(network.final_layer.weight)
+    row = torch.randn(1, 4, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(network, row)[0, :, 0]
+    assert jacobian[2:4, 1:].any()
 
 
 def test_pickle_of_what_was_taken_over():

@@ -35,7 +35,7 @@ def linear_flow(channels=1, of_posterior=True) -> ImageFlow:
     transform = MultiScaleTransform([block], (channels, 1, 2))
     base = ProductDistribution({"final": DiagonalNormal((channels + 1, 1, 2), learnable=False)})
     flow = ImageFlow(transform, (channels, 1, 2), base, LEVELS).double().eval()
-    first, second = (unit.linear.weight for unit in block.units)
+    first, second = (unit.linear.matrix for unit in block.units)
     network = block.couplings[0].network
     with torch.no_grad():
         first += 0.3 * torch.randn_like(first)
@@ -55,7 +55,7 @@ def linear_flow(channels=1, of_posterior=True) -> ImageFlow:
 def marginal(flow: ImageFlow) -> distributions.MultivariateNormal:
     """The exact distribution of the channels of a pixel."""
     block = flow._transform._transforms[0]
-    first, second = (unit.linear.weight.detach() for unit in block.units)
+    first, second = (unit.linear.matrix.detach() for unit in block.units)
     covariance = (second.T @ second).inverse()[:-1, :-1]
     inverse = first.inverse()
     return distributions.MultivariateNormal(

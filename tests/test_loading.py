@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nflows_mixer.training.loaders import ImageDataModule
+from nflows_mixer.training import ImageDataModule
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "loading"
 

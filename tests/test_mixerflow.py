@@ -1,5 +1,8 @@
-"""The builder: published sizes, every option, precision at depth 30."""
+"""The builder: its signature, published sizes, every option, precision at depth 30."""
 
+import inspect
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -7,13 +10,27 @@ import pytest
 import torch
 from nflows.transforms import MaskedAffineAutoregressiveTransform
 from sklearn.datasets import load_sample_images
+from torch import nn
 
-from nflows_mixer.distributions import StudentT
+from nflows_mixer.distributions import DiagonalNormal, NormalMixture, StudentT
 from nflows_mixer.evaluation import round_trip_error
-from nflows_mixer.flows import PRESETS, mixerflow
-from nflows_mixer.nn import ResidualMLP
-from nflows_mixer.transforms import ActNorm, RLULinear, ShiftTransform
+from nflows_mixer.flows import MIXERFLOW_PRESETS, Pixels, denseflow, mixerflow
+from nflows_mixer.nn import MLP, ResidualMLP, learned_positions, sinusoidal_positions
+from nflows_mixer.transforms import (
+    ActNorm,
+    AdditiveCoupling,
+    AffineCoupling,
+    ButterflyLinear,
+    LULinear,
+    PatchTransform,
+    RationalQuadraticCoupling,
+    ResidualTransform,
+    RLULinear,
+    ShiftTransform,
+    identity_maf,
+)
 from tests.jacobian import jacobian_logabsdet
+from tests.test_errors import expect
 
 
 def count(flow) -> int:
@@ -35,12 +52,25 @@ def test_parameters_of_the_presets(preset, parameters):
     assert count(mixerflow(preset)) == parameters
 
 
-def test_parameters_of_the_earlier_variant():
-    """7.5M on the author's page: no shift, BatchNorm between the flows, a 128 x 128 layer."""
-    flow = mixerflow(
-        "cifar10", shift=None, norm="batchnorm", conditioner="mlp", base="standard_normal"
-    )
-    assert count(flow) == 7_525_449
+@pytest.mark.parametrize("builder", [mixerflow, denseflow])
+def test_signature_is_explicit_typed_and_short(builder):
+    parameters = inspect.signature(builder, eval_str=True).parameters.values()
+    assert len(parameters) <= 20
+    assert not any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
+    assert not any(p.annotation is p.empty for p in parameters)
+    with pytest.raises(TypeError, match="hidden"):
+        builder(hidden=3)
+
+
+def test_main_names_need_no_extra():
+    extras = "lightning, jsonargparse, safetensors, sklearn, tensorboard, torchvision, yaml"
+    code = f"""
+import sys
+from nflows_mixer import mixerflow, denseflow, ImageFlow, load_weights, bits_per_dim
+mixerflow(image_shape=(1, 4, 4), patch_size=2, num_layers=1, shift=None)
+assert not {{name.split(".")[0] for name in sys.modules}} & set({extras!r}.split(", "))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_eight_of_thirty_layers_are_shift_layers():
@@ -60,48 +90,60 @@ def test_mnist_is_autoregressive_with_rlu_and_no_shift():
 
 SMALL = {"image_shape": (3, 8, 8), "patch_size": 2, "num_layers": 2, "hidden_features": 16}
 LARGE = {"patch_size": 4, "image_shape": (3, 16, 16)}
-MAF = partial(MaskedAffineAutoregressiveTransform, hidden_features=16)
-OWN = partial(ResidualMLP, hidden_features=16, batch_norm=False)
+NARROW = partial(MaskedAffineAutoregressiveTransform, hidden_features=16)
+OWN = partial(ResidualMLP, hidden_features=16, norm=None)
+
+
+def both(flow):
+    return {"channel_flow": flow, "patch_flow": flow}
+
+
+def cut(layout):
+    return {"patch_size": partial(PatchTransform, patch_size=2, layout=layout)}
+
+
 # name: (what both models have, what the second has besides)
 OPTIONS = {
     "larger shift": (LARGE, {"shift": 3}),
     "shift of its own on each axis": (LARGE, {"shift": (1, 3)}),
     "no shift": ({}, {"shift": None}),
-    "shift in every layer": ({}, {"shift_period": 1}),
-    "bands": ({"shift": None}, {"layout": "band"}),
-    "stripes": ({"shift": None}, {"layout": "stripe"}),
-    "dilated": ({}, {"layout": "dilated"}),
-    "layouts that alternate": ({}, {"layout": ["patch", "dilated"]}),
+    "shift in every layer": ({}, {"shift": [1, (1, 1)]}),
+    "bands": ({"shift": None}, cut("band")),
+    "stripes": ({"shift": None}, cut("stripe")),
+    "dilated": ({}, cut("dilated")),
+    "layouts that alternate": ({}, {"patch_size": [2, cut("dilated")["patch_size"]]}),
     "rectangular patches": ({"shift": None}, {"patch_size": (2, 4)}),
     "patch sizes that change": ({"shift": None}, {"patch_size": [(2, 2), (4, 4)]}),
-    "squeeze": ({"shift": None}, {"squeeze": 2}),
-    "no 1x1 convolution": ({}, {"conv1x1": False}),
+    "squeeze": ({"shift": None}, {"pixels": Pixels(squeeze=2)}),
+    "no 1x1 convolution": ({}, {"pixels": Pixels(conv1x1=False)}),
     "no linear block": ({}, {"linear": None}),
-    "rlu": ({}, {"linear": "rlu"}),
+    "rlu": ({}, {"linear": RLULinear}),
+    "butterfly": ({}, {"linear": ButterflyLinear}),
     "more flow layers": ({}, {"num_flow_layers": 6}),
-    "additive": ({}, {"channel_flow": "additive", "patch_flow": "additive"}),
-    "maf in the channel flow": ({}, {"channel_flow": "maf"}),
-    "factory": ({}, {"patch_flow": MAF}),
-    "tanh": ({}, {"scale": "tanh"}),
-    "sigmoid": ({}, {"scale": "sigmoid"}),
-    "softplus": ({}, {"scale": "softplus"}),
-    "batchnorm": ({}, {"norm": "batchnorm"}),
-    "mlp": ({}, {"conditioner": "mlp"}),
-    "two blocks": ({}, {"num_blocks": 2}),
-    "deeper mlp": ({"conditioner": "mlp"}, {"num_blocks": 2}),
+    "additive": ({}, both(AdditiveCoupling)),
+    "splines": ({}, {"channel_flow": partial(RationalQuadraticCoupling, num_bins=4)}),
+    "residual": ({"num_layers": 1}, {"channel_flow": ResidualTransform}),
+    "maf in the channel flow": ({}, {"channel_flow": identity_maf}),
+    "factory": ({}, {"patch_flow": NARROW}),
+    "tanh": ({}, both(partial(AffineCoupling, scale="tanh"))),
+    "batch norm": ({}, {"norm": "batch"}),
+    "no norm": ({}, {"norm": None}),
+    "mlp": ({}, {"conditioner": MLP}),
+    "two blocks": ({}, {"conditioner": partial(ResidualMLP, num_blocks=2)}),
     "wider": ({}, {"hidden_features": 24}),
-    "conditioner of one's own": ({}, {"conditioner": OWN}),
-    "logit": ({}, {"logit": 0.05}),
-    "standard normal": ({}, {"base": "standard_normal"}),
-    "student t": ({}, {"base": "student_t"}),
-    "cauchy": ({"base": "student_t"}, {"base": "cauchy"}),
-    "mixture": ({}, {"base": "mixture"}),
-    "base of one's own": ({}, {"base": partial(StudentT, degrees_of_freedom=2.0)}),
+    "conditioner of one's own": ({"hidden_features": None}, {"conditioner": OWN}),
+    "logit": ({}, {"pixels": Pixels(logit=0.05)}),
+    "standard normal": ({}, {"base": partial(DiagonalNormal, learnable=False)}),
+    "student t": ({}, {"base": StudentT}),
+    "cauchy": ({"base": StudentT}, {"base": partial(StudentT, degrees_of_freedom=1.0)}),
+    "mixture": ({}, {"base": NormalMixture}),
     "ready base": ({}, {"base": StudentT((3, 8, 8), degrees_of_freedom=2.0)}),
-    "sinusoidal positions": ({}, {"positions": "sinusoidal"}),
-    "learned positions": ({"positions": "sinusoidal"}, {"positions": "learned"}),
-    "fewer position features": ({"positions": "learned"}, {"position_features": 4}),
-    "positions for maf": ({"channel_flow": "maf"}, {"positions": "learned"}),
+    "sinusoidal positions": ({}, {"positions": partial(sinusoidal_positions, features=16)}),
+    "learned positions": ({}, {"positions": partial(learned_positions, features=16)}),
+    "positions for maf": (
+        {"channel_flow": identity_maf},
+        {"positions": partial(learned_positions, features=4)},
+    ),
 }
 
 
@@ -140,43 +182,113 @@ def test_option_changes_the_model(setting, options):
 
 
 TABLE_8 = {
-    # points, resolution, patch, hidden, shift, linear, lr, beta_2, steps, batch
-    "cifar10": (48_000, 32, 4, 128, 1, "lu", 1e-3, 0.999, 400_000, 512),
-    "imagenet32": (1_229_904, 32, 4, 128, 1, "lu", 1e-3, 0.999, 500_000, 512),
-    "galaxy32": (5_000, 32, 4, 64, 1, "lu", 1e-3, 0.999, 50_000, 512),
-    "imagenet64": (1_229_904, 64, 8, 128, 2, "lu", 5e-4, 0.999, 400_000, 200),
-    "animefaces": (61_023, 64, 8, 128, 2, "lu", 5e-4, 0.99, 400_000, 200),
-    "mnist": (57_600, 28, 4, 64, None, "rlu", 5e-4, 0.999, 400_000, 512),
+    # resolution, patch, hidden, shift, linear
+    "cifar10": (32, 4, 128, 1, LULinear),
+    "imagenet32": (32, 4, 128, 1, LULinear),
+    "galaxy32": (32, 4, 64, 1, LULinear),
+    "imagenet64": (64, 8, 128, 2, LULinear),
+    "animefaces": (64, 8, 128, 2, LULinear),
+    "mnist": (28, 4, 64, None, RLULinear),
 }
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", MIXERFLOW_PRESETS)
 def test_preset_is_its_column_of_table_8(name):
-    preset, spec = PRESETS[name], PRESETS[name].architecture
+    spec = mixerflow(name).architecture.arguments
+    # The networks' own default where the preset names no width.
     assert TABLE_8[name] == (
-        preset.training_points,
-        spec.image_shape[1],
-        spec.patch_size,
-        spec.hidden_features,
-        spec.shift,
-        spec.linear,
-        preset.learning_rate,
-        preset.betas[1],
-        preset.steps,
-        preset.batch_size,
+        spec["image_shape"][1],
+        spec["patch_size"],
+        spec["hidden_features"] or 128,
+        spec["shift"],
+        spec["linear"],
     )
-    flow = "maf" if name == "mnist" else "affine"
-    assert spec.channel_flow == spec.patch_flow == flow
-    assert spec.image_shape[0] == (1 if name == "mnist" else 3)
-    assert (spec.num_layers, spec.num_flow_layers, spec.shift_period) == (30, 4, 4)
-    assert preset.betas[0] == 0.9 and preset.gradient_clip == 5.0
-    assert preset.source.startswith("MixerFlow, Table 8, column ")
+    flow = identity_maf if name == "mnist" else AffineCoupling
+    assert spec["channel_flow"] is spec["patch_flow"] is flow
+    assert spec["image_shape"][0] == (1 if name == "mnist" else 3)
+    assert (spec["num_layers"], spec["num_flow_layers"], spec["norm"]) == (30, 4, "batch")
+    assert MIXERFLOW_PRESETS[name].source.startswith("MixerFlow, Table 8, column ")
 
 
-def test_training_points_leave_out_the_validation_part():
-    """int(0.04 n) images are kept; four of the sizes follow from n exactly."""
-    for name, total in [("cifar10", 50_000), ("mnist", 60_000), ("imagenet32", 1_281_149)]:
-        assert PRESETS[name].training_points == total - int(0.04 * total)
+def test_mnist_preset_takes_training_steps_as_it_is():
+    """Ink on a border that is black in all images but a few."""
+    flow = mixerflow("mnist", num_layers=2)
+    images = torch.zeros(40, 1, 28, 28, dtype=torch.uint8)
+    images[:, :, 8:20, 8:20] = torch.randint(256, (40, 1, 12, 12), dtype=torch.uint8)
+    images[3, :, 0, 0] = 255
+    optimizer = torch.optim.Adam(flow.parameters(), lr=5e-4)
+    for _ in range(5):
+        loss = -flow.log_prob(images).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        assert loss.isfinite() and all(p.grad.isfinite().all() for p in flow.parameters())
+        nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
+        optimizer.step()
+
+
+def test_factory_gets_what_its_signature_names():
+    seen = []
+
+    def flow(features, axes, index, context_features, norm, hidden_features=7):
+        seen.append((features, axes, index, context_features, norm, hidden_features))
+        return AffineCoupling(features, context_features=context_features, norm=norm)
+
+    mixerflow(
+        image_shape=(3, 4, 8),
+        patch_size=(2, 4),
+        num_layers=2,
+        num_flow_layers=2,
+        channel_flow=flow,
+        hidden_features=16,
+        norm=None,
+        context_features=2,
+        positions=partial(learned_positions, features=3),
+        shift=None,
+    )
+    assert seen == [(24, (2, 4, 3), index, 5, None, 16) for index in range(4)]
+
+
+def test_width_is_the_factories_own_where_it_is_not_given():
+    def widths(**options):
+        flow = mixerflow(**{**SMALL, "num_layers": 1, "hidden_features": None, **options})
+        return {m.initial.out_features for m in flow.modules() if isinstance(m, ResidualMLP)}
+
+    assert widths() == {128} and widths(hidden_features=9) == {9}
+    assert widths(conditioner=partial(ResidualMLP, hidden_features=5)) == {5}
+    bound = partial(AffineCoupling, conditioner=partial(ResidualMLP, hidden_features=5))
+    assert widths(channel_flow=bound, hidden_features=9) == {5, 9}
+
+
+def test_bound_keywords_leave_the_others_to_be_given():
+    flow = mixerflow(
+        **SMALL, conditioner=partial(ResidualMLP, norm=None), context_features=5, shift=None
+    )
+    networks = [m for m in flow.modules() if isinstance(m, ResidualMLP)]
+    assert {m.context_features for m in networks} == {5}
+    assert not any(isinstance(m, nn.LayerNorm) for m in flow.modules())
+
+
+@pytest.mark.parametrize(
+    "options, unread",
+    [
+        ({**both(LULinear), "hidden_features": 8}, "hidden_features"),
+        ({**both(LULinear), "norm": None}, "norm"),
+        ({**both(LULinear), "conditioner": MLP}, "conditioner"),
+        ({**both(identity_maf), "conditioner": MLP}, "conditioner"),
+        ({**both(ResidualTransform), "norm": "batch"}, "norm"),
+        ({**both(partial(identity_maf, hidden_features=4)), "hidden_features": 8}, "hidden_fe"),
+        ({"conditioner": lambda i, o: nn.Linear(i, o), "norm": "batch"}, "norm"),
+        ({"conditioner": partial(ResidualMLP, norm=None), "norm": "batch"}, "norm"),
+    ],
+)
+def test_what_no_factory_reads_is_refused(options, unread):
+    sizes = {"image_shape": (1, 4, 4), "patch_size": 2, "num_layers": 1, "shift": None}
+    with expect(ValueError, f"a factory that takes {unread}"):
+        mixerflow(**sizes, **options)
+    # What only a preset says may be left unread.
+    presets = {k: v for k, v in options.items() if k not in ("hidden_features", "norm")}
+    if "conditioner" not in presets:
+        mixerflow("galaxy32", num_layers=1, **presets)
 
 
 def test_maf_starts_at_the_identity():
@@ -193,7 +305,7 @@ def test_maf_starts_at_the_identity():
 @pytest.mark.parametrize("num_flow_layers", [1, 2])
 def test_parts_of_couplings_alternate_without_a_linear_block(num_flow_layers):
     """Every latent then depends on pixels other than its own."""
-    options = {"linear": None, "shift": None, "conv1x1": False}
+    options = {"linear": None, "shift": None, "pixels": Pixels(conv1x1=False)}
     flow = mixerflow(**SMALL, **options, num_flow_layers=num_flow_layers)
     images = torch.randint(256, (16, *flow.image_shape), dtype=torch.uint8)
     moved(flow, images, std=0.1)
@@ -208,7 +320,7 @@ def test_parts_of_couplings_alternate_without_a_linear_block(num_flow_layers):
 @pytest.mark.parametrize("preset", ["cifar10", "mnist"])
 def test_fresh_flow_is_the_identity_but_for_actnorm(preset):
     """Shapes of the start: linear blocks and flows at the identity, ActNorms affine."""
-    flow = mixerflow(preset, num_layers=2).double()
+    flow = mixerflow(preset, num_layers=2, pixels=Pixels()).double()
     images = torch.randint(256, (32, *flow.image_shape), dtype=torch.uint8)
     flow.initialize(images)
     latents = flow.transform_to_noise(images)

@@ -30,9 +30,9 @@ from nflows_mixer.transforms import (
     UniformDequantization,
     reversible,
 )
-from tests.registry import TRANSFORMS
+from tests.registry import DETERMINISTIC
 from tests.test_folded import moved
-from tests.test_properties import build, draw
+from tests.test_properties import build
 
 MEMORIES = ("constant", "checkpoint")
 narrow = partial(ResidualMLP, hidden_features=12)
@@ -76,7 +76,7 @@ def assert_same_gradients(parts, inputs, context=None, tolerance=1e-9, autocast=
 
 INVERTIBLE = [
     name
-    for name, case in TRANSFORMS.items()
+    for name, case in DETERMINISTIC.items()
     if list(case.make().parameters()) and not name.startswith(("Residual", "MixerFlow-residual"))
 ]
 
@@ -85,9 +85,9 @@ INVERTIBLE = [
 @pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("name", INVERTIBLE)
 def test_every_transform(name, memory):
-    case = TRANSFORMS[name]
+    case = DETERMINISTIC[name]
     transform = build(case).train()
-    inputs, context = draw(case, 9)
+    inputs, context = case.draw(9)
     own = assert_same_gradients([transform], inputs, context, memory=memory)
     # An inverse that is made a forward runs in evaluation mode, as all inverses do.
     assert not own.inexact or "Inverse" in name or name == "Composite-mixed-context"

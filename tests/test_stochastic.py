@@ -1,10 +1,12 @@
-"""What holds for transforms that draw noise, beside the properties of all."""
+"""Transforms that draw noise: what is drawn, what a block reads and keeps, and what is refused.
+
+The properties that all of them share are in test_properties.py.
+"""
 
 from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -14,122 +16,21 @@ from torch import Tensor, distributions, nn
 
 from nflows_mixer.core.as_transform import deterministic_transform
 from nflows_mixer.distributions import standard_normal_log_prob
-from nflows_mixer.nn import CrossUnitNetwork, DenseEncoder
 from nflows_mixer.transforms import (
     ConditionalNoise,
     CrossUnitCoupling,
     DenseFlowBlock,
     InvertibleConv1x1,
-    LearnedAugmentation,
     MultiScaleTransform,
     ReversibleCompositeTransform,
-    SqueezeAndDrop,
+    SqueezeAndSplit,
     UniformDequantization,
     VariationalDequantization,
 )
-from tests.registry import LEVELS
-from tests.stochastic_registry import STOCHASTIC_TRANSFORMS, blocks, step
+from tests.registry import LEVELS, TRANSFORMS, blocks, step
 from tests.test_errors import expect
 from tests.test_noise import NORMAL, UNIFORM, gap_to
-from tests.test_properties import BATCH, build
-
-DRAW_NOISE = (
-    CrossUnitCoupling,
-    LearnedAugmentation,
-    UniformDequantization,
-    VariationalDequantization,
-)
-
-
-everything = pytest.mark.parametrize(
-    "case", STOCHASTIC_TRANSFORMS.values(), ids=STOCHASTIC_TRANSFORMS.keys()
-)
-
-
-@everything
-@torch.no_grad()
-def test_logabsdet_of_the_inverse_is_that_of_the_deterministic_parts(case):
-    transform = build(case)
-    inputs, context, noise = case.draw(BATCH)
-    of_noise = []
-    for module in transform.modules():
-        if isinstance(module, DRAW_NOISE):
-            module.register_forward_hook(lambda *call: of_noise.append(call[2][1]))
-    outputs, logabsdet = transform(inputs, context, noise)
-    _, there = transform.inverse(outputs, context)
-    torch.testing.assert_close(there, sum(of_noise) - logabsdet, atol=1e-8, rtol=1e-8)
-
-
-@everything
-@torch.no_grad()
-def test_drawn_noise_does_what_given_noise_does(case, monkeypatch):
-    transform = build(case)
-    inputs, context, _ = case.draw(BATCH)
-    drawn = []
-    for name in ("randn", "rand"):
-        monkeypatch.setattr(torch, name, recorded(getattr(torch, name), drawn))
-    outputs, logabsdet = transform(inputs, context)
-    noise = torch.cat([part.flatten(1) for part in drawn], dim=1).reshape(BATCH, *case.noise)
-    for _ in range(2):
-        again, logabsdet_again = transform(inputs, context, noise)
-        assert torch.equal(again, outputs) and torch.equal(logabsdet_again, logabsdet)
-    other, _ = transform(inputs, context)
-    assert not torch.equal(other, outputs)
-
-
-def recorded(function: Callable[..., Tensor], results: list[Tensor]) -> Callable[..., Tensor]:
-    def call(*arguments, **options):
-        results.append(function(*arguments, **options))
-        return results[-1]
-
-    return call
-
-
-@everything
-@torch.no_grad()
-def test_every_number_of_the_noise_is_used(case):
-    transform = build(case)
-    inputs, context, noise = (None if t is None else t[:1] for t in case.draw(BATCH))
-    size = math.prod(case.noise)
-    moved = noise + 1e-3 * torch.eye(size, dtype=noise.dtype).reshape(size, *case.noise)
-    rows = inputs.expand(size, *case.shape)
-    given = None if context is None else context.expand(size, *case.context)
-    outputs, _ = transform(rows, given, moved)
-    before, _ = transform(inputs, context, noise)
-    assert ((outputs - before).flatten(1).abs().amax(1) > 1e-6).all()
-
-
-@everything
-def test_noise_of_another_shape_is_an_error_and_so_is_no_context(case):
-    transform = build(case)
-    inputs, context, noise = case.draw(BATCH)
-    if case.context:
-        with expect(ValueError, "context.*, got None"):
-            transform(inputs, None, noise)
-    for wrong in (noise[:, :-1], noise[:2], noise.flatten(), torch.cat((noise, noise), 1)):
-        with expect(ValueError, r"noise of shape \[3, "):
-            transform(inputs, context, wrong)
-
-
-@everything
-@torch.no_grad()
-def test_inverse_evaluates_no_network_of_the_noise(case):
-    transform = build(case)
-    inputs, context, noise = case.draw(BATCH)
-    outputs, _ = transform(inputs, context, noise)
-
-    def fail(*arguments, **options):
-        raise AssertionError("evaluated")
-
-    of_noise = (CrossUnitNetwork, DenseEncoder, ConditionalNoise)
-    found = [module for module in transform.modules() if isinstance(module, of_noise)]
-    for module in found:
-        module.forward = fail
-    torch.testing.assert_close(transform.inverse(outputs, context)[0], inputs)
-    if found:
-        with pytest.raises(AssertionError, match="evaluated"):
-            transform(inputs, context, noise)
-
+from tests.test_properties import build
 
 # The distribution of what is drawn.
 
@@ -148,7 +49,7 @@ def test_white_noise_is_standard_normal_with_its_density():
 
 @torch.no_grad()
 def test_white_noise_of_a_block_is_recovered_from_its_outputs():
-    case = STOCHASTIC_TRANSFORMS["DenseFlowBlock-white"]
+    case = TRANSFORMS["DenseFlowBlock-white"]
     block = build(case)
     inputs = torch.randn(1000, *case.shape, dtype=torch.float64)
     outputs, logabsdet = block(inputs)
@@ -184,8 +85,8 @@ def test_preconditioned_noise_has_the_mean_and_the_scale_of_its_network(scale):
 @torch.no_grad()
 def test_learned_noise_of_dequantisation_is_nearly_uniform_at_the_start():
     """Its entropy is that of the sigmoid of normal noise of scale 1.7: -0.0101 nats a pixel."""
-    case = STOCHASTIC_TRANSFORMS["VariationalDequantization"]
-    pixels, _, _ = case.draw(4000)
+    case = TRANSFORMS["VariationalDequantization"]
+    pixels, *_ = case.draw(4000)
     values, logabsdet = case.make().double()(pixels)
     logits = torch.linspace(-20, 20, 40_001, dtype=torch.float64)
     made = distributions.Normal(0.0, 1.7).log_prob(logits)
@@ -197,13 +98,13 @@ def test_learned_noise_of_dequantisation_is_nearly_uniform_at_the_start():
     assert gap_to(UNIFORM, values - pixels) / (16 * 4000) ** 0.5 < 0.05
 
 
-# Dequantisation.
+# Dequantization.
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @torch.no_grad()
 def test_learned_dequantisation_keeps_every_pixel_at_extreme_noise(dtype):
-    case = STOCHASTIC_TRANSFORMS["VariationalDequantization"]
+    case = TRANSFORMS["VariationalDequantization"]
     dequantize = build(case, dtype)
     pixels = torch.full((5, *case.shape), LEVELS - 1, dtype=torch.uint8)
     noise = torch.tensor([-1e4, -50.0, 0.0, 50.0, 1e4], dtype=dtype)
@@ -283,7 +184,7 @@ def test_couplings_read_what_their_name_says():
 def test_couplings_of_all_blocks_read_what_was_before_squeezed():
     first = DenseFlowBlock(2, 2, full, 1, "all", network=Seen)
     second = DenseFlowBlock(6, 3, full, 2, "all", None, 16, network=Seen)
-    transform = MultiScaleTransform([first, SqueezeAndDrop(2), second], (2, 4, 4)).double()
+    transform = MultiScaleTransform([first, SqueezeAndSplit(2), second], (2, 4, 4)).double()
     outputs = {}
     for name, block in (("first", first), ("second", second)):
         for i, unit in enumerate(block.units):
@@ -309,7 +210,7 @@ def test_block_is_the_example_of_the_paper():
         parameter += 0.3 * torch.randn_like(parameter)
     z0 = torch.randn(3, 2, 4, 4, dtype=torch.float64)
     e = torch.randn(3, 2, 4, 4, dtype=torch.float64)
-    one, two = (unit.linear.affine_maps([unit.linear]).weight[0] for unit in block.units)
+    one, two = (unit.linear.weight() for unit in block.units)
     z1 = torch.einsum("kc,bchw->bkhw", one, z0)
     sigma = math.exp(2 * math.tanh(0.25))
     augmented = torch.cat((z1, sigma * e + 0.5), dim=1)
@@ -372,6 +273,7 @@ def test_gradients_reach_earlier_units_through_the_noise():
     [
         (lambda: CrossUnitCoupling(0, 2), "channels to be a positive integer, got 0"),
         (lambda: CrossUnitCoupling(2, 0), "noise_channels to be a positive integer, got 0"),
+        (lambda: CrossUnitCoupling(2, 2, -1), "context_features to be a positive integer, got -1"),
         (lambda: CrossUnitCoupling(2, 2, 2, scale="relu"), "scale to be one of 'exp'"),
         (lambda: DenseFlowBlock(2, 0, step, 1), "num_units to be a positive integer"),
         (lambda: DenseFlowBlock(2, 2, step, -1), "growth to be a positive integer"),

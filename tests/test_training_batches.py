@@ -14,13 +14,7 @@ from nflows_mixer.evaluation import evaluate
 from nflows_mixer.flows import ImageFlow
 from nflows_mixer.likelihood import bits_per_dim
 from nflows_mixer.noise import uniform_noise
-from nflows_mixer.training import (
-    FlowModule,
-    ImageDataModule,
-    OrderedBatches,
-    Recipe,
-    ShuffledBatches,
-)
+from nflows_mixer.training import FlowModule, ImageDataModule, Recipe, ShuffledBatches
 from tests.training import (
     SHAPE,
     assert_same,
@@ -71,11 +65,17 @@ def test_batches_that_cannot_be_made_are_refused():
 
 @pytest.mark.parametrize("num_images, world_size", [(10, 1), (11, 3), (2, 3), (1, 3)])
 def test_ordered_batches_have_each_image_once(num_images, world_size):
+    class Process:
+        pass
+
     seen = []
     for rank in range(world_size):
-        batches = OrderedBatches(num_images, 2, rank, world_size)
-        rows = [batch.tolist() for batch in batches]
-        assert len(rows) == len(batches) and all(1 <= len(row) <= 2 for row in rows)
+        part = noise_data((5, num_images, 5)).validation
+        module = ImageDataModule(ImageData("noise", part, part, None), Recipe(), 0, None, 2)
+        module.trainer = Process()
+        module.trainer.global_rank, module.trainer.world_size = rank, world_size
+        rows = [batch.tolist() for batch in module.val_dataloader()[0].sampler]
+        assert all(1 <= len(row) <= 2 for row in rows)
         flat = sum(rows, [])
         assert flat == sorted(flat) and all(row % world_size == rank for row in flat)
         seen += flat

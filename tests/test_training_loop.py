@@ -194,7 +194,7 @@ def dropout(in_features, out_features):
 
 def test_validation_and_samples_leave_the_random_state_of_training(tmp_path):
     """With dropout, of which the masks come from the global state."""
-    data, start = noise_data(), tiny(conditioner=dropout)
+    data, start = noise_data(), tiny(conditioner=dropout, hidden_features=None)
     flows = []
     for validate_every in (1, 1000, 1000):
         torch.manual_seed(len(flows) // 2)
@@ -212,7 +212,7 @@ def test_validation_and_samples_leave_the_random_state_of_training(tmp_path):
 
 def test_any_nflows_flow_trains(tmp_path):
     layer = PatchMixerTransform(
-        SHAPE, 2, lambda n: FlowLayer(n, AffineCoupling(n)), lambda n: FlowLayer(n)
+        SHAPE, 2, lambda n: FlowLayer(n, linear=AffineCoupling(n)), lambda n: FlowLayer(n)
     )
     plain = Flow(layer, tiny()._distribution)
     flow = ImageFlow.from_flow(plain, SHAPE, levels=17)

@@ -1,15 +1,20 @@
 """Weights as files, and deeper flows from trained ones."""
 
 import json
+import os
+from functools import partial
 
 import pytest
 import torch
+import zuko
 from nflows.transforms import AffineCouplingTransform
 from torch import nn
 
 from nflows_mixer import __version__, _files
+from nflows_mixer.distributions import NormalMixture, StudentT
 from nflows_mixer.flows import (
     ImageFlow,
+    Pixels,
     denseflow,
     grow,
     load_weights,
@@ -18,8 +23,19 @@ from nflows_mixer.flows import (
     save_weights,
 )
 from nflows_mixer.flows.weights import save_state
+from nflows_mixer.nn import MLP, FusedConditioner, learned_positions
 from nflows_mixer.training import FlowModule, Recipe
-from nflows_mixer.transforms import ActNorm, AffineCoupling, PixelScaling
+from nflows_mixer.transforms import (
+    ActNorm,
+    AffineCoupling,
+    KroneckerLinear,
+    PatchTransform,
+    PixelScaling,
+    RationalQuadraticCoupling,
+    ResidualTransform,
+    RLULinear,
+    identity_maf,
+)
 from tests.training import SHAPE, noise_data, plain, train
 
 
@@ -52,17 +68,19 @@ def trained(**options):
     return flow.eval()
 
 
+SPLINES = partial(RationalQuadraticCoupling, num_bins=4)
 KINDS = [
     {},
     {"num_classes": 3},
     {"context_features": 2},
-    {"squeeze": 2, "patch_size": 1},
-    {"channel_flow": "maf"},
-    {"patch_flow": "spline", "positions": "learned"},
-    {"channel_flow": "residual"},
-    {"linear": "rlu"},
-    {"image_shape": (1, 8, 8), "shift": 1, "shift_period": 2},
-    {"base": "mixture", "logit": 1e-3},
+    {"pixels": Pixels(squeeze=2), "patch_size": 1},
+    {"channel_flow": identity_maf, "norm": "batch"},
+    {"patch_flow": SPLINES, "positions": partial(learned_positions, features=3)},
+    {"channel_flow": ResidualTransform},
+    {"linear": RLULinear},
+    {"linear": KroneckerLinear, "conditioner": partial(MLP, num_layers=1)},
+    {"image_shape": (1, 8, 8), "shift": 1},
+    {"base": NormalMixture, "pixels": Pixels(logit=1e-3)},
 ]
 NAMES = [",".join(kind) or "plain" for kind in KINDS]
 
@@ -86,11 +104,12 @@ def test_file_gives_back_the_flow_to_the_last_bit(tmp_path, options):
     )
 
 
-def small_denseflow(**options):
+def small_denseflow(conditioner=None, **options):
     arguments = {"image_shape": SHAPE, "levels": 17, "dequantization": "uniform"}
-    arguments |= {"units": (2, 1), "modules": (1, 1), "growth": 2, "hidden_channels": 4}
-    arguments |= {"dense_layers": 1, "dense_growth": 4, "attention_channels": 4}
-    return denseflow(**arguments | options)
+    arguments |= {"units": (2, 1), "modules": (1, 1), "growth": 2}
+    sizes = {"hidden_channels": 4, "num_layers": 1, "growth": 4, "attention_channels": 4}
+    network = partial(FusedConditioner, **{**sizes, **(conditioner or {})})
+    return denseflow(**{**arguments, "conditioner": network, **options})
 
 
 def trained_denseflow(**options):
@@ -108,14 +127,9 @@ def trained_denseflow(**options):
         {},
         {"num_classes": 3},
         {"context_features": 2},
-        {
-            "attention": False,
-            "attention_channels": 24,
-            "preconditioning": "previous",
-            "swap": False,
-        },
-        {"augmentation": "input", "preconditioning": "learned"},
-        {"dequantization": "variational", "dequantization_channels": 4, "learned_prior": False},
+        {"conditioner": {"attention": False}, "preconditioning": "previous", "swap": False},
+        {"augmentation": "input", "preconditioning": "learned", "noise_channels": 4},
+        {"dequantization": "variational", "noise_channels": 4, "base": StudentT},
     ],
     ids=lambda options: ",".join(options) or "plain",
 )
@@ -123,7 +137,7 @@ def test_file_gives_back_the_denseflow_to_the_last_bit(tmp_path, options):
     flow, path = trained_denseflow(**options), tmp_path / "flow.safetensors"
     save_weights(flow, path, {"data": "noise"})
     facts = read_metadata(path)
-    assert json.loads(facts["denseflow"])["growth"] == 2 and "mixerflow" not in facts
+    assert json.loads(facts["architecture"])["growth"] == 2 and facts["builder"] == "denseflow"
     again = load_weights(path)
     assert again.architecture == flow.architecture
     state = again.state_dict()
@@ -137,7 +151,9 @@ def test_file_gives_back_the_denseflow_to_the_last_bit(tmp_path, options):
     assert load_weights(path, again) is again
 
 
-@pytest.mark.parametrize("change", [{"tokens": "reshaped"}, {"preconditioning": "previous"}])
+@pytest.mark.parametrize(
+    "change", [{"conditioner": {"tokens": "reshaped"}}, {"preconditioning": "previous"}]
+)
 def test_weights_of_another_denseflow_are_refused(tmp_path, change):
     path = tmp_path / "flow.safetensors"
     save_weights(trained_denseflow(), path)
@@ -153,19 +169,126 @@ def test_weights_of_the_other_family_are_refused(tmp_path):
             load_weights(tmp_path / f"{name}.safetensors", flow)
 
 
-@pytest.mark.parametrize("family", ["mixerflow", "denseflow"])
-def test_file_of_before_an_option_was_added_has_its_default(tmp_path, family):
-    flow, option = {
-        "mixerflow": (trained(), "position_features"),
-        "denseflow": (trained_denseflow(), "learned_prior"),
-    }[family]
-    path = tmp_path / "flow.safetensors"
+@pytest.mark.parametrize(
+    "make, option", [(trained, "positions"), (trained_denseflow, "swap")], ids=["mixer", "dense"]
+)
+def test_file_of_before_an_option_was_added_has_its_default(tmp_path, make, option):
+    flow, path = make(), tmp_path / "flow.safetensors"
     save_weights(flow, path)
-    arguments = json.loads(read_metadata(path)[family])
+    facts = read_metadata(path)
+    arguments = json.loads(facts["architecture"])
     del arguments[option]
-    save_state(flow, path, {family: json.dumps(arguments)})
-    for again in (load_weights(path), load_weights(path, flow)):
-        assert again.architecture == flow.architecture
+    save_state(flow, path, {**facts, "architecture": json.dumps(arguments)})
+    assert load_weights(path).architecture == flow.architecture
+
+
+def test_file_of_the_layout_before_is_refused_with_its_version(tmp_path):
+    path = tmp_path / "flow.safetensors"
+    save_state(trained(), path, {"nflows_mixer": "0.1.0", "mixerflow": "{}"})
+    for flow in (None, build()):
+        with pytest.raises(ValueError, match="layout 2, got one of nflows-mixer 0.1.0"):
+            load_weights(path, flow)
+
+
+class Danger:
+    """Makes a mark where it is touched."""
+
+    touched = False
+
+    def __init__(self, *_, **__):
+        Danger.touched = True
+
+
+def rewritten(flow, path, **changes):
+    """A file with the flow's weights, and with these arguments."""
+    save_weights(flow, path)
+    facts = read_metadata(path)
+    arguments = {**json.loads(facts["architecture"]), **changes}
+    save_state(flow, path, {**facts, "architecture": json.dumps(arguments)})
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "builtins.eval",
+        "tests.test_weights.Danger",
+        "nflows_mixer._files.os.system",
+        "nflows_mixer._files.replace_file",
+        "nflows_mixer.flows.save_weights",
+        "nflows_mixer.flows.weights.save_state",
+        "nflows_mixer.transforms.coupling.call_factory",
+        "nflows_mixer.transforms.shift.torch.load",
+        "nflows_mixer.distributions.mismatch",
+        "nflows_mixer.distributions.torch",
+        "nflows_mixer.nn.__builtins__",
+        "nflows_mixer.transforms.AffineCoupling.__init__",
+        "nflows.utils.torchutils.np.load",
+        "nflows.transforms.base",
+        "zuko.flows.torch.load",
+        "zuko.flows.nothing",
+        "AffineCoupling",
+        "",
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_file_that_names_other_code_is_refused_and_nothing_of_it_runs(tmp_path, name, nested):
+    value = {"name": name, "keywords": {"command": f"touch {tmp_path / 'mark'}"}}
+    if nested:
+        value = {
+            "name": "nflows_mixer.transforms.AffineCoupling",
+            "keywords": {"conditioner": value},
+        }
+    flow = trained()
+    path = rewritten(flow, tmp_path / "flow.safetensors", channel_flow=value)
+    with pytest.raises(
+        ValueError, match=r"(?s)flow.safetensors: expected .*load_weights\(path, flow"
+    ):
+        load_weights(path)
+    assert not Danger.touched and os.listdir(tmp_path) == ["flow.safetensors"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "3"])
+def test_file_whose_architecture_is_no_mapping_is_refused(tmp_path, text):
+    path = tmp_path / "flow.safetensors"
+    save_weights(trained(), path)
+    save_state(trained(), path, {**read_metadata(path), "architecture": text})
+    with pytest.raises(ValueError, match="flow.safetensors: expected arguments of mixerflow"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"channel_flow": {"name": "zuko.flows.NSF", "keywords": [1]}},
+        {"channel_flow": {"call": "zuko.flows.NSF"}},
+        {"channel_flow": {"name": "zuko.flows.NSF", "keywords": {"nothing": 1}}},
+        {"pixels": {"pixels": {"nothing": 1}}},
+        {"pixels": {"pixels": None}},
+        {"nothing": 1},
+        {"num_layers": "many"},
+        {"linear": "lu"},
+    ],
+    ids=str,
+)
+def test_file_of_broken_arguments_is_refused(tmp_path, changes):
+    path = rewritten(trained(), tmp_path / "flow.safetensors", **changes)
+    with pytest.raises(ValueError, match="expected"):
+        load_weights(path)
+
+
+def test_file_has_the_names_of_flows_of_other_libraries(tmp_path):
+    spline = partial(zuko.flows.NSF, transforms=1, hidden_features=(8,), bins=3)
+    flow, path = trained(channel_flow=spline), tmp_path / "flow.safetensors"
+    save_weights(flow, path)
+    assert json.loads(read_metadata(path)["architecture"])["channel_flow"] == {
+        "name": "zuko.flows.NSF",
+        "keywords": {"transforms": 1, "hidden_features": [8], "bins": 3},
+    }
+    images, noise = pixels(3), torch.rand(3, *SHAPE)
+    expected = flow.log_prob(images, None, noise)
+    assert torch.equal(load_weights(path).eval().log_prob(images, None, noise), expected)
 
 
 def test_double_precision_comes_back_to_the_last_bit(tmp_path):
@@ -184,22 +307,25 @@ def test_metadata_say_what_the_flow_is(tmp_path):
     save_weights(trained(num_layers=2), path, {"data": "noise", "step": "7"})
     facts = read_metadata(path)
     assert (facts["data"], facts["step"], facts["nflows_mixer"]) == ("noise", "7", __version__)
-    assert json.loads(facts["mixerflow"])["num_layers"] == 2
-    assert json.loads(facts["mixerflow"])["levels"] == 17
+    assert (facts["builder"], facts["layout"]) == ("mixerflow", "2")
+    arguments = json.loads(facts["architecture"])
+    assert (arguments["num_layers"], arguments["levels"]) == (2, 17)
 
 
 def test_lists_for_each_layer_survive_as_what_they_were(tmp_path):
-    flow = trained(num_layers=2, layout=("band", "patch"), patch_size=((2, 2), (1, 2)))
+    band = partial(PatchTransform, patch_size=2, layout="band")
+    flow = trained(num_layers=2, patch_size=[band, (1, 2)], shift=[None, None])
     save_weights(flow, tmp_path / "flow.safetensors")
     assert load_weights(tmp_path / "flow.safetensors").architecture == flow.architecture
 
 
 def test_flow_with_a_factory_is_read_into_that_flow_alone(tmp_path):
-    options = {"conditioner": lambda i, o: nn.Sequential(nn.Linear(i, 4), nn.Linear(4, o))}
+    network = lambda i, o: nn.Sequential(nn.Linear(i, 4), nn.Linear(4, o))  # noqa: E731
+    options = {"conditioner": network, "hidden_features": None}
     flow, path = trained(**options), tmp_path / "flow.safetensors"
     save_weights(flow, path)
-    assert "mixerflow" not in read_metadata(path)
-    with pytest.raises(ValueError, match="expected the architecture in its metadata, got none; pa"):
+    assert "architecture" not in read_metadata(path)
+    with pytest.raises(ValueError, match="expected the architecture in its metadata, got none; bu"):
         load_weights(path)
     other = build(**options)
     assert load_weights(path, other) is other
@@ -214,8 +340,8 @@ def test_weights_of_another_flow_change_nothing(tmp_path):
     save_weights(trained(), path)
     for options, problem in [
         ({"num_layers": 2}, "those of another: no _transform._transforms.3"),
-        ({"conv1x1": False}, "no .* and .* more; build the flow as it was"),
-        ({"hidden_features": 9}, r"of shape \[8\] and not \[9\]"),
+        ({"pixels": Pixels(conv1x1=False)}, "no .* and .* more; build the flow as it was"),
+        ({"hidden_features": 9}, r"of shape .*8.* and not .*9"),
     ]:
         flow = build(**options)
         before = {k: v.clone() for k, v in flow.state_dict().items()}
@@ -229,7 +355,13 @@ def test_weights_of_another_flow_change_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"levels": 32}, {"scale": "sigmoid"}, {"base": "student_t"}, {"logit": 0.01}]
+    "options",
+    [
+        {"levels": 32},
+        {"channel_flow": partial(AffineCoupling, scale="sigmoid")},
+        {"base": StudentT},
+        {"pixels": Pixels(logit=0.01)},
+    ],
 )
 def test_weights_of_another_map_of_the_same_shapes_are_refused(tmp_path, options):
     """The file says of what flow it is; the same numbers in another map are not its weights."""
@@ -281,11 +413,9 @@ def test_file_of_before_stays_when_writing_fails(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("options", KINDS, ids=NAMES)
 def test_grown_flow_is_the_same_map(options):
-    if "shift_period" in options:
-        options = {**options, "num_layers": 2}
     flow = trained(**options)
-    deeper = grow(flow, flow.architecture.num_layers + 2)
-    assert deeper.architecture.num_layers == flow.architecture.num_layers + 2
+    deeper = grow(flow, 3)
+    assert deeper.architecture.arguments["num_layers"] == 3
     images = pixels(6, flow.image_shape)
     context, noise = context_for(options, 6), torch.rand(images.shape)
     with torch.no_grad():
@@ -338,17 +468,12 @@ def test_grown_flow_trains_in_its_new_layers_too():
     assert all(torch.isfinite(p).all() for p in deeper.parameters())
 
 
-def test_batch_norm_variant_does_not_grow():
-    """nflows' BatchNorm shifts and scales from its first batch on: no identity to start with."""
-    with pytest.raises(ValueError, match="grow: expected norm='actnorm', got norm='batchnorm'"):
-        grow(trained(norm="batchnorm"), 3)
-
-
 def test_lists_for_each_layer_are_given_in_their_new_length():
-    flow = trained(num_layers=2, layout=["patch", "band"])
-    with pytest.raises(ValueError, match="one layout for each of 3 layers, got 2"):
+    band = partial(PatchTransform, patch_size=2, layout="band")
+    flow = trained(num_layers=2, patch_size=[2, band])
+    with pytest.raises(ValueError, match="one patch_size for each of 3 layers, got 2"):
         grow(flow, 3)
-    deeper = grow(flow, 3, layout=["patch", "band", "patch"])
+    deeper = grow(flow, 3, patch_size=[2, band, (1, 2)])
     images, noise = pixels(5), torch.rand(5, *SHAPE)
     torch.testing.assert_close(
         deeper.log_prob(images, None, noise), flow.log_prob(images, None, noise)
@@ -359,11 +484,10 @@ def test_lists_for_each_layer_are_given_in_their_new_length():
     "changes",
     [
         {"levels": 32},
-        {"base": "cauchy"},
-        {"scale": "sigmoid"},
-        {"logit": 1e-3},
+        {"base": StudentT},
         {"linear": None},
-        {"layout": ["band", "patch"]},
+        {"patch_size": [(1, 2), (2, 2)]},
+        {"shift": [1, None]},
         {"hidden_features": 9},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -411,7 +535,7 @@ def test_flow_of_factories_that_start_at_the_identity_grows(number):
 
 
 def test_odd_number_of_reversals_grows_by_pairs_or_says_why_not():
-    flow = trained(linear="rlu", num_flow_layers=1)
+    flow = trained(linear=RLULinear, num_flow_layers=1)
     images, noise = pixels(5), torch.rand(5, *SHAPE)
     try:
         deeper = grow(flow, 2)

@@ -17,7 +17,7 @@ from nflows_mixer._distributed import all_reduce_max
 from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.data import load_images
 from nflows_mixer.flows import denseflow, mixerflow
-from nflows_mixer.nn import BatchNorm1d, BatchNorm2d, ResidualMLP
+from nflows_mixer.nn import BatchNorm1d, BatchNorm2d, DenseAttentionConditioner, ResidualMLP
 from nflows_mixer.training import FlowModule, Recipe, fit
 from nflows_mixer.transforms import (
     ActNorm,
@@ -36,14 +36,16 @@ def maf(features):
 
 def mixer(**options):
     sizes = {"patch_size": 2, "num_layers": 2, "hidden_features": 16, "channel_flow": maf}
-    return mixerflow(**DIGITS, **sizes, **options)
+    return mixerflow(**DIGITS, **sizes, norm="batch", **options)
 
 
 def dense():
     """Draws noise on its way."""
-    sizes = {"units": [2, 1], "modules": [1, 1], "growth": 2, "hidden_channels": 4}
-    sizes |= {"dense_layers": 1, "dense_growth": 4, "attention_channels": 4}
-    return denseflow(**DIGITS, **sizes, dequantization_channels=4)
+    sizes = {"units": [2, 1], "modules": [1, 1], "growth": 2, "noise_channels": 4}
+    network = partial(
+        DenseAttentionConditioner, hidden_channels=4, num_layers=1, growth=4, attention_channels=4
+    )
+    return denseflow(**DIGITS, **sizes, conditioner=network, norm="batch")
 
 
 RECIPE = Recipe(steps=3, batch_size=40, ema_decay=0.8)

@@ -96,14 +96,12 @@ def gaussian_made(
     """
     for name, value in (("hidden_features", hidden_features), ("hidden_layers", hidden_layers)):
         check_positive("gaussian_made", name, value)
-    transform = AffineAutoregressive(features, 1, batch_norm=False)
+    transform = AffineAutoregressive(features, 1)
     # Rounded up, so that the last unit sees all inputs but one; of one input it sees none.
     degrees = [
         -(-unit * (features - 1) // hidden_features) for unit in range(1, hidden_features + 1)
     ]
-    transform.network = MaskedMLP(
-        features, [degrees] * hidden_layers, batch_norm=False, activation=F.relu
-    )
+    transform.network = MaskedMLP(features, [degrees] * hidden_layers, activation=F.relu)
     return transform
 
 

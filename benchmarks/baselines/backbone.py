@@ -8,16 +8,16 @@ from functools import partial
 from nflows.transforms import Transform
 
 from nflows_mixer._checks import check_positive, mismatch
+from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.distributions import DiagonalNormal, ProductDistribution
 from nflows_mixer.flows import ImageFlow
 from nflows_mixer.nn.dense_block import zero_convolution
 from nflows_mixer.transforms import (
     ActNorm,
     AffineCoupling,
-    FoldedCompositeTransform,
     MultiScaleTransform,
     PixelScaling,
-    SqueezeAndDrop,
+    SqueezeAndSplit,
     SqueezeTransform,
 )
 
@@ -85,9 +85,9 @@ def multi_scale_flow(
         flow: list[Transform] = []
         for _ in range(steps):
             flow += [ActNorm(channels), linear(shape), coupling(shape)]
-        parts += [SqueezeTransform(2), FoldedCompositeTransform(flow)]
+        parts += [SqueezeTransform(2), CompositeTransform(flow)]
         if scale < scales - 1:
-            parts += [AffineCoupling(channels, zero_conv3x3, "exp"), SqueezeAndDrop(1)]
+            parts += [AffineCoupling(channels, zero_conv3x3, "exp"), SqueezeAndSplit(1)]
             channels = (channels + 1) // 2
     transform = MultiScaleTransform(parts, image_shape)
     base = ProductDistribution(

@@ -74,7 +74,7 @@ def training_step(name: str, batch_size: int) -> Callable[[], None]:
     flow = MODELS[name].at("small", shape, 256)
     images = torch.randint(256, (batch_size, *shape), dtype=torch.uint8)
     flow.initialize(images)
-    flow.check_values = False
+    flow.validate_args = False
     # Too small a rate to move anything: a step takes as long.
     recipe = Recipe(1e-12, batch_size=batch_size)
     optimizer = torch.optim.Adam(flow.parameters(), recipe.learning_rate, recipe.betas)

@@ -7,6 +7,8 @@ from importlib.metadata import version
 
 import torch
 
+import nflows_mixer
+
 
 def machine(device: str, threads: int) -> str:
     """The GPU's name, or "CPU" and the number of torch's threads."""
@@ -17,5 +19,10 @@ def machine(device: str, threads: int) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that take part."""
-    libraries = {name: version(name) for name in ("nflows-mixer", "nflows", "zuko")}
-    return {"python": platform.python_version(), "torch": torch.__version__, **libraries}
+    libraries = {name: version(name) for name in ("nflows", "zuko")}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "nflows-mixer": nflows_mixer.__version__,
+        **libraries,
+    }

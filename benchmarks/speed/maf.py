@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.maf                # writes results/maf-cpu.json and .md
 
-The MAF of the mnist preset (one residual block with batch normalisation), in evaluation mode and
+The MAF of the mnist preset (one residual block with batch normalization), in evaluation mode and
 without gradients, at weights moved off their start. Times are of interleaved rounds, see
 ``interleaved.py``; each inverse is divided by a forward of the same flow in the same round.
 """
@@ -17,16 +17,14 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
-from nflows_mixer.kernels import load_cpu_kernels, without_kernels
 from torch import Tensor
 
-import nflows_mixer.transforms
 from benchmarks.speed.environment import machine, versions
 from benchmarks.speed.files import path_of
 from benchmarks.speed.interleaved import Task, clock, interleaved, ratios
 from benchmarks.speed.table import RESULTS, maf_table, write
-from benchmarks.speed.variants import Unavailable
 from nflows_mixer.numerics.autoregressive import inverse_of
+from nflows_mixer.transforms import AffineAutoregressive
 
 Inverse = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -45,38 +43,14 @@ def bridged(features: int, hidden_features: int) -> tuple[Transform, Inverse]:
 
 def own(features: int, hidden_features: int) -> tuple[Transform, Inverse]:
     """This package's MAF."""
-    kind: Any = getattr(nflows_mixer.transforms, "AffineAutoregressive", None)
-    if kind is None:
-        raise Unavailable("nflows_mixer.transforms has no AffineAutoregressive")
-    maf = kind(features, hidden_features=hidden_features, num_blocks=1)
+    maf = AffineAutoregressive(features, hidden_features=hidden_features, num_blocks=1)
     return maf, maf.inverse
-
-
-def by_kernel(
-    build: Callable[[int, int], tuple[Transform, Inverse]], features: int, hidden_features: int
-) -> tuple[Transform, Inverse]:
-    """A MAF whose inverse goes through the C++ kernel, which no other of them uses."""
-    try:
-        with without_kernels():
-            load_cpu_kernels()
-    except ValueError as reason:
-        raise Unavailable(str(reason)) from reason
-    maf, inverse = build(features, hidden_features)
-
-    def inverse_by_kernel(latents: Tensor) -> tuple[Tensor, Tensor]:
-        with without_kernels():
-            load_cpu_kernels()
-            return inverse(latents)
-
-    return maf, inverse_by_kernel
 
 
 MAFS = {
     "nflows, D passes": stock,
     "nflows, inverse_of": bridged,
     "AffineAutoregressive": own,
-    "nflows, inverse_of, C++ kernel": partial(by_kernel, bridged),
-    "AffineAutoregressive, C++ kernel": partial(by_kernel, own),
 }
 """Name -> ((features, hidden features) -> (transform, its inverse))."""
 
@@ -104,11 +78,14 @@ def main(
     path = path_of("maf", main, locals())
     torch.set_num_threads(threads)
     like = torch.zeros((), device=device, dtype=getattr(torch, dtype))
-    cases, skipped = [], {}
-    for features, rows in sizes:
-        inverses, missing = measure(features, rows, hidden_features, like, rounds)
-        cases.append({"features": features, "rows": rows, "inverses": inverses})
-        skipped.update(missing)
+    cases = [
+        {
+            "features": features,
+            "rows": rows,
+            "inverses": measure(features, rows, hidden_features, like, rounds),
+        }
+        for features, rows in sizes
+    ]
     results = {
         "hidden_features": hidden_features,
         "dtype": dtype,
@@ -117,7 +94,7 @@ def main(
         "machine": machine(device, threads),
         "versions": versions(),
         "cases": cases,
-        "skipped": skipped,
+        "skipped": {},
     }
     write(path, results)
     print(maf_table(results))
@@ -126,21 +103,13 @@ def main(
 @torch.no_grad()
 def measure(
     features: int, rows: int, hidden_features: int, like: Tensor, rounds: int
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Return times and ratios by name, and why others were skipped."""
+) -> dict[str, dict[str, Any]]:
+    """Return times and ratios by name."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(rows, features, generator=generator).to(like)
     tasks: dict[str, Task] = {}
-    skipped = {}
     for name, build in MAFS.items():
-        if name.endswith("C++ kernel") and like.device.type != "cpu":
-            skipped[name] = "it is for the CPU"
-            continue
-        try:
-            maf, inverse = build(features, hidden_features)
-        except Unavailable as reason:
-            skipped[name] = str(reason)
-            continue
+        maf, inverse = build(features, hidden_features)
         maf.to(like).eval()
         for parameter in maf.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -149,7 +118,7 @@ def measure(
         tasks[f"{name}, inverse"] = partial(inverse, inputs)
     seconds = interleaved(tasks, rounds, like.device.type)
     found = {}
-    for name in (name for name in MAFS if name not in skipped):
+    for name in MAFS:
         there, back = f"{name}, forward", f"{name}, inverse"
         found[name] = {
             "forward_milliseconds": 1000 * median(seconds[there]),
@@ -158,7 +127,7 @@ def measure(
             "forward_rounds": [1000 * value for value in seconds[there]],
             "inverse_rounds": [1000 * value for value in seconds[back]],
         }
-    return found, skipped
+    return found
 
 
 def _nflows_maf(features: int, hidden_features: int) -> MaskedAffineAutoregressiveTransform:

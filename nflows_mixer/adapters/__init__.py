@@ -5,30 +5,36 @@ Neither library is imported before a flow of it is met, or a function of its fil
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from nflows.transforms import Transform
 
 from nflows_mixer.core.as_transform import register_adapter
 
+if TYPE_CHECKING:
+    from nflows_mixer.adapters.normflows import from_normflows, to_normflows
+    from nflows_mixer.adapters.zuko import from_zuko, to_zuko
 
-def _comes_from(library: str) -> Callable[[object], bool]:
-    """Whether an object's class is one of the library's, or a subclass."""
-    return lambda flow: any(kind.__module__.split(".")[0] == library for kind in type(flow).__mro__)
-
-
-def _from_zuko(flow: Any, features: int | None) -> Transform:
-    from nflows_mixer.adapters.zuko import from_zuko
-
-    return from_zuko(flow, features)
+__all__ = ["from_normflows", "from_zuko", "to_normflows", "to_zuko"]
 
 
-def _from_normflows(flow: Any, features: int | None) -> Transform:
-    from nflows_mixer.adapters.normflows_flows import from_normflows
+def _register(library: str) -> None:
+    def recognizes(flow: object) -> bool:
+        return any(kind.__module__.split(".")[0] == library for kind in type(flow).__mro__)
 
-    return from_normflows(flow, features)
+    def adapt(flow: Any, features: int | None) -> Transform:
+        return __getattr__(f"from_{library}")(flow, features)
+
+    register_adapter(recognizes, adapt)
 
 
-register_adapter(_comes_from("zuko"), _from_zuko)
-register_adapter(_comes_from("normflows"), _from_normflows)
+_register("zuko")
+_register("normflows")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a function, and with it its library, when it is asked for."""
+    if name in __all__:
+        return getattr(import_module(f"nflows_mixer.adapters.{name.split('_')[1]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,24 +1,41 @@
-"""Flows of zuko as nflows transforms."""
+"""Flows of zuko as nflows transforms, and transforms of nflows inside zuko.
+
+Importing this module imports zuko, which changes torch.distributions for the whole process.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from nflows.flows import Flow as NflowsFlow
 from nflows.transforms import Transform
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
+from torch.distributions import Transform as TorchTransform
+from torch.distributions import constraints
+from zuko.flows.autoregressive import MaskedAutoregressiveTransform
+from zuko.flows.continuous import FFJTransform
+from zuko.flows.coupling import GeneralCouplingTransform
+from zuko.flows.gaussianization import ElementWiseTransform
+from zuko.flows.neural import MNN, UMNN
+from zuko.lazy import (
+    Flow,
+    LazyComposedTransform,
+    LazyDistribution,
+    LazyInverse,
+    LazyTransform,
+    UnconditionalTransform,
+)
 
 from nflows_mixer._checks import check_event, mismatch
 from nflows_mixer._modes import in_mode
-from nflows_mixer.adapters.zuko_domains import check_domains
-from nflows_mixer.adapters.zuko_maps import row_sum, run, solve
-from nflows_mixer.adapters.zuko_sizes import free_form_parts, known_parts, may_take_context, sizes
-
-if TYPE_CHECKING:
-    from zuko.lazy import Flow, LazyTransform
+from nflows_mixer.adapters.zuko_inverse import invert, iterates, row_sum, run
+from nflows_mixer.core.as_transform import deterministic_transform
+from nflows_mixer.core.context import row_lengths, takes_context
+from nflows_mixer.numerics.autoregressive import inverse_of
 
 
 def from_zuko(
@@ -32,7 +49,7 @@ def from_zuko(
     .. math:: y = f(x \mid c), \qquad \log|\det J| = \log|\det \partial f / \partial x|
 
     The parameters are shared. The transformation is built anew from them at each call, as zuko
-    does, and its log-determinant taken with the outputs. Four things are mended on the way. The
+    does, and its log-determinant taken with the outputs. Four things differ from zuko's own. The
     log-det of UNAF is that of the quadrature that it computes, not of the integral it stands for.
     Masked flows are inverted by as many passes as change something; monotone networks by Newton's
     steps, to the precision of the dtype, beyond [-10, 10] too; and gradients reach the parameters
@@ -55,8 +72,9 @@ def from_zuko(
 
     Raises:
         TypeError: if ``flow`` is no lazy transform and no flow of zuko.
-        ValueError: if it is bounded (NCSF), changes the shape of rows, has a stochastic log-det
-            (``CNF(exact=False)``), or cannot start at the identity.
+        ValueError: if its parts are for rows or contexts of several lengths, or for others than
+            given, it has a stochastic log-det (``CNF(exact=False)``), or it cannot start at the
+            identity.
 
     References:
         zuko, https://zuko.readthedocs.io.
@@ -68,8 +86,6 @@ def from_zuko(
         >>> outputs.shape, logabsdet.shape, transform.context_features
         (torch.Size([5, 6]), torch.Size([5]), 2)
     """
-    from zuko.lazy import Flow, LazyDistribution, LazyTransform
-
     if not isinstance(flow, (Flow, LazyTransform)):
         advice = "a raw transform is wrapped as zuko.lazy.UnconditionalTransform(Class, *tensors)"
         if isinstance(flow, LazyDistribution):
@@ -78,12 +94,19 @@ def from_zuko(
             f"from_zuko: expected a zuko Flow or LazyTransform, got {type(flow).__name__}; {advice}"
         )
     lazy = flow.transform if isinstance(flow, Flow) else flow
-    _refuse_stochastic(lazy)
+    if not all(part.exact for part in lazy.modules() if isinstance(part, FFJTransform)):
+        raise mismatch(
+            "from_zuko",
+            "a log-determinant that is exact",
+            "CNF(exact=False), whose log-determinant is a stochastic estimate, and its log_prob "
+            "no likelihood",
+            "leave exact at True: rows are short here",
+        )
     if identity_start:
         _start_at_identity(lazy)
     given = {"rows": features, "context": context_features}
     for index, what in enumerate(given):
-        lengths = {sizes(part)[index] for part in known_parts(lazy)}
+        lengths = {_sizes(part)[index] for part in _known_parts(lazy)}
         if (asked := given[what]) is not None:
             lengths.add(asked)
         if len(lengths) > 1:
@@ -126,30 +149,30 @@ class ZukoTransform(Transform):
         self, transform: LazyTransform, features: int, context_features: int | None
     ) -> None:
         super().__init__()
+        self._owner = f"from_zuko({type(transform).__name__})"  # which is its name in repr too
         self.transform = transform
         self.features = features
+        self._free_form = [part for part in transform.modules() if isinstance(part, FFJTransform)]
         self.context_features = context_features
-        self.takes_context = context_features != 0
-        self._free_form = free_form_parts(transform)
-        self._owner = f"from_zuko({type(transform).__name__})"
-        self._try_out()
+        if context_features is None and not self._fails_without_context():
+            self.context_features = 0
+        self.takes_context = self.context_features != 0
+        self.iterative = self._iterates()
+
+    def _get_name(self) -> str:
+        return self._owner
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D] from data to noise."""
-        return self._run(inputs, context, self._forward)
+        return self._run(inputs, context, run)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D] from noise to data."""
-        return self._run(inputs, context, self._inverse)
+        return self._run(inputs, context, self._invert)
 
-    @staticmethod
-    def _forward(built: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        outputs, ladj = run(built, inputs)
-        return outputs, row_sum(ladj, inputs)
-
-    def _inverse(self, built: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = solve(built, inputs)
-        again, ladj = run(built, outputs)
+    def _invert(self, built: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        outputs, ladj = invert(built, inputs)
+        again = run(built, outputs)[0] if self._free_form else inputs
         for part in self._free_form:
             # Integrating back and forth need not meet where the ODE is stiff.
             tolerance = max(100 * (part.atol + part.rtol), 1e-6)
@@ -159,9 +182,9 @@ class ZukoTransform(Transform):
                     f"{self._owner}.inverse",
                     f"an x that the ODE takes back to y within {tolerance:.1e}",
                     f"an error of {error:.1e}",
-                    "give smaller atol and rtol, run it in float64, or regularise the flow",
+                    "give smaller atol and rtol, run it in float64, or regularize the flow",
                 )
-        return outputs, -row_sum(ladj, inputs)
+        return outputs, ladj
 
     def _run(
         self, inputs: Tensor, context: Tensor | None, function: Callable
@@ -180,13 +203,11 @@ class ZukoTransform(Transform):
             stack.enter_context(torch.autocast(inputs.device.type, enabled=False))
             stack.enter_context(self._gradients_for_all())
             # The search for a spline's bin warns of inputs that it would have to copy.
-            return function(self.transform(context), inputs.contiguous())
+            outputs, ladj = function(self.transform(context), inputs.contiguous())
+            return outputs, row_sum(ladj, inputs)
 
     def _gradients_for_all(self) -> AbstractContextManager:
         """Put those modules of zuko into training mode that hide parameters from it otherwise."""
-        from zuko.flows.continuous import FFJTransform
-        from zuko.flows.neural import MNN, UMNN
-
         stack = ExitStack()
         if torch.is_grad_enabled():
             for module in self.transform.modules():
@@ -197,7 +218,16 @@ class ZukoTransform(Transform):
 
     def _checked(self, inputs: Tensor, context: Tensor | None) -> Tensor | None:
         check_event(inputs, (self.features,), self._owner, "build it for these rows")
-        self._check_tolerances(inputs.dtype)
+        finest = 8 * torch.finfo(inputs.dtype).eps
+        for part in self._free_form:
+            if part.atol + part.rtol < finest:
+                raise mismatch(
+                    self._owner,
+                    f"atol + rtol of at least {finest:.1e} in {inputs.dtype}",
+                    f"{part.atol + part.rtol:.1e}",
+                    "its solver would never end: give larger tolerances, or run the flow in "
+                    "float64, .double()",
+                )
         if not self.takes_context:
             # As the transforms of nflows do with a context that they do not take.
             return None
@@ -212,23 +242,11 @@ class ZukoTransform(Transform):
         # An encoder under autocast answers in half precision.
         return None if context is None else context.to(inputs.dtype)
 
-    def _check_tolerances(self, dtype: torch.dtype) -> None:
-        finest = 8 * torch.finfo(dtype).eps
-        for part in self._free_form:
-            if part.atol + part.rtol < finest:
-                raise mismatch(
-                    self._owner,
-                    f"atol + rtol of at least {finest:.1e} in {dtype}",
-                    f"{part.atol + part.rtol:.1e}",
-                    "its solver would never end: give larger tolerances, or run the flow in "
-                    "float64, .double()",
-                )
-
     def check_identity(self) -> None:
         """Raise unless it is the identity, to a hundredth, on a few random rows."""
-        copied, rows, context = self._probe(torch.randn)
+        built, rows = self._built_apart(torch.randn)
         with torch.no_grad():
-            outputs, _ = run(copied(context), rows)
+            outputs, _ = run(built, rows)
         if not (outputs - rows).abs().max() < 0.01:
             raise mismatch(
                 self._owner,
@@ -237,65 +255,68 @@ class ZukoTransform(Transform):
                 "leave identity_start out",
             )
 
-    def _probe(self, values: Callable[..., Tensor]) -> tuple[Any, Tensor, Tensor | None]:
-        """A copy that can be run without touching statistics, with two rows and a context."""
+    def _built_apart(self, values: Callable[..., Tensor]) -> tuple[Any, Tensor]:
+        """A transformation of a copy, which touches no statistics, and two rows for it."""
         copied = copy.deepcopy(self.transform).train()
         tensors = (*copied.parameters(), *copied.buffers())
         like = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
-        rows = values(2, self.features).to(like)
-        context = rows.new_zeros(2, self.context_features) if self.context_features else None
-        return copied, rows, context
+        context = like.new_zeros(2, self.context_features) if self.context_features else None
+        return copied(context), values(2, self.features).to(like)
 
     @torch.no_grad()
-    def _try_out(self) -> None:
-        """Find out on two rows of zeros what zuko does not check."""
-        copied, rows, context = self._probe(torch.zeros)
-        if self.context_features is None:
-            try:
-                copied(None).call_and_ladj(rows)
-            except Exception as error:
-                if may_take_context(self.transform):
-                    # It takes a context of a length that is its own affair.
-                    return
-                raise mismatch(
-                    self._owner,
-                    f"a transform of rows of length {self.features}",
-                    f"{type(error).__name__}: {error}",
-                    "build it for these rows",
-                ) from error
-            self.context_features, self.takes_context = 0, False
-        built = copied(context)
-        check_domains(built, rows, self._owner)
-        if self._free_form:
-            # Their solver would take long, and does not change shapes.
-            return
-        outputs, _ = built.call_and_ladj(rows)
-        if outputs.shape != rows.shape:
+    def _fails_without_context(self) -> bool:
+        """Whether it takes a context, of a length that is not known; zuko does not say."""
+        try:
+            built, rows = self._built_apart(torch.zeros)
+            built.call_and_ladj(rows)
+        except Exception as error:
+            plain = (LazyComposedTransform, LazyInverse, UnconditionalTransform)
+            parts = [m for m in self.transform.modules() if isinstance(m, LazyTransform)]
+            if not all(isinstance(part, plain) for part in parts):
+                return True
             raise mismatch(
                 self._owner,
-                f"a transform that keeps rows of length {self.features}",
-                f"outputs of shape {list(outputs.shape)} from {list(rows.shape)}",
-                "channel and patch flows map R^D to R^D; leave the reshaping out",
-            )
+                f"a transform of rows of length {self.features}",
+                f"{type(error).__name__}: {error}",
+                "build it for these rows",
+            ) from error
+        return False
+
+    @torch.no_grad()
+    def _iterates(self) -> bool:
+        if self.context_features is None:
+            return False
+        return iterates(*self._built_apart(torch.zeros))
 
 
-def _refuse_stochastic(lazy: nn.Module) -> None:
-    for module in free_form_parts(lazy):
-        if not module.exact:
-            raise mismatch(
-                "from_zuko",
-                "a log-determinant that is exact",
-                "CNF(exact=False), whose log-determinant is a stochastic estimate, and its "
-                "log_prob no likelihood",
-                "leave exact at True: rows are short here",
-            )
+def _known_parts(lazy: nn.Module) -> Iterator[Any]:
+    """Yield the parts of a lazy transform whose sizes can be read from them."""
+    known = (
+        MaskedAutoregressiveTransform,
+        GeneralCouplingTransform,
+        ElementWiseTransform,
+        FFJTransform,
+    )
+    return (module for module in lazy.modules() if isinstance(module, known))
+
+
+def _sizes(part: Any) -> tuple[int, int]:
+    """(features, context features) of one known part."""
+    if isinstance(part, FFJTransform):
+        features = part.ode[-1].out_features
+        return features, part.ode[0].in_features - features - 2 * len(part.freqs)
+    if isinstance(part, GeneralCouplingTransform):
+        return len(part.mask), part.hyper[0].in_features - int(part.mask.sum())
+    if not hasattr(part, "hyper"):
+        return len(part.phi[0]), 0
+    features, inputs = part.hyper[-1].out_features // part.total, part.hyper[0].in_features
+    masked = isinstance(part, MaskedAutoregressiveTransform)
+    return features, inputs - features if masked else inputs
 
 
 def _start_at_identity(lazy: nn.Module) -> None:
-    from zuko.flows.continuous import FFJTransform
-
     starts = ("MonotonicAffineTransform", "MonotonicRQSTransform", "AdditiveTransform")
-    for part in known_parts(lazy):
+    for part in _known_parts(lazy):
         univariate = getattr(part, "univariate", None)
         univariate = getattr(univariate, "func", univariate)
         network = part.ode if isinstance(part, FFJTransform) else getattr(part, "hyper", None)
@@ -309,3 +330,220 @@ def _start_at_identity(lazy: nn.Module) -> None:
             )
         nn.init.zeros_(network[-1].weight)
         nn.init.zeros_(network[-1].bias)
+
+
+def to_zuko(
+    flow: Transform | NflowsFlow,
+    context_features: int = 0,
+    event_shape: Sequence[int] | None = None,
+    noise_shape: Sequence[int] | None = None,
+) -> LazyNflowsTransform:
+    """Return a transform of nflows, or what lies above the base of an nflows flow, for zuko.
+
+    Of an ``ImageFlow`` that is the deterministic part below its dequantiser: it takes
+    dequantised pixels [..., C, H, W]. Use it in ``zuko.flows.Flow`` with a base of the noise's
+    shape, or among zuko's own lazy transforms. Parameters are shared; what has to be initialised
+    from data (``ActNorm``) is so by the first training call, or before. An embedding net of the
+    flow is left behind: ``c`` is what the transform itself takes.
+
+    Args:
+        flow: transform, or flow, whose base is left behind.
+        context_features: length of the context ``c``, 0 where no part takes one.
+        event_shape: shape of one input, (D,) or (C, H, W), for transforms that do not say it; of
+            a plain nflows flow, that of its base where None.
+        noise_shape: shape of one output, where that is another and no base says it.
+
+    Shapes:
+        inputs ``[..., *event_shape]``, c [..., context_features], log-dets [...]; batches
+        broadcast.
+
+    Raises:
+        TypeError: if ``flow`` is no transform and no flow of nflows.
+        ValueError: if it is stochastic, does not say its shape, or takes another context.
+
+    References:
+        zuko, https://zuko.readthedocs.io (lazy transforms).
+
+    Example:
+        >>> import torch, zuko
+        >>> from nflows_mixer.flows import mixerflow
+        >>> mixer = mixerflow(image_shape=(1, 4, 4), patch_size=2, num_layers=1, shift=None)
+        >>> base = zuko.lazy.UnconditionalDistribution(
+        ...     zuko.distributions.DiagNormal, torch.zeros(1, 4, 4), torch.ones(1, 4, 4), ndims=3
+        ... )
+        >>> flow = zuko.lazy.Flow(to_zuko(mixer), base)
+        >>> flow().log_prob(256 * torch.rand(5, 1, 4, 4)).shape
+        torch.Size([5])
+        >>> flow().sample((2,)).shape
+        torch.Size([2, 1, 4, 4])
+    """
+    transform = deterministic_transform(flow, "to_zuko")
+    if isinstance(flow, NflowsFlow):
+        base = flow._distribution
+        noise_shape = noise_shape or getattr(base, "shape", getattr(base, "_shape", None))
+    known: Any = getattr(flow, "image_shape", None)
+    if known is None and isinstance(flow, Transform) and len(lengths := row_lengths(flow)) == 1:
+        known = tuple(lengths)
+    if None not in (known, event_shape) and tuple(known) != tuple(event_shape or ()):
+        raise mismatch(
+            "to_zuko", f"event_shape {tuple(known)}", tuple(event_shape or ()), "leave it out"
+        )
+    shape = event_shape or known or noise_shape
+    if shape is None:
+        raise mismatch(
+            "to_zuko",
+            "a transform that says what it is for (features, image_shape)",
+            f"a {type(flow).__name__} that does not",
+            "pass event_shape=(D,), or (C, H, W)",
+        )
+    if takes_context(transform) != (context_features > 0):
+        declared = getattr(flow, "context_features", None)
+        raise mismatch(
+            "to_zuko",
+            "context_features" + (f"={declared}" if declared else " as its transform takes them"),
+            context_features,
+            "pass the length of its context (of class labels, of their vectors: labels go through "
+            "the flow's embedding net first), and 0 where no part takes one",
+        )
+    return LazyNflowsTransform(transform, shape, noise_shape or shape, context_features)
+
+
+class LazyNflowsTransform(LazyTransform):
+    """A lazy transform of zuko that runs a transform of nflows; ``to_zuko`` builds it.
+
+    Args:
+        transform: nflows transform, data to noise.
+        event_shape: shape of one input.
+        noise_shape: shape of one output.
+        context_features: length of the context, 0 for none.
+
+    Example:
+        >>> from nflows.transforms import LULinear
+        >>> lazy = LazyNflowsTransform(LULinear(4), (4,), (4,), context_features=0)
+        >>> lazy()(torch.zeros(7, 2, 4)).shape
+        torch.Size([7, 2, 4])
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        event_shape: Sequence[int],
+        noise_shape: Sequence[int],
+        context_features: int,
+    ) -> None:
+        super().__init__()
+        self.transform = transform
+        self.event_shape = Size(event_shape)
+        self.noise_shape = Size(noise_shape)
+        self.context_features = context_features
+
+    def forward(self, c: Tensor | None = None) -> NflowsTransform:
+        """Build the transformation given a context [..., context_features]."""
+        if c is not None and not c.is_floating_point():
+            raise mismatch(
+                "to_zuko",
+                "a context of real features",
+                c.dtype,
+                "class labels go through the embedding net of their flow first",
+            )
+        got = 0 if c is None else c.shape[-1]
+        if got != self.context_features:
+            raise mismatch(
+                "to_zuko",
+                f"context of {self.context_features} features",
+                f"{got} features",
+                "pass flow(c) that context, and to_zuko the context_features of its transform",
+            )
+        return NflowsTransform(self, c)
+
+
+class NflowsTransform(TorchTransform):
+    """What ``LazyNflowsTransform`` builds: it runs over any batch shape, as zuko's own.
+
+    Args:
+        lazy: where it comes from.
+        context: [..., context_features], broadcast against the batch of the inputs; None for none.
+        inverted: whether it runs from noise to data.
+
+    Example:
+        >>> from nflows.transforms import LULinear
+        >>> built = NflowsTransform(LazyNflowsTransform(LULinear(4), (4,), (4,), 0), None)
+        >>> built.call_and_ladj(torch.zeros(4))[1].shape
+        torch.Size([])
+    """
+
+    bijective = True
+
+    def __init__(
+        self, lazy: LazyNflowsTransform, context: Tensor | None, inverted: bool = False
+    ) -> None:
+        super().__init__()
+        self.lazy = lazy
+        self.context = context
+        self.inverted = inverted
+        shapes = (lazy.event_shape, lazy.noise_shape)
+        self.in_shape, self.out_shape = shapes[::-1] if inverted else shapes
+        self.domain = constraints.independent(constraints.real, len(self.in_shape))
+        self.codomain = constraints.independent(constraints.real, len(self.out_shape))
+
+    @property
+    def inv(self) -> NflowsTransform:
+        """The transformation the other way."""
+        return NflowsTransform(self.lazy, self.context, not self.inverted)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, NflowsTransform)
+            and (self.lazy, self.inverted) == (other.lazy, other.inverted)
+            and self.context is other.context
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.lazy, self.inverted))
+
+    def __repr__(self) -> str:
+        arrow = "noise to data" if self.inverted else "data to noise"
+        return f"NflowsTransform({type(self.lazy.transform).__name__}, {arrow})"
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs, and log-dets of the batch's shape, for inputs [..., *in_shape]."""
+        rank = len(self.in_shape)
+        if x.shape[x.dim() - rank :] != self.in_shape:
+            expected = ", ".join(["...", *map(str, self.in_shape)])
+            raise mismatch(
+                "to_zuko", f"inputs of shape [{expected}]", list(x.shape), "build it for this shape"
+            )
+        batch, context = x.shape[: x.dim() - rank], self.context
+        if context is not None:
+            batch = torch.broadcast_shapes(batch, context.shape[:-1])
+            context = context.expand(*batch, -1).reshape(-1, context.shape[-1])
+        rows = x.expand(*batch, *self.in_shape).reshape(-1, *self.in_shape)
+        transform = self.lazy.transform
+        function = inverse_of(transform) if self.inverted else transform
+        outputs, logabsdet = function(rows, context)
+        if outputs.shape[1:] != self.out_shape:
+            raise mismatch(
+                "to_zuko",
+                f"outputs of shape {[len(rows), *self.out_shape]}",
+                list(outputs.shape),
+                "pass to_zuko the event_shape of its inputs and the noise_shape of its outputs",
+            )
+        return outputs.reshape(*batch, *self.out_shape), logabsdet.reshape(batch)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.call_and_ladj(x)[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.inv.call_and_ladj(y)[0]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Log-dets of the batch's shape; prefer ``call_and_ladj``, which gives the outputs too."""
+        return self.call_and_ladj(x)[1]
+
+    def forward_shape(self, shape: Size) -> Size:
+        """Shape of the outputs for inputs of ``shape``."""
+        return Size((*shape[: len(shape) - len(self.in_shape)], *self.out_shape))
+
+    def inverse_shape(self, shape: Size) -> Size:
+        """Shape of the inputs for outputs of ``shape``."""
+        return Size((*shape[: len(shape) - len(self.out_shape)], *self.in_shape))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Union
 
 from nflows.flows import Flow
@@ -13,7 +12,7 @@ from torch import nn
 from nflows_mixer._checks import mismatch
 from nflows_mixer.core.context import row_lengths
 from nflows_mixer.core.factory import call_factory
-from nflows_mixer.core.probe import check_usable, unusable
+from nflows_mixer.core.probe import check_usable
 
 FlowLike = Union[Transform, nn.Module, Callable[[int], Union[Transform, nn.Module]]]
 """A transform of nflows, a flow or lazy transform of zuko, a flow of normflows, or a factory of
@@ -45,7 +44,11 @@ def register_adapter(
 
 
 def as_transform(
-    flow: FlowLike, features: int, owner: str = "as_transform", **offered: Any
+    flow: FlowLike,
+    features: int,
+    owner: str = "as_transform",
+    validate_args: bool = True,
+    **offered: Any,
 ) -> Transform:
     """Return the nflows transform that ``flow`` describes, for rows of length ``features``.
 
@@ -57,24 +60,23 @@ def as_transform(
             returns one.
         features: the row length.
         owner: whose argument this is, for the error.
+        validate_args: whether a transform of another library is tried out (``check_usable``).
         offered: what a factory is given if its signature names it (see ``call_factory``).
 
     Raises:
         TypeError: if ``flow`` is neither, or the factory returns something else.
-        ValueError: if the flow says that it is for rows of another length, or is known not to map
-            R^D to R^D.
+        ValueError: if the flow says that it is for rows of another length, or proves not to map
+            R^D to R^D and back.
 
     Example:
         >>> import zuko
-        >>> from functools import partial
-        >>> from nflows.transforms import LULinear
+        >>>         >>> from nflows.transforms import LULinear
         >>> as_transform(LULinear, 48).features
         48
         >>> as_transform(partial(zuko.flows.NSF, transforms=1), 48).features
         48
     """
     transform = built(flow, features, owner, features, **offered)
-    check_usable(transform, owner)
     lengths = row_lengths(transform)
     if lengths - {features}:
         raise mismatch(
@@ -83,6 +85,8 @@ def as_transform(
             f"{type(transform).__name__} of length {', '.join(map(str, sorted(lengths)))}",
             "pass a factory, `lambda features: ...`, so that it is built for its place",
         )
+    factory = None if isinstance(flow, nn.Module) else flow
+    check_usable(transform, owner, features, factory, validate_args)
     return transform
 
 
@@ -110,19 +114,8 @@ def built(
         >>> built(LULinear(3), 3, "example").features
         3
     """
-    is_factory = callable(flow) and not isinstance(flow, nn.Module)
-    if is_factory and (reason := unusable(flow.func if isinstance(flow, partial) else flow)):
-        # Its constructor may fail before it could be asked.
-        raise mismatch(owner, "a flow of rows that works with this torch", *reason)
-    if is_factory:
-        try:
-            made = call_factory(flow, argument, **offered)
-        except Exception as error:
-            if reason := _unusable_maker(error):
-                raise mismatch(
-                    owner, "a flow of rows that works with this torch", *reason
-                ) from error
-            raise
+    if callable(flow) and not isinstance(flow, nn.Module):
+        made = call_factory(flow, argument, **offered)
         return adapted(made, owner, features, f"factory({argument}) to return")
     return adapted(flow, owner, features, "a factory, or")
 
@@ -188,13 +181,3 @@ def deterministic_transform(flow: Transform | Flow, owner: str) -> Transform:
                 "leave it out, and add its noise to the data",
             )
     return adapted(transform, owner)
-
-
-def _unusable_maker(error: BaseException) -> tuple[str, str] | None:
-    """Return why, if the constructor of a class that is known to be unusable has failed."""
-    trace = error.__traceback__
-    while trace is not None:
-        if reason := unusable(type(trace.tb_frame.f_locals.get("self"))):
-            return reason
-        trace = trace.tb_next
-    return None

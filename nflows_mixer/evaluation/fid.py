@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def frechet_inception_distance(
         The distance, 0 for sets with the same mean and covariance; NaN if a feature is.
 
     Raises:
-        ImportError: if torchmetrics or torch-fidelity is missing or too old.
+        ImportError: if torchmetrics or torch-fidelity is missing.
         ValueError: if there is no such file, images are not uint8 with 1 or 3 channels, or there
             are fewer than two.
 
@@ -80,23 +79,14 @@ def frechet_inception_distance(
 
 
 def _metric(weights: Path, features: int) -> Any:
-    advice = "pip install 'nflows-mixer[fid]'"
     try:
         import torch_fidelity  # noqa: F401
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ImportError as error:
         raise ImportError(
             "frechet_inception_distance: expected torchmetrics and torch-fidelity, got no "
-            f"{error.name}; {advice}"
+            f"{error.name}; pip install 'nflows-mixer[fid]'"
         ) from error
-    known = inspect.signature(FrechetInceptionDistance.__init__).parameters
-    if "antialias" not in known:
-        import torchmetrics
-
-        raise ImportError(
-            "frechet_inception_distance: expected torchmetrics>=1.8, which takes a file of "
-            f"weights, got {torchmetrics.__version__}; {advice} --upgrade"
-        )
     if not weights.is_file():
         raise mismatch(
             "frechet_inception_distance",

@@ -1,9 +1,6 @@
-"""Images between images, and images brought back from their latents."""
+"""Images between images."""
 
 from __future__ import annotations
-
-import warnings
-from collections.abc import Callable
 
 import torch
 from einops import rearrange, repeat
@@ -11,13 +8,13 @@ from nflows.distributions.base import Distribution
 from torch import Tensor
 
 from nflows_mixer._checks import check_positive, mismatch
-from nflows_mixer._modes import in_mode
 from nflows_mixer.distributions import (
     BaseDistribution,
     DiagonalNormal,
     ProductDistribution,
     StudentT,
 )
+from nflows_mixer.evaluation.reconstruction import inverted, latents_of, warn_of_overflow
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.likelihood import device_of
 
@@ -80,95 +77,17 @@ def interpolation(
     context = None if context is None else context.to(device)
     location, scale = _location_and_scale(flow._distribution)
     start, end = (
-        (_latents(flow, ends.to(device), context, batch_size) - location) / scale
+        (latents_of(flow, ends.to(device), context, batch_size) - location) / scale
         for ends in (first, second)
     )
     weights = torch.linspace(0, 1, steps, dtype=torch.float64)
     way = torch.stack([_slerp(start, end, weight.item()) for weight in weights], dim=1)
     latents = (way * scale + location).flatten(0, 1)
     given = None if context is None else repeat(context, "n ... -> (n steps) ...", steps=steps)
-    pixels = flow.dequantization.inverse(_inverted(flow, latents, given, batch_size))[0]
+    values = inverted(flow, latents, given, batch_size)
+    warn_of_overflow(values)
+    pixels = flow.dequantization.inverse(values)[0]
     return rearrange(pixels.cpu(), "(n steps) c h w -> n steps c h w", steps=steps)
-
-
-@torch.no_grad()
-def reconstruction(
-    flow: ImageFlow, images: Tensor, context: Tensor | None = None, batch_size: int = 100
-) -> tuple[Tensor, float]:
-    r"""Images beside what the inverse makes of their latents.
-
-    .. math:: \hat x = \lfloor f^{-1}(f(y)) \rfloor, \qquad
-              \mathrm{error} = \max |f^{-1}(f(y)) - y|
-
-    y are the pixels with the noise of their dequantisation at its median, x + 1/2 where it is
-    uniform.
-
-    Args:
-        flow: any flow on images, evaluated in the precision that it has.
-        images: uint8 [n, C, H, W], n > 0.
-        context: [n, F], for a flow that takes one.
-        batch_size: images at a time.
-
-    Returns:
-        uint8 [n, 2, C, H, W] on the CPU, each image followed by its reconstruction, and the largest
-        error in pixel values, NaN if the inverse gives one. Under uniform dequantisation both
-        images are the same where it is below 1/2.
-
-    Raises:
-        ValueError: if there are no images.
-
-    References:
-        Behrmann et al., Understanding and mitigating exploding inverses, 2021.
-
-    Example:
-        >>> from nflows_mixer.transforms import PixelScaling
-        >>> flow = ImageFlow(PixelScaling(256), (1, 2, 2))
-        >>> pairs, error = reconstruction(flow, torch.zeros(3, 1, 2, 2, dtype=torch.uint8))
-        >>> pairs.shape, error
-        (torch.Size([3, 2, 1, 2, 2]), 0.0)
-    """
-    check_positive("reconstruction", "batch_size", batch_size)
-    if not len(images):
-        raise mismatch("reconstruction", "one image or more", 0, "give some")
-    device = device_of(flow)
-    images = images.to(device)
-    context = None if context is None else context.to(device)
-    values = _inverted(flow, _latents(flow, images, context, batch_size), context, batch_size)
-    started = _in_parts(flow.dequantize_mid, images, context, batch_size)
-    pairs = torch.stack([images, flow.dequantization.inverse(values)[0]], dim=1)
-    return pairs.cpu(), (values - started).abs().max().item()
-
-
-def _latents(flow: ImageFlow, images: Tensor, context: Tensor | None, batch_size: int) -> Tensor:
-    return _in_parts(flow.transform_to_noise, images, context, batch_size)
-
-
-def _inverted(flow: ImageFlow, latents: Tensor, context: Tensor | None, batch_size: int) -> Tensor:
-    def invert(rows: Tensor, given: Tensor | None) -> Tensor:
-        return flow._transform.inverse(rows, flow._embedding_net(given))[0]
-
-    with in_mode(flow, training=False):
-        values = _in_parts(invert, latents, context, batch_size)
-    broken = (~torch.isfinite(values)).flatten(1).any(1)
-    if broken.any():
-        warnings.warn(
-            f"{broken.sum().item()} of {len(values)} images have pixels that are not finite: the "
-            "inverse overflowed",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return values
-
-
-def _in_parts(
-    function: Callable[[Tensor, Tensor | None], Tensor],
-    rows: Tensor,
-    context: Tensor | None,
-    batch_size: int,
-) -> Tensor:
-    parts = rows.split(batch_size)
-    given = [None] * len(parts) if context is None else context.split(batch_size)
-    return torch.cat([function(*both) for both in zip(parts, given)])
 
 
 def _location_and_scale(base: Distribution) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer.evaluation.batches import Images, batches
-from nflows_mixer.evaluation.dataset import evaluate, summary
+from nflows_mixer.evaluation.bits import evaluate, summary
 from nflows_mixer.flows.image_flow import ImageFlow
 
 SCORES = ("likelihood", "typicality", "input_complexity")
@@ -107,8 +107,14 @@ def ood_scores(
         >>> list(ood_scores(flow, images, train_bits=evaluate(flow, images)))
         ['likelihood', 'typicality', 'input_complexity']
     """
+    if train_bits.dim() != 1 or not len(train_bits):
+        got = list(train_bits.shape)
+        raise mismatch("ood_scores", "train_bits [N], N > 0", got, "evaluate training images")
     bits = evaluate(flow, images, context, seed, batch_size, draws=draws).double().cpu()
-    return _scores(bits, png_bits_per_dim(images, batch_size), train_bits)
+    typical = train_bits.double().mean().item()
+    typicality = (bits - typical).abs() if math.isfinite(typical) else bits * math.nan
+    complexity = png_bits_per_dim(images, batch_size)
+    return dict(zip(SCORES, (bits, typicality, bits - complexity)))
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
@@ -190,30 +196,20 @@ def ood_report(
     """
     if taken := {"train", "inside"} & set(outside):
         raise mismatch("ood_report", "other names", sorted(taken), "rename these data sets")
-    sets = {"inside": inside, **outside}
-
-    def bits_of(images: Images) -> Tensor:
-        bits = evaluate(flow, images, None, seed, batch_size, draws=draws)
-        return bits.double().cpu()
-
-    train_bits = bits_of(train)
-    bits = {name: bits_of(images) for name, images in sets.items()}
-    png = {name: png_bits_per_dim(images, batch_size) for name, images in sets.items()}
-    scores = {name: _scores(bits[name], png[name], train_bits) for name in sets}
+    train_bits = evaluate(flow, train, None, seed, batch_size, draws=draws).double().cpu()
+    scores = {
+        name: ood_scores(flow, images, train_bits, None, seed, draws, batch_size)
+        for name, images in {"inside": inside, **outside}.items()
+    }
+    bits = {"train": train_bits, **{name: of["likelihood"] for name, of in scores.items()}}
     return {
-        "bits_per_dim": {name: summary(b) for name, b in {"train": train_bits, **bits}.items()},
-        "png_bits_per_dim": {name: values.mean().item() for name, values in png.items()},
+        "bits_per_dim": {name: summary(values) for name, values in bits.items()},
+        "png_bits_per_dim": {
+            name: (of["likelihood"] - of["input_complexity"]).mean().item()
+            for name, of in scores.items()
+        },
         "auroc": {
             name: {score: auroc(scores["inside"][score], scores[name][score]) for score in SCORES}
             for name in outside
         },
     }
-
-
-def _scores(bits: Tensor, png: Tensor, train_bits: Tensor) -> dict[str, Tensor]:
-    if train_bits.dim() != 1 or not len(train_bits):
-        got = list(train_bits.shape)
-        raise mismatch("ood_scores", "train_bits [N], N > 0", got, "evaluate training images")
-    typical = train_bits.double().mean().item()
-    typicality = (bits - typical).abs() if math.isfinite(typical) else bits * math.nan
-    return dict(zip(SCORES, (bits, typicality, bits - png)))

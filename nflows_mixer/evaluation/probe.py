@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -19,6 +19,8 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 """What a linear probe chooses its L2 penalty from."""
 
 _ROWS = 8192
+Classifier = Callable[[Tensor], Tensor]
+"""Features [N, D] -> logits [N, K]."""
 
 
 @dataclass(frozen=True)
@@ -96,29 +98,40 @@ def linear_probe(
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(train), generator=generator)
     held_out, fitted = order.tensor_split([max(1, len(train) // 10)])
-    everything = torch.arange(len(train))
-    deviation, mean = torch.std_mean(train, dim=0, correction=0)
+    deviation, mean = (part.to(device) for part in torch.std_mean(train, dim=0, correction=0))
     # What is constant but for rounding tells nothing, and must not be blown up.
     constant = deviation <= 1e-6 * (mean.abs() + deviation.max())
     scale = torch.where(constant, 0.0, 1 / deviation)
 
-    def fit(rows: Tensor, penalties: Sequence[float]) -> _Classifiers:
-        classifiers = _Classifiers(mean.to(device), scale.to(device), classes, penalties)
-        classifiers.fit(train, train_labels, rows, steps, generator)
-        return classifiers
+    def fit(rows: Tensor, penalty: float) -> Classifier:
+        weight = mean.new_zeros(len(mean), classes).requires_grad_()
+        bias = mean.new_zeros(classes).requires_grad_()
+        optimizer = torch.optim.Adam([weight, bias], lr=1e-2)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+        size, order = min(256, len(rows)), rows[:0]
 
-    losses, _ = fit(fitted, PENALTIES).score(train, train_labels, held_out)
-    penalty = PENALTIES[int(losses.argmin().item())]
-    final = fit(everything, [penalty])
-    test_loss, accuracy = final.score(test, test_labels, torch.arange(len(test)))
-    train_loss, train_accuracy = final.score(train, train_labels, everything)
-    return ProbeResult(
-        loss=test_loss.item(),
-        accuracy=accuracy.item(),
-        train_loss=train_loss.item(),
-        train_accuracy=train_accuracy.item(),
-        penalty=penalty,
-    )
+        def classify(part: Tensor) -> Tensor:
+            return (part.to(device) - mean) * scale @ weight + bias
+
+        with torch.enable_grad():
+            for _ in range(steps):
+                if len(order) < size:
+                    order = rows[torch.randperm(len(rows), generator=generator)]
+                batch, order = order[:size], order[size:]
+                targets = train_labels[batch].long().to(device)
+                loss = F.cross_entropy(classify(train[batch]), targets)
+                optimizer.zero_grad()
+                (loss + 0.5 * penalty * weight.square().sum()).backward()
+                optimizer.step()
+                schedule.step()
+        return classify
+
+    scores = [_score(fit(fitted, p), train[held_out], train_labels[held_out])[0] for p in PENALTIES]
+    penalty = PENALTIES[scores.index(min(scores))]
+    final = fit(torch.arange(len(train)), penalty)
+    loss, accuracy = _score(final, test, test_labels)
+    train_loss, train_accuracy = _score(final, train, train_labels)
+    return ProbeResult(loss, accuracy, train_loss, train_accuracy, penalty)
 
 
 def probe_depths(
@@ -175,55 +188,16 @@ def probe_depths(
     return table
 
 
-class _Classifiers:
-    """Linear classifiers with one penalty each, fitted side by side on the same batches."""
-
-    def __init__(
-        self, mean: Tensor, scale: Tensor, classes: int, penalties: Sequence[float]
-    ) -> None:
-        self._mean = mean
-        self._scale = scale
-        self._penalties = torch.tensor(penalties, device=mean.device)
-        # Side by side in one matrix, so that a batch is multiplied once.
-        self._weight = mean.new_zeros(len(mean), len(penalties), classes)
-        self._bias = mean.new_zeros(len(penalties), classes)
-
-    def fit(
-        self, features: Tensor, labels: Tensor, rows: Tensor, steps: int, generator: torch.Generator
-    ) -> None:
-        parameters = [self._weight.requires_grad_(), self._bias.requires_grad_()]
-        optimizer = torch.optim.Adam(parameters, lr=1e-2)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-        batch_size = min(256, len(rows))
-        order = torch.empty(0, dtype=torch.long)
-        with torch.enable_grad():
-            for _ in range(steps):
-                if len(order) < batch_size:
-                    order = rows[torch.randperm(len(rows), generator=generator)]
-                batch, order = order[:batch_size], order[batch_size:]
-                losses = self._losses(features, labels, batch)[0].mean(1)
-                norms = self._weight.square().sum((0, 2))
-                optimizer.zero_grad()
-                # The classifiers share nothing, so that the sum fits each one alone.
-                (losses + 0.5 * self._penalties * norms).sum().backward()
-                optimizer.step()
-                schedule.step()
-
-    @torch.no_grad()
-    def score(self, features: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss and accuracy on these rows, of each classifier."""
-        parts = [self._losses(features, labels, part) for part in rows.split(_ROWS)]
-        losses, right = (torch.cat(part, dim=1).double().mean(1) for part in zip(*parts))
-        return losses, right
-
-    def _losses(self, features: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        device = self._mean.device
-        inputs = (features[rows].to(device) - self._mean) * self._scale
-        targets = labels[rows].to(device).long().expand(len(self._penalties), -1)
-        logits = (inputs @ self._weight.flatten(1)).unflatten(1, self._bias.shape) + self._bias
-        logits = logits.transpose(0, 1)
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        return losses.reshape(targets.shape), logits.argmax(-1) == targets
+@torch.no_grad()
+def _score(classify: Classifier, features: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean loss and accuracy."""
+    loss, right = 0.0, 0
+    for part, targets in zip(features.split(_ROWS), labels.long().split(_ROWS)):
+        logits = classify(part)
+        targets = targets.to(logits.device)
+        loss += F.cross_entropy(logits.double(), targets, reduction="sum").item()
+        right += int((logits.argmax(1) == targets).sum().item())
+    return loss / len(features), right / len(features)
 
 
 def _check(name: str, features: Tensor, labels: Tensor, length: int) -> None:

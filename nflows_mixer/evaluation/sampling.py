@@ -1,4 +1,4 @@
-"""Samples that are the same however many processes draw them."""
+"""Samples that are a function of a seed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from nflows_mixer._checks import check_positive, mismatch
+from nflows_mixer._modes import in_mode
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.likelihood import device_of
+from nflows_mixer.nn import ClassEmbedding
 from nflows_mixer.noise import philox
 
 
@@ -21,28 +23,21 @@ def draw_samples(
     seed: int = 0,
     context: Tensor | None = None,
     batch_size: int = 100,
-    rank: int = 0,
-    world_size: int = 1,
 ) -> Tensor:
-    """Draw uint8 images in chunks, each with a random state of its own.
+    """Draw uint8 images in evaluation mode, in chunks, each with a random state of its own.
 
-    Chunk j is a function of (``seed``, j), so that processes that share the work draw together
-    what one process draws alone: rank r of W draws chunks r, r + W, r + 2 W, ... The random state
-    of the caller is left as it was.
+    Chunk j is a function of (``seed``, j); the random state of the caller is left as it was.
 
     Args:
         flow: any flow on images.
-        num_samples: how many over all ranks, for each row of the context if there is one.
+        num_samples: how many, for each row of the context if there is one.
         temperature: multiplies the scales of the base.
         seed: of the samples, 0 to 2^64 - 1.
         context: [M, F], or what the embedding net takes: the samples of its first row come first.
         batch_size: images in a chunk. Other sizes give other images.
-        rank: of this process.
-        world_size: number of processes.
 
     Returns:
-        uint8 [n, C, H, W] on the CPU; n is ``num_samples``, times M where there is a context,
-        if there is one process.
+        uint8 [n, C, H, W] on the CPU; n is ``num_samples``, times M where there is a context.
 
     Raises:
         ValueError: if an argument is out of range, or the context is not what the flow takes.
@@ -50,22 +45,16 @@ def draw_samples(
     Example:
         >>> from nflows_mixer.transforms import PixelScaling
         >>> flow = ImageFlow(PixelScaling(256), (1, 4, 4))
-        >>> alone = draw_samples(flow, 6, batch_size=2)
-        >>> second = draw_samples(flow, 6, batch_size=2, rank=1, world_size=2)
-        >>> torch.equal(second, alone[2:4])
-        True
+        >>> draw_samples(flow, 6, batch_size=4).shape
+        torch.Size([6, 1, 4, 4])
     """
     for name, size in (("num_samples", num_samples), ("batch_size", batch_size)):
         check_positive("draw_samples", name, size)
-    check_positive("draw_samples", "world_size", world_size)
-    if not 0 <= rank < world_size:
-        raise mismatch("draw_samples", f"a rank from 0 to {world_size - 1}", rank, "count from 0")
     device, total = device_of(flow), num_samples * (1 if context is None else len(context))
     samples = [torch.empty(0, *flow.image_shape, dtype=torch.uint8)]
-    for chunk in range(rank, -(-total // batch_size), world_size):
-        start = chunk * batch_size
+    for chunk, start in enumerate(range(0, total, batch_size)):
         size = min(batch_size, total - start)
-        with _seeded(_chunk_seed(seed, chunk), device):
+        with _seeded(_chunk_seed(seed, chunk), device), in_mode(flow, training=False):
             if context is None:
                 drawn = flow.sample(size, temperature=temperature)
             else:
@@ -74,6 +63,24 @@ def draw_samples(
                 drawn = flow.sample(1, given, temperature=temperature)[:, 0]
         samples.append(drawn.cpu())
     return torch.cat(samples)
+
+
+def classes_in_turn(flow: ImageFlow, count: int) -> Tensor | None:
+    """Return labels [count] that go round, for a class-conditional flow; None for another.
+
+    Args:
+        flow: any flow on images.
+        count: how many.
+
+    Example:
+        >>> from nflows_mixer.flows import mixerflow
+        >>> flow = mixerflow(image_shape=(1, 8, 8), patch_size=2, num_layers=1, num_classes=3)
+        >>> classes_in_turn(flow, 5)
+        tensor([0, 1, 2, 0, 1])
+    """
+    if not isinstance(flow._embedding_net, ClassEmbedding):
+        return None
+    return torch.arange(count, device=device_of(flow)) % flow._embedding_net.num_embeddings
 
 
 def temperature_grid(

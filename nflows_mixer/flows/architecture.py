@@ -1,235 +1,266 @@
-"""What a MixerFlow is made of, checked."""
+"""What a flow is made of: a builder and its arguments, as data."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
-from numbers import Integral
-from typing import Union
+from importlib import import_module
+from numbers import Integral, Real
+from typing import Any
 
-from nflows.distributions.base import Distribution
-from nflows.transforms import Transform
 from torch import nn
 
-from nflows_mixer._checks import (
-    check_choice,
-    check_image_shape,
-    check_levels,
-    check_positive,
-    mismatch,
+from nflows_mixer._checks import check_choice, mismatch
+from nflows_mixer.core.factory import named_keywords
+from nflows_mixer.flows.pixels import Pixels
+
+ROOMS = (
+    "nflows_mixer.transforms",
+    "nflows_mixer.nn",
+    "nflows_mixer.distributions",
+    "nflows.transforms",
+    "zuko.flows",
 )
-from nflows_mixer.distributions import DiagonalNormal, NormalMixture, StudentT
-from nflows_mixer.flows.dequantization import CHANNELS, check_dequantization
-from nflows_mixer.nn import MLP, ResidualMLP, learned_positions, sinusoidal_positions
-from nflows_mixer.transforms import ButterflyLinear, KroneckerLinear, LULinear, RLULinear
-from nflows_mixer.transforms.coupling import LOG_SCALES
-
-LINEAR_BLOCKS: dict[str | None, Callable[[int, tuple[int, ...]], Transform] | None] = {
-    "lu": lambda features, axes: LULinear(features),
-    "rlu": lambda features, axes: RLULinear(features),
-    # Two stages; the last axis of a channel flow's rows, the colours, stays with the one before.
-    "butterfly": lambda features, axes: ButterflyLinear(features, (axes[0], math.prod(axes[1:]))),
-    "kronecker": lambda features, axes: KroneckerLinear(features, axes),
-    None: None,
-}
-"""Name -> ((row length, the sizes of the axes that a row was flattened from) -> linear block)."""
-CONDITIONERS = {"residual": ResidualMLP, "mlp": MLP}
-POSITIONS = {"sinusoidal": sinusoidal_positions, "learned": learned_positions}
-BASES: dict[str, Callable[[Sequence[int]], Distribution]] = {
-    "normal": DiagonalNormal,
-    "standard_normal": partial(DiagonalNormal, learnable=False),
-    "student_t": StudentT,
-    "cauchy": partial(StudentT, degrees_of_freedom=1.0),
-    "mixture": NormalMixture,
-}
-ROW_FLOWS = ("affine", "additive", "spline", "maf", "residual")
-NORMS = ("actnorm", "batchnorm")
-
-PatchSizes = Union[int, tuple[int, int], Sequence[tuple[int, int]]]
+"""Modules whose classes and functions a weights file may name."""
+ADVICE = "build the flow, and pass it: load_weights(path, flow)"
 
 
-@dataclass(frozen=True)
-class MixerFlowArchitecture:
-    """What a MixerFlow is made of; the defaults are the paper's coupling model.
+class Unset(Enum):
+    """The value of an argument that was not given, where None is a choice of its own."""
+
+    UNSET = "unset"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+UNSET = Unset.UNSET
+
+
+@dataclass(frozen=True, eq=False)
+class Architecture:
+    """What a flow is made of; two are equal where their data are.
 
     Args:
-        image_shape: (C, H, W).
-        patch_size: p, or (height, width), or a list of (height, width), one for each layer.
-        levels: number of pixel values.
-        num_layers: mixer layers.
-        num_flow_layers: flow layers (linear block, row flow, ActNorm) in each channel flow and in
-            each patch flow.
-        channel_flow: the row flow of each flow layer of the channel flows: "affine", "additive"
-            or "spline" coupling, "maf", "residual", or a factory: ``features -> flow``, a class
-            such as ``zuko.flows.NSF``, with keyword arguments by ``functools.partial``.
-        patch_flow: the same for the patch flows.
-        linear: linear block, "lu" or "rlu"; for long rows, of large patches or many of them,
-            "butterfly" or "kronecker", whose factors are the axes of a patch and of the grid; or
-            None, with which the parts of a coupling alternate.
-        hidden_features: width of the conditioners, and of the networks of residual flows; of
-            those that are named here, as factories have their own.
-        num_blocks: residual blocks of a conditioner (of "residual" and "maf"), or its hidden
-            layers beyond the first ("mlp", and residual flows).
-        conditioner: "residual" or "mlp", or a factory ``(in_features, out_features) -> network``.
-        scale: scale function of affine couplings, see ``AffineCoupling``.
-        num_bins: bins of spline couplings, see ``RationalQuadraticCoupling``.
-        tail_bound: where the tails of spline couplings begin.
-        norm: between the flows, "actnorm" (before the first linear block after each
-            transposition) or "batchnorm" (nflows', after each flow: the author's earlier variant).
-        shift: s of the shift layers, or (height, width), or None for no shift layers.
-        shift_period: layers 0, k, 2k, ... are shift layers.
-        layout: "patch", "band", "stripe" or "dilated", or a list with one for each layer.
-        squeeze: factor of the squeeze before the mixer layers, 1 for none; ``patch_size`` and
-            ``shift`` then count pixels of the squeezed image.
-        conv1x1: whether an invertible 1x1 convolution over the channels comes first.
-        logit: alpha of the logit of pixels, see ``LogitTransform``; None for a linear scale.
-        base: "normal" (learnable diagonal), "standard_normal", "student_t", "cauchy", "mixture",
-            or a distribution of the (squeezed) image shape, or a factory
-            ``shape -> distribution``.
-        context_features: length of the context that every conditioner takes; None for none.
-        num_classes: of class labels, given as context in the place of vectors: integers [B], of
-            which each has a learned vector of ``context_features`` (16 where that is None).
-        positions: "sinusoidal" or "learned" positional context of every conditioner, or None.
-        position_features: length of the positional context.
-        dequantization: "uniform", or "variational" with learned noise.
-        dequantization_channels: width of the networks of a variational dequantisation.
-
-    Raises:
-        ValueError: if a choice is unknown or a size does not fit another.
-
-    References:
-        MixerFlow, Sections 4, 8 and 10; Table 8.
+        builder: name of the function that builds it, "mixerflow" or "denseflow".
+        arguments: its keyword arguments, those of the preset and the defaults among them.
 
     Example:
-        >>> MixerFlowArchitecture((3, 32, 32), 4).num_layers
-        30
+        >>> from nflows_mixer.flows import mixerflow
+        >>> architecture = mixerflow("mnist").architecture
+        >>> architecture.arguments["patch_size"], architecture.as_data()["channel_flow"]
+        (4, {'name': 'nflows_mixer.transforms.identity_maf'})
     """
 
-    image_shape: tuple[int, int, int]
-    patch_size: PatchSizes
-    levels: int = 256
-    num_layers: int = 30
-    num_flow_layers: int = 4
-    channel_flow: str | Callable[[int], Transform | nn.Module] = "affine"
-    patch_flow: str | Callable[[int], Transform | nn.Module] = "affine"
-    linear: str | None = "lu"
-    hidden_features: int = 128
-    num_blocks: int = 1
-    conditioner: str | Callable[[int, int], nn.Module] = "residual"
-    scale: str = "exp"
-    num_bins: int = 8
-    tail_bound: float = 3.0
-    norm: str = "actnorm"
-    shift: int | tuple[int, int] | None = 1
-    shift_period: int = 4
-    layout: str | Sequence[str] = "patch"
-    squeeze: int = 1
-    conv1x1: bool = True
-    logit: float | None = None
-    base: str | Distribution | Callable[[Sequence[int]], Distribution] = "normal"
-    context_features: int | None = None
-    num_classes: int | None = None
-    positions: str | None = None
-    position_features: int = 16
-    dequantization: str = "uniform"
-    dequantization_channels: int = CHANNELS
+    builder: str
+    arguments: Mapping[str, Any]
 
-    def __post_init__(self) -> None:
-        owner = "mixerflow"
-        _, *sizes = check_image_shape(self.image_shape, owner)
-        check_levels(owner, self.levels)
-        for name in ("num_layers", "num_flow_layers", "hidden_features", "num_blocks"):
-            check_positive(owner, name, getattr(self, name))
-        for name in ("shift_period", "squeeze", "position_features", "num_bins"):
-            check_positive(owner, name, getattr(self, name))
-        for name in ("context_features", "num_classes"):
-            if getattr(self, name) is not None:
-                check_positive(owner, name, getattr(self, name))
-        for name, choices in [
-            ("channel_flow", ROW_FLOWS),
-            ("patch_flow", ROW_FLOWS),
-            ("linear", tuple(LINEAR_BLOCKS)),
-            ("conditioner", tuple(CONDITIONERS)),
-            ("scale", tuple(LOG_SCALES)),
-            ("norm", NORMS),
-            ("base", tuple(BASES)),
-            ("positions", (*POSITIONS, None)),
-        ]:
-            value = getattr(self, name)
-            if isinstance(value, nn.Module) and name != "base":
-                raise mismatch(
-                    owner,
-                    f"{name} as a name or a factory",
-                    f"a ready {type(value).__name__}",
-                    "all layers would share it: pass `lambda features: ...`",
-                )
-            if name in ("linear", "scale", "norm", "positions") or not callable(value):
-                check_choice(owner, name, value, choices)
-        if any(size % self.squeeze for size in sizes):
-            raise mismatch(
-                owner, f"a squeeze that divides {tuple(sizes)}", self.squeeze, "1 leaves it out"
-            )
-        check_dequantization(owner, self.dequantization, self.dequantization_channels)
-        self._check_combinations(owner)
-        for name in ("patch_size", "layout"):
-            per_layer = self.per_layer(name)
-            if len(per_layer) != self.num_layers:
-                raise mismatch(
-                    owner,
-                    f"one {name} for each of {self.num_layers} layers",
-                    f"{len(per_layer)}",
-                    "give one for all, or a list of that length",
-                )
+    def as_data(self) -> dict[str, Any] | None:
+        """Return the arguments as JSON has them, or None where one of them is not data.
 
-    def _check_combinations(self, owner: str) -> None:
-        """Refuse options that this architecture would not read."""
-        flows = {self.channel_flow, self.patch_flow}
-        readers = {
-            "scale": {"affine"},
-            "num_bins": {"spline"},
-            "tail_bound": {"spline"},
-            "conditioner": {"affine", "additive", "spline"},
-        }
-        for name, kinds in readers.items():
-            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
-            if value != default and not flows & kinds:
-                raise mismatch(
-                    owner,
-                    f"a channel or patch flow among {sorted(kinds)} to read {name}={value!r}",
-                    f"channel_flow={self.channel_flow!r}, patch_flow={self.patch_flow!r}",
-                    f"leave {name} out, or build your factory with it",
-                )
-        for name, master in [("shift_period", "shift"), ("position_features", "positions")]:
-            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
-            if value != default and getattr(self, master) is None:
-                raise mismatch(
-                    owner, f"{master} beside {name}={value}", f"{master}=None", f"give {master} too"
-                )
-        if self.linear is None and "maf" in flows:
+        A class or function is its dotted name, ``functools.partial`` adds its keywords. Those of
+        ``ROOMS`` are data; a lambda, a class of one's own or a ready distribution is not.
+        """
+        given = {name: value for name, value in self.arguments.items() if value is not UNSET}
+        try:
+            return {name: encoded(value) for name, value in given.items()}
+        except TypeError:
+            return None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Architecture) or self.builder != other.builder:
+            return False
+        data = self.as_data()
+        return self is other or data is not None and data == other.as_data()
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def encoded(value: Any) -> Any:
+    """Return a value as JSON has it.
+
+    Args:
+        value: None, a number, a string, ``Pixels``, a class or function of ``ROOMS``, a
+            ``functools.partial`` of one, or a list or tuple of these.
+
+    Raises:
+        TypeError: if it is none of these.
+
+    Example:
+        >>> from nflows_mixer.transforms import RationalQuadraticCoupling
+        >>> encoded(partial(RationalQuadraticCoupling, num_bins=4))["keywords"]
+        {'num_bins': 4}
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    if isinstance(value, (list, tuple)):
+        return [encoded(item) for item in value]
+    if isinstance(value, Pixels):
+        return {"pixels": {name: encoded(v) for name, v in vars(value).items()}}
+    if isinstance(value, partial) and not value.args:
+        keywords = {name: encoded(v) for name, v in value.keywords.items()}
+        return {"name": _name_of(value.func), "keywords": keywords}
+    return {"name": _name_of(value)}
+
+
+def decoded(value: Any, owner: str) -> Any:
+    """Return what ``encoded`` returned as it was, with tuples for lists.
+
+    Args:
+        value: from JSON.
+        owner: where it was read, for the error.
+
+    Raises:
+        ValueError: if it names anything but a network, transform or distribution, or a function
+            that makes one, of ``ROOMS``: no other is looked up, let alone called.
+
+    Example:
+        >>> decoded({"name": "zuko.flows.NSF", "keywords": {"bins": 4}}, "example").keywords
+        {'bins': 4}
+    """
+    if isinstance(value, list):
+        return tuple(decoded(item, owner) for item in value)
+    if not isinstance(value, dict):
+        return value
+    given = value.get("pixels", value.get("keywords", {}))
+    if not isinstance(given, dict) or not set(value) <= {"name", "keywords", "pixels"}:
+        raise mismatch(owner, "arguments of a builder", value, ADVICE)
+    keywords = {name: decoded(v, owner) for name, v in given.items()}
+    if "pixels" in value:
+        return Pixels(**keywords)
+    found = _located(str(value.get("name")), owner)
+    return partial(found, **keywords) if keywords else found
+
+
+def _name_of(thing: Any) -> str:
+    """The name under which a room has a class or function."""
+    name = getattr(thing, "__name__", "")
+    for room in ROOMS:
+        if _of_room(room, name) is thing and thing is not None:
+            return f"{room}.{name}"
+    raise TypeError(f"{thing!r} is not data")
+
+
+def _located(name: str, owner: str) -> Any:
+    room, _, attribute = name.rpartition(".")
+    found = _of_room(room, attribute) if room in ROOMS else None
+    if found is None:
+        expected = f"a class or function of {', '.join(ROOMS)}"
+        raise mismatch(owner, expected, repr(name), ADVICE)
+    return found
+
+
+def _of_room(room: str, name: str) -> Any:
+    """A room's own public class of modules, or function, of this name; None if there is none."""
+    found = vars(import_module(room)).get(name)
+    library = room.split(".")[0]
+    is_kind = isinstance(found, type) and issubclass(found, nn.Module)
+    if name.startswith("_") or not (is_kind or inspect.isfunction(found)):
+        return None
+    home = found.__module__
+    is_own = home.split(".")[0] == library if is_kind else f"{home}.".startswith(f"{room}.")
+    return found if is_own else None
+
+
+def given(arguments: Mapping[str, Any], nullable: Collection[str]) -> dict[str, Any]:
+    """Return those of a builder's arguments that its caller gave and that describe the flow.
+
+    Args:
+        arguments: all of them.
+        nullable: names of those of which None is a choice.
+
+    Example:
+        >>> given({"preset": "mnist", "linear": None, "levels": None}, {"linear"})
+        {'linear': None}
+    """
+    return {
+        name: value
+        for name, value in arguments.items()
+        if name not in ("preset", "compile", "memory")
+        and value is not UNSET
+        and (value is not None or name in nullable)
+    }
+
+
+def check_factory(owner: str, name: str, value: object) -> None:
+    """Raise unless an argument is a factory: callable, and no ready module.
+
+    Example:
+        >>> check_factory("example", "linear", nn.Linear)
+    """
+    if isinstance(value, nn.Module):
+        got, advice = f"a ready {type(value).__name__}", "all layers would share it: pass a class"
+        raise mismatch(owner, f"{name} as a factory", got, advice)
+    if not callable(value):
+        expected, advice = f"{name} as a factory", "pass a class or a function, functools.partial"
+        raise mismatch(owner, expected, repr(value), f"{advice} for its keywords")
+
+
+def check_norm(owner: str, norm: object) -> None:
+    """Raise unless a conditioner's norm is known, or not given.
+
+    Example:
+        >>> check_norm("example", "batch")
+    """
+    if norm is not UNSET:
+        check_choice(owner, "norm", norm, ("layer", "batch", None))
+
+
+def check_read(
+    owner: str, names: Collection[str], flows: Sequence[Callable[..., Any]], conditioner: Any
+) -> None:
+    """Raise if something given is named in no factory's signature, and so would do nothing.
+
+    Args:
+        owner: the builder.
+        names: what was given of "conditioner", and what conditioners take.
+        flows: factories, row length -> flow, or (in_features, out_features) -> network.
+        conditioner: the one given, or None.
+
+    Example:
+        >>> from nflows_mixer.transforms import AffineCoupling
+        >>> check_read("example", ["hidden_features"], [AffineCoupling], None)
+    """
+    for name in names:
+        if not any(_reads(flow, name, conditioner) for flow in flows):
             raise mismatch(
                 owner,
-                "a linear block between autoregressive flows, to turn their order",
-                "linear=None",
-                "pass linear='rlu'",
+                f"a factory that takes {name}, to read the one given",
+                ", ".join(getattr(flow, "__name__", repr(flow)) for flow in flows),
+                f"leave {name} out, or give the factory its own by functools.partial",
             )
 
-    @property
-    def embedded_features(self) -> int | None:
-        """Length of the context that the conditioners see, of labels that of their vectors."""
-        if self.num_classes is not None and self.context_features is None:
-            return 16
-        return self.context_features
 
-    def per_layer(self, name: str) -> list:
-        """Return ``patch_size`` or ``layout`` as a list with one entry for each layer."""
-        value = getattr(self, name)
-        if not isinstance(value, (str, Integral, Sequence)):
-            raise mismatch(
-                "mixerflow", f"{name} for all layers, or a list", repr(value), "give one"
-            )
-        one_pair = isinstance(value, Sequence) and isinstance((*value, None)[0], Integral)
-        if isinstance(value, (str, Integral)) or one_pair:
-            return [value] * self.num_layers
-        return list(value)
+def _reads(flow: Callable[..., Any], name: str, conditioner: Any) -> bool:
+    keywords = named_keywords(flow)
+    if name not in keywords:
+        return False
+    try:
+        parameters = inspect.signature(flow).parameters
+    except (TypeError, ValueError):
+        return True
+    if name == "conditioner" or "conditioner" not in parameters:
+        return True
+    # A coupling hands the others on to its network.
+    own = parameters["conditioner"].default
+    network = conditioner if conditioner is not None and "conditioner" in keywords else own
+    return not callable(network) or name in named_keywords(network, positional=2)
+
+
+def embedded_features(context_features: int | None, num_classes: int | None) -> int | None:
+    """Length of the context that conditioners see: of labels that of their vectors.
+
+    Args:
+        context_features: of the builder.
+        num_classes: of the builder.
+
+    Example:
+        >>> embedded_features(None, num_classes=10)
+        16
+    """
+    return 16 if num_classes is not None and context_features is None else context_features

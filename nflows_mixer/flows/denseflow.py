@@ -1,22 +1,44 @@
-"""DenseFlow, built from its architecture."""
+"""DenseFlow: the builder."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from nflows.transforms import Transform
 from torch import nn
 
-from nflows_mixer._checks import check_choice
+from nflows_mixer._checks import (
+    check_choice,
+    check_image_shape,
+    check_levels,
+    check_positive,
+    mismatch,
+)
+from nflows_mixer.core.factory import call_factory, named_keywords
 from nflows_mixer.distributions import BaseDistribution, DiagonalNormal, ProductDistribution
-from nflows_mixer.flows.denseflow_architecture import DenseFlowArchitecture
-from nflows_mixer.flows.denseflow_presets import DENSEFLOW_PRESETS
-from nflows_mixer.flows.dequantization import dequantization_of, noise_encoder, noise_network
+from nflows_mixer.flows.architecture import (
+    UNSET,
+    Architecture,
+    Unset,
+    check_factory,
+    check_norm,
+    embedded_features,
+    given,
+)
 from nflows_mixer.flows.image_flow import ImageFlow
-from nflows_mixer.nn import ClassEmbedding, ConvConditioner, FusedConditioner
+from nflows_mixer.flows.pixels import (
+    NOISE_CHANNELS,
+    DequantizationLike,
+    check_dequantization,
+    dequantization_of,
+    noise_encoder,
+    noise_network,
+)
+from nflows_mixer.flows.presets import DENSEFLOW_PRESETS, arguments_of
+from nflows_mixer.nn import ClassEmbedding, DenseAttentionConditioner
 from nflows_mixer.transforms import (
     ConditionalNoise,
     CrossUnitCoupling,
@@ -26,72 +48,200 @@ from nflows_mixer.transforms import (
     MultiScaleTransform,
     PixelScaling,
     ReversibleCompositeTransform,
-    SqueezeAndDrop,
+    SqueezeAndSplit,
     SqueezeTransform,
 )
+from nflows_mixer.transforms.coupling import LOG_SCALES
+from nflows_mixer.transforms.dense_flow_block import PRECONDITIONING
 from nflows_mixer.transforms.reversible import MEMORY
 
+OWNER = "denseflow"
 
-def denseflow(preset: str | None = None, *, memory: str = "full", **arguments: Any) -> ImageFlow:
+PriorFactory = Callable[[tuple[int, ...]], BaseDistribution]
+
+
+def denseflow(
+    preset: str | None = None,
+    *,
+    image_shape: Sequence[int] | None = None,
+    levels: int | None = None,
+    units: Sequence[int] | None = None,
+    modules: Sequence[int] | None = None,
+    growth: int | None = None,
+    augmentation: Literal["units", "input"] | None = None,
+    preconditioning: Literal["block", "all", "previous", "learned"] | None | Unset = UNSET,
+    conditioner: Callable[[int, int], nn.Module] | None = None,
+    norm: Unset | Literal["layer", "batch"] | None = UNSET,
+    scale: Literal["exp", "tanh", "sigmoid", "softplus"] | None = None,
+    swap: bool | None = None,
+    dequantization: DequantizationLike | None = None,
+    noise_channels: int | None = None,
+    base: PriorFactory | None = None,
+    context_features: int | None = None,
+    num_classes: int | None = None,
+    compile: bool = False,
+    memory: Literal["full", "checkpoint", "constant"] = "full",
+) -> ImageFlow:
     """Build a DenseFlow from a preset, from arguments, or from a preset with some of them changed.
+
+    What is not given is the preset's, and without one DenseFlow-74-10's as published, but for
+    the tokens of its attention and its norm.
 
     Args:
         preset: "denseflow-74-10", "denseflow-45-6", "vflow", ...: see ``DENSEFLOW_PRESETS``.
+        image_shape: (C, H, W); H and W are multiples of 2 to the number of blocks.
+        levels: number of pixel values; 256.
+        units: of each block. Each block but the first begins with a squeeze, of whose channels
+            half are dropped.
+        modules: glow-like modules in each unit, block by block.
+        growth: channels of noise behind each unit but the last of a block; 0 for none. Some block
+            has to have two units.
+        augmentation: where noise is appended: "units", as above, or "input", ``growth`` channels
+            to the squeezed image alone.
+        preconditioning: what the noise is computed from: of "units" the representations of this
+            "block" (as published), of "all" blocks (as the paper says), or of the "previous" unit
+            alone; of "input" a "learned" q(e | x), as VFlow; None for white noise, for either.
+        conditioner: factory of the couplings' networks, ``(in_channels, out_channels) ->
+            network``: ``DenseAttentionConditioner``, the default, with keywords by ``partial``, or
+            ``ConvConditioner``, which is Glow's. It is also given ``context_features`` and ``norm``
+            where its signature names them.
+        norm: of the conditioners, "layer", "batch" or None; their own default where not given.
+        scale: of the modules' couplings, see ``AffineCoupling``; that of noise is "tanh".
+        swap: whether modules end with a swap of the halves (as published; not in the paper).
+        dequantization: "variational" or "uniform", or a factory, see ``Pixels``.
+        noise_channels: width of the networks of a "variational" dequantization, and of those of
+            q(e | x); 64.
+        base: factory of the base of the last representation, ``shape -> distribution``. A normal
+            with a mean and a scale for each channel (as published) where not given; those of
+            what is dropped are standard normal.
+        context_features: length of the context that conditioners and cross-unit networks take;
+            None for none.
+        num_classes: of class labels, given as context in the place of vectors: integers [B], of
+            which each has a learned vector of ``context_features`` (16 where that is None).
+        compile: whether ``torch.compile`` compiles the units, at the first use.
         memory: of the backward pass: "full" keeps activations; "checkpoint" computes those of a
             coupling again from its inputs; "constant" rebuilds the inputs, too. See
-            ``ReversibleCompositeTransform``. A learned dequantisation is computed again in both.
-        **arguments: those of ``DenseFlowArchitecture``; ``image_shape`` is needed where there is
-            no preset.
+            ``ReversibleCompositeTransform``. A learned dequantization is computed again in both.
 
     Returns:
         A flow on uint8 images whose ``log_prob`` is a bound: its transform appends noise. ActNorm
-        wants one batch before evaluation: ``flow.initialize(images)``, or one training step.
+        needs one batch before evaluation: ``flow.initialize(images)``, or one training step.
 
     Raises:
-        ValueError: if the preset or a choice is unknown, or sizes do not fit.
-        TypeError: if an argument is unknown or missing.
+        ValueError: if a choice is unknown, sizes do not fit, or nothing would read an argument.
+        TypeError: if ``image_shape`` is missing.
 
     References:
-        DenseFlow, Sections 2 and 3.
+        DenseFlow, Sections 2 and 3.1, Table 4.
 
     Example:
         >>> import torch
-        >>> small = {"hidden_channels": 8, "dense_layers": 1, "dense_growth": 8}
-        >>> sizes = {"units": (2, 1), "modules": (1, 2), "growth": 2, "dequantization": "uniform"}
-        >>> flow = denseflow(image_shape=(1, 8, 8), levels=17, **sizes, **small)
+        >>> narrow = partial(DenseAttentionConditioner, hidden_channels=8, num_layers=1, growth=8)
+        >>> sizes = {"units": (2, 1), "modules": (1, 2), "growth": 2, "conditioner": narrow}
+        >>> flow = denseflow(image_shape=(1, 8, 8), levels=17, dequantization="uniform", **sizes)
         >>> images = torch.randint(17, (20, 1, 8, 8), dtype=torch.uint8)
         >>> loss = -flow.log_prob(images).mean()
         >>> flow.sample(3).shape
         torch.Size([3, 1, 8, 8])
     """
-    if preset is not None:
-        check_choice("denseflow", "preset", preset, tuple(DENSEFLOW_PRESETS))
-        arguments = {**vars(DENSEFLOW_PRESETS[preset].architecture), **arguments}
-    known = {field.name for field in dataclasses.fields(DenseFlowArchitecture)}
-    if unknown := sorted(set(arguments) - known):
-        raise TypeError(
-            f"denseflow: expected arguments among {', '.join(sorted(known))}, "
-            f"got {', '.join(unknown)}; see DenseFlowArchitecture for what each one is"
-            + ("; torch.compile what you call" if "compile" in unknown else "")
-        )
+    changes = given(locals(), nullable={"norm", "preconditioning"})
+    arguments = {**arguments_of(DENSEFLOW_PRESETS, preset, OWNER), **changes}
     if "image_shape" not in arguments:
         raise TypeError(
             "denseflow: expected a preset or image_shape, got neither; name one of "
             f"{', '.join(DENSEFLOW_PRESETS)}, or give the shape"
         )
-    check_choice("denseflow", "memory", memory, ("full", *MEMORY))
-    composite: Callable[[list[Transform]], Transform] = CompositeTransform
-    if memory != "full":
-        composite = partial(ReversibleCompositeTransform, memory=memory)
-    return _build(DenseFlowArchitecture(**arguments), composite, memory != "full")
+    spec = DenseFlowSpec(**arguments)
+    spec.check_read(changes)
+    return build_denseflow(spec, compile, memory)
 
 
-def _build(
-    spec: DenseFlowArchitecture,
-    composite: Callable[[list[Transform]], Transform],
-    checkpoint: bool,
-) -> ImageFlow:
-    shape = spec.image_shape
+@dataclass(frozen=True)
+class DenseFlowSpec:
+    """The arguments of ``denseflow`` that describe the flow, with their defaults, checked."""
+
+    image_shape: tuple[int, int, int]
+    levels: int = 256
+    units: Sequence[int] = (6, 4, 1)
+    modules: Sequence[int] = (5, 6, 20)
+    growth: int = 10
+    augmentation: str = "units"
+    preconditioning: str | None = "block"
+    conditioner: Callable[..., nn.Module] = DenseAttentionConditioner
+    norm: str | None | Unset = UNSET
+    scale: str = "tanh"
+    swap: bool = True
+    dequantization: DequantizationLike = "variational"
+    noise_channels: int | None = None
+    base: PriorFactory = partial(DiagonalNormal, per_channel=True)
+    context_features: int | None = None
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        _, height, width = check_image_shape(self.image_shape, OWNER)
+        check_levels(OWNER, self.levels)
+        for name in ("units", "modules"):
+            sizes = getattr(self, name)
+            if not isinstance(sizes, Sequence) or isinstance(sizes, str) or not sizes:
+                advice = "such as (6, 4, 1)"
+                raise mismatch(OWNER, f"{name} as one number for each block", sizes, advice)
+            for size in sizes:
+                check_positive(OWNER, name, size)
+        if len(self.units) != len(self.modules):
+            expected = f"modules for each of {len(self.units)} blocks"
+            raise mismatch(OWNER, expected, self.modules, "give as many as there are units")
+        factor = 2 ** len(self.units)
+        if height % factor or width % factor:
+            expected = f"a height and width that {factor} divides, for {len(self.units)} blocks"
+            raise mismatch(OWNER, expected, (height, width), "use fewer blocks, or pad the images")
+        for name in ("context_features", "num_classes"):
+            if getattr(self, name) is not None:
+                check_positive(OWNER, name, getattr(self, name))
+        check_choice(OWNER, "augmentation", self.augmentation, ("units", "input"))
+        check_choice(OWNER, "scale", self.scale, tuple(LOG_SCALES))
+        check_norm(OWNER, self.norm)
+        check_factory(OWNER, "conditioner", self.conditioner)
+        check_factory(OWNER, "base", self.base)
+        learned = bool(self.growth) and self.preconditioning == "learned"
+        check_dequantization(OWNER, self.dequantization, self.noise_channels, read=learned)
+        if self.growth != 0:
+            check_positive(OWNER, "growth", self.growth)
+        places = {"units": PRECONDITIONING, "input": ("learned", None)}
+        known = places[self.augmentation] if self.growth else (*PRECONDITIONING, "learned")
+        check_choice(OWNER, "preconditioning", self.preconditioning, known)
+        if self.growth and self.augmentation == "units" and max(self.units) == 1:
+            expected = "a block of two units or more, for noise between them"
+            advice = "split a unit in two, or pass growth=0"
+            raise mismatch(OWNER, expected, f"units={tuple(self.units)}", advice)
+
+    def check_read(self, changes: Mapping[str, Any]) -> None:
+        """Raise if something that was given would do nothing.
+
+        Args:
+            changes: what was given.
+        """
+        read = {"augmentation": self.growth, "preconditioning": self.growth}
+        read["norm"] = "norm" in named_keywords(self.conditioner, positional=2)
+        for name in changes:
+            if not read.get(name, True):
+                got = f"conditioner={self.conditioner!r}, growth={self.growth}"
+                expected = f"what reads {name}={changes[name]!r}"
+                raise mismatch(OWNER, expected, got, f"leave {name} out")
+
+
+def build_denseflow(spec: DenseFlowSpec, compile: bool, memory: str) -> ImageFlow:
+    """Build what ``denseflow`` builds.
+
+    Args:
+        spec: what it is made of.
+        compile: as in ``denseflow``.
+        memory: as in ``denseflow``.
+    """
+    check_choice(OWNER, "memory", memory, MEMORY)
+    composite = partial(ReversibleCompositeTransform, memory=memory, compile=compile)
+    shape = check_image_shape(spec.image_shape, OWNER)
+    classes = spec.num_classes
+    features = embedded_features(spec.context_features, classes)
     parts: list[Transform] = [PixelScaling(spec.levels), SqueezeTransform(2)]
     channels = 4 * shape[0]
     if spec.growth and spec.augmentation == "input":
@@ -101,7 +251,7 @@ def _build(
     earlier = 0
     for i, (units, modules) in enumerate(zip(spec.units, spec.modules)):
         if i:
-            parts.append(SqueezeAndDrop(2))
+            parts.append(SqueezeAndSplit(2))
             channels, earlier = 2 * channels, 4 * earlier
         block = DenseFlowBlock(
             channels,
@@ -109,7 +259,7 @@ def _build(
             partial(_unit, spec, composite, modules),
             growth,
             spec.preconditioning if growth else None,
-            spec.embedded_features if growth and spec.preconditioning else None,
+            features if growth and spec.preconditioning else None,
             earlier,
         )
         parts.append(block)
@@ -122,10 +272,7 @@ def _build(
         name: DiagonalNormal(piece, learnable=False)
         for name, piece in transform.latent_shapes.items()
     }
-    if spec.learned_prior:
-        priors["final"] = DiagonalNormal(transform.latent_shapes["final"], per_channel=True)
-    features, classes = spec.embedded_features, spec.num_classes
-    kind, width = spec.dequantization, spec.dequantization_channels
+    priors["final"] = spec.base(transform.latent_shapes["final"])
     flow = ImageFlow(
         transform,
         shape,
@@ -133,51 +280,35 @@ def _build(
         spec.levels,
         features,
         None if classes is None else ClassEmbedding(classes, features or 0),
-        dequantization_of(kind, shape, spec.levels, width, checkpoint),
+        dequantization_of(
+            spec.dequantization, shape, spec.levels, spec.noise_channels, memory != "full"
+        ),
     )
-    flow.architecture = spec
+    flow.architecture = Architecture(OWNER, dict(vars(spec)))
     return flow
 
 
-def _augmentation(spec: DenseFlowArchitecture, channels: int) -> Transform:
+def _augmentation(spec: DenseFlowSpec, channels: int) -> Transform:
     """Return what appends noise to the input alone."""
     if spec.preconditioning is None:
         return CrossUnitCoupling(channels, spec.growth)
-    width = spec.dequantization_channels
-    noise = ConditionalNoise(spec.growth, width, network=noise_network(width))
+    width = spec.noise_channels or NOISE_CHANNELS
+    noise = ConditionalNoise(spec.growth, width, conditioner=noise_network(width))
     encoder = noise_encoder(width, stride=1)(channels, width)
     return LearnedAugmentation(channels, spec.growth, noise, encoder)
 
 
 def _unit(
-    spec: DenseFlowArchitecture,
-    composite: Callable[[list[Transform]], Transform],
-    modules: int,
-    channels: int,
+    spec: DenseFlowSpec, composite: Callable[..., Transform], modules: int, channels: int
 ) -> Transform:
     """Return a unit of glow-like modules."""
-    conditioner = partial(_conditioner, spec)
+    offered: dict[str, Any] = {} if spec.norm is UNSET else {"norm": spec.norm}
+    if (features := embedded_features(spec.context_features, spec.num_classes)) is not None:
+        offered["context_features"] = features
+
+    def conditioner(in_channels: int, out_channels: int) -> nn.Module:
+        return call_factory(spec.conditioner, in_channels, out_channels, **offered)
+
     return composite(
         [GlowStep(channels, conditioner, spec.scale, swap=spec.swap) for _ in range(modules)]
-    )
-
-
-def _conditioner(spec: DenseFlowArchitecture, in_channels: int, out_channels: int) -> nn.Module:
-    """Return the network of one coupling."""
-    features = spec.embedded_features
-    if spec.conditioner == "conv":
-        return ConvConditioner(in_channels, out_channels, spec.width, features)
-    return FusedConditioner(
-        in_channels,
-        out_channels,
-        spec.width,
-        spec.dense_layers,
-        spec.dense_growth,
-        spec.dense,
-        spec.attention,
-        spec.attention_channels,
-        spec.heads,
-        spec.landmarks,
-        spec.tokens,
-        features,
     )

@@ -1,7 +1,8 @@
-"""Flows on real images: what lies below the dequantiser."""
+"""Flows on real images: what lies below the dequantizer."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -27,16 +28,17 @@ CONTEXT_ADVICE = "build it with context_features=..., or num_classes=... for lab
 
 
 class CheckedFlow(Flow):
-    """What the flows above and below the dequantiser share: checks of images and context, sampling.
+    """What the flows above and below the dequantizer share: checks of images and context, sampling.
 
     Abstract: use ``ImageFlow`` or ``DequantizedFlow``, whose arguments these are.
 
     Args:
         transform: from images to the base's shape.
         image_shape: (C, H, W).
-        distribution: base of [B, ...]; ``DiagonalNormal(image_shape)`` where None.
+        base: distribution of [B, ...]; ``DiagonalNormal(image_shape)`` where None.
         context_features: length of the context that has to be given; None where there is none.
         embedding_net: encoder of the context, as for nflows' flows.
+        validate_args: whether values are looked at, which waits for a GPU; shapes always are.
 
     Raises:
         ValueError: if ``context_features`` are given and no part takes a context.
@@ -46,19 +48,23 @@ class CheckedFlow(Flow):
         self,
         transform: Transform,
         image_shape: Sequence[int],
-        distribution: Distribution | None = None,
+        base: Distribution | None = None,
         context_features: int | None = None,
         embedding_net: nn.Module | None = None,
+        validate_args: bool = True,
     ) -> None:
-        image_shape = check_image_shape(image_shape, type(self).__name__)
-        base = DiagonalNormal(image_shape) if distribution is None else distribution
-        super().__init__(adapted(transform, type(self).__name__), base, embedding_net)
+        owner = type(self).__name__
+        image_shape = check_image_shape(image_shape, owner)
+        base = DiagonalNormal(image_shape) if base is None else base
+        super().__init__(adapted(transform, owner), base, embedding_net)
         self.image_shape = image_shape
         self.context_features = context_features
+        self.validate_args = validate_args
         self._takes_context = any(map(takes_context, (self._transform, base)))
+        self._has_warned = False
         if context_features is not None and not self._takes_context:
             raise mismatch(
-                type(self).__name__,
+                owner,
                 f"a part that takes context of {context_features} features",
                 "none",
                 f"{CONTEXT_ADVICE}, and set takes_context = True on a part of your own",
@@ -68,42 +74,33 @@ class CheckedFlow(Flow):
         owner = type(self).__name__
         if not isinstance(images, Tensor):
             raise mismatch(owner, "a torch tensor", type(images).__name__, "torch.from_numpy it")
-        check_event(
-            images, self.image_shape, owner, "resize the images, or build the flow for them"
-        )
-        if images.is_floating_point() and (broken := (~torch.isfinite(images)).sum().item()):
-            raise mismatch(
-                owner, "finite pixels", f"{broken} that are NaN or infinite", "look at the data"
-            )
+        advice = "resize the images, or build the flow for them"
+        check_event(images, self.image_shape, owner, advice)
 
     def _check_context(self, context: Tensor | None, batch: int) -> None:
-        owner = type(self).__name__
+        owner, length = type(self).__name__, self.context_features
         if context is None:
-            if self.context_features is not None:
-                expected = f"context of {self.context_features} features"
+            if length is not None:
+                expected = f"context of {length} features"
                 if isinstance(self._embedding_net, ClassEmbedding):
                     expected = f"class labels, 0 to {self._embedding_net.num_embeddings - 1}"
                 raise mismatch(owner, expected, "None", "pass one row per image")
             return
         if not isinstance(context, Tensor):
-            raise mismatch(
-                owner, "context as a tensor", type(context).__name__, "torch.as_tensor it"
-            )
+            got = type(context).__name__
+            raise mismatch(owner, "context as a tensor", got, "torch.as_tensor it")
         if not self._takes_context:
-            shape = f"context of shape {list(context.shape)}"
-            raise mismatch(
-                owner, "no context, as no part of this flow takes one", shape, CONTEXT_ADVICE
-            )
+            expected = "no context, as no part of this flow takes one"
+            got = f"context of shape {list(context.shape)}"
+            raise mismatch(owner, expected, got, CONTEXT_ADVICE)
         if isinstance(self._embedding_net, nn.Identity):
             check_context(context, batch, owner)
-            length = self.context_features
             if length is not None and context.shape[1] != length:
                 got = f"{context.shape[1]} features"
                 raise mismatch(owner, f"context of {length} features", got, "pass what it is for")
         elif _rows(context) != batch or context.dim() == 0:
             expected = f"context with one row for each of {batch} images"
-            got = f"{list(context.shape)}"
-            raise mismatch(owner, expected, got, "pass one row per image")
+            raise mismatch(owner, expected, list(context.shape), "pass one row per image")
 
     @torch.no_grad()
     def sample(
@@ -113,7 +110,7 @@ class CheckedFlow(Flow):
         batch_size: int | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Draw images, in evaluation mode and without gradients.
+        """Draw images, with running statistics and without gradients.
 
         Args:
             num_samples: how many, for each row of the context if there is one.
@@ -128,7 +125,7 @@ class CheckedFlow(Flow):
 
         Raises:
             ValueError: if an argument is out of range, or the base knows no temperature.
-            RuntimeError: if ActNorm was not initialised before.
+            RuntimeError: if ActNorm was not initialized before.
         """
         check_positive("sample", "num_samples", num_samples)
         if batch_size is not None:
@@ -136,9 +133,8 @@ class CheckedFlow(Flow):
         self._check_context(context, _rows(context))
         if context is not None and _rows(context) == 0:
             got = list(context.shape)
-            raise mismatch(
-                type(self).__name__, "one row of context or more", got, "or leave it out"
-            )
+            raise mismatch(type(self).__name__, "a row of context or more", got, "or leave it out")
+        self._warn_of_batch_statistics()
         chunks = []
         with in_mode(self, training=False):
             embedded = self._embedding_net(context)
@@ -165,9 +161,21 @@ class CheckedFlow(Flow):
             )
         return self._distribution.sample(num_samples, context)
 
+    def _warn_of_batch_statistics(self) -> None:
+        """Say once that a flow with BatchNorm has another density in training mode."""
+        if not self.training or self._has_warned:
+            return
+        if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in self.modules()):
+            self._has_warned = True
+            warnings.warn(
+                f"{type(self).__name__}: this flow has BatchNorm: samples are of its running "
+                "statistics, and in training mode log_prob is of those of the batch; call eval()",
+                stacklevel=4,
+            )
+
 
 class DequantizedFlow(CheckedFlow):
-    """The deterministic part of an ``ImageFlow``: a plain nflows flow of dequantised pixels.
+    """The deterministic part of an ``ImageFlow``: a plain nflows flow of dequantized pixels.
 
     Its images are real, in [0, levels), and its ``log_prob`` is a density. It shares its modules
     with the ImageFlow that returned it; ``sample_and_log_prob`` is exact here.
@@ -175,13 +183,14 @@ class DequantizedFlow(CheckedFlow):
     Args:
         transform: from images to the base's shape.
         image_shape: (C, H, W).
-        distribution: base of [B, ...]; ``DiagonalNormal(image_shape)`` where None.
+        base: distribution of [B, ...]; ``DiagonalNormal(image_shape)`` where None.
         context_features: length of the context that has to be given; None where there is none.
         embedding_net: encoder of the context, as for nflows' flows.
+        validate_args: whether images are checked to be finite.
 
     Raises:
         ValueError: if images have another shape, are no real numbers, or are not finite, or the
-            context is missing, unwanted or of another shape; or if the transform draws noise.
+            context is missing, not expected or of another shape; or if the transform draws noise.
 
     Example:
         >>> from nflows_mixer.flows import mixerflow
@@ -196,11 +205,14 @@ class DequantizedFlow(CheckedFlow):
         self,
         transform: Transform,
         image_shape: Sequence[int],
-        distribution: Distribution | None = None,
+        base: Distribution | None = None,
         context_features: int | None = None,
         embedding_net: nn.Module | None = None,
+        validate_args: bool = True,
     ) -> None:
-        super().__init__(transform, image_shape, distribution, context_features, embedding_net)
+        super().__init__(
+            transform, image_shape, base, context_features, embedding_net, validate_args
+        )
         for name, part in self._transform.named_modules():
             if getattr(part, "stochastic_forward", False):
                 got = f"{type(part).__name__} at {name!r}"
@@ -208,12 +220,12 @@ class DequantizedFlow(CheckedFlow):
                 raise mismatch("DequantizedFlow", "a deterministic transform", got, advice)
 
     def log_prob(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log-density of dequantised images [B, C, H, W], in nats, [B]."""
+        """Log-density of dequantized images [B, C, H, W], in nats, [B]."""
         self._check_values(inputs, context)
         return super()._log_prob(inputs, context)
 
     def transform_to_noise(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        """Latents of dequantised images [B, C, H, W], of the base's shape."""
+        """Latents of dequantized images [B, C, H, W], of the base's shape."""
         self._check_values(inputs, context)
         with in_mode(self, training=False):
             return super().transform_to_noise(inputs, context)
@@ -221,7 +233,7 @@ class DequantizedFlow(CheckedFlow):
     def sample_and_log_prob(
         self, num_samples: int, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw dequantised images, in evaluation mode, with their log-densities."""
+        """Draw dequantized images, in evaluation mode, with their log-densities."""
         self._check_context(context, _rows(context))
         with in_mode(self, training=False):
             return super().sample_and_log_prob(num_samples, context)
@@ -229,12 +241,12 @@ class DequantizedFlow(CheckedFlow):
     def _check_values(self, images: Tensor, context: Tensor | None) -> None:
         self._check_images(images)
         if not images.is_floating_point():
-            raise mismatch(
-                "DequantizedFlow",
-                "dequantised pixels, floating point",
-                images.dtype,
-                "pass integer pixels to the ImageFlow itself",
-            )
+            expected = "dequantized pixels, floating point"
+            advice = "pass integer pixels to the ImageFlow itself"
+            raise mismatch("DequantizedFlow", expected, images.dtype, advice)
+        if self.validate_args and (broken := (~torch.isfinite(images)).sum().item()):
+            got = f"{broken} that are NaN or infinite"
+            raise mismatch("DequantizedFlow", "finite pixels", got, "look at the data")
         self._check_context(context, len(images))
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer._modes import in_mode
 from nflows_mixer.core.composite import CompositeTransform
-from nflows_mixer.flows.architecture import MixerFlowArchitecture
+from nflows_mixer.flows.architecture import embedded_features, encoded
 from nflows_mixer.flows.image_flow import ImageFlow
-from nflows_mixer.flows.mixerflow import mixerflow
+from nflows_mixer.flows.mixerflow import MixerFlowSpec, build_mixerflow, per_layer
 from nflows_mixer.transforms.actnorm import ActNorm
 
 
 @torch.no_grad()
-def grow(flow: ImageFlow, num_layers: int, **changes) -> ImageFlow:
+def grow(flow: ImageFlow, num_layers: int, **changes: Any) -> ImageFlow:
     """Return a deeper flow that is, to begin with, the same map: its new layers are the identity.
 
     The layers that were there come first (next to the data) and keep their parameters; those
@@ -25,7 +26,8 @@ def grow(flow: ImageFlow, num_layers: int, **changes) -> ImageFlow:
     Args:
         flow: what ``mixerflow`` built, trained or not.
         num_layers: mixer layers of the new flow, more than it has.
-        **changes: arguments that list one entry for each layer, in their new length.
+        **changes: ``patch_size`` or ``shift``, where they list one entry for each layer, in their
+            new length.
 
     Returns:
         A new flow, on the device and of the dtype of ``flow``, which keeps its own parameters.
@@ -39,6 +41,7 @@ def grow(flow: ImageFlow, num_layers: int, **changes) -> ImageFlow:
         MixerFlow, Section 4, "Identity initialisation", and Section 8 (growing by layers).
 
     Example:
+        >>> from nflows_mixer import mixerflow
         >>> flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, shift=None, num_layers=1)
         >>> flow = flow.initialize(torch.randint(256, (9, 1, 4, 4), dtype=torch.uint8))
         >>> deeper = grow(flow, num_layers=2)
@@ -46,57 +49,45 @@ def grow(flow: ImageFlow, num_layers: int, **changes) -> ImageFlow:
         >>> (deeper.transform_to_noise(images) - flow.transform_to_noise(images)).abs().max().item()
         0.0
     """
-    if not isinstance(flow.architecture, MixerFlowArchitecture):
+    if flow.architecture is None or flow.architecture.builder != "mixerflow":
         got = "one put together by hand" if flow.architecture is None else "one of denseflow's"
         raise mismatch("grow", "a flow that mixerflow built", got, "add layers by hand")
-    if num_layers <= flow.architecture.num_layers:
-        raise mismatch(
-            "grow", f"more than {flow.architecture.num_layers} layers", num_layers, "add some"
-        )
-    if flow.architecture.norm != "actnorm":
-        got = f"norm={flow.architecture.norm!r}"
-        raise mismatch("grow", "norm='actnorm'", got, "nflows' BatchNorm is no identity to start")
-    if unknown := sorted(set(changes) - {"patch_size", "layout"}):
-        expected = "patch_size or layout, one for each layer, as the only changes"
+    before = flow.architecture.arguments
+    if num_layers <= before["num_layers"]:
+        raise mismatch("grow", f"more than {before['num_layers']} layers", num_layers, "add some")
+    if unknown := sorted(set(changes) - {"patch_size", "shift"}):
+        expected = "patch_size or shift, one for each layer, as the only changes"
         raise mismatch("grow", expected, ", ".join(unknown), "build another flow for these")
-    # What is at its default is left out: some may only be given where something reads them.
-    arguments = {
-        field.name: getattr(flow.architecture, field.name)
-        for field in dataclasses.fields(flow.architecture)
-        if getattr(flow.architecture, field.name) is not field.default
-        and getattr(flow.architecture, field.name) != field.default
-    }
     whole = flow._transform
-    how = {
-        "compile": getattr(whole, "compiled", None) is not None,
-        "memory": getattr(whole, "memory", "full"),
-    }
-    with torch.random.fork_rng(devices=[]):
-        deeper = mixerflow(**{**arguments, **changes, **how, "num_layers": num_layers})
-    assert isinstance(deeper.architecture, MixerFlowArchitecture)
-    for name in ("patch_size", "layout"):
-        old, new = flow.architecture.per_layer(name), deeper.architecture.per_layer(name)
+    spec = MixerFlowSpec(**{**before, **changes, "num_layers": num_layers})
+    for name in ("patch_size", "shift"):
+        old = _of_each(name, before, before["num_layers"])
+        new = _of_each(name, vars(spec), num_layers)
         if old != new[: len(old)]:
             raise mismatch("grow", f"{name} of the old layers first, {old}", new, "add to it")
+    with torch.random.fork_rng(devices=[]):
+        compiled = getattr(whole, "compiled", None) is not None
+        deeper = build_mixerflow(spec, compiled, getattr(whole, "memory", "full"))
     example = next(flow.parameters())
     deeper.to(device=example.device, dtype=example.dtype)
     result = deeper.load_state_dict(flow.state_dict(), strict=False)
     for name, part in deeper.named_modules():
         if isinstance(part, ActNorm) and f"{name}.log_scale" in result.missing_keys:
             part.initialize_identity()
-    _check_identity(flow, deeper, flow.architecture)
+    _check_identity(flow, deeper, spec)
     return deeper.train(flow.training)
 
 
-def _check_identity(flow: ImageFlow, deeper: ImageFlow, spec: MixerFlowArchitecture) -> None:
+def _of_each(name: str, arguments: Mapping[str, Any], num_layers: int) -> list[Any]:
+    return [encoded(value) for value in per_layer(name, arguments[name], num_layers)]
+
+
+def _check_identity(flow: ImageFlow, deeper: ImageFlow, spec: MixerFlowSpec) -> None:
     layers = deeper._transform._transforms[len(flow._transform._transforms) :]
-    example = next(flow.parameters())
-    channels, height, width = spec.image_shape
-    shape = (channels * spec.squeeze**2, height // spec.squeeze, width // spec.squeeze)
-    latents = torch.randn(16, *shape, device=example.device, dtype=example.dtype)
-    context = None
-    if spec.embedded_features is not None:
-        context = torch.randn(16, spec.embedded_features).to(latents)
+    shape = spec.pixels.shape(flow.image_shape)
+    latents = torch.randn(16, *shape).to(next(flow.parameters()))
+    features = embedded_features(spec.context_features, spec.num_classes)
+    context = None if features is None else torch.randn(16, features).to(latents)
     with in_mode(deeper, training=False):
         outputs, total = CompositeTransform(layers)(latents, context)
     error = (outputs - latents).abs().max() + total.abs().max()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from nflows.distributions.base import Distribution
@@ -13,26 +15,26 @@ from torch import Tensor, nn
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer._modes import in_mode
-from nflows_mixer.flows.architecture import MixerFlowArchitecture
-from nflows_mixer.flows.denseflow_architecture import DenseFlowArchitecture
-from nflows_mixer.flows.dequantized_flow import DequantizedFlow
-from nflows_mixer.flows.noisy_flow import NoisyFlow
+from nflows_mixer.flows.architecture import Architecture
+from nflows_mixer.flows.dequantized_flow import CheckedFlow, DequantizedFlow
+from nflows_mixer.noise import mixed_noise
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.dequantize import UniformDequantization
 from nflows_mixer.transforms.multiscale import MultiScaleTransform
 from nflows_mixer.transforms.pixels import PixelScaling
 from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
+from nflows_mixer.transforms.stochastic import check_noise_is_passed
 from nflows_mixer.transforms.variational import VariationalDequantization
 
 
-class ImageFlow(NoisyFlow):
-    r"""A flow on integer images: an nflows ``Flow`` with the dequantisation inside.
+class ImageFlow(CheckedFlow):
+    r"""A flow on integer images: an nflows ``Flow`` with the dequantization inside.
 
     .. math:: \log P(x) \ge \mathbb E_u \big[\log p_Z(f(x + u)) + \log|\det J_f(x + u)|\big],
               \qquad u \sim \mathcal U[0, 1)^D
 
     ``log_prob`` is an unbiased one-draw estimate of the bound on the right. Where the
-    dequantisation is another one, or the transform draws noise of its own, their log-dets carry
+    dequantization is another one, or the transform draws noise of its own, their log-dets carry
     its -log q, and the bound is over all of it. Images are checked here, at the boundary, and
     nowhere deeper.
 
@@ -41,12 +43,14 @@ class ImageFlow(NoisyFlow):
             are its own affair (see ``PixelScaling``). It may be stochastic (see
             ``StochasticTransform``).
         image_shape: (C, H, W).
-        distribution: base; ``DiagonalNormal(image_shape)`` where None.
+        base: distribution of the latents; ``DiagonalNormal(image_shape)`` where None.
         levels: number of pixel values.
         context_features: length of the context that has to be given; None where there is none,
             or where its parts check it themselves.
         embedding_net: encoder of the context, as for nflows' flows.
         dequantization: of the same levels; ``UniformDequantization`` where None.
+        validate_args: whether values are looked at, the range of pixels and of noise given, which
+            waits for a GPU. Shapes, the dtype and ActNorm's flag always are. May be set later.
 
     Shapes:
         images uint8 [B, C, H, W]; context [B, F]; log-likelihoods [B], in nats.
@@ -57,7 +61,7 @@ class ImageFlow(NoisyFlow):
             that cannot be given to it.
 
     References:
-        MixerFlow, Section 5 (uniform dequantisation); Theis et al., 2016, Section 3.1.
+        MixerFlow, Section 5 (uniform dequantization); Theis et al., 2016, Section 3.1.
 
     Example:
         >>> from nflows_mixer.transforms import PixelScaling
@@ -71,28 +75,30 @@ class ImageFlow(NoisyFlow):
         self,
         transform: Transform,
         image_shape: Sequence[int],
-        distribution: Distribution | None = None,
+        base: Distribution | None = None,
         levels: int = 256,
         context_features: int | None = None,
         embedding_net: nn.Module | None = None,
         dequantization: UniformDequantization | VariationalDequantization | None = None,
+        validate_args: bool = True,
     ) -> None:
         super().__init__(
-            transform,
-            image_shape,
-            distribution,
-            context_features,
-            embedding_net,
-            UniformDequantization(levels) if dequantization is None else dequantization,
+            transform, image_shape, base, context_features, embedding_net, validate_args
         )
-        if self.dequantization.levels != levels:
-            got = self.dequantization.levels
+        check_noise_is_passed(self._transform, "ImageFlow")
+        if dequantization is None:
+            dequantization = UniformDequantization(levels)
+        if not isinstance(dequantization, (UniformDequantization, VariationalDequantization)):
+            raise TypeError(
+                "ImageFlow: expected a UniformDequantization or VariationalDequantization, got "
+                f"{dequantization!r}; build one"
+            )
+        if dequantization.levels != levels:
+            expected, got = f"a dequantization of {levels} levels", dequantization.levels
             advice = "build both with the number of levels of the data"
-            raise mismatch("ImageFlow", f"a dequantisation of {levels} levels", got, advice)
-        self.architecture: MixerFlowArchitecture | DenseFlowArchitecture | None = None
-        # Reading the largest pixel, or the range of the noise, waits for the device: whoever knows
-        # both, as training does from its second batch on, switches it off.
-        self.check_values = True
+            raise mismatch("ImageFlow", expected, got, advice)
+        self.dequantization = dequantization
+        self.architecture: Architecture | None = None
 
     @classmethod
     def from_flow(
@@ -102,7 +108,7 @@ class ImageFlow(NoisyFlow):
         levels: int = 256,
         dequantization: UniformDequantization | VariationalDequantization | None = None,
     ) -> ImageFlow:
-        """Put the scaling and dequantisation of pixels before any nflows flow on real images.
+        """Put the scaling and dequantization of pixels before any nflows flow on real images.
 
         Args:
             flow: an nflows flow on [B, C, H, W], which sees pixels in [-1/2, 1/2) and is shared,
@@ -138,7 +144,7 @@ class ImageFlow(NoisyFlow):
 
     @property
     def deterministic(self) -> DequantizedFlow:
-        """The flow below the dequantiser, a plain nflows flow that shares these modules.
+        """The flow below the dequantizer, a plain nflows flow that shares these modules.
 
         Raises:
             RuntimeError: if the transform draws noise of its own, which leaves no density.
@@ -155,17 +161,44 @@ class ImageFlow(NoisyFlow):
             self._distribution,
             self.context_features,
             self._embedding_net,
+            self.validate_args,
         )
         flow.training = self.training
         return flow
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise that ``log_prob`` takes for one image.
+
+        That of the dequantization; if the transform draws noise, too, one row with both, flat.
+        """
+        shapes = [shape for _, shape in self._noises]
+        return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
+
+    def draw_noise(
+        self, seed: int, step: int, index: Tensor, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """All noise of these images, as a function of (seed, step, index): see ``uniform_noise``.
+
+        Args:
+            seed: of the run.
+            step: of the training, or number of the draw.
+            index: of each image, integers [B].
+            dtype: of the noise, float32 or float64.
+
+        Returns:
+            [B, *noise_shape], on the device of ``index``.
+        """
+        row = mixed_noise(seed, step, index, self._noises, dtype)
+        return row.reshape(-1, *self.noise_shape)
 
     def log_prob(
         self, inputs: Tensor, context: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:
         """One-draw, unbiased estimate of the bound on the log-likelihood of images, [B], in nats.
 
-        In training mode the conditioners' BatchNorm sees the batch: call ``eval()`` before what
-        is to be reported.
+        In training mode BatchNorm, where it was asked for, sees the batch: call ``eval()`` before
+        what is to be reported.
 
         Args:
             inputs: uint8 [B, C, H, W].
@@ -177,7 +210,7 @@ class ImageFlow(NoisyFlow):
     def transform_and_log_prob(
         self, inputs: Tensor, context: Tensor | None = None, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Latents of dequantised images, and what ``log_prob`` gives, in one pass.
+        """Latents of dequantized images, and what ``log_prob`` gives, in one pass.
 
         For objectives that read both, in the mode that the flow is in.
 
@@ -239,10 +272,10 @@ class ImageFlow(NoisyFlow):
         return self.dequantization.inverse(values)[0]
 
     def sample_and_log_prob(self, num_samples: int, context: Tensor | None = None) -> None:
-        """Raise: the density of a dequantised sample is not the likelihood of its pixels."""
+        """Raise: the density of a dequantized sample is not the likelihood of its pixels."""
         raise RuntimeError(
             "ImageFlow.sample_and_log_prob: expected a deterministic flow, got one with "
-            "dequantisation inside, where the density of what was sampled is not the likelihood of "
+            "dequantization inside, where the density of what was sampled is not the likelihood of "
             "its pixels; call log_prob(sample(n)), or, where the transform draws no noise of its "
             "own, deterministic.sample_and_log_prob(n)"
         )
@@ -251,7 +284,7 @@ class ImageFlow(NoisyFlow):
     def initialize(
         self, images: Tensor, context: Tensor | None = None, noise: Tensor | None = None
     ) -> ImageFlow:
-        """Initialise every ActNorm that is not yet, from one batch, as training's first step does.
+        """Initialize every ActNorm that is not yet, from one batch, as training's first step does.
 
         In a distributed run every process has to call it, with its part of the batch.
 
@@ -276,29 +309,56 @@ class ImageFlow(NoisyFlow):
         self._check_images(images)
         top = self.dequantization.levels - 1
         if images.dtype != torch.uint8:
-            raise mismatch(
-                "ImageFlow",
-                f"uint8 pixels from 0 to {top}",
-                images.dtype,
-                "pass raw pixels, .to(torch.uint8): the flow dequantises and scales them itself",
-            )
-        # 255 is all that uint8 has.
-        read = self.check_values and images.numel()
-        if top < 255 and read and (largest := images.max().item()) > top:
-            raise mismatch(
-                "ImageFlow",
-                f"pixels from 0 to {top}",
-                f"one of {largest}",
-                "build the flow with the number of levels of the data",
-            )
+            expected = f"uint8 pixels from 0 to {top}"
+            advice = "pass raw pixels, .to(torch.uint8): the flow dequantizes and scales them"
+            raise mismatch("ImageFlow", expected, images.dtype, advice)
         self._check_context(context, len(images))
         own, given = self._split_noise(noise, len(images))
-        is_uniform = self.dequantization.noise_kind == "uniform"
-        if own is not None and read and is_uniform and not 0 <= own.min() <= own.max() <= 1:
+        if self.validate_args and images.numel():
+            self._check_range(images, own)
+        return (*self.dequantization(images, noise=own), given)
+
+    def _check_range(self, images: Tensor, noise: Tensor | None) -> None:
+        top = self.dequantization.levels - 1
+        # 255 is all that uint8 has.
+        if top < 255 and (largest := images.max().item()) > top:
+            advice = "build the flow with the number of levels of the data"
+            raise mismatch("ImageFlow", f"pixels from 0 to {top}", f"one of {largest}", advice)
+        if noise is None or self.dequantization.noise_kind != "uniform":
+            return
+        if not 0 <= noise.min() <= noise.max() <= 1:
+            got = f"{noise.min().item():g} to {noise.max().item():g}"
+            raise mismatch("ImageFlow", "noise from 0 to 1", got, "draw it with torch.rand")
+
+    @property
+    def _is_stochastic(self) -> bool:
+        return getattr(self._transform, "stochastic_forward", False)
+
+    @property
+    def _noises(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Kind and shape of the noise of each part that draws some, of one image."""
+        parts: list[Any] = [self.dequantization]
+        parts += [self._transform] if self._is_stochastic else []
+        return [(part.noise_kind, part.noise_shape(self.image_shape)) for part in parts]
+
+    def _median_noise(self, inputs: Tensor) -> Tensor:
+        medians = [
+            torch.full((len(inputs), math.prod(shape)), 0.0 if kind == "normal" else 0.5)
+            for kind, shape in self._noises
+        ]
+        return torch.cat(medians, dim=1).reshape(-1, *self.noise_shape).to(inputs.device)
+
+    def _split_noise(self, noise: Tensor | None, batch: int) -> tuple[Tensor | None, list[Tensor]]:
+        """Noise of the dequantization, and that of the transform if it takes some."""
+        if noise is None or not self._is_stochastic:
+            return noise, []
+        if tuple(noise.shape) != (batch, *self.noise_shape):
             raise mismatch(
                 "ImageFlow",
-                "noise from 0 to 1",
-                f"{own.min().item():g} to {own.max().item():g}",
-                "draw it with torch.rand",
+                f"noise of shape {[batch, *self.noise_shape]}",
+                list(noise.shape),
+                "draw it with flow.draw_noise(seed, step, index)",
             )
-        return (*self.dequantization(images, noise=own), given)
+        (_, shape), (_, others) = self._noises
+        own, rest = noise.split([math.prod(shape), math.prod(others)], dim=1)
+        return own.reshape(batch, *shape), [rest.reshape(batch, *others)]

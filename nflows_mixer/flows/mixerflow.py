@@ -1,82 +1,151 @@
-"""MixerFlow, built from its architecture."""
+"""MixerFlow: the builder."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from numbers import Integral
+from typing import Any, Literal, Union
 
-import torch
 from nflows.distributions.base import Distribution
-from nflows.transforms import BatchNorm, MaskedAffineAutoregressiveTransform, Transform
+from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
+from torch import Tensor, nn
 
-from nflows_mixer._checks import check_choice, mismatch
-from nflows_mixer.core.as_transform import FlowLike
+from nflows_mixer._checks import (
+    check_choice,
+    check_image_shape,
+    check_levels,
+    check_positive,
+    mismatch,
+)
 from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.core.context import takes_context
+from nflows_mixer.core.factory import call_factory
+from nflows_mixer.distributions import DiagonalNormal
 from nflows_mixer.flows.architecture import (
-    BASES,
-    CONDITIONERS,
-    LINEAR_BLOCKS,
-    POSITIONS,
-    MixerFlowArchitecture,
+    UNSET,
+    Architecture,
+    Unset,
+    check_factory,
+    check_norm,
+    check_read,
+    embedded_features,
+    given,
 )
-from nflows_mixer.flows.dequantization import dequantization_of
 from nflows_mixer.flows.image_flow import ImageFlow
-from nflows_mixer.flows.presets import PRESETS
-from nflows_mixer.nn import ClassEmbedding, LipschitzMLP
+from nflows_mixer.flows.pixels import Pixels, dequantization_of
+from nflows_mixer.flows.presets import MIXERFLOW_PRESETS, arguments_of
+from nflows_mixer.nn import ClassEmbedding
 from nflows_mixer.transforms import (
     ActNorm,
-    AdditiveCoupling,
+    AffineAutoregressive,
     AffineCoupling,
     FlowLayer,
-    InvertibleConv1x1,
-    LogitTransform,
+    LULinear,
     PatchMixerTransform,
     PatchTransform,
-    PixelScaling,
-    RationalQuadraticCoupling,
-    ResidualTransform,
     ReversibleCompositeTransform,
     RLULinear,
     ShiftTransform,
-    SqueezeTransform,
 )
 from nflows_mixer.transforms.reversible import MEMORY
 
+OWNER = "mixerflow"
+SHIFT_PERIOD = 4
+
+RowFlowFactory = Callable[..., Union[Transform, nn.Module]]
+"""Row length -> flow: a class such as ``zuko.flows.NSF``, a function, a ``functools.partial``."""
+PatchSize = Union[int, Sequence[int], Callable[[tuple[int, int, int]], PatchTransform]]
+"""p, (height, width), or image shape -> patches."""
+Shift = Union[int, Sequence[int], None]
+Base = Union[Distribution, Callable[[tuple[int, int, int]], Distribution]]
+
 
 def mixerflow(
-    preset: str | None = None, *, compile: bool = False, memory: str = "full", **arguments: Any
+    preset: str | None = None,
+    *,
+    image_shape: Sequence[int] | None = None,
+    patch_size: PatchSize | Sequence[PatchSize] | None = None,
+    levels: int | None = None,
+    num_layers: int | None = None,
+    num_flow_layers: int | None = None,
+    channel_flow: RowFlowFactory | None = None,
+    patch_flow: RowFlowFactory | None = None,
+    linear: Unset | RowFlowFactory | None = UNSET,
+    conditioner: Callable[[int, int], nn.Module] | None = None,
+    hidden_features: int | None = None,
+    norm: Unset | Literal["layer", "batch"] | None = UNSET,
+    shift: Shift | Sequence[Shift] | Unset = UNSET,
+    base: Base | None = None,
+    context_features: int | None = None,
+    num_classes: int | None = None,
+    positions: Callable[[int], Tensor] | None = None,
+    pixels: Pixels | None = None,
+    compile: bool = False,
+    memory: Literal["full", "checkpoint", "constant"] = "full",
 ) -> ImageFlow:
     """Build a MixerFlow from a preset, from arguments, or from a preset with some of them changed.
 
+    What is not given is the preset's, and without one the paper's coupling model.
+
+    Factories of flows and linear blocks are called with the row length, and with those of these
+    that their signatures name: ``axes``, the sizes that a row was flattened from, (p_h, p_w, C) of
+    a patch or (n_h, n_w) of the grid; ``index``, the flow layers before; ``context_features``, of
+    context and positions together; ``norm``, ``hidden_features`` and ``conditioner`` where given;
+    ``conditioning``, which alternates between "first" and "second" where there is no linear block.
+    Keywords that ``functools.partial`` has bound stay as they are.
+
     Args:
         preset: "cifar10", "imagenet32", "galaxy32", "imagenet64", "animefaces" or "mnist": the
-            columns of the paper's Table 8 (see ``PRESETS``).
+            columns of the paper's Table 8, see ``MIXERFLOW_PRESETS``.
+        image_shape: (C, H, W).
+        patch_size: p, (height, width), or a factory such as ``partial(PatchTransform,
+            patch_size=4, layout="stripe")``; or a list with one of these for each layer.
+        levels: number of pixel values; 256.
+        num_layers: mixer layers; 30.
+        num_flow_layers: flow layers in each channel flow and in each patch flow; 4.
+        channel_flow: factory of the row flow in each flow layer of the channel flows; a class or
+            function such as ``AffineCoupling``, the default, ``zuko.flows.NSF``, ``identity_maf``
+            or ``partial(RationalQuadraticCoupling, num_bins=4)``.
+        patch_flow: the same for the patch flows.
+        linear: factory of linear blocks: ``LULinear``, the default, ``RLULinear``, for long rows
+            ``ButterflyLinear`` or ``KroneckerLinear``; None for none.
+        conditioner: factory of the couplings' networks, ``(in_features, out_features) -> network``.
+        hidden_features: width of the networks; their own default, 128, where not given.
+        norm: of the conditioners, "layer", "batch" or None. Where not given their own default,
+            LayerNorm, and none in masked networks.
+        shift: s of the shift layers, or (height, width), which are layers 0, 4, 8, ...; None for
+            no shift layers; or a list with one entry for each layer. 1 where not given.
+        base: a factory ``shape -> distribution``, ``DiagonalNormal`` where not given, or a
+            distribution.
+        context_features: length of the context, [B, context_features]; None for none.
+        num_classes: of class labels, given as context in the place of vectors: integers [B], of
+            which each has a learned vector of ``context_features`` (16 where that is None).
+        positions: factory of positional context, ``rows -> [rows, F]``, such as
+            ``partial(learned_positions, features=16)``; None for none.
+        pixels: what stands between pixels and mixer layers, see ``Pixels``.
         compile: whether ``torch.compile`` compiles the flow layers, at the first use: a function
             for each row length, shared by all layers.
-        memory: "full" keeps activations for the backward pass; "constant" rebuilds them through
+        memory: of the backward pass. "full" keeps activations; "constant" rebuilds them through
             inverses, so that memory does not grow with depth; "checkpoint" computes those of a
             layer again from its inputs, and so does "constant" under autocast. See
             ``ReversibleCompositeTransform``.
-        **arguments: those of ``MixerFlowArchitecture``; ``image_shape`` and ``patch_size`` are
-            needed where there is no preset.
 
     Returns:
-        A flow on uint8 images, at the identity but for the scaling of pixels. ActNorm wants one
+        A flow on uint8 images, at the identity but for the scaling of pixels. ActNorm needs one
         batch before evaluation: ``flow.initialize(images)``, or one training step.
 
     Raises:
-        ValueError: if the preset or a choice is unknown, or sizes do not fit.
-        TypeError: if an argument is unknown or missing, or a flow is no transform.
+        ValueError: if a choice is unknown, sizes do not fit, or nothing would read an argument.
+        TypeError: if ``image_shape`` or ``patch_size`` is missing, or a flow is no transform.
 
     References:
-        MixerFlow, Section 4 and Table 8.
+        MixerFlow, Sections 4, 8 and 10; Table 8.
 
     Example:
+        >>> import torch
         >>> flow = mixerflow("cifar10")
         >>> sum(p.numel() for p in flow.parameters())
         11343833
@@ -84,199 +153,227 @@ def mixerflow(
         >>> images = torch.randint(17, (20, 1, 8, 8), dtype=torch.uint8)
         >>> loss = -small.log_prob(images).mean()
     """
-    flows = [arguments.get(name, "affine") for name in ("channel_flow", "patch_flow")]
-    for name in ("hidden_features", "num_blocks"):
-        if name in arguments and all(map(callable, flows)):
-            raise mismatch(
-                "mixerflow",
-                f"a channel or patch flow that is named, to read {name}",
-                "two factories",
-                f"leave {name} out, and build the factories with it",
-            )
-    if preset is not None:
-        check_choice("mixerflow", "preset", preset, tuple(PRESETS))
-        arguments = {**vars(PRESETS[preset].architecture), **arguments}
-    known = {field.name for field in dataclasses.fields(MixerFlowArchitecture)}
-    if unknown := sorted(set(arguments) - known):
-        raise TypeError(
-            f"mixerflow: expected arguments among {', '.join(sorted(known))}, "
-            f"got {', '.join(unknown)}; see MixerFlowArchitecture for what each one is"
-        )
+    changes = given(locals(), nullable={"linear", "norm", "shift"})
+    arguments = {**arguments_of(MIXERFLOW_PRESETS, preset, OWNER), **changes}
     if missing := sorted({"image_shape", "patch_size"} - set(arguments)):
         raise TypeError(
             f"mixerflow: expected a preset, or image_shape and patch_size, got no "
-            f"{', '.join(missing)}; name one of {', '.join(PRESETS)}, or give what is missing"
+            f"{', '.join(missing)}; name one of {', '.join(MIXERFLOW_PRESETS)}, or give what is "
+            "missing"
         )
-    check_choice("mixerflow", "memory", memory, MEMORY)
-    composite = partial(ReversibleCompositeTransform, memory=memory, compile=compile)
-    return _build(MixerFlowArchitecture(**arguments), composite, memory != "full")
+    spec = MixerFlowSpec(**arguments)
+    read = [name for name in ("conditioner", "norm", "hidden_features") if name in changes]
+    check_read(OWNER, read, (spec.channel_flow, spec.patch_flow), spec.conditioner)
+    return build_mixerflow(spec, compile, memory)
 
 
-def _build(
-    spec: MixerFlowArchitecture,
-    composite: Callable[[list[Transform]], Transform],
-    checkpoint: bool,
-) -> ImageFlow:
-    if spec.logit is None:
-        transforms: list[Transform] = [PixelScaling(spec.levels)]
-    else:
-        scaling = PixelScaling(spec.levels, low=0.0, high=1.0)
-        transforms = [scaling, LogitTransform(spec.logit)]
-    channels, height, width = spec.image_shape
-    if spec.conv1x1:
-        transforms.append(InvertibleConv1x1(channels))
-    if spec.squeeze > 1:
-        transforms.append(SqueezeTransform(spec.squeeze))
-    shape = (channels * spec.squeeze**2, height // spec.squeeze, width // spec.squeeze)
-    positions = None
-    if spec.positions is not None:
-        positions = partial(POSITIONS[spec.positions], features=spec.position_features)
-    layers = zip(spec.per_layer("patch_size"), spec.per_layer("layout"))
-    for index, (patch_size, layout) in enumerate(layers):
-        mixer = partial(_mixer, spec, index, patch_size, layout, positions)
-        if spec.shift is not None and index % spec.shift_period == 0:
-            transforms.append(ShiftTransform(shape, patch_size, spec.shift, mixer))
+@dataclass(frozen=True)
+class MixerFlowSpec:
+    """The arguments of ``mixerflow`` that describe the flow, with their defaults, checked."""
+
+    image_shape: tuple[int, int, int]
+    patch_size: Any
+    levels: int = 256
+    num_layers: int = 30
+    num_flow_layers: int = 4
+    channel_flow: RowFlowFactory = AffineCoupling
+    patch_flow: RowFlowFactory = AffineCoupling
+    linear: RowFlowFactory | None = LULinear
+    conditioner: Callable[..., nn.Module] | None = None
+    hidden_features: int | None = None
+    norm: str | None | Unset = UNSET
+    shift: Any = 1
+    base: Base = DiagonalNormal
+    context_features: int | None = None
+    num_classes: int | None = None
+    positions: Callable[[int], Tensor] | None = None
+    pixels: Pixels = Pixels()
+
+    def __post_init__(self) -> None:
+        check_image_shape(self.image_shape, OWNER)
+        check_levels(OWNER, self.levels)
+        check_norm(OWNER, self.norm)
+        for name in ("num_layers", "num_flow_layers"):
+            check_positive(OWNER, name, getattr(self, name))
+        for name in ("hidden_features", "context_features", "num_classes"):
+            if getattr(self, name) is not None:
+                check_positive(OWNER, name, getattr(self, name))
+        for name in ("channel_flow", "patch_flow", "linear", "conditioner", "positions"):
+            if name.endswith("flow") or getattr(self, name) is not None:
+                check_factory(OWNER, name, getattr(self, name))
+        if not isinstance(self.base, Distribution):
+            check_factory(OWNER, "base", self.base)
+        if not isinstance(self.pixels, Pixels):
+            raise mismatch(OWNER, "pixels as Pixels(...)", repr(self.pixels), "build one")
+
+    def patches(self) -> list[Callable[[tuple[int, int, int]], PatchTransform]]:
+        """A factory of the patches of each layer."""
+        sizes = per_layer("patch_size", self.patch_size, self.num_layers)
+        return [cut if callable(cut) else partial(PatchTransform, patch_size=cut) for cut in sizes]
+
+    def shifts(self) -> list[Shift]:
+        """The shift of each layer, None where it is none."""
+        of_each = per_layer("shift", self.shift, self.num_layers)
+        if of_each and _is_one(self.shift):
+            return [s if i % SHIFT_PERIOD == 0 else None for i, s in enumerate(of_each)]
+        return of_each
+
+
+def per_layer(name: str, value: Any, num_layers: int) -> list[Any]:
+    """Return an argument as a list with one entry for each layer.
+
+    Two integers are a pair, and no list of two.
+
+    Args:
+        name: of the argument, for the error.
+        value: what was given.
+        num_layers: mixer layers.
+
+    Raises:
+        ValueError: if it is neither one for all layers nor a list of that length.
+
+    Example:
+        >>> per_layer("patch_size", [2, (2, 4), 4], 3)
+        [2, (2, 4), 4]
+    """
+    if _is_one(value):
+        return [value] * num_layers
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise mismatch(OWNER, f"{name} for all layers, or a list", repr(value), "give one")
+    if len(value) != num_layers:
+        expected = f"one {name} for each of {num_layers} layers"
+        advice = "give one for all, or a list of that length"
+        raise mismatch(OWNER, expected, f"{len(value)}", advice)
+    return list(value)
+
+
+def _is_one(value: Any) -> bool:
+    if isinstance(value, Sequence):
+        return len(value) == 2 and all(isinstance(size, Integral) for size in value)
+    return value is None or isinstance(value, Integral) or callable(value)
+
+
+def build_mixerflow(spec: MixerFlowSpec, compile: bool, memory: str) -> ImageFlow:
+    """Build what ``mixerflow`` builds.
+
+    Args:
+        spec: what it is made of.
+        compile: as in ``mixerflow``.
+        memory: as in ``mixerflow``.
+
+    Example:
+        >>> spec = MixerFlowSpec((1, 4, 4), patch_size=2, num_layers=1, shift=None)
+        >>> build_mixerflow(spec, compile=False, memory="full").image_shape
+        (1, 4, 4)
+    """
+    check_choice(OWNER, "memory", memory, MEMORY)
+    image_shape = check_image_shape(spec.image_shape, OWNER)
+    shape = spec.pixels.shape(image_shape)
+    transforms = spec.pixels.transforms(image_shape, spec.levels)
+    for index, (cut, shift) in enumerate(zip(spec.patches(), spec.shifts())):
+        layer = partial(_mixer, spec, index, cut)
+        if shift is None:
+            transforms.append(layer(shape))
         else:
-            transforms.append(mixer(shape))
-    base = BASES[spec.base] if isinstance(spec.base, str) else spec.base
-    if not isinstance(base, Distribution):
-        base = base(shape)
-    classes = spec.num_classes
+            transforms.append(ShiftTransform(shape, cut(shape).patch_size, shift, layer))
+    classes, pixels = spec.num_classes, spec.pixels
+    features = embedded_features(spec.context_features, classes)
     flow = ImageFlow(
-        composite(transforms),
-        spec.image_shape,
-        base,
+        ReversibleCompositeTransform(transforms, memory=memory, compile=compile),
+        image_shape,
+        spec.base if isinstance(spec.base, Distribution) else spec.base(shape),
         spec.levels,
-        spec.embedded_features,
-        None if classes is None else ClassEmbedding(classes, spec.embedded_features or 0),
+        features,
+        None if classes is None else ClassEmbedding(classes, features or 0),
         dequantization_of(
-            spec.dequantization,
-            spec.image_shape,
-            spec.levels,
-            spec.dequantization_channels,
-            checkpoint,
+            pixels.dequantization, image_shape, spec.levels, pixels.noise_channels, memory != "full"
         ),
     )
-    flow.architecture = spec
-    layers_of_flow = [part for part in flow.modules() if isinstance(part, FlowLayer)]
-    unread = sum(not takes_context(layer) for layer in layers_of_flow)
-    if spec.embedded_features is not None and unread:
+    flow.architecture = Architecture(OWNER, dict(vars(spec)))
+    layers = [part for part in flow.modules() if isinstance(part, FlowLayer)]
+    unread = sum(not takes_context(layer) for layer in layers)
+    if features is not None and unread:
         warnings.warn(
-            f"mixerflow: {unread} of {len(layers_of_flow)} flow layers take no context and stay "
-            "unconditional; build the flow that was given for a context of "
-            f"{spec.embedded_features} features, as in partial(zuko.flows.NSF, "
-            f"context={spec.embedded_features})",
+            f"mixerflow: {unread} of {len(layers)} flow layers take no context and stay "
+            f"unconditional; build the flow that was given for a context of {features} features, "
+            f"as in partial(zuko.flows.NSF, context={features})",
             stacklevel=3,
         )
     return flow
 
 
 def _mixer(
-    spec: MixerFlowArchitecture,
-    layer: int,
-    patch_size: int | tuple[int, int],
-    layout: str,
-    positions: Callable[[int], torch.Tensor] | None,
+    spec: MixerFlowSpec,
+    index: int,
+    cut: Callable[[tuple[int, int, int]], PatchTransform],
     shape: tuple[int, int, int],
 ) -> PatchMixerTransform:
-    """Return mixer layer ``layer``, for images of this shape."""
-    patch = PatchTransform(shape, patch_size, layout).patch_size
+    """Return mixer layer ``index``, for images of this shape."""
+    patches = cut(shape)
     channels, height, width = shape
-    of_patch = (*patch, channels)
-    of_grid = (height // patch[0], width // patch[1])
+    patch_height, patch_width = patches.patch_size
+    grid = (height // patch_height, width // patch_width)
+    channel_axes = (patch_height, patch_width, channels)
     return PatchMixerTransform(
         shape,
-        patch_size,
-        channel_flow=partial(_mixing_flow, spec, spec.channel_flow, layer, of_patch),
-        patch_flow=partial(_mixing_flow, spec, spec.patch_flow, layer, of_grid),
-        layout=layout,
-        positions=positions,
+        patches,
+        channel_flow=partial(_mixing_flow, spec, spec.channel_flow, index, channel_axes),
+        patch_flow=partial(_mixing_flow, spec, spec.patch_flow, index, grid),
+        positions=spec.positions,
     )
 
 
 def _mixing_flow(
-    spec: MixerFlowArchitecture,
-    kind: FlowLike | str,
+    spec: MixerFlowSpec,
+    row_flow: RowFlowFactory,
     layer: int,
     axes: tuple[int, ...],
     features: int,
 ) -> Transform:
     """Return the channel or patch flow of mixer layer ``layer``, for rows of this length."""
+    context = embedded_features(spec.context_features, spec.num_classes) or 0
+    if spec.positions is not None:
+        context += spec.positions(1).shape[-1]
+    offered: dict[str, Any] = {"axes": axes}
+    for name, value in [
+        ("context_features", context or None),
+        ("conditioner", spec.conditioner),
+        ("hidden_features", spec.hidden_features),
+    ]:
+        if value is not None:
+            offered[name] = value
+    if spec.norm is not UNSET:
+        offered["norm"] = spec.norm
     parts: list[Transform] = []
     for index in range(spec.num_flow_layers):
-        depth = layer * spec.num_flow_layers + index
-        row_flow = partial(_row_flow, spec, kind, depth) if isinstance(kind, str) else kind
-        linear = LINEAR_BLOCKS[spec.linear]
-        block = None if linear is None else linear(features, axes)
-        parts.append(FlowLayer(features, ActNorm, block, row_flow))
-    if spec.norm == "actnorm":
-        parts.append(ActNorm(features))
-    if spec.norm == "batchnorm":
-        norm = BatchNorm(features)
-        # nflows starts it at 0, where evaluation after a few steps scales by 1 / sqrt(eps).
-        norm.running_var.fill_(1.0)
-        parts.append(norm)
-    flow = CompositeTransform(parts)
-    reversals = sum(isinstance(module, RLULinear) for module in flow.modules())
-    if spec.shift is not None and reversals % 2:
-        raise mismatch(
-            "mixerflow",
-            "an even number of RLU flow layers before a shift",
-            reversals,
-            "an odd number leaves positions reversed, so that the shifted grid joins pixels that "
-            "are not neighbours; make num_flow_layers even, or pass linear='lu'",
-        )
+        offered["index"] = layer * spec.num_flow_layers + index
+        if spec.linear is None:
+            # Without a linear block nothing else exchanges the parts of a coupling.
+            offered["conditioning"] = "second" if offered["index"] % 2 else "first"
+        make = partial(call_factory, **offered)
+        linear = None if spec.linear is None else partial(make, spec.linear)
+        parts.append(FlowLayer(features, linear=linear, flow=partial(make, row_flow)))
+    flow = CompositeTransform([*parts, ActNorm(features)])
+    _check_mixing(spec, flow)
     return flow
 
 
-def _row_flow(spec: MixerFlowArchitecture, kind: str, depth: int, features: int) -> Transform:
-    """Return the row flow of a flow layer, with ``depth`` others of its kind before it."""
-    context = (spec.embedded_features or 0) + (spec.position_features if spec.positions else 0)
-    if kind == "maf":
-        return _identity_maf(spec, features, context or None)
-    if kind == "residual":
-        network = LipschitzMLP(
-            features, spec.hidden_features, 1 + spec.num_blocks, context_features=context or None
+def _check_mixing(spec: MixerFlowSpec, flow: Transform) -> None:
+    """Raise where the order of features makes no sense."""
+    reversals = sum(isinstance(module, RLULinear) for module in flow.modules())
+    if any(shift is not None for shift in spec.shifts()) and reversals % 2:
+        raise mismatch(
+            OWNER,
+            "an even number of RLU flow layers before a shift",
+            reversals,
+            "an odd number leaves positions reversed, so that the shifted grid joins pixels that "
+            "are not neighbours; make num_flow_layers even, or pass linear=LULinear",
         )
-        return ResidualTransform(features, network)
-    conditioner = spec.conditioner
-    if isinstance(conditioner, str):
-        layers: dict[str, dict[str, Any]] = {
-            "residual": {"num_blocks": spec.num_blocks, "norm": "batch"},
-            "mlp": {"num_layers": 1 + spec.num_blocks},
-        }
-        conditioner = partial(
-            CONDITIONERS[conditioner],
-            hidden_features=spec.hidden_features,
-            context_features=context or None,
-            **layers[conditioner],
+    masked = (MaskedAffineAutoregressiveTransform, AffineAutoregressive)
+    if spec.linear is None and any(isinstance(part, masked) for part in flow.modules()):
+        raise mismatch(
+            OWNER,
+            "a linear block between autoregressive flows, to turn their order",
+            "linear=None",
+            "pass linear=RLULinear",
         )
-    # Without a linear block nothing else exchanges the parts.
-    conditioning = "second" if spec.linear is None and depth % 2 else "first"
-    if kind == "additive":
-        return AdditiveCoupling(features, conditioner, conditioning)
-    if kind == "spline":
-        return RationalQuadraticCoupling(
-            features, conditioner, spec.num_bins, spec.tail_bound, conditioning
-        )
-    return AffineCoupling(features, conditioner, spec.scale, conditioning)
-
-
-def _identity_maf(
-    spec: MixerFlowArchitecture, features: int, context_features: int | None
-) -> MaskedAffineAutoregressiveTransform:
-    """Return nflows' MAF with its last layer set so that it starts at the identity."""
-    maf = MaskedAffineAutoregressiveTransform(
-        features,
-        spec.hidden_features,
-        context_features=context_features,
-        num_blocks=spec.num_blocks,
-        use_batch_norm=True,
-    )
-    # Its outputs are pairs (u, shift), and its scale softplus(u) + 1e-3: 1 at this u.
-    start = torch.tensor([math.log(math.expm1(1 - 1e-3)), 0.0])
-    final = maf.autoregressive_net.final_layer
-    with torch.no_grad():
-        final.weight.zero_()
-        final.bias.copy_(start.repeat(features))
-    return maf

@@ -1,102 +1,116 @@
-"""The architectures and recipes of the MixerFlow paper's tables, as data."""
+"""The architectures of the papers' tables, as keyword arguments of the builders.
+
+Both papers have BatchNorm in their conditioners. How the models were trained is in the YAML files
+of ``nflows_mixer/training/presets``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from nflows_mixer.flows.architecture import MixerFlowArchitecture
+from nflows_mixer._checks import check_choice
+from nflows_mixer.flows.pixels import Pixels
+from nflows_mixer.nn import ConvConditioner
+from nflows_mixer.transforms import RLULinear, identity_maf
 
 
-@dataclass(frozen=True)
-class MixerFlowPreset:
-    """One column of MixerFlow's Table 8.
+class Preset(NamedTuple):
+    """A model of a paper.
 
     Args:
-        source: the table and column.
-        architecture: what the flow is made of; what the table leaves open is the default.
-        training_points: images trained on; the validation part is int(0.04 n).
-        learning_rate: of Adam, decayed to zero by a cosine over all steps.
-        betas: of Adam.
-        gradient_clip: largest norm of the gradient.
-        steps: optimiser steps.
-        batch_size: images per step.
-
-    Example:
-        >>> PRESETS["cifar10"].learning_rate
-        0.001
+        source: where the paper has it.
+        arguments: of the builder; what the paper leaves open is the builder's default.
     """
 
     source: str
-    architecture: MixerFlowArchitecture
-    training_points: int
-    learning_rate: float
-    steps: int
-    batch_size: int
-    betas: tuple[float, float] = (0.9, 0.999)
-    gradient_clip: float = 5.0
+    arguments: Mapping[str, Any]
 
 
-PRESETS: dict[str, MixerFlowPreset] = {
-    "cifar10": MixerFlowPreset(
-        source="MixerFlow, Table 8, column CIFAR-10",
-        architecture=MixerFlowArchitecture(image_shape=(3, 32, 32), patch_size=4),
-        training_points=48_000,
-        learning_rate=1e-3,
-        steps=400_000,
-        batch_size=512,
-    ),
-    "imagenet32": MixerFlowPreset(
-        source="MixerFlow, Table 8, column ImageNet32",
-        architecture=MixerFlowArchitecture(image_shape=(3, 32, 32), patch_size=4),
-        training_points=1_229_904,
-        learning_rate=1e-3,
-        steps=500_000,
-        batch_size=512,
-    ),
-    "galaxy32": MixerFlowPreset(
-        source="MixerFlow, Table 8, column Galaxy32",
-        architecture=MixerFlowArchitecture(
-            image_shape=(3, 32, 32), patch_size=4, hidden_features=64
-        ),
-        training_points=5_000,
-        learning_rate=1e-3,
-        steps=50_000,
-        batch_size=512,
-    ),
-    "imagenet64": MixerFlowPreset(
-        source="MixerFlow, Table 8, column ImageNet64",
-        architecture=MixerFlowArchitecture(image_shape=(3, 64, 64), patch_size=8, shift=2),
-        training_points=1_229_904,
-        learning_rate=5e-4,
-        steps=400_000,
-        batch_size=200,
-    ),
-    "animefaces": MixerFlowPreset(
-        source="MixerFlow, Table 8, column AnimeFaces",
-        architecture=MixerFlowArchitecture(image_shape=(3, 64, 64), patch_size=8, shift=2),
-        training_points=61_023,
-        learning_rate=5e-4,
-        betas=(0.9, 0.99),
-        steps=400_000,
-        batch_size=200,
-    ),
-    # Table 8 names no logit. Without one, ink on the dark border makes the first steps overflow:
-    # mixerflow("mnist", logit=1e-3) trains.
-    "mnist": MixerFlowPreset(
-        source="MixerFlow, Table 8, column MNIST",
-        architecture=MixerFlowArchitecture(
-            image_shape=(1, 28, 28),
-            patch_size=4,
-            hidden_features=64,
-            shift=None,
-            linear="rlu",
-            channel_flow="maf",
-            patch_flow="maf",
-        ),
-        training_points=57_600,
-        learning_rate=5e-4,
-        steps=400_000,
-        batch_size=512,
+def _column(name: str, **arguments: Any) -> Preset:
+    return Preset(f"MixerFlow, Table 8, column {name}", {"norm": "batch", **arguments})
+
+
+_OF_32 = {"image_shape": (3, 32, 32), "patch_size": 4}
+_OF_64 = {"image_shape": (3, 64, 64), "patch_size": 8, "shift": 2}
+
+MIXERFLOW_PRESETS: dict[str, Preset] = {
+    "cifar10": _column("CIFAR-10", **_OF_32),
+    "imagenet32": _column("ImageNet32", **_OF_32),
+    "galaxy32": _column("Galaxy32", **_OF_32, hidden_features=64),
+    "imagenet64": _column("ImageNet64", **_OF_64),
+    "animefaces": _column("AnimeFaces", **_OF_64),
+    "mnist": _column(
+        "MNIST",
+        image_shape=(1, 28, 28),
+        patch_size=4,
+        hidden_features=64,
+        shift=None,
+        linear=RLULinear,
+        channel_flow=identity_maf,
+        patch_flow=identity_maf,
+        # The column leaves unsaid how pixels are scaled. On a linear scale ink on the dark border
+        # makes the first steps overflow; after this logit the model trains.
+        pixels=Pixels(logit=1e-3),
     ),
 }
-"""The columns of Table 8, by data set."""
+"""The columns of MixerFlow's Table 8, by data set."""
+
+
+def _dense(source: str, *changes: Mapping[str, Any]) -> Preset:
+    arguments: dict[str, Any] = {"image_shape": (3, 32, 32), "norm": "batch"}
+    for change in changes:
+        arguments |= change
+    return Preset(f"DenseFlow, {source}", arguments)
+
+
+_AT_64 = {"image_shape": (3, 64, 64)}
+_SMALL = {"units": (5, 3, 1), "modules": (3, 5, 15), "growth": 6}
+_PLAIN = {"units": (1, 1, 1), "modules": (15, 15, 15), "growth": 0}
+_WHITE = {"preconditioning": None}
+_GLOW = {"conditioner": ConvConditioner}
+# As many channels of noise as the squeezed image has.
+_INPUT = {**_PLAIN, "growth": 12, "augmentation": "input"}
+
+DENSEFLOW_PRESETS: dict[str, Preset] = {
+    "denseflow-74-10": _dense("Section 3.1 and Appendix C, CIFAR-10"),
+    "denseflow-74-10-imagenet32": _dense("Section 3.1 and Appendix C, ImageNet32"),
+    "denseflow-74-10-imagenet64": _dense("Section 3.1 and Appendix C, ImageNet64", _AT_64),
+    "denseflow-74-10-celeba": _dense("Section 3.1 and Appendix C, CelebA 64x64", _AT_64),
+    "denseflow-45-6": _dense("Section 3.5 and Table 4, row 6", _SMALL),
+    # Not in the paper, which has this model on CIFAR-10 alone.
+    "denseflow-45-6-64": _dense("Section 3.5, at 64x64", _SMALL, _AT_64),
+    # Rows of Table 4: augmentation, preconditioned noise, two-way fusion.
+    "table4-none": _dense("Table 4, row 1", _PLAIN, _GLOW),
+    "table4-white": _dense("Table 4, row 2", _SMALL, _WHITE, _GLOW),
+    "table4-preconditioned": _dense("Table 4, row 3", _SMALL, _GLOW),
+    "table4-fused": _dense("Table 4, row 4", _PLAIN),
+    "table4-fused-white": _dense("Table 4, row 5", _SMALL, _WHITE),
+    # With DenseFlow's modules, which is a choice of this package.
+    "vflow": _dense("Section 4 and Figure 1b, VFlow", _INPUT, {"preconditioning": "learned"}),
+    "anf": _dense("Section 4 and Figure 1b, ANF", _INPUT, _WHITE),
+}
+"""Models of the DenseFlow paper; the sixth row of its Table 4 is "denseflow-45-6"."""
+
+
+def arguments_of(
+    presets: Mapping[str, Preset], preset: str | None, owner: str
+) -> Mapping[str, Any]:
+    """Return the arguments of a preset, {} where it is None.
+
+    Args:
+        presets: of the builder.
+        preset: a name among them, or None.
+        owner: the builder, for the error.
+
+    Raises:
+        ValueError: if there is no preset of that name.
+
+    Example:
+        >>> arguments_of(MIXERFLOW_PRESETS, "galaxy32", "mixerflow")["hidden_features"]
+        64
+    """
+    if preset is None:
+        return {}
+    check_choice(owner, "preset", preset, tuple(presets))
+    return presets[preset].arguments

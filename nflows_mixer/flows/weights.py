@@ -14,26 +14,26 @@ from torch import Tensor, nn
 from nflows_mixer import __version__
 from nflows_mixer._checks import mismatch
 from nflows_mixer._files import replace_file
-from nflows_mixer.flows.architecture import MixerFlowArchitecture
-from nflows_mixer.flows.denseflow import denseflow
-from nflows_mixer.flows.denseflow_architecture import DenseFlowArchitecture
+from nflows_mixer.flows.architecture import ADVICE, UNSET, decoded, encoded
+from nflows_mixer.flows.denseflow import DenseFlowSpec, build_denseflow
 from nflows_mixer.flows.image_flow import ImageFlow
-from nflows_mixer.flows.mixerflow import mixerflow
+from nflows_mixer.flows.mixerflow import MixerFlowSpec, build_mixerflow
 
 
 class Family(NamedTuple):
     """Flows that one function builds, of what one class says."""
 
-    build: Callable[..., ImageFlow]
-    architecture: type[MixerFlowArchitecture] | type[DenseFlowArchitecture]
+    spec: type
+    build: Callable[[Any, bool, str], ImageFlow]
 
 
 FAMILIES = {
-    "mixerflow": Family(mixerflow, MixerFlowArchitecture),
-    "denseflow": Family(denseflow, DenseFlowArchitecture),
+    "mixerflow": Family(MixerFlowSpec, build_mixerflow),
+    "denseflow": Family(DenseFlowSpec, build_denseflow),
 }
 """By the name under which a file keeps the architecture."""
-ADVICE = "pass the flow whose weights these are: load_weights(path, flow)"
+LAYOUT = "2"
+"""Of the names of parameters and of the metadata; those of before have none."""
 
 
 def save_weights(
@@ -41,8 +41,9 @@ def save_weights(
 ) -> None:
     """Write the weights of a flow, and what it is made of, to a safetensors file.
 
-    The file appears whole or not at all: it is written beside its place and renamed. No code is
-    stored in it.
+    The file appears whole or not at all: it is written beside its place and renamed. What the flow
+    is made of is data: numbers, and names of classes and functions of this package, nflows and
+    zuko. Of a flow with parts of your own it has the weights alone.
 
     Args:
         flow: its parameters and buffers are written, ActNorm's state among them.
@@ -54,16 +55,17 @@ def save_weights(
 
     Example:
         >>> import tempfile
+        >>> from nflows_mixer import mixerflow
         >>> flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, num_layers=1, shift=None)
         >>> path = Path(tempfile.mkdtemp()) / "small.safetensors"
         >>> save_weights(flow, path)
         >>> load_weights(path).architecture == flow.architecture
         True
     """
-    facts = {"nflows_mixer": __version__, **(metadata or {})}
+    facts = {"nflows_mixer": __version__, "layout": LAYOUT, **(metadata or {})}
     architecture, family = architecture_of(flow), family_of(flow)
     if architecture is not None and family is not None:
-        facts[family] = json.dumps(architecture)
+        facts |= {"builder": family, "architecture": json.dumps(architecture)}
     save_state(flow, path, facts)
 
 
@@ -97,18 +99,20 @@ def load_weights(path: str | os.PathLike, flow: ImageFlow | None = None) -> Imag
     Args:
         path: file that ``save_weights`` wrote.
         flow: takes the weights; built from the file's metadata where None, which can be done for
-            what ``mixerflow`` or ``denseflow`` built from names and numbers alone.
+            what ``mixerflow`` or ``denseflow`` built of parts of this package, nflows and zuko. A
+            file never chooses what else is imported or called.
 
     Returns:
         The flow, on the CPU where it was built here.
 
     Raises:
-        ValueError: if the file is no whole safetensors file, does not say what the flow is made
-            of and none is given, or is of another flow.
+        ValueError: if the file is no whole safetensors file, is of an older layout, does not say
+            what the flow is made of in names of ``ROOMS`` and none is given, or is of another flow.
         ImportError: if safetensors is not installed (it comes with the extra ``train``).
 
     Example:
         >>> import tempfile
+        >>> from nflows_mixer import mixerflow
         >>> flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, num_layers=1, shift=None)
         >>> path = Path(tempfile.mkdtemp()) / "small.safetensors"
         >>> save_weights(flow, path, {"data": "noise"})
@@ -119,8 +123,12 @@ def load_weights(path: str | os.PathLike, flow: ImageFlow | None = None) -> Imag
     from safetensors.torch import load_file
 
     metadata = read_metadata(path)
+    if "nflows_mixer" in metadata and metadata.get("layout") != LAYOUT:
+        got = f"one of nflows-mixer {metadata['nflows_mixer']}, before that layout"
+        advice = "read it with that version, or train again"
+        raise mismatch(str(path), f"a file of layout {LAYOUT}", got, advice)
     family = family_in(metadata)
-    arguments = {} if family is None else _tuples(json.loads(metadata[family]))
+    saved = {} if family is None else _arguments_in(metadata, str(path))
     try:
         state = load_file(path)
     except SafetensorError as error:
@@ -128,25 +136,55 @@ def load_weights(path: str | os.PathLike, flow: ImageFlow | None = None) -> Imag
     if flow is None:
         if family is None:
             raise mismatch(str(path), "the architecture in its metadata", "none", ADVICE)
-        flow = FAMILIES[family].build(**arguments)
+        flow = _built(family, saved, str(path))
         flow.to(next(value.dtype for value in state.values() if value.is_floating_point()))
     check_state(flow.state_dict(), state, str(path))
     own = architecture_of(flow)
-    saved = None if family is None else _as_json(FAMILIES[family].architecture(**arguments))
-    if own is not None and saved is not None and own != saved:
+    if own is not None and family is not None:
+        # What an older version did not write down yet was what is the default now.
+        there, here = ({**_defaults(family), **known} for known in (saved, own))
         differing = ", ".join(
-            f"{name}: {saved.get(name)} there, {own[name]} here"
-            for name in own
-            if own[name] != saved.get(name)
+            f"{name}: {there.get(name)} there, {here.get(name)} here"
+            for name in {**here, **there}
+            if here.get(name) != there.get(name)
         )
-        raise mismatch(
-            str(path),
-            "the weights of this flow",
-            f"those of another that has as many: {differing}",
-            "build the flow as it was when they were saved",
-        )
+        if differing:
+            raise mismatch(
+                str(path),
+                "the weights of this flow",
+                f"those of another that has as many: {differing}",
+                "build the flow as it was when they were saved",
+            )
     flow.load_state_dict(state)
     return flow
+
+
+def _arguments_in(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
+    try:
+        arguments = json.loads(metadata.get("architecture", ""))
+    except json.JSONDecodeError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        got = metadata.get("architecture")
+        raise mismatch(path, f"arguments of {metadata['builder']}", repr(got), ADVICE)
+    return arguments
+
+
+def _defaults(family: str) -> dict[str, Any]:
+    fields = dataclasses.fields(FAMILIES[family].spec)
+    known = {field.name: field.default for field in fields}
+    given = {name: v for name, v in known.items() if v not in (dataclasses.MISSING, UNSET)}
+    return {name: encoded(value) for name, value in given.items()}
+
+
+def _built(family: str, arguments: dict[str, Any], path: str) -> ImageFlow:
+    """Build a flow of the arguments in a file."""
+    kind = FAMILIES[family]
+    try:
+        known = {name: decoded(value, path) for name, value in arguments.items()}
+        return kind.build(kind.spec(**known), False, "full")
+    except TypeError as error:
+        raise mismatch(path, f"arguments of {family}", f"{error}", ADVICE) from error
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
@@ -160,10 +198,11 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
     Example:
         >>> import tempfile
+        >>> from nflows_mixer import mixerflow
         >>> path = Path(tempfile.mkdtemp()) / "small.safetensors"
         >>> save_weights(mixerflow(image_shape=(1, 4, 4), patch_size=2, shift=None), path)
         >>> sorted(read_metadata(path))
-        ['mixerflow', 'nflows_mixer']
+        ['architecture', 'builder', 'layout', 'nflows_mixer']
     """
     from safetensors import SafetensorError, safe_open
 
@@ -183,13 +222,11 @@ def family_of(flow: ImageFlow) -> str | None:
         flow: any.
 
     Example:
-        >>> family_of(mixerflow("mnist"))
+        >>> from nflows_mixer import mixerflow
+        >>> family_of(mixerflow("mnist", num_layers=1))
         'mixerflow'
     """
-    known = (
-        name for name, kind in FAMILIES.items() if type(flow.architecture) is kind.architecture
-    )
-    return next(known, None)
+    return None if flow.architecture is None else flow.architecture.builder
 
 
 def family_in(metadata: Mapping[str, str]) -> str | None:
@@ -199,10 +236,10 @@ def family_in(metadata: Mapping[str, str]) -> str | None:
         metadata: what ``read_metadata`` returned.
 
     Example:
-        >>> family_in({"data": "cifar10", "denseflow": "{}"})
+        >>> family_in({"data": "cifar10", "builder": "denseflow"})
         'denseflow'
     """
-    return next((name for name in FAMILIES if name in metadata), None)
+    return metadata.get("builder") if metadata.get("builder") in FAMILIES else None
 
 
 def architecture_of(flow: ImageFlow) -> dict[str, Any] | None:
@@ -212,18 +249,11 @@ def architecture_of(flow: ImageFlow) -> dict[str, Any] | None:
         flow: what ``mixerflow`` or ``denseflow`` built, or any other flow.
 
     Example:
-        >>> architecture_of(mixerflow("mnist"))["patch_size"]
+        >>> from nflows_mixer import mixerflow
+        >>> architecture_of(mixerflow("mnist", num_layers=1))["patch_size"]
         4
     """
-    return None if flow.architecture is None else _as_json(flow.architecture)
-
-
-def _as_json(architecture: MixerFlowArchitecture | DenseFlowArchitecture) -> dict[str, Any] | None:
-    fields = dataclasses.fields(architecture)
-    try:
-        return json.loads(json.dumps({f.name: getattr(architecture, f.name) for f in fields}))
-    except TypeError:  # a factory or a distribution
-        return None
+    return None if flow.architecture is None else flow.architecture.as_data()
 
 
 def check_state(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], owner: str) -> None:
@@ -259,10 +289,3 @@ def _broken(path: str | os.PathLike, error: Exception) -> ValueError:
     return mismatch(
         str(path), "a whole safetensors file", f"{error}", "copy it again, or take an older one"
     )
-
-
-def _tuples(value: Any) -> Any:
-    """JSON has lists where an architecture has tuples; compared, the two differ."""
-    if isinstance(value, list):
-        return tuple(map(_tuples, value))
-    return {key: _tuples(v) for key, v in value.items()} if isinstance(value, dict) else value

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nflows_mixer.nn.context_maps import concat_context
 from nflows_mixer.nn.dense_block import zero_convolution
-from nflows_mixer.nn.maps import with_context_maps
 
 
 class ConvConditioner(nn.Module):
@@ -16,9 +16,9 @@ class ConvConditioner(nn.Module):
               \mathrm{relu}(\mathrm{conv}_{3 \times 3}(x)))))
 
     Args:
-        in_channels: of x.
-        out_channels: of the output.
-        hidden_channels: between the convolutions.
+        in_channels: channels of x.
+        out_channels: channels of f(x).
+        hidden_channels: channels between the convolutions.
         context_features: channels of a context; None for none.
 
     Shapes:
@@ -52,7 +52,7 @@ class ConvConditioner(nn.Module):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Map images [B, C, H, W]."""
-        joined = with_context_maps(inputs, context, self.context_features or 0, "ConvConditioner")
+        joined = concat_context(inputs, context, self.context_features or 0, "ConvConditioner")
         return self.final(F.relu(self.middle(F.relu(self.initial(joined)))))
 
 
@@ -64,8 +64,8 @@ class CrossUnitNetwork(nn.Sequential):
     The last convolution starts at zero, where the noise that it preconditions is white.
 
     Args:
-        in_channels: C, of the representations that it reads.
-        out_channels: of the parameters.
+        in_channels: C, channels of the representations z.
+        out_channels: channels of the parameters g(z).
         expansion: width of the hidden layer, in multiples of C.
 
     Shapes:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nflows_mixer._checks import check_positive
-from nflows_mixer.nn.maps import with_context_maps
+from nflows_mixer.nn.context_maps import concat_context
 
 
 class DenseBlock(nn.Module):
@@ -18,11 +18,11 @@ class DenseBlock(nn.Module):
               y = a + b \odot \sigma(c), \quad (a, b, c) = \mathrm{conv}_{1 \times 1}(h_n)
 
     A 1x1 convolution keeps the width of what it reads, a 3x3 one adds ``growth`` channels. There
-    is no normalisation.
+    is no normalization.
 
     Args:
-        in_channels: of :math:`h_0`.
-        out_channels: of y.
+        in_channels: channels of :math:`h_0`.
+        out_channels: channels of y.
         num_layers: n.
         growth: channels that each layer adds.
 
@@ -69,11 +69,11 @@ class DenseConditioner(nn.Module):
               \mathrm{conv}_{1 \times 1}([x, c])))
 
     Args:
-        in_channels: of x.
-        out_channels: of the output.
-        hidden_channels: between the convolutions.
-        num_layers: of the dense block.
-        growth: of the dense block.
+        in_channels: channels of x.
+        out_channels: channels of f(x, c).
+        hidden_channels: channels that the dense block reads and writes.
+        num_layers: layers of the dense block.
+        growth: channels that each of them adds.
         context_features: channels of the context c; None for none.
 
     Shapes:
@@ -108,7 +108,7 @@ class DenseConditioner(nn.Module):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Map images [B, C, H, W]."""
-        joined = with_context_maps(inputs, context, self.context_features or 0, "DenseConditioner")
+        joined = concat_context(inputs, context, self.context_features or 0, "DenseConditioner")
         return self.final(self.block(self.initial(joined)))
 
 
@@ -118,18 +118,18 @@ class DenseEncoder(nn.Module):
     .. math:: f(x) = \mathrm{dense}(\mathrm{conv}_{s \times s}(\mathrm{dense}(x)))
 
     Args:
-        in_channels: of the images.
-        out_channels: of the features.
-        hidden_channels: between the blocks.
+        in_channels: channels of x.
+        out_channels: channels of f(x).
+        hidden_channels: channels between the blocks.
         stride: s; 1 keeps the resolution.
-        num_layers: of each block.
-        growth: of each block.
+        num_layers: layers of each block.
+        growth: channels that each layer adds.
 
     Shapes:
         [B, in_channels, H, W] -> [B, out_channels, H / s, W / s].
 
     References:
-        DenseFlow, Section 3.1 (variational dequantisation); Ho et al., Flow++, 2019.
+        DenseFlow, Section 3.1 (variational dequantization); Ho et al., Flow++, 2019.
 
     Example:
         >>> DenseEncoder(3, 64)(torch.ones(2, 3, 8, 8)).shape
@@ -156,12 +156,7 @@ class DenseEncoder(nn.Module):
 
 
 def zero_convolution(in_channels: int, out_channels: int, kernel_size: int = 1) -> nn.Conv2d:
-    """Return a convolution of the same resolution that starts at zero.
-
-    Args:
-        in_channels: that it reads.
-        out_channels: that it writes.
-        kernel_size: odd.
+    """Return a convolution of odd kernel size that starts at zero and keeps the resolution.
 
     Example:
         >>> zero_convolution(2, 4)(torch.ones(1, 2, 3, 3)).abs().sum().item()

@@ -38,14 +38,14 @@ class ClassEmbedding(nn.Embedding):
 
     def forward(self, labels: Tensor) -> Tensor:
         """Look up [B] labels: [B, features]."""
-        wanted = f"labels [B], integers from 0 to {self.num_embeddings - 1}"
+        expected = f"labels [B], integers from 0 to {self.num_embeddings - 1}"
         if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
             got = f"{labels.dtype} of shape {list(labels.shape)}"
-            raise mismatch("ClassEmbedding", wanted, got, "pass one class index per image")
+            raise mismatch("ClassEmbedding", expected, got, "pass one class index per image")
         # Labels come with the images, so they are checked as those are, at the boundary.
         if labels.numel():
             lowest, highest = torch.aminmax(labels)
             if lowest < 0 or highest >= self.num_embeddings:
                 got = f"labels from {lowest.item()} to {highest.item()}"
-                raise mismatch("ClassEmbedding", wanted, got, "count classes from 0")
+                raise mismatch("ClassEmbedding", expected, got, "count classes from 0")
         return super().forward(labels.long())

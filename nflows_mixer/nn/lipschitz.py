@@ -34,7 +34,7 @@ class LipschitzMLP(nn.Module):
 
     Raises:
         ValueError: if a size is not positive, L is not between 0 and 1, or the context is
-            missing, unwanted or of another length.
+            missing, unexpected or of another length.
 
     References:
         Chen et al., Residual flows for invertible generative modeling, 2019, Section 3.3; Behrmann
@@ -61,19 +61,17 @@ class LipschitzMLP(nn.Module):
         lipschitz: float = 0.9,
     ) -> None:
         super().__init__()
-        owner = "LipschitzMLP"
-        sizes = {"features": features, "hidden_features": hidden_features, "num_layers": num_layers}
-        if context_features is not None:
-            sizes["context_features"] = context_features
+        sizes = {
+            "features": features,
+            "hidden_features": hidden_features,
+            "num_layers": num_layers,
+            "context_features": 1 if context_features is None else context_features,
+        }
         for name, size in sizes.items():
-            check_positive(owner, name, size)
+            check_positive("LipschitzMLP", name, size)
         if not 0 < lipschitz < 1:
-            raise mismatch(
-                owner,
-                "lipschitz above 0 and below 1",
-                lipschitz,
-                "x + g(x) is invertible only where g is a contraction; 0.9 is usual",
-            )
+            advice = "x + g(x) is invertible only where g is a contraction; 0.9 is usual"
+            raise mismatch("LipschitzMLP", "lipschitz above 0 and below 1", lipschitz, advice)
         self.features = features
         self.context_features = context_features
         self.lipschitz = lipschitz

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from nflows_mixer._checks import check_positive, mismatch
-from nflows_mixer.nn.batch_norm import BatchNorm1d
+from nflows_mixer.nn.norm import make_norm
+
+Activation = Callable[[Tensor], Tensor]
 
 
 class MaskedLinear(nn.Linear):
@@ -58,49 +60,27 @@ class MaskedLinear(nn.Linear):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
-class MaskedResidualBlock(nn.Module):
-    r"""Pre-activation residual block of masked layers.
+class _MaskedResidualBlock(nn.Module):
+    r"""Pre-activation residual block of masked layers, from units of some degrees to the same.
 
     .. math:: h + W_2\, g(\mathrm{BN}(W_1\, g(\mathrm{BN}(h)) + b_1 + V c)) + b_2
-
-    Args:
-        in_degrees: of its inputs, and at most those of its outputs.
-        degrees: of its inner units and its outputs.
-        context_features: length of the context c; None takes none.
-        batch_norm: whether the two batch normalisations are there.
-        activation: g, elementwise.
-
-    References:
-        He et al., Identity mappings in deep residual networks, 2016; Nash and Durkan,
-        Autoregressive energy machines, 2019 (masked residual blocks).
-
-    Example:
-        >>> MaskedResidualBlock([1, 2], [1, 2], None, True, nn.GELU())(torch.randn(7, 2)).shape
-        torch.Size([7, 2])
     """
 
     def __init__(
         self,
-        in_degrees: Sequence[int],
         degrees: Sequence[int],
         context_features: int | None,
-        batch_norm: bool,
-        activation: Callable[[Tensor], Tensor],
+        norm: str | None,
+        activation: Activation,
     ) -> None:
         super().__init__()
         if context_features is not None:
             self.context_layer = nn.Linear(context_features, len(degrees))
-        self.batch_norm_layers = nn.ModuleList(
-            BatchNorm1d(len(units)) if batch_norm else nn.Identity()
-            for units in (in_degrees, degrees)
-        )
-        self.linear_layers = nn.ModuleList(
-            [MaskedLinear(in_degrees, degrees), MaskedLinear(degrees, degrees)]
-        )
+        self.batch_norm_layers = nn.ModuleList(_norm(norm, len(degrees)) for _ in range(2))
+        self.linear_layers = nn.ModuleList(MaskedLinear(degrees, degrees) for _ in range(2))
         self.activation = activation
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map [N, units] (and context [N, context_features]) to [N, units]."""
         hidden = self.linear_layers[0](self.activation(self.batch_norm_layers[0](inputs)))
         if context is not None:
             hidden = hidden + self.context_layer(context)
@@ -108,40 +88,35 @@ class MaskedResidualBlock(nn.Module):
         return inputs + self.linear_layers[1](hidden)
 
 
-class MaskedFeedforwardBlock(nn.Module):
-    r"""Batch normalisation, masked layer, activation.
-
-    .. math:: g(W\, \mathrm{BN}(h) + b)
-
-    Args:
-        in_degrees: of its inputs.
-        degrees: of its outputs.
-        batch_norm: whether the batch normalisation is there.
-        activation: g, elementwise.
-
-    References:
-        Germain et al., MADE: masked autoencoder for distribution estimation, 2015.
-
-    Example:
-        >>> MaskedFeedforwardBlock([1, 2], [2], False, nn.GELU())(torch.randn(7, 2)).shape
-        torch.Size([7, 1])
-    """
+class _MaskedFeedforwardBlock(nn.Module):
+    r"""Masked layer behind a normalization: :math:`g(W\, \mathrm{BN}(h) + b)`."""
 
     def __init__(
         self,
         in_degrees: Sequence[int],
         degrees: Sequence[int],
-        batch_norm: bool,
-        activation: Callable[[Tensor], Tensor],
+        norm: str | None,
+        activation: Activation,
     ) -> None:
         super().__init__()
-        self.batch_norm = BatchNorm1d(len(in_degrees)) if batch_norm else nn.Identity()
+        self.batch_norm = _norm(norm, len(in_degrees))
         self.linear = MaskedLinear(in_degrees, degrees)
         self.activation = activation
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map [N, inputs] to [N, outputs]; the context entered before the first block."""
+        # The context entered before the first block.
         return self.activation(self.linear(self.batch_norm(inputs)))
+
+
+def _norm(norm: str | None, features: int) -> nn.Module:
+    if norm == "layer":
+        raise mismatch(
+            "masked network",
+            "norm 'batch' or None",
+            "'layer'",
+            "normalized over its layer, a unit would depend on units that its mask hides",
+        )
+    return make_norm(norm, features, "masked network")
 
 
 class _MaskedNetwork(nn.Module):
@@ -158,8 +133,8 @@ class _MaskedNetwork(nn.Module):
         outputs_per_feature: int,
         degrees: Sequence[Sequence[int]],
         context_features: int | None,
-        activation: Callable[[Tensor], Tensor],
-        make_block: Callable[[Sequence[int], Sequence[int]], nn.Module],
+        activation: Activation,
+        blocks: Iterable[nn.Module],
     ) -> None:
         super().__init__()
         self.context_features = context_features
@@ -167,7 +142,7 @@ class _MaskedNetwork(nn.Module):
         self.initial_layer = MaskedLinear(range(1, features + 1), degrees[0])
         if context_features is not None:
             self.context_layer = nn.Linear(context_features, len(degrees[0]))
-        self.blocks = nn.ModuleList(map(make_block, degrees[:-1], degrees[1:]))
+        self.blocks = nn.ModuleList(blocks)
         # Parameters of a feature lie side by side, and see the features before it.
         outputs = [index // outputs_per_feature for index in range(features * outputs_per_feature)]
         self.final_layer = MaskedLinear(degrees[-1], outputs)
@@ -203,12 +178,13 @@ class MaskedResidualMLP(_MaskedNetwork):
     r"""Residual MLP whose outputs for feature d depend on the features before d alone.
 
     .. math:: W_3\, (\mathrm{block}_n \circ \dots \circ \mathrm{block}_1)
-              (W_0 x + b_0 + g(V c + b)) + b_3
+              (W_0 x + b_0 + g(V c + b)) + b_3, \qquad
+              \mathrm{block}(h) = h + b_2 +
+              W_2\, g(\mathrm{BN}(W_1\, g(\mathrm{BN}(h)) + b_1 + V c))
 
     Hidden units take the degrees 1 ... D - 1 in turn, and a unit is connected to those of its own
-    degree and below; see ``MaskedResidualBlock``. The last layer starts at zero, so that an
-    autoregressive transform starts at the identity. Its parts, and their names, are those of
-    nflows' ``MADE``.
+    degree and below. The last layer starts at zero, so that an autoregressive transform starts at
+    the identity. Its parts, and their names, are those of nflows' ``MADE``.
 
     Args:
         features: D.
@@ -216,24 +192,24 @@ class MaskedResidualMLP(_MaskedNetwork):
         hidden_features: width of the residual stream.
         num_blocks: n, residual blocks.
         context_features: length of the context c; None takes none.
-        batch_norm: whether blocks normalise over the batch; batch statistics in training,
-            running statistics in evaluation.
-        activation: g, elementwise; GELU by default.
+        norm: None, or "batch" for BN. There is no "layer": it would let a unit depend on units
+            that its mask hides.
+        activation: g, elementwise; GELU where None.
 
     Shapes:
         inputs [N, D], outputs [N, D k] with the k parameters of a feature side by side, context
         [N, context_features].
 
     Raises:
-        ValueError: if a size is not positive, or the context is missing, unwanted or of another
-            shape.
+        ValueError: if a size is not positive, the norm is another, or the context is missing,
+            unexpected or of another shape.
 
     References:
         Germain et al., MADE: masked autoencoder for distribution estimation, 2015; Nash and
         Durkan, Autoregressive energy machines, 2019 (masked residual blocks).
 
     Example:
-        >>> net = MaskedResidualMLP(48)
+        >>> net = MaskedResidualMLP(48, norm="batch")
         >>> sum(p.numel() for p in net.parameters())
         17952
         >>> net(torch.randn(7, 48)).abs().max().item()
@@ -251,8 +227,8 @@ class MaskedResidualMLP(_MaskedNetwork):
         hidden_features: int = 64,
         num_blocks: int = 1,
         context_features: int | None = None,
-        batch_norm: bool = True,
-        activation: Callable[[Tensor], Tensor] | None = None,
+        norm: str | None = None,
+        activation: Activation | None = None,
     ) -> None:
         sizes = {
             "features": features,
@@ -263,22 +239,14 @@ class MaskedResidualMLP(_MaskedNetwork):
         }
         for name, size in sizes.items():
             check_positive("MaskedResidualMLP", name, size)
-        activation = nn.functional.gelu if activation is None else activation
+        g = nn.functional.gelu if activation is None else activation
         # With one feature nothing may be seen, and all degrees are 0.
         last = features - 1
         degrees = [min(1, last) + index % max(1, last) for index in range(hidden_features)]
-
-        def make_block(inputs: Sequence[int], outputs: Sequence[int]) -> nn.Module:
-            return MaskedResidualBlock(inputs, outputs, context_features, batch_norm, activation)
-
-        super().__init__(
-            features,
-            outputs_per_feature,
-            [degrees] * (num_blocks + 1),
-            context_features,
-            activation,
-            make_block,
+        blocks = (
+            _MaskedResidualBlock(degrees, context_features, norm, g) for _ in range(num_blocks)
         )
+        super().__init__(features, outputs_per_feature, [degrees], context_features, g, blocks)
 
 
 class MaskedMLP(_MaskedNetwork):
@@ -289,11 +257,11 @@ class MaskedMLP(_MaskedNetwork):
 
     Args:
         features: D.
-        degrees: of the hidden units, layer by layer: how many features each may have seen.
+        degrees: how many features each hidden unit may have seen, layer by layer.
         outputs_per_feature: k, parameters to give for each feature.
         context_features: length of the context c; None takes none.
-        batch_norm: whether the layers after the first normalise over the batch.
-        activation: g, elementwise; GELU by default.
+        norm: None, or "batch" for BN, as in ``MaskedResidualMLP``.
+        activation: g, elementwise; GELU where None.
 
     Shapes: as ``MaskedResidualMLP``.
 
@@ -317,20 +285,18 @@ class MaskedMLP(_MaskedNetwork):
         degrees: Sequence[Sequence[int]],
         outputs_per_feature: int = 2,
         context_features: int | None = None,
-        batch_norm: bool = True,
-        activation: Callable[[Tensor], Tensor] | None = None,
+        norm: str | None = None,
+        activation: Activation | None = None,
     ) -> None:
         for name, size in [("features", features), ("outputs_per_feature", outputs_per_feature)]:
             check_positive("MaskedMLP", name, size)
         _check_degrees(degrees, features)
-        activation = nn.functional.gelu if activation is None else activation
-
-        def make_block(inputs: Sequence[int], outputs: Sequence[int]) -> nn.Module:
-            return MaskedFeedforwardBlock(inputs, outputs, batch_norm, activation)
-
-        super().__init__(
-            features, outputs_per_feature, degrees, context_features, activation, make_block
+        g = nn.functional.gelu if activation is None else activation
+        blocks = (
+            _MaskedFeedforwardBlock(before, after, norm, g)
+            for before, after in zip(degrees[:-1], degrees[1:])
         )
+        super().__init__(features, outputs_per_feature, degrees, context_features, g, blocks)
 
 
 def _check_degrees(degrees: Any, features: int) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from nflows_mixer._checks import check_positive
-from nflows_mixer.nn.batch_norm import BatchNorm1d
 from nflows_mixer.nn.conditioner import append_context, zero_linear
+from nflows_mixer.nn.norm import make_norm
 
 
 class MLP(nn.Module):
-    r"""Multi-layer perceptron with batch normalisation before each activation.
+    r"""Multi-layer perceptron with a normalization before each activation.
 
     .. math:: W_{n+1}\, h_n + b_{n+1}, \qquad
-              h_i = \mathrm{GELU}(\mathrm{BN}(W_i h_{i-1} + b_i)), \qquad h_0 = [a, c]
+              h_i = \mathrm{GELU}(\mathrm{norm}(W_i h_{i-1} + b_i)), \qquad h_0 = [a, c]
 
     The last layer starts at zero, so that a coupling starts at the identity.
 
@@ -23,11 +23,11 @@ class MLP(nn.Module):
         hidden_features: width of every hidden layer.
         num_layers: hidden layers; 2 is "one hidden 128 x 128 layer" between the outer two.
         context_features: length of the context, concatenated to the input; None takes no context.
-        batch_norm: whether hidden layers normalise over the batch.
+        norm: "layer", "batch" or None.
 
     Raises:
-        ValueError: if a size is not positive, or the context is missing, unwanted or of another
-            length.
+        ValueError: if a size is not positive, the norm is unknown, or the context is missing,
+            unexpected or of another length.
 
     References:
         English, Integrating structured transformations into probabilistic generative models
@@ -46,7 +46,7 @@ class MLP(nn.Module):
         hidden_features: int = 128,
         num_layers: int = 2,
         context_features: int | None = None,
-        batch_norm: bool = True,
+        norm: str | None = "layer",
     ) -> None:
         super().__init__()
         for name, size in [("hidden_features", hidden_features), ("num_layers", num_layers)]:
@@ -56,8 +56,7 @@ class MLP(nn.Module):
         layers: list[nn.Module] = []
         for width_in, width_out in zip(widths[:-1], widths[1:]):
             layers.append(nn.Linear(width_in, width_out))
-            layers.append(BatchNorm1d(width_out) if batch_norm else nn.Identity())
-            layers.append(nn.GELU())
+            layers += [make_norm(norm, width_out, "MLP"), nn.GELU()]
         self.layers = nn.Sequential(*layers, zero_linear(hidden_features, out_features))
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:

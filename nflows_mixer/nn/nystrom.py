@@ -27,11 +27,11 @@ class NystromAttention(nn.Module):
     of many iterations: ordinary attention, :math:`\mathrm{softmax}(Q K^\top) V`.
 
     Args:
-        channels: of inputs and outputs.
-        heads: that attend side by side.
-        head_channels: d, of queries, keys and values of each head.
+        channels: channels of inputs and outputs.
+        heads: attention heads.
+        head_channels: d, length of the queries, keys and values of each head.
         landmarks: how many; where there are fewer positions, all of them.
-        iterations: of the pseudo-inverse.
+        iterations: steps of the pseudo-inverse.
         tokens: "positions", pixels with all their channels; or "reshaped", which cuts the memory
             of channels, rows, columns into as many rows without a transposition, as the published
             weights of DenseFlow were trained with.

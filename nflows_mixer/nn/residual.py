@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nflows_mixer._checks import check_choice, check_positive
+from nflows_mixer._checks import check_positive
 from nflows_mixer._distributed import world_size
 from nflows_mixer._modes import autocast_dtype
 from nflows_mixer.nn.batch_norm import BatchNorm1d, normalize_batch
 from nflows_mixer.nn.conditioner import Conditioner, Statistics, append_context, zero_linear
-
-NORMS = ("layer", "batch", None)
+from nflows_mixer.nn.norm import make_norm
 
 
 class ResidualBlock(nn.Module):
@@ -25,7 +24,7 @@ class ResidualBlock(nn.Module):
 
     Args:
         features: width.
-        norm: of N, "layer", "batch", or None for none.
+        norm: N, "layer", "batch" or None.
 
     References:
         He et al., Identity mappings in deep residual networks, 2016.
@@ -37,20 +36,15 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, features: int, norm: str | None = "layer") -> None:
         super().__init__()
-        self.norm1 = _norm(features, norm)
+        self.norm1 = make_norm(norm, features, "ResidualMLP")
         self.linear1 = nn.Linear(features, features)
-        self.norm2 = _norm(features, norm)
+        self.norm2 = make_norm(norm, features, "ResidualMLP")
         self.linear2 = nn.Linear(features, features)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map [N, features] to [N, features]."""
         hidden = self.linear1(F.gelu(self.norm1(inputs)))
         return inputs + self.linear2(F.gelu(self.norm2(hidden)))
-
-
-def _norm(features: int, norm: str | None) -> nn.Module:
-    kinds: dict[str | None, Any] = {"layer": nn.LayerNorm, "batch": BatchNorm1d, None: nn.Identity}
-    return kinds[norm](features)
 
 
 class _BlockWeights(NamedTuple):
@@ -120,7 +114,6 @@ class ResidualMLP(Conditioner):
         super().__init__(context_features)
         for name, size in [("hidden_features", hidden_features), ("num_blocks", num_blocks)]:
             check_positive("ResidualMLP", name, size)
-        check_choice("ResidualMLP", "norm", norm, NORMS)
         self.norm = norm
         self.initial = nn.Linear(in_features + (context_features or 0), hidden_features)
         self.blocks = nn.Sequential(

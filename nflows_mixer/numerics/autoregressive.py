@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nflows_mixer._modes import running_statistics
-from nflows_mixer.numerics.foldable import NFLOWS_EPSILON, obstacle
+from nflows_mixer.numerics.foldable import NFLOWS_EPSILON, why_not_foldable
 from nflows_mixer.numerics.implicit import with_implicit_gradient
 from nflows_mixer.numerics.masked_inverse import invert_incrementally, stages_of
 
@@ -46,7 +46,7 @@ def inverse_of(transform: Transform) -> Callable[..., tuple[Tensor, Tensor]]:
     def inverse(inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if inputs.dim() != 2:
             return transform.inverse(inputs, context)
-        if obstacle(transform) is None and _fit(transform, inputs, context):
+        if why_not_foldable(transform) is None and _fit(transform, inputs, context):
             return _invert_affine(transform, inputs, context)
         return invert_autoregressive(transform, inputs, context)
 

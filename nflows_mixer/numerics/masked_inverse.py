@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -163,11 +162,11 @@ def invert_incrementally(
     nothing = MaskedStage((), latents.new_zeros(features, 1), range(features), _same)
     stages = [nothing, *stages]
     activations = [stage.activation for stage in stages[1:-1]]
-    kind: type[_Units] = _Joined
-    if not (torch.is_grad_enabled() or _is_watched()):
-        # The sums stand where the units are to be.
-        kind, activations = _Written, [in_place(activation) for activation in activations]
-    inputs, *hidden, outputs = units = [kind(stage, features, count) for stage in stages]
+    in_memory = not (torch.is_grad_enabled() or _is_watched())
+    if in_memory:
+        activations = [_in_place(activation) for activation in activations]
+    units = [_Units(stage, features, count, in_memory) for stage in stages]
+    inputs, *hidden, outputs = units
     targets = latents.mT.contiguous().unbind(0)
     for start in range(0, features, _PANEL):
         stop = min(start + _PANEL, features)
@@ -176,28 +175,47 @@ def invert_incrementally(
         for d in range(stop - start):
             for stage_units, activation in zip(hidden, activations):
                 if stage_units.counts[d]:
-                    stage_units.keep(activation(stage_units.sums(d)))
+                    stage_units.put(d, activation(stage_units.sums(d)))
             parameters = outputs.sums(d)
-            outputs.keep(parameters)
+            outputs.put(d, parameters)
             inputs.put(d, solve(targets[start + d], parameters)[None])
     return inputs.all().mT.contiguous(), outputs.all().unflatten(0, (features, -1))
 
 
-class _Units(ABC):
-    """Units [units, N] of a stage, by degree: a panel of them at a time, and in it step by step."""
+class _Units:
+    """Units [units, N] of a stage, by degree: a panel of them at a time, and in it step by step.
 
-    def __init__(self, stage: MaskedStage, features: int, batch: int) -> None:
+    In memory that is there beforehand, where the sums stand before the units do; or, for autograd,
+    as tensors of their own.
+    """
+
+    def __init__(self, stage: MaskedStage, features: int, batch: int, in_memory: bool) -> None:
         self._weights, self._bias = stage.weights, stage.bias
-        self._below = units_below(stage.degrees, features)
+        self._below = _units_below(stage.degrees, features)
         self._batch = batch
+        self._memory = stage.bias.new_empty(self._below[-1], batch) if in_memory else None
+        self._before = stage.bias.new_empty(0, batch)
+        self._new: list[Tensor] = []
 
     def open(self, start: int, stop: int, units: Sequence[_Units]) -> None:
         """Begin a panel of units of the degrees from start to stop; its sources have begun it."""
         bounds = self._below[start : stop + 1]
         self.panel = slice(bounds[0], bounds[-1])
         self.counts = [high - low for low, high in zip(bounds[:-1], bounds[1:])]
-        wide = [(w[self.panel, : units[s].panel.start], units[s].before) for s, w in self._weights]
-        self._sums = self._begin(wide).split_with_sizes(self.counts)
+        # Products with all units before the panel.
+        wide = [(w[self.panel, : units[s].panel.start], units[s]._before) for s, w in self._weights]
+        if self._memory is None:
+            self._before, self._new = self.all(), []
+            sums = self._bias[self.panel].expand(-1, self._batch)
+            for weight, before in wide:
+                sums = torch.addmm(sums, weight, before)
+        else:
+            self._before = self._memory[: self.panel.start]
+            sums = self._open = self._memory[self.panel]
+            sums.copy_(self._bias[self.panel])
+            for weight, before in wide:
+                sums.addmm_(weight, before)
+        self._sums = sums.split_with_sizes(self.counts)
         # Of the units of this panel, those that are not there yet have a weight of zero.
         thin = [(units[s], w[self.panel, units[s].panel]) for s, w in self._weights]
         self._thin = [(source, w.split_with_sizes(self.counts)) for source, w in thin]
@@ -206,99 +224,23 @@ class _Units(ABC):
         """What the activation is to be applied to in step d of the panel."""
         sums = self._sums[d]
         for source, weights in self._thin:
-            sums = source.add_product(sums, weights[d])
+            if self._memory is not None:
+                sums.addmm_(weights[d], source._open)
+            elif source._new:
+                units = torch.cat(source._new)
+                sums = torch.addmm(sums, weights[d][:, : len(units)], units)
         return sums
 
-    @property
-    @abstractmethod
-    def before(self) -> Tensor:
-        """Units before the panel."""
-
-    @abstractmethod
-    def _begin(self, wide: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Bias and products with the units before the panel, for all units of the panel."""
-
-    @abstractmethod
-    def add_product(self, sums: Tensor, weight: Tensor) -> Tensor:
-        """Add the product of a weight, as wide as the panel, and the units of the panel."""
-
-    @abstractmethod
-    def keep(self, values: Tensor) -> None:
-        """Take the units of a step, which may stand where its sums stood."""
-
-    @abstractmethod
     def put(self, d: int, values: Tensor) -> None:
-        """Take the units of step d, which stand elsewhere."""
+        """Take the units of step d, which may stand where its sums stood."""
+        if self._memory is None:
+            self._new.append(values)
+        elif values is not self._sums[d]:
+            self._sums[d].copy_(values)
 
-    @abstractmethod
     def all(self) -> Tensor:
         """All units that are there."""
-
-
-class _Written(_Units):
-    """In memory that is there beforehand, where the sums stand before the units do."""
-
-    def __init__(self, stage: MaskedStage, features: int, batch: int) -> None:
-        super().__init__(stage, features, batch)
-        self._memory = stage.bias.new_empty(self._below[-1], batch)
-
-    @property
-    def before(self) -> Tensor:
-        return self._memory[: self.panel.start]
-
-    def _begin(self, wide: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        self._open = self._memory[self.panel]
-        self._open.copy_(self._bias[self.panel])
-        for weight, before in wide:
-            self._open.addmm_(weight, before)
-        return self._open
-
-    def add_product(self, sums: Tensor, weight: Tensor) -> Tensor:
-        return sums.addmm_(weight, self._open)
-
-    def keep(self, values: Tensor) -> None:
-        pass
-
-    def put(self, d: int, values: Tensor) -> None:
-        self._sums[d].copy_(values)
-
-    def all(self) -> Tensor:
-        return self._memory
-
-
-class _Joined(_Units):
-    """As tensors of their own, for autograd."""
-
-    def __init__(self, stage: MaskedStage, features: int, batch: int) -> None:
-        super().__init__(stage, features, batch)
-        self._before = stage.bias.new_empty(0, batch)
-        self._new: list[Tensor] = []
-
-    @property
-    def before(self) -> Tensor:
-        return self._before
-
-    def _begin(self, wide: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        self._before, self._new = self.all(), []
-        sums = self._bias[self.panel].expand(-1, self._batch)
-        for weight, before in wide:
-            sums = torch.addmm(sums, weight, before)
-        return sums
-
-    def add_product(self, sums: Tensor, weight: Tensor) -> Tensor:
-        if not self._new:
-            return sums
-        units = torch.cat(self._new)
-        return torch.addmm(sums, weight[:, : len(units)], units)
-
-    def keep(self, values: Tensor) -> None:
-        self._new.append(values)
-
-    def put(self, d: int, values: Tensor) -> None:
-        self.keep(values)
-
-    def all(self) -> Tensor:
-        return torch.cat([self._before, *self._new])
+        return torch.cat([self._before, *self._new]) if self._memory is None else self._memory
 
 
 def _sorted_by_degree(stages: Sequence[MaskedStage]) -> list[MaskedStage]:
@@ -342,40 +284,22 @@ def _is_watched() -> bool:
     return not is_compiling() and is_transformed()
 
 
-def units_below(degrees: Sequence[int], features: int) -> list[int]:
-    """Return how many units have a degree below 0, 1, ..., D.
-
-    Args:
-        degrees: of the units; those of degree D are seen by no feature.
-        features: D.
-
-    Example:
-        >>> units_below([1, 1, 2], 3)
-        [0, 0, 2, 3]
-    """
+def _units_below(degrees: Sequence[int], features: int) -> list[int]:
+    """Return how many units have a degree below 0, 1, ..., D; those of D are seen by no feature."""
     counts = [0] * (features + 1)
     for degree in degrees:
         counts[degree] += 1
     return [0, *accumulate(counts[:-1])]
 
 
-def in_place(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return the activation that writes over its argument, which is contiguous.
-
-    Args:
-        activation: elementwise.
-
-    Example:
-        >>> values = torch.tensor([-1.0, 2.0])
-        >>> in_place(torch.relu)(values) is values, values.tolist()
-        (True, [0.0, 2.0])
-    """
+def _in_place(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return the activation that writes over its argument, if there is one."""
     # A dictionary of functions is more than the compiler of an old torch gets through.
     if activation is F.gelu:
         return _gelu_
     if activation is F.relu or activation is torch.relu:
         return torch.relu_
-    return lambda values: values.copy_(activation(values))
+    return activation
 
 
 def _gelu_(values: Tensor) -> Tensor:

@@ -1,24 +1,23 @@
 """Training of flows on images: Lightning's, with what a flow needs beside it."""
 
-from nflows_mixer.training.average import moving_average
+from nflows_mixer.training.batches import ImageDataModule, ShuffledBatches
 from nflows_mixer.training.checkpoints import AtomicCheckpointIO
 from nflows_mixer.training.diagnosis import find_non_finite
+from nflows_mixer.training.history import History
 from nflows_mixer.training.hybrid import HybridModule, hide_labels
-from nflows_mixer.training.loaders import ImageDataModule, OrderedBatches, ShuffledBatches
 from nflows_mixer.training.module import FlowModule
+from nflows_mixer.training.moving_average import moving_average
 from nflows_mixer.training.recipe import Recipe
-from nflows_mixer.training.records import Record
-from nflows_mixer.training.report import table, write_results
+from nflows_mixer.training.results import table, write_results
 from nflows_mixer.training.run import fit
 
 __all__ = [
     "AtomicCheckpointIO",
     "FlowModule",
+    "History",
     "HybridModule",
     "ImageDataModule",
-    "OrderedBatches",
     "Recipe",
-    "Record",
     "ShuffledBatches",
     "find_non_finite",
     "fit",

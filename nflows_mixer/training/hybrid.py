@@ -13,8 +13,8 @@ from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer.data import ImageDataset
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.likelihood import bits_per_dim
-from nflows_mixer.training.average import moving_average
 from nflows_mixer.training.module import FlowModule
+from nflows_mixer.training.moving_average import moving_average
 from nflows_mixer.training.recipe import Recipe
 
 UNLABELLED = -1

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from nflows.transforms import BatchNorm
 from torch import Tensor
+from torchmetrics import MaxMetric, MeanMetric, Metric, SumMetric
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer._distributed import all_reduce_sum
@@ -18,12 +19,11 @@ from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.weights import check_state
 from nflows_mixer.likelihood import bits_per_dim
 from nflows_mixer.nn import all_reduce_batch_norm
-from nflows_mixer.training.average import moving_average
+from nflows_mixer.training.batches import ImageDataModule
 from nflows_mixer.training.diagnosis import clip_gradient, find_non_finite
-from nflows_mixer.training.loaders import ImageDataModule
+from nflows_mixer.training.moving_average import moving_average
 from nflows_mixer.training.recipe import Recipe
-from nflows_mixer.training.step_noise import draw_noise, draw_step
-from nflows_mixer.training.sums import FigureSums
+from nflows_mixer.training.step_inputs import draw_step
 from nflows_mixer.transforms import ActNorm
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
@@ -87,7 +87,8 @@ class FlowModule(LightningModule):
         self._norms = [part for part in flow.modules() if isinstance(part, ActNorm)]
         self._micro_batch = (0, 0)  # step, and how many images of it came before
         self._last: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
-        self._sums: dict[str, FigureSums] = {}  # by loader
+        self._metrics: dict[str, dict[str, Metric]] = {}  # by loader, and by figure
+        self._counted: dict[str, int] = {}  # images of this process, by loader
 
     @property
     def evaluated(self) -> ImageFlow:
@@ -171,11 +172,11 @@ class FlowModule(LightningModule):
         images, context, noise = self._drawn(batch)
         # The noise is our own, and a data set whose first batch was right is taken to go on so,
         # rather than that each step waits for the device.
-        self.flow.check_values = self.device.type == "cpu" or batch_idx == 0
+        self.flow.validate_args = self.device.type == "cpu" or batch_idx == 0
         try:
             loss, bits = self.loss(images, context, noise, self._labels(batch))
         finally:
-            self.flow.check_values = True
+            self.flow.validate_args = True
         self._last = (images, context, noise, loss.detach())
         self.log("bits/dim", bits.mean().detach(), prog_bar=True, logger=False)
         self.training_bits = bits.detach()
@@ -240,7 +241,10 @@ class FlowModule(LightningModule):
             )
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
-        """Make the step, and let the moving average follow, before any checkpoint is written."""
+        """Make the step, and let the moving average follow.
+
+        Lightning's WeightAveraging would follow after the batch, when a checkpoint may be written.
+        """
         super().optimizer_step(*arguments, **keywords)
         if self.average is not None:
             self.average.update_parameters(self.flow)
@@ -257,7 +261,7 @@ class FlowModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start to count."""
-        self._sums = {}
+        self._metrics, self._counted = {}, {}
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -289,20 +293,39 @@ class FlowModule(LightningModule):
         names = getattr(self.trainer.datamodule, f"{stage}_names", None)  # type: ignore[attr-defined]
         if names is not None:
             return names
-        return [stage] if len(self._sums) == 1 else [f"{stage}/{i}" for i in range(len(self._sums))]
+        count = len(self._metrics)
+        return [stage] if count == 1 else [f"{stage}/{i}" for i in range(count)]
 
     @torch.no_grad()
     def _count(self, key: str, batch: Batch) -> None:
+        """Add the figures of a batch; processes may have different numbers of them."""
         images, context = self._split(batch)
-        sums = self._sums.setdefault(key, FigureSums())
-        noise = draw_noise(self.flow, self.seed, 0, self._index(images, sums.count))
+        before = self._counted.get(key, 0)
+        self._counted[key] = before + len(images)
+        index = self._index(images, before)
+        noise = self.flow.draw_noise(self.seed, 0, index, next(self.flow.parameters()).dtype)
         # What is reported is computed in the parameters' precision, whatever training used.
         with torch.autocast(self.device.type, enabled=False):
-            sums.add(self.figures(images, context, noise, self._labels(batch)))
+            figures = self.figures(images, context, noise, self._labels(batch))
+        first, *_ = figures.values()
+        self._add(key, MaxMetric, "worst_image", first)
+        self._add(key, SumMetric, "evaluated_images", torch.ones_like(first))
+        for name, values in figures.items():
+            self._add(key, MeanMetric, name, values)
+
+    def _add(self, key: str, kind: type[Metric], name: str, values: Tensor) -> None:
+        metrics = self._metrics.setdefault(key, {})
+        # Alone they stay on the CPU, as not every device has float64.
+        device = self.device if self.trainer.world_size > 1 else torch.device("cpu")
+        if name not in metrics:
+            metrics[name] = kind(nan_strategy="disable").set_dtype(torch.float64).to(device)
+        metrics[name].update(values.to(device).double())
 
     def _reduced(self, key: str) -> dict[str, Tensor]:
-        means, worst, count = self._sums[key].reduced(self.device)
-        return {**self.summarise(means), "worst_image": worst, "evaluated_images": count}
+        """Means over the images of all processes, each counted once; the worst one; how many."""
+        figures = {name: metric.compute() for name, metric in self._metrics[key].items()}
+        others = {name: figures.pop(name) for name in ("worst_image", "evaluated_images")}
+        return {**self.summarise(figures), **others}
 
     def _split(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         images = batch if isinstance(batch, Tensor) else batch[0]

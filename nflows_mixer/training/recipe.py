@@ -7,19 +7,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 from torch.optim import Optimizer
 
 from nflows_mixer._checks import check_choice, check_positive, mismatch
-from nflows_mixer.flows.denseflow_presets import DENSEFLOW_PRESETS
-from nflows_mixer.flows.presets import PRESETS
+from nflows_mixer.training.presets import preset_file, preset_names
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
 SHORTER = (
-    "a run of fewer steps wants a fine_tune_steps and a warmup of its own (give "
+    "a run of fewer steps has a fine_tune_steps and a warmup of its own (give "
     "--recipe.fine_tune_steps and --recipe.warmup too)"
 )
 
@@ -171,7 +172,7 @@ class Recipe:
         there is none.
 
         Args:
-            preset: see ``PRESETS`` and ``DENSEFLOW_PRESETS``.
+            preset: name of a configuration that ships with the package.
 
         Raises:
             ValueError: if there is no preset of that name.
@@ -184,30 +185,9 @@ class Recipe:
             >>> recipe.steps, recipe.fine_tune_steps, recipe.decay, recipe.decay_every
             (507650, 54670, 0.9975, None)
         """
-        check_choice("Recipe", "preset", preset, (*PRESETS, *DENSEFLOW_PRESETS))
-        if preset in PRESETS:
-            column = PRESETS[preset]
-            return cls(
-                column.learning_rate,
-                column.betas,
-                column.gradient_clip,
-                column.steps,
-                column.batch_size,
-                warmup=0.05,
-            )
-        model = DENSEFLOW_PRESETS[preset]
-        epoch = model.training_points // model.batch_size
-        return cls(
-            model.learning_rate,
-            gradient_clip=None,
-            steps=(model.epochs + model.fine_tune_epochs) * epoch,
-            batch_size=model.batch_size,
-            warmup=5000,
-            optimizer="adamax",
-            decay=model.decay,
-            fine_tune_steps=model.fine_tune_epochs * epoch,
-            flip=True,
-        )
+        check_choice("Recipe", "preset", preset, tuple(preset_names()))
+        values = yaml.safe_load(Path(preset_file(preset)).read_text())["recipe"]
+        return cls(**{**values, "betas": tuple(values.get("betas", cls.betas))})
 
     def resolved(self, train_images: int) -> Recipe:
         r"""Return this recipe with the ``decay_every`` that the data give, where it has none.

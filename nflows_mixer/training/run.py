@@ -25,20 +25,19 @@ from nflows_mixer._distributed import is_first_process
 from nflows_mixer._files import replace_file
 from nflows_mixer.data import ImageData
 from nflows_mixer.flows.weights import architecture_of, family_of, save_state, save_weights
+from nflows_mixer.training.batches import ImageDataModule
 from nflows_mixer.training.checkpoints import AtomicCheckpointIO
-from nflows_mixer.training.families import DEFAULTS
+from nflows_mixer.training.history import History
 from nflows_mixer.training.hybrid import HybridModule
-from nflows_mixer.training.loaders import ImageDataModule
 from nflows_mixer.training.module import PRECISIONS, FlowModule
-from nflows_mixer.training.outcome import collect, draw
-from nflows_mixer.training.progress import ProgressBar
+from nflows_mixer.training.progress_bar import ProgressBar
 from nflows_mixer.training.recipe import Recipe
-from nflows_mixer.training.records import Record
-from nflows_mixer.training.report import write_results
-from nflows_mixer.training.same_run import differences
-from nflows_mixer.training.step_noise import draw_step
+from nflows_mixer.training.results import collect, draw, write_results
+from nflows_mixer.training.step_inputs import draw_step
 
 CHECKPOINT = "last.ckpt"
+NAMES = {"mixerflow": "MixerFlow", "denseflow": "DenseFlow", None: "flow"}
+"""How a table names the flow, by its family."""
 
 
 def fit(
@@ -105,7 +104,7 @@ def fit(
     _check(module, data, trainer, validate_every, checkpoint_every)
     if resume and overwrite:
         raise mismatch("fit", "resume or overwrite", "both", "leave one out")
-    record = Record(out, every=record_every, seed=module.seed)
+    history = History(out, every=record_every, seed=module.seed)
     images = ImageDataModule(
         data, module.recipe, module.seed, evaluation_images, num_workers=num_workers
     )
@@ -129,7 +128,7 @@ def fit(
                 "plugins": [AtomicCheckpointIO()],
                 "strategy": _strategy(trainer),
                 "callbacks": [
-                    record,
+                    history,
                     ModelCheckpoint(
                         out,
                         Path(CHECKPOINT).stem,
@@ -158,9 +157,9 @@ def fit(
         return {}
     # Lightning has moved it to the CPU by now.
     module.to(pl_trainer.strategy.root_device)
-    results = {**run, **collect(module, images, record, pl_trainer)}
+    results = {**run, **collect(module, images, history, pl_trainer)}
     write_results(results, out)
-    draw(module, images, results, record, out)
+    draw(module, images, results, history, out)
     facts_of_file = {"data": data.describe(), "step": pl_trainer.global_step, "seed": module.seed}
     facts_of_file |= {"flip": recipe.flip}
     facts_of_file |= {name: run[name] for name in ("preset", "model") if name in run}
@@ -258,11 +257,11 @@ def _strategy(trainer: Mapping[str, Any]) -> Any:
 def _describe(
     module: FlowModule, recipe: Recipe, data: ImageData, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What makes two runs the same run, as JSON has it; but for the name."""
+    """What makes two runs the same run, as JSON has it."""
     family = family_of(module.flow)
     described = {
         **data.describe(),
-        "name": "flow" if family is None else DEFAULTS[family].name,
+        "name": NAMES[family],
         "family": family,
         **facts,
         "architecture": architecture_of(module.flow),
@@ -292,7 +291,7 @@ def _prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) -
         )
     elif there and description.exists():
         before = json.loads(description.read_text())
-        if changed := differences(before, run):
+        if changed := list(_differences(before, run)):
             raise mismatch(
                 "fit",
                 f"the run that is in {str(out)!r}",
@@ -303,3 +302,15 @@ def _prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) -
     if resume and checkpoint.exists():
         return checkpoint
     return None
+
+
+def _differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> Iterator[str]:
+    """Yield in what two descriptions of runs differ, each as a few words."""
+    for key in sorted({*before, *now}):
+        there, here = before.get(key), now.get(key)
+        if isinstance(there, dict) and isinstance(here, dict):
+            yield from _differences(there, here, f"{prefix}{key}.")
+        elif there != here:
+            yield f"{prefix}{key}: {there} there, {here} now"

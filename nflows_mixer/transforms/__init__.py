@@ -14,6 +14,7 @@ from nflows_mixer.transforms.dense_flow_block import DenseFlowBlock
 from nflows_mixer.transforms.dequantize import UniformDequantization
 from nflows_mixer.transforms.flow_layer import FlowLayer
 from nflows_mixer.transforms.glow_step import GlowStep
+from nflows_mixer.transforms.identity_maf import identity_maf
 from nflows_mixer.transforms.linear import (
     FullLinear,
     InvertibleConv1x1,
@@ -31,7 +32,7 @@ from nflows_mixer.transforms.residual import ResidualTransform
 from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
 from nflows_mixer.transforms.shift import ShiftTransform
 from nflows_mixer.transforms.spline import RationalQuadraticCoupling
-from nflows_mixer.transforms.squeeze import SqueezeAndDrop, SqueezeTransform
+from nflows_mixer.transforms.squeeze import SqueezeAndSplit, SqueezeTransform
 from nflows_mixer.transforms.stochastic import StochasticTransform
 from nflows_mixer.transforms.structured import ButterflyLinear, KroneckerLinear
 from nflows_mixer.transforms.variational import VariationalDequantization
@@ -69,9 +70,10 @@ __all__ = [
     "ResidualTransform",
     "ReversibleCompositeTransform",
     "ShiftTransform",
-    "SqueezeAndDrop",
+    "SqueezeAndSplit",
     "SqueezeTransform",
     "StochasticTransform",
     "UniformDequantization",
     "VariationalDequantization",
+    "identity_maf",
 ]

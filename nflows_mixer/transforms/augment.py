@@ -12,7 +12,7 @@ from nflows_mixer._checks import check_channels, check_choice, check_positive, m
 from nflows_mixer.core.as_transform import adapted
 from nflows_mixer.distributions import standard_normal_log_prob
 from nflows_mixer.nn import CrossUnitNetwork
-from nflows_mixer.nn.maps import with_context_maps
+from nflows_mixer.nn.context_maps import concat_context
 from nflows_mixer.transforms.coupling import LOG_SCALES, ConditionerLike
 from nflows_mixer.transforms.stochastic import StochasticTransform
 
@@ -49,20 +49,20 @@ class CrossUnitCoupling(_Augmentation):
               \mathrm{logabsdet} = \sum s(u) - \log \mathcal N(e; 0, I)
 
     c are the representations of earlier units of the flow, which come as the context;
-    ``DenseFlowBlock`` keeps them and passes them on. Without context channels there is no g and
-    the noise is white. The inverse cuts the noise off and does not evaluate g.
+    ``DenseFlowBlock`` keeps them and passes them on. Without a context there is no g and the noise
+    is white. The inverse cuts the noise off and does not evaluate g.
 
     Args:
-        channels: C, of z.
-        noise_channels: K, of the noise that is appended.
-        context_channels: of c; 0 for white noise.
+        channels: C, channels of z.
+        noise_channels: K, channels of noise to append.
+        context_features: F, channels of c; None for white noise.
         network: network g, or a factory ``(in_channels, out_channels) -> network``; it gives u and
             the shift one behind the other, 2 K channels.
         scale: named scale s of g's first output, see ``AffineCoupling``.
 
     Shapes:
-        inputs [B, C, H, W], context [B, context_channels, H, W] or [B, context_channels], noise
-        [B, K, H, W], outputs [B, C + K, H, W].
+        inputs [B, C, H, W], context [B, F, H, W] or [B, F], noise [B, K, H, W], outputs
+        [B, C + K, H, W].
 
     Raises:
         ValueError: if inputs, context or noise have another shape, or the scale is unknown.
@@ -71,7 +71,7 @@ class CrossUnitCoupling(_Augmentation):
         DenseFlow, Section 2.1, Equations 6 to 9.
 
     Example:
-        >>> coupling = CrossUnitCoupling(12, noise_channels=10, context_channels=24)
+        >>> coupling = CrossUnitCoupling(12, noise_channels=10, context_features=24)
         >>> z, earlier = torch.randn(2, 12, 4, 4), torch.randn(2, 24, 4, 4)
         >>> augmented, logabsdet = coupling(z, earlier)
         >>> augmented.shape, torch.equal(coupling.inverse(augmented)[0], z)
@@ -82,20 +82,20 @@ class CrossUnitCoupling(_Augmentation):
         self,
         channels: int,
         noise_channels: int,
-        context_channels: int = 0,
+        context_features: int | None = None,
         network: ConditionerLike = CrossUnitNetwork,
         scale: str = "tanh",
     ) -> None:
         super().__init__(channels, noise_channels)
         check_choice("CrossUnitCoupling", "scale", scale, tuple(LOG_SCALES))
-        if context_channels != 0:
-            check_positive("CrossUnitCoupling", "context_channels", context_channels)
-        self.context_channels = context_channels
-        self.takes_context = context_channels > 0
+        self.context_features = context_features
         self.scale = scale
-        if not isinstance(network, nn.Module) and context_channels:
-            network = network(context_channels, 2 * noise_channels)
-        self.network = network if isinstance(network, nn.Module) and context_channels else None
+        self.network: nn.Module | None = None
+        if context_features is not None:
+            check_positive("CrossUnitCoupling", "context_features", context_features)
+            if not isinstance(network, nn.Module):
+                network = network(context_features, 2 * noise_channels)
+            self.network = network
 
     def forward(
         self, inputs: Tensor, context: Tensor | None = None, noise: Tensor | None = None
@@ -104,11 +104,9 @@ class CrossUnitCoupling(_Augmentation):
         check_channels(inputs, self.channels, "CrossUnitCoupling")
         noise = self.noise_for(inputs, noise, inputs.dtype)
         logabsdet = -standard_normal_log_prob(noise)
-        if self.network is None:
+        if self.network is None or self.context_features is None:
             return torch.cat((inputs, noise), dim=1), logabsdet
-        earlier = with_context_maps(
-            inputs[:, :0], context, self.context_channels, "CrossUnitCoupling"
-        )
+        earlier = concat_context(inputs[:, :0], context, self.context_features, "CrossUnitCoupling")
         parameters = self.network(earlier).to(inputs.dtype)
         expected = (len(noise), 2 * self.noise_channels, *noise.shape[2:])
         # One that broadcasts would be a right map with a wrong log-det.
@@ -134,11 +132,11 @@ class LearnedAugmentation(_Augmentation):
               \log|\det J_f| - \log \mathcal N(\varepsilon; 0, I)
 
     Args:
-        channels: C, of x.
-        noise_channels: K, of the noise that is appended.
+        channels: C, channels of x.
+        noise_channels: K, channels of noise to append.
         noise: f, which maps noise [B, K, H, W] with :math:`\phi(x)` as its context, such as
             ``ConditionalNoise``.
-        encoder: network of :math:`\phi`, from [B, C, H, W] to features of that resolution.
+        encoder: network :math:`\phi`, from [B, C, H, W] to features of that resolution.
 
     Shapes:
         inputs [B, C, H, W], noise [B, K, H, W], outputs [B, C + K, H, W].

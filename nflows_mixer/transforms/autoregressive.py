@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from nflows_mixer._checks import ROWS_ADVICE, check_choice, check_event, mismatch
 from nflows_mixer.nn.masked import MaskedMLP, MaskedResidualMLP
-from nflows_mixer.numerics.foldable import NFLOWS_EPSILON, obstacle
+from nflows_mixer.numerics.foldable import NFLOWS_EPSILON, why_not_foldable
 from nflows_mixer.numerics.masked_inverse import degrees_of, invert_incrementally, stages_of
 from nflows_mixer.transforms.coupling import LOG_SCALES
 
@@ -45,7 +45,7 @@ class AffineAutoregressive(Transform):
         hidden_features: width of the network, a ``MaskedResidualMLP``.
         num_blocks: its residual blocks.
         context_features: length F of the context; None takes none.
-        batch_norm: whether its blocks normalise over the batch.
+        norm: None or "batch", of its blocks.
         scale: "exp", "tanh", "sigmoid", "softplus" or "nflows".
 
     Shapes:
@@ -76,7 +76,7 @@ class AffineAutoregressive(Transform):
         hidden_features: int = 64,
         num_blocks: int = 1,
         context_features: int | None = None,
-        batch_norm: bool = True,
+        norm: str | None = None,
         scale: str = "exp",
     ) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class AffineAutoregressive(Transform):
         self.features = features
         self.scale = scale
         self.network: MaskedResidualMLP | MaskedMLP = MaskedResidualMLP(
-            features, 2, hidden_features, num_blocks, context_features, batch_norm
+            features, 2, hidden_features, num_blocks, context_features, norm
         )
         if scale == "nflows":
             # Its outputs are pairs (u, t), and its scale is 1 at this u.
@@ -138,7 +138,7 @@ class AffineAutoregressive(Transform):
             True
         """
         owner = "AffineAutoregressive.from_nflows"
-        if found := obstacle(transform):
+        if found := why_not_foldable(transform):
             raise mismatch(
                 owner,
                 "a plain MaskedAffineAutoregressiveTransform of nflows",
@@ -169,7 +169,7 @@ def _copy_of(made: Any) -> MaskedResidualMLP | MaskedMLP:
         "features": first.in_features,
         "outputs_per_feature": final.out_features // first.in_features,
         "context_features": getattr(getattr(made, "context_layer", None), "in_features", None),
-        "batch_norm": bool(norms),
+        "norm": "batch" if norms else None,
         "activation": made.activation,
     }
     network: MaskedResidualMLP | MaskedMLP

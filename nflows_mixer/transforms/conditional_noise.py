@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
@@ -26,12 +27,12 @@ class ConditionalNoise(CompositeTransform):
     features of that image. At its start it is an orthogonal map of the channels, scaled.
 
     Args:
-        channels: K, of the noise.
+        channels: K, channels of the noise.
         context_features: channels of c.
         num_steps: n.
         scale: :math:`e^s` at the start.
-        network: factory ``(in_channels, out_channels, context_features=...) -> network`` of the
-            couplings.
+        conditioner: factory ``(in_channels, out_channels, context_features=...) -> network`` of
+            the couplings.
 
     Shapes:
         inputs and outputs [B, K, H, W], context [B, context_features, H, W].
@@ -52,13 +53,10 @@ class ConditionalNoise(CompositeTransform):
         context_features: int = 64,
         num_steps: int = 4,
         scale: float = 1.0,
-        network: Callable[..., nn.Module] = DenseConditioner,
+        conditioner: Callable[..., nn.Module] = DenseConditioner,
     ) -> None:
         check_positive("ConditionalNoise", "num_steps", num_steps)
-
-        def conditioner(in_channels: int, out_channels: int) -> nn.Module:
-            return network(in_channels, out_channels, context_features=context_features)
-
+        conditioner = partial(conditioner, context_features=context_features)
         gaussian = ActNorm(channels)
         # A Gaussian that is learned, not one that is set from the first noise.
         gaussian.initialize_identity()

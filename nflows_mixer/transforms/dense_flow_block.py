@@ -14,7 +14,7 @@ from nflows_mixer._modes import running_statistics
 from nflows_mixer.core.as_transform import built
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.nn import CrossUnitNetwork
-from nflows_mixer.nn.maps import with_context_maps
+from nflows_mixer.nn.context_maps import concat_context
 from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms.augment import CrossUnitCoupling
 from nflows_mixer.transforms.stochastic import StochasticTransform, check_noise_is_passed
@@ -46,15 +46,15 @@ class DenseFlowBlock(StochasticTransform):
     The paper's :math:`z_{<i}` are all earlier ones; the published models read those of the block.
 
     Args:
-        channels: C, of the input.
+        channels: C, channels of the input.
         num_units: n.
         unit: factory ``channels -> transform`` of a unit: any deterministic transform of images
             that keeps their shape.
         growth: K, channels of noise behind each unit but the last; 0 for none.
-        preconditioning: as above.
+        preconditioning: "block", "all", "previous" or None, see above.
         context_features: length of the user's context that the couplings read; None for none.
             Units that take a context get it in any case.
-        earlier_channels: of what ``run`` is given of blocks before, for "all".
+        earlier_channels: how many channels ``run`` is given of blocks before, for "all".
         network: factory ``(in_channels, out_channels) -> network`` of g.
 
     Shapes:
@@ -96,9 +96,8 @@ class DenseFlowBlock(StochasticTransform):
         if growth != 0:
             check_positive(owner, "growth", growth)
         if isinstance(unit, nn.Module):
-            got = f"a ready {type(unit).__name__}"
             advice = "units have other channels: pass `lambda channels: ...`"
-            raise mismatch(owner, "a factory of units", got, advice)
+            raise mismatch(owner, "a factory of units", type(unit).__name__, advice)
         if context_features and preconditioning is None:
             got = f"context_features={context_features}"
             raise mismatch(owner, "no context for white noise", got, "units get theirs anyway")
@@ -121,12 +120,11 @@ class DenseFlowBlock(StochasticTransform):
         # Of z_0, z_1, ...: the output of a unit has the channels of its input.
         of_representations = [channels, *widths]
         for i, width in enumerate(widths[:-1] if growth else []):
-            read = 0
-            if preconditioning == "previous":
-                read = of_representations[i]
-            elif preconditioning is not None:
-                read = earlier_channels + sum(of_representations[: i + 1])
-            read += self.context_features or 0
+            read: int | None = None
+            if preconditioning is not None:
+                first = i if preconditioning == "previous" else 0
+                read = earlier_channels + sum(of_representations[first : i + 1])
+                read += context_features or 0
             self.couplings.append(CrossUnitCoupling(width, growth, read, network))
         self.stochastic_forward = bool(len(self.couplings))
         self._passes_context = [takes_context(unit) for unit in self.units]
@@ -152,8 +150,8 @@ class DenseFlowBlock(StochasticTransform):
             inputs: [B, C, H, W].
             context: [B, F].
             noise: [B, (n - 1) K, H, W].
-            earlier: of blocks before, [B, ..., H, W], with ``earlier_channels`` together; None
-                for a block that has no couplings to read them.
+            earlier: those of blocks before, [B, ..., H, W], with ``earlier_channels`` together;
+                None for a block that has no couplings to read them.
 
         Returns:
             Outputs, logabsdet, and the representations that later blocks read: none but where the
@@ -178,7 +176,7 @@ class DenseFlowBlock(StochasticTransform):
             outputs, logabsdet = unit(outputs, context if passes else None)
             total = total + logabsdet
             if i < len(self.couplings):
-                # Names of its own, so that what it made on the way is free before the next unit.
+                # A method, so that what it makes on the way is free before the next unit.
                 outputs, logabsdet, kept = self._augment(i, outputs, kept, context, noises[i])
                 total = total + logabsdet
         return outputs, total, kept if self.preconditioning == "all" else []
@@ -215,17 +213,13 @@ class DenseFlowBlock(StochasticTransform):
         noise: Tensor | None,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Append noise to the output of unit i: its outputs, logabsdet, and what is still read."""
-        coupling = cast(CrossUnitCoupling, self.couplings[i])
-        augmented, logabsdet = coupling(outputs, self._read(kept, context), noise)
+        read = None
+        if kept:
+            features = self.context_features or 0
+            read = concat_context(torch.cat(kept, dim=1), context, features, "DenseFlowBlock")
+        augmented, logabsdet = self.couplings[i](outputs, read, noise)
         if self.preconditioning != "all" and i + 1 == len(self.couplings):
             return augmented, logabsdet, []
         if self.preconditioning == "previous":
             return augmented, logabsdet, [outputs]
         return augmented, logabsdet, [*kept, outputs] if kept else []
-
-    def _read(self, kept: Sequence[Tensor], context: Tensor | None) -> Tensor | None:
-        if not kept:
-            return None
-        representations = torch.cat(list(kept), dim=1)
-        features = self.context_features or 0
-        return with_context_maps(representations, context, features, "DenseFlowBlock")

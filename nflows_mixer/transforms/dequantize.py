@@ -74,7 +74,7 @@ def check_pixels(inputs: Tensor, owner: str) -> None:
     """Raise unless ``inputs`` are integers.
 
     Example:
-        >>> check_pixels(torch.zeros(2, dtype=torch.uint8), "dequantisation")
+        >>> check_pixels(torch.zeros(2, dtype=torch.uint8), "dequantization")
     """
     if inputs.is_floating_point() or inputs.is_complex() or inputs.dtype == torch.bool:
         advice = "values that are already real need no noise"
@@ -82,11 +82,7 @@ def check_pixels(inputs: Tensor, owner: str) -> None:
 
 
 def add_below_one(pixels: Tensor, noise: Tensor) -> Tensor:
-    """Return x + u, held below x + 1 in the working precision.
-
-    Args:
-        pixels: x, integers as real numbers.
-        noise: u in [0, 1], of the same shape.
+    """Return x + u for pixels x and noise u in [0, 1], held below x + 1 in this precision.
 
     Example:
         >>> add_below_one(torch.tensor(255.0), torch.tensor(1 - 2**-24)).floor()

@@ -18,7 +18,6 @@ from nflows_mixer._modes import is_compiling, running_statistics, without_autoca
 from nflows_mixer.core.as_transform import FlowLike, as_transform
 from nflows_mixer.core.composite import run_chain
 from nflows_mixer.core.context import takes_context
-from nflows_mixer.core.factory import call_factory
 from nflows_mixer.nn.batch_norm import track_statistics
 from nflows_mixer.nn.conditioner import Conditioner, Statistics, append_context, is_untouched
 from nflows_mixer.numerics.autoregressive import inverse_of
@@ -100,10 +99,10 @@ class FlowLayer(Transform):
         super().__init__()
         self.features = features
         given = {"actnorm": actnorm, "linear": linear, "flow": flow}
+        offered = {"context_features": context_features} if context_features else {}
         for name, part in given.items():
-            if part is not None and not isinstance(part, nn.Module) and context_features:
-                part = partial(call_factory, part, context_features=context_features)
-            made = None if part is None else as_transform(part, features, f"FlowLayer.{name}")
+            owner = f"FlowLayer.{name}"
+            made = None if part is None else as_transform(part, features, owner, **offered)
             setattr(self, name, made)
         parts = [part for part in (self.actnorm, self.linear, self.flow) if part is not None]
         self._passes_context = [takes_context(part) for part in parts]

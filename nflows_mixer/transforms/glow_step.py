@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nflows_mixer._modes import is_compiling, running_statistics, without_autocast
 from nflows_mixer.core.composite import CompositeTransform, run_chain
-from nflows_mixer.nn import FusedConditioner
+from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.nn.conditioner import is_untouched
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.affine import apply_maps, fold
@@ -57,7 +57,7 @@ class GlowStep(CompositeTransform):
     def __init__(
         self,
         channels: int,
-        conditioner: ConditionerLike = FusedConditioner,
+        conditioner: ConditionerLike = DenseAttentionConditioner,
         scale: str = "tanh",
         matrix: str = "full",
         swap: bool = True,

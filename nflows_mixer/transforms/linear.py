@@ -54,12 +54,11 @@ class LinearBlock(Transform):
         torch.Size([2, 3])
     """
 
-    bias: Tensor | None = None
-
     def __init__(self, features: int) -> None:
         super().__init__()
         check_positive(type(self).__name__, "features", features)
         self.features = features
+        self.register_parameter("bias", None)
 
     @abstractmethod
     def weight(self) -> Tensor:
@@ -140,7 +139,7 @@ class LULinear(LinearBlock):
     def __init__(self, features: int, bias: bool = True) -> None:
         super().__init__(features)
         self.packed = nn.Parameter(torch.zeros(features, features))
-        self.register_parameter("bias", nn.Parameter(torch.zeros(features)) if bias else None)
+        self.bias = nn.Parameter(torch.zeros(features)) if bias else None
 
     def sizes(self) -> tuple:
         """Class, D, dtype and device."""

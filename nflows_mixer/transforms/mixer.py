@@ -21,7 +21,7 @@ class PatchMixerTransform(CompositeTransform):
 
     Args:
         image_shape: (C, H, W).
-        patch_size: p, or (height, width).
+        patch_size: p, or (height, width), or a ready ``PatchTransform`` of this shape.
         channel_flow: transform of rows of length p_h * p_w * C, or a factory of one,
             ``features -> transform``.
         patch_flow: transform of rows of length n_patches, or a factory of one.
@@ -55,13 +55,15 @@ class PatchMixerTransform(CompositeTransform):
     def __init__(
         self,
         image_shape: Sequence[int],
-        patch_size: int | Sequence[int],
+        patch_size: int | Sequence[int] | PatchTransform,
         channel_flow: FlowLike,
         patch_flow: FlowLike,
         layout: str = "patch",
         positions: Callable[[int], Tensor] | None = None,
     ) -> None:
-        patches = PatchTransform(image_shape, patch_size, layout)
+        patches = patch_size
+        if not isinstance(patches, PatchTransform):
+            patches = PatchTransform(image_shape, patches, layout)
         channel = as_transform(channel_flow, patches.channels, "PatchMixerTransform.channel_flow")
         patch = as_transform(patch_flow, patches.n_patches, "PatchMixerTransform.patch_flow")
         super().__init__(

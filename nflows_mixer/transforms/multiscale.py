@@ -15,7 +15,7 @@ from nflows_mixer.core.as_transform import adapted
 from nflows_mixer.core.context import shape_after, takes_context
 from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms.dense_flow_block import DenseFlowBlock
-from nflows_mixer.transforms.squeeze import SqueezeAndDrop, SqueezeTransform
+from nflows_mixer.transforms.squeeze import SqueezeAndSplit, SqueezeTransform
 from nflows_mixer.transforms.stochastic import StochasticTransform, check_noise_is_passed
 
 
@@ -24,15 +24,15 @@ class MultiScaleTransform(StochasticTransform):
 
     .. math:: z = [d_1, \dots, d_n, h], \qquad \log|\det J| = \sum_i \log|\det J_{f_i}|
 
-    At each ``SqueezeAndDrop`` among the parts, the channels :math:`d_i` that it drops go to the
-    latent as they are; h is what comes out of the last part. ``latent_shapes`` has the names and
-    shapes of the pieces, and ``unflatten`` cuts a latent into them. ``ProductDistribution`` is the
-    base that goes with it. It is stochastic where one of its parts is, and then takes the noise of
-    all of them as one row; without such a part it is an ordinary transform.
+    At each ``SqueezeAndSplit`` among the parts, the channels :math:`d_i` that it splits off go to
+    the latent as they are; h is what comes out of the last part. ``latent_shapes`` has the names
+    and shapes of the pieces, ``unflatten`` cuts a latent into them, and ``ProductDistribution`` is
+    the base that goes with it. It is stochastic where one of its parts is, and then takes the
+    noise of all of them as one row.
 
     Args:
         transforms: the parts, from data to noise. Those that change the shape of an image say how
-            (see ``bridges.shape_after``).
+            (see ``core.shape_after``).
         image_shape: (C, H, W) of the input.
 
     Shapes:
@@ -48,13 +48,13 @@ class MultiScaleTransform(StochasticTransform):
     Example:
         >>> from nflows_mixer.distributions import DiagonalNormal, ProductDistribution
         >>> from nflows_mixer.transforms import InvertibleConv1x1, SqueezeTransform
-        >>> parts = [SqueezeTransform(), InvertibleConv1x1(12), SqueezeAndDrop()]
+        >>> parts = [SqueezeTransform(), InvertibleConv1x1(12), SqueezeAndSplit()]
         >>> glow = MultiScaleTransform([*parts, InvertibleConv1x1(24)], (3, 8, 8))
         >>> glow.latent_shapes
-        {'drop_1': (24, 2, 2), 'final': (24, 2, 2)}
+        {'split_1': (24, 2, 2), 'final': (24, 2, 2)}
         >>> latents, logabsdet = glow(torch.randn(5, 3, 8, 8))
         >>> {name: tuple(part.shape) for name, part in glow.unflatten(latents).items()}
-        {'drop_1': (5, 24, 2, 2), 'final': (5, 24, 2, 2)}
+        {'split_1': (5, 24, 2, 2), 'final': (5, 24, 2, 2)}
         >>> shapes = glow.latent_shapes.items()
         >>> base = ProductDistribution({name: DiagonalNormal(shape) for name, shape in shapes})
         >>> base.log_prob(latents).shape
@@ -69,26 +69,25 @@ class MultiScaleTransform(StochasticTransform):
         self._passes_context = [takes_context(part) for part in self._transforms]
         self.latent_shapes: dict[str, tuple[int, ...]] = {}
         self._noise_shapes: list[tuple[int, ...] | None] = []
+        self._last_reader = -1
         shape: tuple[int, ...] = self.image_shape
-        for part in self._parts():
+        for i, part in enumerate(self._parts()):
             check_noise_is_passed(part, owner)
             noisy = getattr(part, "stochastic_forward", False)
             if noisy and part.noise_kind != "normal":
                 got = f"{type(part).__name__} with {part.noise_kind} noise"
-                advice = "dequantise before it, as ImageFlow does"
+                advice = "dequantize before it, as ImageFlow does"
                 raise mismatch(owner, "parts with normal noise", got, advice)
             self._noise_shapes.append(part.noise_shape(shape) if noisy else None)
+            if _reads_earlier(part) and part.couplings:
+                self._last_reader = i
             shape = shape_after(part, shape)
-            if isinstance(part, SqueezeAndDrop):
+            if isinstance(part, SqueezeAndSplit):
                 kept = part.number_kept(shape[0])
-                name = f"drop_{len(self.latent_shapes) + 1}"
+                name = f"split_{len(self.latent_shapes) + 1}"
                 self.latent_shapes[name] = (shape[0] - kept, *shape[1:])
                 shape = (kept, *shape[1:])
         self.latent_shapes["final"] = shape
-        readers = [
-            i for i, part in enumerate(self._parts()) if _reads_earlier(part) and part.couplings
-        ]
-        self._last_reader = max(readers, default=-1)
         self.stochastic_forward = any(shape is not None for shape in self._noise_shapes)
 
     def forward(
@@ -98,7 +97,7 @@ class MultiScaleTransform(StochasticTransform):
         check_event(inputs, self.image_shape, "MultiScaleTransform", "build it for these images")
         noises = self._split_noise(inputs, noise)
         outputs = inputs
-        dropped: list[Tensor] = []
+        pieces: list[Tensor] = []
         earlier: list[Tensor] = []
         total = torch.zeros(len(inputs), dtype=torch.float32, device=inputs.device)
         for i, (part, own) in enumerate(zip(self._parts(), noises)):
@@ -116,10 +115,10 @@ class MultiScaleTransform(StochasticTransform):
             total = total + logabsdet
             if isinstance(part, SqueezeTransform):
                 earlier = [part(representation)[0] for representation in earlier]
-            if isinstance(part, SqueezeAndDrop):
-                outputs, drop = part.divide(outputs)
-                dropped.append(drop)
-        pieces = [*dropped, outputs]
+            if isinstance(part, SqueezeAndSplit):
+                outputs, latents = part.split(outputs)
+                pieces.append(latents)
+        pieces.append(outputs)
         got = [tuple(piece.shape[1:]) for piece in pieces]
         if got != list(self.latent_shapes.values()):
             expected = f"latents of shapes {list(self.latent_shapes.values())}"
@@ -129,29 +128,22 @@ class MultiScaleTransform(StochasticTransform):
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map flat latents back to images; noise is dropped, and its log-det is not counted."""
-        *dropped, outputs = self.unflatten(inputs).values()
+        *pieces, outputs = self.unflatten(inputs).values()
         total = torch.zeros(len(inputs), dtype=torch.float32, device=inputs.device)
         with running_statistics(self):
             for part, passes in zip(self._parts()[::-1], self._passes_context[::-1]):
-                if isinstance(part, SqueezeAndDrop):
-                    outputs = torch.cat((outputs, dropped.pop()), dim=1)
+                if isinstance(part, SqueezeAndSplit):
+                    outputs = torch.cat((outputs, pieces.pop()), dim=1)
                 outputs, logabsdet = inverse_of(part)(outputs, context if passes else None)
                 total = total + logabsdet
         return outputs, total
 
     def unflatten(self, latents: Tensor) -> dict[str, Tensor]:
-        """Cut latents [B, D] into the pieces of ``latent_shapes``, each [B, ...].
-
-        Args:
-            latents: what ``forward`` returned.
-        """
-        sizes = [math.prod(shape) for shape in self.latent_shapes.values()]
+        """Cut latents [B, D] into the pieces of ``latent_shapes``, each [B, ...]."""
         advice = "pass what forward returned, or a sample of the base"
-        check_event(latents, (sum(sizes),), "MultiScaleTransform", advice)
-        return {
-            name: piece.reshape(-1, *shape)
-            for (name, shape), piece in zip(self.latent_shapes.items(), latents.split(sizes, dim=1))
-        }
+        check_event(latents, self.output_shape(self.image_shape), "MultiScaleTransform", advice)
+        pieces = _cut(latents, list(self.latent_shapes.values()))
+        return dict(zip(self.latent_shapes, pieces))
 
     def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         """One row for all latents."""
@@ -172,11 +164,14 @@ class MultiScaleTransform(StochasticTransform):
             advice = "none of its parts draws any"
             raise mismatch("MultiScaleTransform", "no noise", list(noise.shape), advice)
         row = self.noise_for(inputs, noise, inputs.dtype)
-        sizes = [0 if shape is None else math.prod(shape) for shape in self._noise_shapes]
-        return [
-            None if shape is None else piece.reshape(-1, *shape)
-            for shape, piece in zip(self._noise_shapes, row.split(sizes, dim=1))
-        ]
+        pieces = iter(_cut(row, [shape for shape in self._noise_shapes if shape is not None]))
+        return [None if shape is None else next(pieces) for shape in self._noise_shapes]
+
+
+def _cut(rows: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Rows [B, N] as pieces of these shapes, [B, *shape] each."""
+    pieces = rows.split([math.prod(shape) for shape in shapes], dim=1)
+    return [piece.reshape(-1, *shape) for piece, shape in zip(pieces, shapes)]
 
 
 def _reads_earlier(part: nn.Module) -> bool:

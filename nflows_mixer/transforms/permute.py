@@ -69,12 +69,10 @@ class PermutePixels(Transform):
             source = torch.randperm(height * width, generator=generator)
         else:
             patches = PatchTransform((1, height, width), patch_size)
-            positions = torch.arange(height * width).reshape(1, 1, height, width)
-            matrix, _ = patches(positions)
+            matrix, _ = patches(torch.arange(height * width).reshape(1, 1, height, width))
             order = torch.randperm(patches.n_patches, generator=generator)
             within = torch.randperm(patches.channels, generator=generator)
-            shuffled, _ = patches.inverse(matrix[:, order][:, :, within])
-            source = shuffled.flatten()
+            source = patches.inverse(matrix[:, order][:, :, within])[0].flatten()
         # Where the pixel at each place comes from, and where it went.
         self.register_buffer("source", source)
         self.register_buffer("destination", source.argsort())

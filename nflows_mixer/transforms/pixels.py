@@ -13,7 +13,7 @@ from nflows_mixer._checks import check_levels, mismatch
 
 
 class PixelScaling(Transform):
-    r"""Map dequantised pixels from [0, levels) to [low, high).
+    r"""Map dequantized pixels from [0, levels) to [low, high).
 
     .. math:: y = \mathrm{low} + \frac{\mathrm{high} - \mathrm{low}}{\mathrm{levels}}\, x, \qquad
               \log|\det J| = D \log \frac{\mathrm{high} - \mathrm{low}}{\mathrm{levels}}

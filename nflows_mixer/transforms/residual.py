@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from nflows_mixer._checks import ROWS_ADVICE, check_event, check_positive, mismatch
 from nflows_mixer._modes import running_statistics
 from nflows_mixer.core.context import takes_context
+from nflows_mixer.core.factory import call_factory
 from nflows_mixer.nn.lipschitz import LipschitzMLP
 from nflows_mixer.numerics.implicit import row_jacobian, with_implicit_gradient
 
-ContractionLike = Union[nn.Module, Callable[[int], nn.Module]]
-"""A network that is a contraction of rows, or a factory: features -> network."""
+ContractionLike = Union[nn.Module, Callable[..., nn.Module]]
+"""A network that is a contraction of rows, or a factory: features -> network. It is also given
+those of ``context_features`` and ``hidden_features`` that its signature names."""
 
 
 class ResidualTransform(Transform):
@@ -44,6 +46,8 @@ class ResidualTransform(Transform):
             it is no contraction, and mixes rows in training mode.
         tolerance: of the inverse; None is 1e-12 for float64 and 1e-6 for any other dtype.
         max_iterations: of the inverse; each shrinks the change by L or more.
+        context_features: length of the context; of the factory, as is the next.
+        hidden_features: width of the network.
 
     Shapes:
         inputs and outputs [N, D].
@@ -75,6 +79,9 @@ class ResidualTransform(Transform):
         network: ContractionLike = LipschitzMLP,
         tolerance: float | None = None,
         max_iterations: int = 1000,
+        *,
+        context_features: int | None = None,
+        hidden_features: int = 128,
     ) -> None:
         super().__init__()
         owner = "ResidualTransform"
@@ -83,7 +90,12 @@ class ResidualTransform(Transform):
         if tolerance is not None and not tolerance > 0:
             raise mismatch(owner, "tolerance above 0", tolerance, "give None for one by dtype")
         if not isinstance(network, nn.Module):
-            network = network(features)
+            network = call_factory(
+                network,
+                features,
+                context_features=context_features,
+                hidden_features=hidden_features,
+            )
         if not isinstance(network, nn.Module):
             got = type(network).__name__
             raise mismatch(owner, "a network that is an nn.Module", got, "return one")

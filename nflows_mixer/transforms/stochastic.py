@@ -13,16 +13,15 @@ from nflows_mixer._checks import mismatch
 
 
 class StochasticTransform(Transform):
-    r"""A transform whose forward direction draws noise, and whose inverse drops it again.
+    r"""Abstract: a transform whose forward draws noise, and whose inverse drops it again.
 
     .. math:: \log p(x) \ge \mathbb E_{e \sim q} \big[\log p(f(x, e)) + \mathrm{logabsdet}\big],
               \qquad \mathrm{logabsdet} = \log|\det J_f(x, e)| - \log q(e \mid x)
 
-    Abstract. ``forward`` takes the noise as a third argument, and draws it where it is not given,
-    so that tests, importance weights and runs that are resumed may give it. ``inverse`` is
-    deterministic; its log-det leaves out what was dropped. So ``log_prob`` of a flow with such a
-    part is a bound, and nflows' ``sample_and_log_prob``, which takes the log-det of the inverse, is
-    wrong for it.
+    ``forward`` takes the noise as a third argument, and draws it where it is not given, so that
+    tests, importance weights and resumed runs may give it. ``inverse`` is deterministic; its
+    log-det leaves out what was dropped. So ``log_prob`` of a flow with such a part is a bound, and
+    nflows' ``sample_and_log_prob``, which takes the log-det of the inverse, is wrong for it.
 
     References:
         DenseFlow, Equations 5 to 9; Nielsen et al., SurVAE flows, 2020.
@@ -40,19 +39,10 @@ class StochasticTransform(Transform):
 
     @abstractmethod
     def noise_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of the noise of one input of this shape.
-
-        Args:
-            input_shape: shape of one input, such as (C, H, W).
-        """
+        """Shape of the noise of one input of shape ``input_shape``, such as (C, H, W)."""
 
     def noise_for(self, inputs: Tensor, noise: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Return the noise that was given, checked, or draw some.
-
-        Args:
-            inputs: of ``forward``, [B, ...].
-            noise: what ``forward`` was given, or None.
-            dtype: of the noise.
+        """Return the noise that ``forward`` was given, or draw some, in this dtype.
 
         Raises:
             ValueError: if noise of another shape was given.
@@ -74,12 +64,8 @@ class StochasticTransform(Transform):
 def check_noise_is_passed(transform: Transform, owner: str) -> None:
     """Raise if a part of a transform draws noise that nobody could give it.
 
-    A composite hands no noise on: such a part would draw its own, in evaluation and where noise was
-    given, too.
-
-    Args:
-        transform: any; one that says itself that it is stochastic answers for its parts.
-        owner: who asks, for the error.
+    A composite hands no noise on: such a part would draw its own even where noise was given. A
+    transform that is stochastic itself answers for its parts.
 
     Raises:
         ValueError: if a part is stochastic and the transform is not.

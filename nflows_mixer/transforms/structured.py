@@ -54,12 +54,19 @@ class _FactoredLinear(Transform, ABC):
     """A row is an array of ``factors``; one stage of LU blocks after the other maps its axes."""
 
     def __init__(
-        self, features: int, factors: Sequence[int] | None = None, bias: bool = True
+        self,
+        features: int,
+        factors: Sequence[int] | None = None,
+        bias: bool = True,
+        *,
+        axes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         owner = type(self).__name__
         check_positive(owner, "features", features)
-        factors = nearly_square(features) if factors is None else tuple(factors)
+        if factors is None:
+            factors = nearly_square(features) if axes is None else self._factors_of(axes)
+        factors = tuple(factors)
         for factor in factors:
             check_positive(owner, "each factor", factor)
         if not factors or math.prod(factors) != features:
@@ -103,6 +110,11 @@ class _FactoredLinear(Transform, ABC):
     def _by_axis(self) -> list[tuple[int, _LUBlocks]]:
         return list(enumerate(cast(Iterable[_LUBlocks], self.stages)))
 
+    @staticmethod
+    def _factors_of(axes: Sequence[int]) -> Sequence[int]:
+        """Return the factors of a row that was flattened from these axes."""
+        return axes
+
     @abstractmethod
     def _num_blocks(self, factor: int) -> int:
         """Return how many blocks the stage of this factor has."""
@@ -138,6 +150,8 @@ class ButterflyLinear(_FactoredLinear):
             two: more of them cost less; one alone is a dense block. Factors that are axes of the
             row fit best: (p_h, p_w * C) or (p_h, p_w, C) of a patch, (n_h, n_w) of a column.
         bias: whether b is there.
+        axes: sizes that a row was flattened from, (p_h, p_w, C) or (n_h, n_w), which ``mixerflow``
+            gives; where there are no factors they are the first axis and all others.
 
     Shapes:
         inputs and outputs [N, D].
@@ -158,6 +172,11 @@ class ButterflyLinear(_FactoredLinear):
         >>> torch.equal(linear(rows)[0], rows)
         True
     """
+
+    @staticmethod
+    def _factors_of(axes: Sequence[int]) -> Sequence[int]:
+        # Two stages; the colors stay with the axis before them.
+        return axes[0], math.prod(axes[1:])
 
     def _num_blocks(self, factor: int) -> int:
         return self.features // factor
@@ -217,7 +236,7 @@ class KroneckerLinear(_FactoredLinear):
     O(D (d1 + d2)) per row, as the butterfly does, in fewer and larger products. A prime D gets one
     dense block. Starts at the identity.
 
-    Args, shapes, errors: as ``ButterflyLinear``.
+    Args, shapes, errors: as ``ButterflyLinear``; the factors of ``axes`` are all of them.
 
     References:
         Van Loan, The ubiquitous Kronecker product, 2000.

@@ -1,4 +1,4 @@
-"""Dequantisation by noise that is learned."""
+"""Dequantization by noise that is learned."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nflows_mixer.transforms.dequantize import add_below_one, check_pixels, roun
 from nflows_mixer.transforms.stochastic import StochasticTransform
 
 NEARLY_UNIFORM = partial(ConditionalNoise, scale=1.7)
-"""Noise of whose sigmoid nearly every value is as likely, before training."""
+"""Noise whose sigmoid is nearly uniform before training."""
 
 
 class VariationalDequantization(StochasticTransform):
@@ -38,9 +38,9 @@ class VariationalDequantization(StochasticTransform):
     Args:
         image_shape: (C, H, W), with even H and W.
         levels: number of pixel values, 0 ... levels - 1.
-        noise: factory ``(channels, context_features) -> transform`` of f. The default starts with
-            a scale of 1.7, where u is nearly uniform.
-        encoder: factory ``(in_channels, out_channels) -> network`` of :math:`\phi`, which halves
+        noise: factory ``(channels, context_features) -> transform`` for f. The default starts
+            with a scale of 1.7, where u is nearly uniform.
+        encoder: factory ``(in_channels, out_channels) -> network`` for :math:`\phi`, which halves
             the resolution.
         context_features: channels of :math:`\phi(x)`.
         checkpoint: whether activations are not kept for the backward pass, but computed again.
@@ -81,7 +81,7 @@ class VariationalDequantization(StochasticTransform):
         self.image_shape = check_image_shape(image_shape, owner)
         channels, height, width = self.image_shape
         if height % 2 or width % 2:
-            advice = "pad the images, or dequantise uniformly"
+            advice = "pad the images, or dequantize uniformly"
             raise mismatch(owner, "an even height and width", (height, width), advice)
         self.levels = levels
         self.encoder = encoder(channels, context_features)

@@ -65,7 +65,6 @@ class Variant:
         autocast: whether it runs under bf16 autocast.
         products: whether its matrix products are those of the floor.
         compiled: whether it is compiled at its first use.
-        capturable: whether the optimiser's steps can be part of a CUDA graph.
     """
 
     methods: tuple[str, ...] = ("forward_backward", "training_step", "log_prob", "sample")
@@ -79,7 +78,6 @@ class Variant:
         autocast: bool = False,
         products: bool = True,
         compiled: bool = False,
-        capturable: bool = False,
     ) -> None:
         self.flow: Any = flow.to(setting.device, setting.dtype)
         self.image_shape = image_shape
@@ -90,14 +88,7 @@ class Variant:
         settle(self.flow, self.images, setting.num_layers)
         self.parameters = [p for p in self.flow.parameters() if p.requires_grad]
         # So small a rate that images which no flow fits do no harm in a few steps.
-        self._optimiser = torch.optim.Adam(
-            self.parameters, lr=1e-6, fused=False, capturable=capturable
-        )
-
-    @classmethod
-    def missing(cls, setting: Setting) -> str | None:
-        """Return what keeps it from running in a setting; None if nothing does."""
-        return None
+        self._optimiser = torch.optim.Adam(self.parameters, lr=1e-6, fused=False)
 
     @property
     def num_parameters(self) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.speed.variants.base import Setting, Variant
-from nflows_mixer.adapters.inside import to_zuko
+from nflows_mixer.adapters import to_zuko
 from nflows_mixer.transforms import UniformDequantization
 
 

@@ -1,4 +1,4 @@
-"""The library's own MixerFlow: as it is, compiled, in bf16, with less memory, and by kernels."""
+"""The library's own MixerFlow: as it is, compiled, in bf16, and with less memory."""
 
 from __future__ import annotations
 
@@ -6,20 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.speed.variants.base import Setting, Unavailable, Variant
-from benchmarks.speed.variants.captured import Captured
-from benchmarks.speed.variants.kernels import ByCPUKernels, ByGPUKernels
+from benchmarks.speed.variants.base import Setting, Variant
 
 
-def library(
-    setting: Setting, autocast: bool = False, kind: type[Variant] = Variant, **arguments: Any
-) -> Variant:
+def library(setting: Setting, autocast: bool = False, **arguments: Any) -> Variant:
     """``mixerflow`` of the preset, with arguments of its way to run."""
-    if reason := kind.missing(setting):
-        raise Unavailable(reason)
     flow = setting.flow(**arguments)
     compiled = arguments.get("compile", False)
-    return kind(flow, setting, flow.image_shape, autocast, compiled=compiled)
+    return Variant(flow, setting, flow.image_shape, autocast, compiled=compiled)
 
 
 MIXER_VARIANTS: dict[str, Callable[[Setting], Variant]] = {
@@ -31,10 +25,5 @@ MIXER_VARIANTS: dict[str, Callable[[Setting], Variant]] = {
     "compiled checkpoint": partial(library, memory="checkpoint", compile=True),
     "constant": partial(library, memory="constant"),
     "compiled constant": partial(library, memory="constant", compile=True),
-    "C++ kernel": partial(library, kind=ByCPUKernels),
-    "compiled C++ kernel": partial(library, kind=ByCPUKernels, compile=True),
-    "GPU kernels": partial(library, kind=ByGPUKernels),
-    "CUDA graph": partial(library, kind=Captured),
-    "compiled CUDA graph": partial(library, kind=Captured, compile=True),
 }
 """Name -> (setting -> variant)."""

@@ -1,0 +1,184 @@
+"""One side of ``equality.py``: run as a file with the tree to test on PYTHONPATH.
+
+    python equality_worker.py SIDE FOLDER    # side "old" makes the state, "new" reads it mapped
+
+Everything is in float64. Results go to FOLDER/CASE.SIDE.pt.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nflows_mixer import transforms
+from nflows_mixer.flows import denseflow, mixerflow
+
+MEMORIES = ("full", "checkpoint", "constant")
+SMALL = {"image_shape": (3, 12, 12), "patch_size": 4, "num_layers": 2, "hidden_features": 16}
+DENSE = {
+    "image_shape": (3, 16, 16),
+    "units": (2, 2, 1),
+    "modules": (2, 1, 2),
+    "growth": 2,
+    "dequantization_channels": 4,
+}
+WIDTHS = {"hidden_channels": 8, "dense_layers": 2, "dense_growth": 8, "attention_channels": 8}
+
+
+def old_builders() -> dict[str, Any]:
+    """Case -> builder, as commit a04558a has it."""
+    return {
+        "cifar10-2": partial(mixerflow, "cifar10", num_layers=2),
+        "cifar10-2-near": partial(mixerflow, "cifar10", num_layers=2),
+        "cifar10-30": partial(mixerflow, "cifar10"),
+        "mnist": partial(mixerflow, "mnist", num_layers=4, logit=1e-3),
+        "spline": partial(mixerflow, channel_flow="spline", patch_flow="spline", **SMALL),
+        "classes": partial(mixerflow, num_classes=10, **SMALL),
+        "kronecker": partial(mixerflow, linear="kronecker", **SMALL),
+        "denseflow": partial(denseflow, **DENSE, **WIDTHS),
+    }
+
+
+def new_builders() -> dict[str, Any]:
+    """Case -> builder of the same flow in today's arguments."""
+    if not hasattr(transforms, "Coupling"):  # before the redesign
+        return old_builders()
+    small = partial(mixerflow, norm="batch", **SMALL)
+    spline = transforms.RationalQuadraticCoupling
+    return {
+        "cifar10-2": partial(mixerflow, "cifar10", num_layers=2),
+        "cifar10-2-near": partial(mixerflow, "cifar10", num_layers=2),
+        "cifar10-30": partial(mixerflow, "cifar10"),
+        "mnist": partial(mixerflow, "mnist", num_layers=4),
+        "spline": partial(small, channel_flow=spline, patch_flow=spline),
+        "classes": partial(small, num_classes=10),
+        "kronecker": partial(small, linear=transforms.KroneckerLinear),
+        "denseflow": partial(denseflow, **DENSE, **WIDTHS),
+    }
+
+
+def batch_of(flow: Any, size: int, source: str) -> Tensor:
+    """Images of a data file with pixels channels last, cut to the flow's shape, or random ones."""
+    channels, height, width = flow.image_shape
+    generator = torch.Generator().manual_seed(0)
+    if not source:
+        shape = (size, channels, height, width)
+        return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    images = torch.from_numpy(np.load(source)["images"]).permute(0, 3, 1, 2)
+    chosen = torch.randperm(len(images), generator=generator)[:size]
+    return images[chosen, :channels, -height:, -width:].contiguous()
+
+
+def make_state(flow: Any, case: dict[str, Any]) -> dict[str, Any]:
+    """A state away from the start: noise on all that is learned, ActNorm and BatchNorm from data.
+
+    ActNorm and running statistics are set behind the noise on the other parameters, since exponents
+    would overflow otherwise, and then they get noise themselves.
+    """
+    first = batch_of(flow, 64, case["data"])
+    labels = torch.arange(64) % 10 if case["labels"] else None
+    generator = torch.Generator().manual_seed(1)
+    actnorms = [m for m in flow.modules() if isinstance(m, transforms.ActNorm)]
+    normalized = {id(p) for norm in actnorms for p in norm.parameters()}
+    norms = [m for m in flow.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+
+    @torch.no_grad()
+    def disturb(tensors: Any) -> None:
+        for tensor in tensors:
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            tensor.add_(case["std"] * noise)
+
+    disturb(p for p in flow.parameters() if id(p) not in normalized)
+    for norm in norms:
+        norm.momentum = 1.0
+    flow.initialize(first, labels, flow.draw_noise(0, 0, torch.arange(64), torch.float64))
+    disturb(p for p in flow.parameters() if id(p) in normalized)
+    for norm in norms:
+        norm.momentum = 0.1
+        disturb([norm.running_mean])
+        logarithm = norm.running_var.log()
+        disturb([logarithm])
+        norm.running_var.copy_(logarithm.exp())
+    chosen = torch.arange(case["batch"])
+    images, context = first[chosen], None if labels is None else labels[chosen]
+    noise = flow.draw_noise(3, 0, chosen, torch.float64)
+    with torch.no_grad():
+        flow.eval()
+        latents, _ = flow.transform_and_log_prob(images, context, noise)
+        values, _ = flow._transform.inverse(latents, flow._embedding_net(context))
+    # The inverse of some overflows, or has no digits left, in any code.
+    if noise.shape == images.shape:
+        exact = ((images + noise - values).abs() < 1e-9).flatten(1).all(1)
+    else:
+        exact = (flow.dequantization.inverse(values)[0] == images).flatten(1).all(1)
+    return {
+        "state": {name: value.clone() for name, value in flow.state_dict().items()},
+        "images": images,
+        "context": context,
+        "noise": noise,
+        "latents": latents[exact],
+        "latents_context": None if context is None else context[exact],
+    }
+
+
+def evaluate(build: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Everything that is compared, by name of the quantity and name of the tensor."""
+    found: dict[str, dict[str, Tensor]] = {}
+    names = {}
+    for memory in MEMORIES:
+        flow = build(memory=memory).double()
+        for training in (False, True):
+            flow.load_state_dict(given["state"])
+            flow.train(training)
+            kind = f"{memory}, {'training' if training else 'evaluation'}"
+            images, context, noise = given["images"], given["context"], given["noise"]
+            flow.zero_grad(set_to_none=True)
+            latents, log_prob = flow.transform_and_log_prob(images, context, noise)
+            found[f"log_prob, {kind}"] = {"": log_prob.detach()}
+            found[f"latents, {kind}"] = {"": latents.detach()}
+            (-log_prob.mean()).backward()
+            found[f"gradients, {kind}"] = {
+                name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+                for name, p in flow.named_parameters()
+            }
+            if training:
+                found[f"running statistics, {kind}"] = {
+                    name: buffer.clone() for name, buffer in flow.named_buffers()
+                }
+            else:
+                with torch.no_grad():
+                    embedded = flow._embedding_net(given["latents_context"])
+                    values, logabsdet = flow._transform.inverse(given["latents"], embedded)
+                found[f"inverse, {kind}"] = {"values": values, "logabsdet": logabsdet}
+        names = {name: list(value.shape) for name, value in flow.state_dict().items()}
+    return {"found": found, "shapes": names}
+
+
+def main() -> None:
+    """Do one case of one side; FOLDER/case.pt says which."""
+    side, folder = sys.argv[1], Path(sys.argv[2])
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    case = torch.load(folder / "case.pt")
+    build = (old_builders() if side == "old" else new_builders())[case["name"]]
+    if case["step"] == "state":
+        flow = build().double().train()
+        made = make_state(flow, case)
+        torch.save(made, folder / "old-state.pt")
+    elif case["step"] == "names":
+        shapes = {name: list(value.shape) for name, value in build().state_dict().items()}
+        torch.save(shapes, folder / f"{side}-names.pt")
+    else:
+        torch.save(evaluate(build, torch.load(folder / f"{side}-state.pt")), folder / f"{side}.pt")
+
+
+if __name__ == "__main__":
+    main()

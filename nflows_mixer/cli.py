@@ -1,0 +1,289 @@
+"""The command ``nflows-mixer train|evaluate`` (extra: train)."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from pydoc import locate
+from typing import Any, Optional
+
+import torch
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from nflows_mixer._checks import mismatch
+from nflows_mixer._distributed import is_first_process
+from nflows_mixer._files import replace_file
+from nflows_mixer.core.factory import call_factory
+from nflows_mixer.data import ImageData, ImageSource
+from nflows_mixer.evaluation import Evaluation, evaluate_weights
+from nflows_mixer.flows import MIXERFLOW_PRESETS, ImageFlow, Pixels
+from nflows_mixer.training import FlowModule, Recipe, fit, table
+from nflows_mixer.training.presets import preset_file, preset_names
+from nflows_mixer.training.warm_start import start_from
+
+PROG = "nflows-mixer"
+OF_THE_DATA = {"image_shape", "levels", "num_classes"}
+"""Arguments of builders that the images say."""
+OF_FIT = ("out", "validate_every", "checkpoint_every", "evaluation_images", "num_workers")
+OF_TRAINER = ("accelerator", "devices", "num_nodes", "precision", "accumulate_grad_batches")
+OF_TRAINER += ("enable_progress_bar",)
+OF_THE_START = ("config", "out", "resume", "overwrite")
+"""Where and how a run was started: a run from its ``config.yaml`` must not replace it."""
+
+
+class PresetOrFile(ActionConfigFile):
+    """An argument that takes a YAML file, or the name of one that ships with the package."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
+        """Apply the file. Its model is a whole one, to which nothing of the one before is left."""
+        given = Namespace({self.dest: []})
+        super().__call__(parser, given, preset_file(values), option_string)
+        if "model" in given:
+            cfg.pop("model", None)
+        cfg.update(given)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        argv: the arguments; those of the process where None.
+
+    Raises:
+        SystemExit: with the message of an error, if an argument, a file or the loss is not right.
+
+    Example:
+        >>> main(["train", "--help"])
+        Traceback (most recent call last):
+        ...
+        SystemExit: 0
+    """
+    run(argv)
+
+
+def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the command, and return what it found.
+
+    Args:
+        argv: the arguments; those of the process where None.
+
+    Returns:
+        What was written to ``results.json`` or ``evaluation.json``; {} in all processes of a
+        distributed run but the first.
+
+    Raises:
+        SystemExit: with the message of an error, if an argument, a file or the loss is not right.
+
+    Example:
+        >>> import tempfile
+        >>> quick = ["--model.num_layers=1", "--recipe.steps=2"]
+        >>> out = ["--trainer.enable_progress_bar=false", "--out", tempfile.mkdtemp()]
+        >>> results = run(["train", *quick, *out])
+        digits: ...
+        >>> results["parameters"]
+        74731
+    """
+    arguments = build_parser().parse_args(argv)
+    try:
+        if arguments.subcommand == "train":
+            return train(arguments.train)
+        return evaluate(arguments.evaluate)
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        ImportError,
+        FloatingPointError,
+        MisconfigurationException,
+    ) as error:
+        # These say what to do; where in the code they came from would only hide it.
+        raise SystemExit(f"error: {error}") from error
+
+
+def build_parser() -> ArgumentParser:
+    """Return the parser of the command.
+
+    Example:
+        >>> config = build_parser().parse_args(["train", "--config", "cifar10"]).train
+        >>> config.model.init_args.preset, config.recipe.batch_size
+        ('cifar10', 512)
+    """
+    parser = ArgumentParser(prog=PROG, description="Normalizing flows on images.")
+    commands = parser.add_subcommands()
+    commands.add_subcommand("train", train_parser(), help="train a flow, evaluate it, sample")
+    commands.add_subcommand("evaluate", evaluate_parser(), help="figures of trained weights")
+    return parser
+
+
+def train_parser() -> ArgumentParser:
+    """Return the parser of ``nflows-mixer train``: signatures of the library, in groups."""
+    parser = ArgumentParser(
+        description="Train a flow on images, with any number of devices; evaluate it; draw samples.",
+        default_config_files=[preset_file("digits")],
+    )
+    known = f"a YAML file, or the name of one that ships: {', '.join(preset_names())}"
+    parser.add_argument("--config", action=PresetOrFile, help=known)
+    parser.add_subclass_arguments(
+        ImageFlow,
+        "model",
+        skip=OF_THE_DATA,
+        instantiate=False,
+        fail_untyped=False,
+        help="dotted name of a function that builds a flow on images; --model.NAME is an argument",
+    )
+    parser.add_class_arguments(ImageSource, as_group=False)
+    parser.add_class_arguments(Recipe, "recipe")
+    parser.add_class_arguments(FlowModule, as_group=False, skip={"flow", "recipe"})
+    start = "weights (.safetensors) to start from, of this flow or of one with fewer layers"
+    parser.add_argument("--start_from", type=Optional[str], help=start)
+    skip = _all_but(OF_FIT, fit) | set(OF_TRAINER)
+    parser.add_function_arguments(fit, as_group=False, skip=skip)
+    for name, meaning in (
+        ("resume", "go on with the run in the folder, if there is one"),
+        ("overwrite", "delete the run in the folder, if there is one"),
+    ):
+        parser.add_argument(f"--{name}", action="store_true", help=meaning)
+    skip = _all_but(OF_TRAINER, Trainer)
+    parser.add_class_arguments(Trainer, "trainer", skip=skip, instantiate=False)
+    parser.set_defaults({"trainer.devices": 1})
+    return parser
+
+
+def evaluate_parser() -> ArgumentParser:
+    """Return the parser of ``nflows-mixer evaluate``."""
+    parser = ArgumentParser(description=(evaluate_weights.__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", action="config", help="a YAML file with any of these")
+    skip = {"source", "options"}
+    parser.add_function_arguments(evaluate_weights, as_group=False, skip=skip)
+    parser.add_class_arguments(ImageSource, as_group=False, skip={"shuffle"})
+    parser.add_class_arguments(Evaluation, as_group=False)
+    return parser
+
+
+def train(arguments: Namespace) -> dict[str, Any]:
+    """Train as the arguments of ``nflows-mixer train`` say; print and return what came out."""
+    parser = train_parser()
+    kept = Namespace({k: v for k, v in vars(arguments).items() if k not in OF_THE_START})
+    text = parser.dump(kept, skip_validation=True, skip_unset=False)
+    config = yaml.safe_load(text)
+    recipe, seed = Recipe(**vars(arguments.recipe)), arguments.seed
+    torch.manual_seed(seed)
+    images = ImageSource(**_of(ImageSource, arguments)).load(seed)
+    flow = build_flow(arguments.model, images, arguments.conditional)
+    if arguments.start_from is not None:
+        start_from(arguments.start_from, flow)
+    if is_first_process():
+        print(_announcement(images))
+    trainer = {name: value for name, value in vars(arguments.trainer).items() if value is not None}
+    results = fit(
+        FlowModule(flow, recipe, arguments.conditional, seed),
+        images,
+        **{name: arguments[name] for name in (*OF_FIT, "resume", "overwrite")},
+        facts={
+            "model": config["model"],
+            "preset": config["model"]["init_args"].get("preset"),
+            "precision": str(trainer.get("precision", "32-true")),
+            "from": arguments.start_from,
+        },
+        **trainer,
+    )
+    if results:
+        replace_file(Path(arguments.out) / "config.yaml", text.encode())
+        print(f"\n{table(results)}\nsee {arguments.out}")
+    return results
+
+
+def evaluate(arguments: Namespace) -> dict[str, Any]:
+    """Evaluate as the arguments of ``nflows-mixer evaluate`` say; print and return the figures."""
+    source = ImageSource(**_of(ImageSource, arguments))
+    options = Evaluation(**_of(Evaluation, arguments))
+    report = evaluate_weights(source=source, options=options, **_of(evaluate_weights, arguments))
+    shown = {name: value for name, value in report.items() if name != "weights"}
+    lists = ("indices", "distances")
+    shown["memorisation"] = {k: v for k, v in shown["memorisation"].items() if k not in lists}
+    print(f"{json.dumps(shown, indent=2)}\nsee {arguments.out}")
+    return report
+
+
+def build_flow(model: Namespace, images: ImageData, conditional: bool) -> ImageFlow:
+    """Build the flow that a configuration describes, for these images.
+
+    A quarter of the pixels or more may be 0, a background against which ink is an outlier that a
+    linear scale leaves far off: then a MixerFlow that says nothing of its pixels gets a logit.
+
+    Args:
+        model: dotted name of the function that builds it, and its arguments.
+        images: say image shape and levels, and the number of classes where they are asked for.
+        conditional: whether the flow is given the labels.
+
+    Raises:
+        ValueError: if the images have no labels.
+
+    Example:
+        >>> config = build_parser().parse_args(["train", "--model.num_layers=1"]).train
+        >>> build_flow(config.model, ImageSource("digits").load(), conditional=False).image_shape
+        (1, 8, 8)
+    """
+    builder = factory_of(model)
+    of_the_data: dict[str, Any] = {"image_shape": images.image_shape, "levels": images.levels}
+    if conditional:
+        if images.num_classes is None:
+            got = f"{images.name} without"
+            raise mismatch("--conditional", "images with labels", got, "leave it out")
+        of_the_data["num_classes"] = images.num_classes
+    preset = MIXERFLOW_PRESETS.get(getattr(builder, "keywords", {}).get("preset"))
+    some = images.train.images(slice(10_000))
+    if (some == 0).sum() > some.numel() / 4 and not (preset and "pixels" in preset.arguments):
+        of_the_data["pixels"] = Pixels(logit=1e-3)
+    return call_factory(builder, **of_the_data)
+
+
+def factory_of(value: Any) -> Any:
+    """Return what a parsed value names: a class or function, with the keywords given to it.
+
+    Not jsonargparse's own instances, whose signatures hide what a factory may be given.
+
+    Args:
+        value: of the configuration.
+
+    Example:
+        >>> from jsonargparse import Namespace
+        >>> factory_of(Namespace(class_path="zuko.flows.NSF", init_args=Namespace(bins=4)))
+        functools.partial(<class 'zuko.flows.spline.NSF'>, bins=4)
+    """
+    if isinstance(value, list):
+        return [factory_of(item) for item in value]
+    if not isinstance(value, Namespace):
+        return value
+    if "class_path" not in value:  # the one dataclass that a builder takes
+        return Pixels(**{name: factory_of(item) for name, item in vars(value).items()})
+    named = locate(value.class_path)
+    parser = ArgumentParser()
+    add = parser.add_class_arguments if inspect.isclass(named) else parser.add_function_arguments
+    add(named, "usual", fail_untyped=False)
+    usual, given = parser.get_defaults().usual, vars(value.get("init_args") or Namespace())
+    made = {name: (factory_of(item), factory_of(usual.get(name))) for name, item in given.items()}
+    changed = {name: item for name, (item, default) in made.items() if item != default}
+    return partial(named, **changed) if changed else named
+
+
+def _announcement(images: ImageData) -> str:
+    parts = {"train": images.train, "validate": images.validation, "test": images.test}
+    counts = ", ".join(f"{len(part):,} to {name}" for name, part in parts.items() if part)
+    return f"{images.name} {images.version}".strip() + f": {counts}; split {images.split_hash}"
+
+
+def _of(function: Callable[..., Any], arguments: Namespace) -> dict[str, Any]:
+    """Those of the arguments that a function or class takes."""
+    names = inspect.signature(function).parameters
+    return {name: arguments[name] for name in names if name in arguments}
+
+
+def _all_but(names: Sequence[str], function: Callable[..., Any]) -> set[str]:
+    return set(inspect.signature(function).parameters) - set(names)

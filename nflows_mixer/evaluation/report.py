@@ -1,0 +1,342 @@
+"""Everything about trained weights: figures and pictures, written to a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nflows_mixer._checks import check_positive, mismatch
+from nflows_mixer._files import replace_file
+from nflows_mixer.data import ImageData, ImageDataset, ImageSource
+from nflows_mixer.evaluation.bits import evaluate_bounds, summary
+from nflows_mixer.evaluation.fid import frechet_inception_distance
+from nflows_mixer.evaluation.interpolation import interpolation
+from nflows_mixer.evaluation.neighbours import centre, memorisation_report
+from nflows_mixer.evaluation.ood import ood_report
+from nflows_mixer.evaluation.pictures import save_neighbours, save_rows
+from nflows_mixer.evaluation.probe import probe_depths
+from nflows_mixer.evaluation.reconstruction import reconstruction, round_trip_error
+from nflows_mixer.evaluation.sampling import classes_in_turn, draw_samples, temperature_grid
+from nflows_mixer.flows import ImageFlow, load_weights, read_metadata
+
+OWNER = "evaluate_weights"
+COMPARED = 64
+"""How many samples, and how many held-out images, are compared with the training images."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to find out about trained weights.
+
+    Args:
+        draws: of the noise, for each image; 1000 for DenseFlow's published figure of CIFAR-10.
+        images: held-out images to evaluate, at most.
+        temperatures: of the samples.
+        neighbours: training images to show beside each sample.
+        crop: side of the part around the centre by which they are compared; the whole image if
+            not given.
+        flipped: whether training images are compared mirrored, too; if they were in training,
+            where left out.
+        neighbour_temperature: of the samples that are compared.
+        outside: other images, named as data is, to tell from those the flow was trained on.
+        probe_steps: steps by which a linear classifier is fitted to the embeddings of every
+            depth; 0 for none, 2000 is usual.
+        fid_weights: file with the weights of the Inception network, for the distance to the
+            training images.
+        fid_samples: samples for it, at most as many as there are training images.
+        seed: of the noise and the samples.
+        batch_size: images, or pairs of an image and a draw, at a time, for likelihoods and
+            embeddings; bounds the memory.
+
+    Raises:
+        ValueError: if a value is out of range.
+
+    Example:
+        >>> Evaluation(draws=1000).neighbours
+        5
+    """
+
+    draws: int = 5
+    images: int | None = None
+    temperatures: tuple[float, ...] = (0.6, 0.8, 1.0)
+    neighbours: int = 5
+    crop: int | None = None
+    flipped: bool | None = None
+    neighbour_temperature: float = 1.0
+    outside: str | None = None
+    probe_steps: int = 0
+    fid_weights: str | None = None
+    fid_samples: int = 10_000
+    seed: int = 0
+    batch_size: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("draws", "neighbours", "fid_samples", "batch_size"):
+            check_positive("Evaluation", name, getattr(self, name))
+        heat = self.neighbour_temperature
+        if not 0 <= heat < math.inf:
+            expected = "a neighbour_temperature of at least 0"
+            raise mismatch("Evaluation", expected, heat, "1 is the default")
+
+
+def evaluate_weights(
+    weights: str | Path,
+    source: ImageSource | None = None,
+    options: Evaluation | None = None,
+    device: str = "auto",
+    out: str | Path = "runs/evaluation",
+) -> dict[str, Any]:
+    """Evaluate trained weights on held-out images, and draw what they have learned.
+
+    The split of the images, and the shuffle of their pixels if there is one, are those of the
+    training run, which the weights' file names. Written to ``out``: ``evaluation.json``,
+    ``temperatures.png``, ``interpolations.png``, ``reconstructions.png`` and ``neighbours.png``
+    (samples with the training images nearest to them; see ``memorisation_report``).
+
+    Args:
+        weights: file .safetensors of a training run.
+        source: the images that it was trained on; digits where None.
+        options: what to find out; the defaults where None.
+        device: cpu, cuda, ..., or auto.
+        out: folder for what is written.
+
+    Returns:
+        What is in ``evaluation.json``.
+
+    Raises:
+        ValueError: if the images are not those that the weights were trained and validated on, or
+            what was asked for cannot be had of this flow or these images.
+
+    Example:
+        >>> import tempfile
+        >>> from nflows_mixer.flows import mixerflow, save_weights
+        >>> flow = mixerflow(image_shape=(1, 8, 8), patch_size=2, levels=17, num_layers=1)
+        >>> flow = flow.initialize(ImageSource("digits").load().train.images())
+        >>> out = Path(tempfile.mkdtemp())
+        >>> save_weights(flow, out / "weights.safetensors")
+        >>> options = Evaluation(draws=2, images=20)
+        >>> report = evaluate_weights(out / "weights.safetensors", options=options, out=out)
+        >>> report["bits_per_dim"]["images"], len(list(out.glob("*.png")))
+        (20, 4)
+    """
+    source, options = source or ImageSource(), options or Evaluation()
+    place = _device(device)
+    facts = {name: _parsed(text) for name, text in read_metadata(weights).items()}
+    data = _images_of_the_run(facts, source)
+    flow = load_weights(weights).to(place).eval()
+    held_out = (data.test or data.validation).subset(slice(options.images))
+    _check(flow, data, held_out, options)
+    labels = held_out.labels() if _conditional(flow) else None
+    seed, batch_size = options.seed, options.batch_size
+    bounds = evaluate_bounds(flow, held_out, labels, seed, batch_size, draws=options.draws)
+    first = None if labels is None else labels[:200]
+    report: dict[str, Any] = {
+        **data.describe(),
+        "weights": facts,
+        "draws": options.draws,
+        "seed": seed,
+        "bits_per_dim": summary(bounds["average"]),
+        "importance_weighted_bits_per_dim": summary(bounds["importance"]),
+        "round_trip_error": round_trip_error(flow, held_out.images(slice(200)), first, batch_size),
+    }
+    if options.probe_steps:
+        report["linear_probe"] = probe_depths(
+            flow, data.train, held_out, None, seed, options.probe_steps, batch_size
+        )
+    if options.outside is not None:
+        others = _others(flow, ImageSource(options.outside, root=source.root))
+        part = (others.test or others.validation).subset(slice(len(held_out)))
+        known = data.train.subset(slice(len(held_out)))
+        report["out_of_distribution"] = ood_report(
+            flow, known, held_out, {others.name: part}, seed=seed, batch_size=batch_size
+        )
+    if options.fid_weights is not None:
+        count = min(options.fid_samples, len(data.train))
+        distance = frechet_inception_distance(
+            _samples(flow, count, seed), data.train, options.fid_weights, data.levels, device=place
+        )
+        report["frechet_inception_distance"] = {"samples": count, "distance": distance}
+    heat, flipped = options.neighbour_temperature, options.flipped
+    samples = _samples(flow, COMPARED, seed, heat)
+    copies = memorisation_report(
+        samples,
+        data.train,
+        held_out.images(slice(COMPARED)),
+        options.neighbours,
+        crop=options.crop,
+        flipped=bool(facts.get("flip", False)) if flipped is None else flipped,
+    )
+    report["memorisation"] = copies if heat == 1.0 else {**copies, "temperature": heat}
+    folder = Path(out)
+    replace_file(folder / "evaluation.json", (json.dumps(report, indent=2) + "\n").encode())
+    draw_pictures(flow, held_out, options, folder)
+    draw_neighbours(samples, data.train, report["memorisation"], data.levels, folder)
+    return report
+
+
+def draw_pictures(flow: ImageFlow, held_out: ImageDataset, options: Evaluation, out: Path) -> None:
+    """Write ``temperatures.png``, ``interpolations.png`` and ``reconstructions.png``.
+
+    Args:
+        flow: any flow on images.
+        held_out: images that it was not trained on, two or more, with labels if it takes some.
+        options: temperatures and seed of the samples.
+        out: folder, made where there is none.
+
+    Example:
+        >>> import tempfile
+        >>> from nflows_mixer.transforms import PixelScaling
+        >>> flow, out = ImageFlow(PixelScaling(256), (1, 4, 4)), Path(tempfile.mkdtemp())
+        >>> images = torch.randint(256, (6, 1, 4, 4), dtype=torch.uint8)
+        >>> draw_pictures(flow, ImageDataset(images), Evaluation(temperatures=(0.5, 1.0)), out)
+        >>> len(list(out.iterdir()))
+        3
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    levels, classes = flow.dequantization.levels, classes_in_turn(flow, 16)
+    number = 16 if classes is None else 1
+    grids = temperature_grid(flow, options.temperatures, number, options.seed, classes)
+    save_rows(out / "temperatures.png", grids, levels)
+
+    half = min(8, len(held_out) // 2)
+    some = held_out.images(slice(2 * half))
+    context = held_out.labels(slice(half)) if _conditional(flow) else None
+    between = interpolation(flow, some[:half], some[half:], 8, context)
+    title = "held-out images at both ends, and interpolated latents"
+    rows = {str(i): row for i, row in enumerate(between)}
+    save_rows(out / "interpolations.png", rows, levels, title)
+
+    pairs, error = reconstruction(flow, some[:half], context)
+    title = f"largest error {error:.1e} of {levels} levels"
+    rows = {"images": pairs[:, 0], "reconstructed": pairs[:, 1]}
+    save_rows(out / "reconstructions.png", rows, levels, title)
+
+
+def draw_neighbours(
+    samples: Tensor, train: ImageDataset, report: Mapping[str, Any], levels: int, out: Path
+) -> None:
+    """Write ``neighbours.png``: samples beside the training images nearest to them.
+
+    Args:
+        samples: uint8 [M, C, H, W], of which the first ten are shown.
+        train: the training images.
+        report: what ``memorisation_report`` says of them.
+        levels: number of pixel values.
+        out: folder, which is there.
+
+    Example:
+        >>> import tempfile
+        >>> train, out = torch.randint(17, (9, 1, 4, 4), dtype=torch.uint8), tempfile.mkdtemp()
+        >>> report = memorisation_report(train[:3], train, train[3:])
+        >>> draw_neighbours(train[:3], ImageDataset(train), report, 17, Path(out))
+        >>> (Path(out) / "neighbours.png").exists()
+        True
+    """
+    distances = torch.tensor(report["distances"][:10])
+    indices = torch.tensor(report["indices"][:10])
+    nearest = train.images(indices.flatten()).unflatten(0, indices.shape)
+    height, width = report["crop"]
+    if report["flipped"]:  # show each as it was nearest
+        rows, columns = centre(samples.shape[-2:], report["crop"])
+        views = torch.stack([nearest, nearest.flip(-1)])
+        differences = (views - samples[:10, None].double())[..., rows, columns]
+        mirrored = differences.square().flatten(3).sum(3).argmin(0).bool()
+        nearest = torch.where(mirrored[..., None, None, None], views[1], views[0])
+    part = "all" if (height, width) == samples.shape[-2:] else "the central"
+    mirrored_or_not = ", mirrored or not" if report["flipped"] else ""
+    at = f" at temperature {report['temperature']:g}" if "temperature" in report else ""
+    title = (
+        f"samples{at}, and the training images nearest to them{mirrored_or_not}\n"
+        f"(mean squared difference over {part} {height} x {width} pixels;\n"
+        f"median {report['samples']['median']:.4g}, "
+        f"of held-out images {report['held_out']['median']:.4g})"
+    )
+    save_neighbours(out / "neighbours.png", samples[:10], nearest, distances, levels, title)
+
+
+def _samples(flow: ImageFlow, count: int, seed: int, temperature: float = 1.0) -> Tensor:
+    """Samples [count, C, H, W], of classes in turn where the flow takes labels."""
+    context = classes_in_turn(flow, count)
+    return draw_samples(flow, count if context is None else 1, temperature, seed, context)
+
+
+def _conditional(flow: ImageFlow) -> bool:
+    return flow.context_features is not None or classes_in_turn(flow, 1) is not None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:  # a plain string
+        return text
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        advice = "--device cpu works everywhere"
+        raise mismatch(OWNER, f"a device {name!r}", reason, advice) from None
+
+
+def _images_of_the_run(facts: Mapping[str, Any], source: ImageSource) -> ImageData:
+    """Load the images with the split and the shuffle of the training run."""
+    trained = facts["data"] if isinstance(facts.get("data"), dict) else {}
+    shuffle = trained.get("shuffle") or {}
+    source = replace(source, shuffle=shuffle.get("mode"))
+    data = source.load(facts.get("seed", 0), shuffle.get("patch_size"))
+    described = json.loads(json.dumps(data.describe()))
+    for name in ("split_hash", "version"):
+        if name in trained and trained[name] != described[name]:
+            raise mismatch(
+                OWNER,
+                f"the images of the training run, {name} {trained[name]!r}",
+                f"{described[name]!r}, where training images may be held out",
+                "name the same data, test_data and root",
+            )
+    return data
+
+
+def _others(flow: ImageFlow, source: ImageSource) -> ImageData:
+    """Load images from outside, as the flow takes them."""
+    if Path(source.data).is_dir():  # other sources have a size of their own
+        source = replace(source, size=flow.image_shape[-1])
+    others, levels = source.load(), flow.dequantization.levels
+    if others.levels > levels and int((others.test or others.validation).images().max()) < levels:
+        others = replace(others, levels=levels)  # files do not say that they have fewer
+    _check_images("outside images", flow, others, "name images of that size and levels")
+    return others
+
+
+def _check(flow: ImageFlow, data: ImageData, held_out: ImageDataset, options: Evaluation) -> None:
+    """Refuse what cannot be, before anything is computed."""
+    _check_images("images", flow, data, "name the data that the flow was trained on")
+    centre(data.image_shape[1:], options.crop)
+    if options.neighbours > len(data.train):
+        expected = f"at most {len(data.train)} neighbours, as many as there are training images"
+        raise mismatch(OWNER, expected, options.neighbours, "5 is usual")
+    if _conditional(flow) and (options.probe_steps or options.outside is not None):
+        expected = "a flow without context, for probe_steps or outside images"
+        raise mismatch(OWNER, expected, "a conditional one", "leave them out")
+    if options.probe_steps and not (data.train.labelled and held_out.labelled):
+        raise mismatch(OWNER, "labels to probe for", "images alone", "leave probe_steps out")
+
+
+def _check_images(what: str, flow: ImageFlow, source: ImageData, advice: str) -> None:
+    if flow.image_shape != source.image_shape or flow.dequantization.levels != source.levels:
+        raise mismatch(
+            OWNER,
+            f"{what} {list(flow.image_shape)} of {flow.dequantization.levels} levels",
+            f"{list(source.image_shape)} of {source.levels}",
+            advice,
+        )

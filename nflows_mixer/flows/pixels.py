@@ -1,0 +1,176 @@
+"""What stands between integer pixels and a flow on real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, Union
+
+from nflows.transforms import Transform
+from torch import nn
+
+from nflows_mixer._checks import check_choice, check_positive, mismatch
+from nflows_mixer.core.factory import call_factory
+from nflows_mixer.nn import DenseConditioner, DenseEncoder
+from nflows_mixer.transforms import (
+    InvertibleConv1x1,
+    LogitTransform,
+    PixelScaling,
+    SqueezeTransform,
+    UniformDequantization,
+    VariationalDequantization,
+)
+from nflows_mixer.transforms.variational import NEARLY_UNIFORM
+
+Dequantization = Union[UniformDequantization, VariationalDequantization]
+DequantizationLike = Union[Literal["uniform", "variational"], Callable[..., Dequantization]]
+"""A name, or a factory; it is given those of ``image_shape``, ``levels`` and ``checkpoint`` that
+its signature names."""
+
+NOISE_CHANNELS = 64
+
+
+@dataclass(frozen=True)
+class Pixels:
+    r"""What stands between uint8 pixels and the mixer layers.
+
+    Dequantization; a scale to [-1/2, 1/2), or to [0, 1) and a logit; an invertible 1x1 convolution
+    over the channels; a squeeze.
+
+    Args:
+        dequantization: "uniform", or "variational" with learned noise, or a factory such as
+            ``VariationalDequantization`` (by ``functools.partial`` with networks of your own).
+        noise_channels: width of the networks of a "variational" dequantization; 64 where None.
+        logit: alpha of the logit of pixels, see ``LogitTransform``; None for a linear scale.
+        squeeze: factor of the squeeze, 1 for none; patches and shifts then count pixels of the
+            squeezed image.
+        conv1x1: whether the 1x1 convolution is there.
+
+    Raises:
+        ValueError: if a choice is unknown, a size is not positive, or ``noise_channels`` would not
+            be read.
+
+    References:
+        MixerFlow, Section 4 (1x1 convolution) and Section 5 (dequantization).
+
+    Example:
+        >>> Pixels(logit=1e-3, squeeze=2).shape((1, 28, 28))
+        (4, 14, 14)
+    """
+
+    dequantization: DequantizationLike = "uniform"
+    noise_channels: int | None = None
+    logit: float | None = None
+    squeeze: int = 1
+    conv1x1: bool = True
+
+    def __post_init__(self) -> None:
+        check_positive("Pixels", "squeeze", self.squeeze)
+        check_dequantization("Pixels", self.dequantization, self.noise_channels)
+
+    def shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Shape (C, H, W) of what the mixer layers see of images of this shape."""
+        channels, *sizes = image_shape
+        if any(size % self.squeeze for size in sizes):
+            expected = f"a squeeze that divides {tuple(sizes)}"
+            raise mismatch("Pixels", expected, self.squeeze, "1 leaves it out")
+        height, width = (size // self.squeeze for size in sizes)
+        return channels * self.squeeze**2, height, width
+
+    def transforms(self, image_shape: tuple[int, int, int], levels: int) -> list[Transform]:
+        """Return the transforms from dequantized pixels to the first mixer layer."""
+        parts: list[Transform] = [PixelScaling(levels)]
+        if self.logit is not None:
+            parts = [PixelScaling(levels, low=0.0, high=1.0), LogitTransform(self.logit)]
+        if self.conv1x1:
+            parts.append(InvertibleConv1x1(image_shape[0]))
+        if self.squeeze > 1:
+            parts.append(SqueezeTransform(self.squeeze))
+        return parts
+
+
+def dequantization_of(
+    kind: DequantizationLike,
+    image_shape: tuple[int, int, int],
+    levels: int,
+    channels: int | None = None,
+    checkpoint: bool = False,
+) -> Dequantization:
+    """Return the dequantization of this name, or what the factory makes.
+
+    Args:
+        kind: "uniform", "variational" or a factory.
+        image_shape: (C, H, W).
+        levels: number of pixel values.
+        channels: width of the networks of a "variational" one.
+        checkpoint: whether these are computed again in the backward pass.
+
+    Example:
+        >>> small = dequantization_of("variational", (1, 8, 8), 17, channels=8)
+        >>> sum(p.numel() for p in small.parameters())
+        38344
+    """
+    if kind == "uniform":
+        kind = UniformDequantization
+    elif kind == "variational":
+        channels = channels or NOISE_CHANNELS
+        kind = partial(
+            VariationalDequantization,
+            noise=partial(NEARLY_UNIFORM, conditioner=noise_network(channels)),
+            encoder=noise_encoder(channels),
+            context_features=channels,
+        )
+    offered = {"image_shape": image_shape, "levels": levels, "checkpoint": checkpoint}
+    return call_factory(kind, **offered)
+
+
+def noise_network(channels: int) -> Callable[..., nn.Module]:
+    """Return a factory of the couplings' networks of learned noise, of this width.
+
+    Args:
+        channels: width, and growth of the dense block.
+
+    Example:
+        >>> sum(p.numel() for p in noise_network(8)(2, 4).parameters())
+        8836
+    """
+    return partial(DenseConditioner, hidden_channels=channels, growth=channels)
+
+
+def noise_encoder(channels: int, stride: int = 2) -> Callable[..., nn.Module]:
+    """Return a factory of the network whose features learned noise is conditioned on.
+
+    Args:
+        channels: width.
+        stride: of the resolution.
+
+    Example:
+        >>> sum(p.numel() for p in noise_encoder(8)(1, 8).parameters())
+        2656
+    """
+    growth = max(1, channels // 4)
+    return partial(DenseEncoder, hidden_channels=channels, stride=stride, growth=growth)
+
+
+def check_dequantization(
+    owner: str, kind: DequantizationLike, channels: int | None, read: bool = False
+) -> None:
+    """Raise unless the dequantization is known, and the number of channels is read if given.
+
+    Args:
+        owner: who asks, for the error.
+        kind: its name, or a factory.
+        channels: of the networks of a "variational" one, or None.
+        read: whether something else reads these, too.
+
+    Example:
+        >>> check_dequantization("example", "uniform", None)
+    """
+    if not callable(kind):
+        check_choice(owner, "dequantization", kind, ("uniform", "variational"))
+    if channels is not None:
+        check_positive(owner, "noise_channels", channels)
+        if kind != "variational" and not read:
+            expected = f"dequantization='variational' beside noise_channels={channels}"
+            raise mismatch(owner, expected, repr(kind), "leave noise_channels out")

@@ -1,0 +1,203 @@
+"""The history of a run: curves, samples, speed and memory."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from nflows_mixer._checks import check_positive
+from nflows_mixer._distributed import all_reduce_max, all_reduce_sum
+from nflows_mixer._files import replace_file
+from nflows_mixer.evaluation import classes_in_turn, draw_samples, save_curves, save_grids
+from nflows_mixer.training.module import FlowModule
+
+
+class History(Callback):
+    """Curves of bits per dimension, learning rate, speed and memory; sample grids at validation.
+
+    The history is part of the checkpoint, so that a resumed run goes on with its curve. Written to
+    ``out``: ``history.json``, ``curve.png``, ``samples/step-*.png``, and all of it to the
+    trainer's TensorBoard logger, if it has one.
+
+    Args:
+        out: folder.
+        every: steps between two entries, each of which is the mean over these steps.
+        num_samples: images of a grid, of which there are eight in a row.
+        seed: of the grids' latents, which are the same at every step.
+
+    Example:
+        >>> History("runs/example").entries
+        []
+    """
+
+    def __init__(
+        self, out: str | Path, every: int = 10, num_samples: int = 64, seed: int = 0
+    ) -> None:
+        check_positive("History", "every", every)
+        self.out = Path(out)
+        self.every = every
+        self.num_samples = num_samples
+        self.seed = seed
+        self.entries: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self._window: list[Tensor] = []
+        self._elapsed = self._started = 0.0
+        self._timed = 0  # batches of the window since the clock was started
+        self._step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the history and the time spent, for the checkpoint."""
+        window = [figures.tolist() for figures in self._window]
+        return {"entries": self.entries, "window": window, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the history of a checkpoint."""
+        self.entries, self.seconds = list(state_dict["entries"]), state_dict["seconds"]
+        self._window = [torch.tensor(f, dtype=torch.float64) for f in state_dict["window"]]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        example = next(pl_module.parameters())
+        self._window = [figures.to(example) for figures in self._window]
+        self._step = trainer.global_step
+        self._elapsed, self._started = 0.0, time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Add a batch, and every few steps an entry."""
+        assert isinstance(pl_module, FlowModule)
+        bits = pl_module.training_bits
+        self._timed += 1
+        self._window.append(torch.stack([bits.sum(), bits.new_tensor(len(bits)), bits.max()]))
+        step = trainer.global_step
+        if step == self._step:  # one part of a batch of several
+            return
+        self._step = step
+        if step % self.every and step != trainer.max_steps:
+            return
+        window = torch.stack(self._window)
+        total, count, images = all_reduce_sum(
+            torch.stack([*window[:, :2].sum(0), window[-self._timed :, 1].sum()])
+        ).tolist()
+        worst = all_reduce_max(window[:, 2].max()).item()
+        elapsed = self._elapsed + time.perf_counter() - self._started
+        entry = {
+            "step": step,
+            "train/bits_per_dim": total / count,
+            "train/worst_image": worst,
+            "learning_rate": max(group["lr"] for group in trainer.optimizers[0].param_groups),
+            "images_per_second": images / elapsed,
+            "peak_memory_mb": peak_memory_mb(pl_module.device),
+        }
+        self._add(trainer, entry)
+        self.seconds += elapsed
+        self._window, self._elapsed, self._started = [], 0.0, time.perf_counter()
+        self._timed = 0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._elapsed += time.perf_counter() - self._started
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the validation figures, and draw."""
+        assert isinstance(pl_module, FlowModule)
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        figures = {k: v.item() for k, v in trainer.callback_metrics.items() if "validation" in k}
+        figures.pop("validation/evaluated_images", None)
+        self.entries.append({"step": trainer.global_step, **figures})  # the module logs them
+        if trainer.is_global_zero:
+            self.write()
+            self.draw(trainer, pl_module)
+        self._started = time.perf_counter()
+
+    def draw(self, trainer: Trainer, module: FlowModule) -> None:
+        """Write a grid of samples; the trainer's random state is not touched."""
+        samples = sample_grid(module, self.num_samples, module.last_context, self.seed)
+        step, levels = trainer.global_step, module.flow.dequantization.levels
+        path = self.out / "samples" / f"step-{step:08d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_grids(path, {f"samples at step {step:,}": samples}, levels)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_images("samples", samples / (levels - 1), step)
+
+    def write(self, references: Mapping[str, float] | None = None) -> None:
+        """Write the history and its curve, with horizontal lines to compare it with."""
+        content = json.dumps(self.entries, indent=1) + "\n"
+        replace_file(self.out / "history.json", content.encode())
+        curves = {
+            name: [(e["step"], e[key]) for e in self.entries if key in e]
+            for name, key in (
+                ("training batches", "train/bits_per_dim"),
+                ("validation images", "validation/bits_per_dim"),
+            )
+        }
+        save_curves(self.out / "curve.png", curves, "bits/dim", references)
+
+    def _add(self, trainer: Trainer, entry: dict[str, float]) -> None:
+        self.entries.append(entry)
+        figures = {name: value for name, value in entry.items() if name != "step"}
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, int(entry["step"]))
+
+
+def sample_grid(
+    module: FlowModule, num_samples: int, given: Tensor | None = None, seed: int = 0
+) -> Tensor:
+    """Return samples of the evaluated flow on the CPU: of classes in turn, if it takes labels.
+
+    Args:
+        module: what is trained.
+        num_samples: how many, at most.
+        given: context of some images, for a flow that takes another context than labels.
+        seed: of the latents.
+
+    Example:
+        >>> from nflows_mixer.flows import mixerflow
+        >>> from nflows_mixer.training import Recipe
+        >>> flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, shift=None, num_layers=1)
+        >>> flow = flow.initialize(torch.randint(256, (20, 1, 4, 4), dtype=torch.uint8))
+        >>> sample_grid(FlowModule(flow, Recipe()), num_samples=2).shape
+        torch.Size([2, 1, 4, 4])
+    """
+    context = classes_in_turn(module.evaluated, num_samples)
+    if context is None and given is not None:
+        context = given[:num_samples].to(module.device)
+    each = num_samples if context is None else 1
+    return draw_samples(module.evaluated, each, seed=seed, context=context)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory that this process has held so far, in MB: of the GPU, or of the CPU.
+
+    Args:
+        device: where the model is.
+
+    Example:
+        >>> peak_memory_mb(torch.device("cpu")) > 10
+        True
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    # In kilobytes, on macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -1,0 +1,61 @@
+"""Training that starts from weights."""
+
+from __future__ import annotations
+
+from nflows_mixer._checks import mismatch
+from nflows_mixer.flows import grow, load_weights, read_metadata
+from nflows_mixer.flows.image_flow import ImageFlow
+from nflows_mixer.flows.weights import architecture_of, family_in, family_of
+
+OWNER = "--start_from"
+
+
+def start_from(path: str, flow: ImageFlow) -> None:
+    """Give a flow the weights of a file, whose flow may have had fewer layers.
+
+    Layers that are added to a MixerFlow start at the identity, see ``grow``.
+
+    Args:
+        path: file .safetensors.
+        flow: takes the weights.
+
+    Raises:
+        ValueError: if the file is of another flow.
+
+    Example:
+        >>> import tempfile
+        >>> from nflows_mixer.flows import mixerflow, save_weights
+        >>> small = {"image_shape": (1, 4, 4), "patch_size": 2, "shift": None}
+        >>> path = f"{tempfile.mkdtemp()}/weights.safetensors"
+        >>> save_weights(mixerflow(num_layers=1, **small), path)
+        >>> start_from(path, mixerflow(num_layers=2, **small))
+    """
+    family, there = family_of(flow), family_in(read_metadata(path))
+    if there is None:  # made of what a file does not hold
+        load_weights(path, flow)
+        return
+    if there != family:
+        got, advice = f"those of a {there}", "name that builder as --model, or take other weights"
+        raise mismatch(OWNER, f"weights of a {family}", got, advice)
+    trained = load_weights(path)
+    if family == "mixerflow":
+        trained = _deepened(trained, flow)
+    own, before = architecture_of(flow) or {}, architecture_of(trained) or {}
+    if differing := [name for name in own if own[name] != before.get(name)]:
+        raise mismatch(
+            OWNER,
+            "weights of this architecture, or of a mixerflow with fewer layers",
+            f"one that differs in {', '.join(differing)}",
+            "give the same --model arguments",
+        )
+    flow.load_state_dict(trained.state_dict())
+
+
+def _deepened(trained: ImageFlow, flow: ImageFlow) -> ImageFlow:
+    """Return ``trained`` with as many layers as ``flow``, if it has fewer."""
+    assert trained.architecture is not None and flow.architecture is not None
+    own, now = trained.architecture.arguments, flow.architecture.arguments
+    if own["num_layers"] >= now["num_layers"]:
+        return trained
+    lists = {name: now[name] for name in ("patch_size", "shift") if own[name] != now[name]}
+    return grow(trained, now["num_layers"], **lists)
