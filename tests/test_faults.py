@@ -37,7 +37,7 @@ ARGUMENTS = [
 # nothing; it kills itself at the given point.
 DRIVER = textwrap.dedent(
     """
-    import os, signal, sys
+    import functools, os, signal, sys
     from lightning.pytorch import Callback
     from nflows_mixer import _files
     from nflows_mixer import cli
@@ -58,7 +58,8 @@ DRIVER = textwrap.dedent(
         kind, _, number = death.partition(":")
         if kind == "step":
             fit = run.fit
-            cli.fit = lambda *a, **k: fit(*a, callbacks=(DieAfter(int(number)),), **k)
+            dying = lambda *a, **k: fit(*a, callbacks=(DieAfter(int(number)),), **k)
+            cli.fit = functools.wraps(fit)(dying)
         if kind == "write":  # while the number-th checkpoint of this attempt is half on the disk
             save, count = run.AtomicCheckpointIO.save_checkpoint, [0]
             def counted(self, checkpoint, path, storage_options=None):

@@ -2,7 +2,7 @@
 
 from nflows_mixer.data.dataset import ImageDataset
 from nflows_mixer.data.image_data import ImageData
-from nflows_mixer.data.images import load_images
+from nflows_mixer.data.load import load_images
 from nflows_mixer.data.shuffle import shuffled
 from nflows_mixer.data.source import ImageSource
 
