@@ -6,7 +6,6 @@
 """
 
 import ast
-import dataclasses
 import json
 import re
 import shutil
@@ -142,13 +141,11 @@ def command(run):
     figures, folder, script = run["figures"], run["file"].parent, run["script"]
     start = f"python examples/{script}.py"
     if script == COMMAND:
-        start = "python -m nflows_mixer.training"
+        start = "nflows-mixer train"
     if (folder / "config.yaml").exists():
         return f"{start} --config {(folder / 'config.yaml').relative_to(ROOT)}"
     if "arguments" in figures:
         flags = {k.replace("_", "-"): v for k, v in figures["arguments"].items() if k != "device"}
-    elif script in (COMMAND, "train_mixerflow"):
-        flags = command_flags(figures)
     else:
         given = {**figures.get("recipe", {}), **figures}
         known = defaults(EXAMPLES / f"{script}.py")
@@ -157,28 +154,6 @@ def command(run):
             flags["data"] += ".npz"
     words = [f"--{k} {_word(v)}" for k, v in flags.items() if v is not None and v != {}]
     return " ".join([start, *words])
-
-
-def command_flags(figures):
-    """The arguments of the training command that are not at their defaults."""
-    from nflows_mixer.data.load import NAMES
-    from nflows_mixer.training.command import OF_THE_DATA, build_parser
-
-    data, preset = figures["data"], figures.get("preset")
-    data = data if data in NAMES else f"{data}.npz"
-    usual = build_parser(None, preset, data).get_defaults()
-    flags = {
-        "data": data,
-        "preset": preset,
-        "shuffle": (figures.get("shuffle") or {}).get("mode"),
-        "seed": figures["seed"] or None,
-    }
-    for group in ("model", "recipe"):
-        at_start = json.loads(json.dumps(vars(usual[group])))
-        for name, value in (figures.get(group) or {}).items():
-            if name not in OF_THE_DATA and value != at_start.get(name):
-                flags[f"{group}.{name}"] = value
-    return flags
 
 
 def defaults(script):
@@ -228,7 +203,7 @@ def table_of(run):
         from nflows_mixer.training import table
 
         return table(figures).strip()
-    rows = {"MixerFlow": bits_of(figures)[0], **figures["yardsticks"]}
+    rows = {"MixerFlow": bits_of(figures)[0], **figures["reference_models"]}
     lines = [f"| {name} | {value:.3f} |" for name, value in rows.items()]
     head = [f"| {figures['data']}, {bits_of(figures)[1]} | bits/dim |", "|---|---|"]
     return "\n".join(head + lines)
@@ -316,21 +291,20 @@ def _shuffle(run):
 
 def presets():
     """The columns of the paper's Table 8, as the package has them, with measured sizes."""
-    from nflows_mixer.flows import PRESETS, mixerflow
+    from nflows_mixer.flows import MIXERFLOW_PRESETS, mixerflow
+    from nflows_mixer.training import Recipe
 
     head = "| preset | image | patch | layers | width | row flows | parameters | learning rate |"
     lines = [head + " steps | batch |", "|---|---|--:|--:|--:|---|--:|--:|--:|--:|"]
-    sizes = {}
-    for name, preset in PRESETS.items():
-        spec = preset.architecture
-        key = repr(dataclasses.astuple(spec))
-        if key not in sizes:
-            sizes[key] = sum(p.numel() for p in mixerflow(name).parameters())
+    for name in MIXERFLOW_PRESETS:
+        flow, recipe = mixerflow(name), Recipe.from_preset(name)
+        spec = flow.architecture.arguments
+        size = sum(p.numel() for p in flow.parameters())
         lines.append(
-            f"| `{name}` | {' x '.join(map(str, spec.image_shape))} | {spec.patch_size} | "
-            f"{spec.num_layers} | {spec.hidden_features} | {spec.channel_flow} | "
-            f"{sizes[key]:,} | {preset.learning_rate:g} | {preset.steps:,} | "
-            f"{preset.batch_size} |"
+            f"| `{name}` | {' x '.join(map(str, spec['image_shape']))} | {spec['patch_size']} | "
+            f"{spec['num_layers']} | {spec['hidden_features'] or 128} | "
+            f"{spec['channel_flow'].__name__} | {size:,} | {recipe.learning_rate:g} | "
+            f"{recipe.steps:,} | {recipe.batch_size} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -340,26 +314,23 @@ def denseflow_presets():
     import torch
 
     from nflows_mixer.flows import DENSEFLOW_PRESETS, denseflow
+    from nflows_mixer.training import Recipe
 
     head = "| preset | in the paper | image | units x modules | noise channels | parameters |"
-    lines = [head + " epochs | batch |", "|---|---|---|---|---|--:|--:|--:|"]
-    sizes = {}
+    lines = [head + " steps | batch |", "|---|---|---|---|---|--:|--:|--:|"]
     for name, preset in DENSEFLOW_PRESETS.items():
-        spec = preset.architecture
-        key = repr(dataclasses.astuple(spec))
-        if key not in sizes:
-            with torch.device("meta"):
-                sizes[key] = sum(p.numel() for p in denseflow(name).parameters())
+        with torch.device("meta"):
+            flow = denseflow(name)
+        spec, recipe = flow.architecture.arguments, Recipe.from_preset(name)
+        size = sum(p.numel() for p in flow.parameters())
         place = preset.source.removeprefix("DenseFlow, ")
-        blocks = ", ".join(f"{units} x {n}" for units, n in zip(spec.units, spec.modules))
-        kind = {"block": "preconditioned", None: "white"}.get(
-            spec.preconditioning, spec.preconditioning
-        )
-        noise = f"{spec.growth}, {kind}" if spec.growth else "none"
+        blocks = ", ".join(f"{units} x {n}" for units, n in zip(spec["units"], spec["modules"]))
+        kinds = {"block": "preconditioned", None: "white"}
+        kind = kinds.get(spec["preconditioning"], spec["preconditioning"])
+        noise = f"{spec['growth']}, {kind}" if spec["growth"] else "none"
         lines.append(
-            f"| `{name}` | {place} | {' x '.join(map(str, spec.image_shape))} | {blocks} | "
-            f"{noise} | {sizes[key]:,} | {preset.epochs} + {preset.fine_tune_epochs} | "
-            f"{preset.batch_size} |"
+            f"| `{name}` | {place} | {' x '.join(map(str, spec['image_shape']))} | {blocks} | "
+            f"{noise} | {size:,} | {recipe.steps:,} | {recipe.batch_size} |"
         )
     return "\n".join(lines) + "\n"
 

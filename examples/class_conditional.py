@@ -14,7 +14,7 @@ from jsonargparse import auto_cli
 
 from nflows_mixer.data import load_images
 from nflows_mixer.evaluation import draw_samples, save_grids
-from nflows_mixer.flows import mixerflow
+from nflows_mixer.flows import Pixels, mixerflow
 from nflows_mixer.likelihood import bits_per_dim, log_prob_draws
 from nflows_mixer.training import FlowModule, Recipe, fit, table, write_results
 
@@ -63,7 +63,7 @@ def main(
         num_layers=layers,
         hidden_features=64,
         num_classes=data.num_classes,
-        logit=1e-3,  # of a background of exact zeros, from which ink is far on a linear scale
+        pixels=Pixels(logit=1e-3),  # on a linear scale ink is far from a background of zeros
     )
     recipe = Recipe(learning_rate, steps=steps, batch_size=100, warmup=0.05)
     module = FlowModule(flow, recipe, conditional=True, seed=seed)

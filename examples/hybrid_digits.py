@@ -15,7 +15,7 @@ from jsonargparse import auto_cli
 
 from nflows_mixer.data import ImageDataset, load_images
 from nflows_mixer.evaluation import ood_report, probe_depths
-from nflows_mixer.flows import mixerflow
+from nflows_mixer.flows import Pixels, mixerflow
 from nflows_mixer.training import (
     FlowModule,
     HybridModule,
@@ -35,7 +35,7 @@ def small_flow(data, seed):
         patch_size=2,
         num_layers=2,
         hidden_features=64,
-        logit=1e-3,  # of a background of exact zeros, from which ink is far on a linear scale
+        pixels=Pixels(logit=1e-3),  # on a linear scale ink is far from a background of zeros
     )
 
 

@@ -64,8 +64,8 @@ def main(
     """
     torch.manual_seed(seed)
     images = load_images(data, seed=seed)
-    # The preset has nflows' MAFs. A logit brings ink near to the background of exact zeros.
-    arguments = {"image_shape": images.image_shape, "num_layers": layers, "logit": 1e-3}
+    # The preset has nflows' MAFs.
+    arguments = {"image_shape": images.image_shape, "num_layers": layers}
     if maf == "zuko":
         arguments |= {"channel_flow": zuko_maf, "patch_flow": zuko_maf}
     flow = mixerflow("mnist", **arguments)

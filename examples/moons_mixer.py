@@ -63,7 +63,7 @@ def train(flow, points, steps):
         progress.set_postfix_str(f"{loss.item():.3f} nats", refresh=False)
 
 
-def yardsticks(train, test):
+def reference_models(train, test):
     """Mean log-densities of simple models; the last is what no model beats but by luck."""
     normal = torch.distributions.MultivariateNormal(train.mean(0), torch.cov(train.T))
     # The moons are arcs with normal noise: a mixture of normals, closely spaced along them.
@@ -93,7 +93,7 @@ def save_density(path, flow, points, title):
 
 def table(results):
     """Results as Markdown, with what they were made of."""
-    rows = {results["layer"]: results["log_density"], **results["yardsticks"]}
+    rows = {results["layer"]: results["log_density"], **results["reference_models"]}
     lines = [f"| {name} | {value:.3f} |" for name, value in rows.items()]
     return "\n".join(["| two moons, held out | nats per point |", "|---|---|", *lines]) + (
         f"\n\n{results['layers']} layers, {results['parameters']:,} parameters, "
@@ -126,7 +126,7 @@ def main():
         "seed": arguments.seed,
         "log_density": log_densities.mean().item(),
         "worst_point": log_densities.min().item(),
-        "yardsticks": yardsticks(points, test),
+        "reference_models": reference_models(points, test),
         "train_seconds": round(seconds, 1),
         "machine": f"{torch.get_num_threads()} of {os.cpu_count()} cores, cpu, "
         f"torch {torch.__version__}, Python {platform.python_version()}",

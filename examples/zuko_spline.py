@@ -13,9 +13,9 @@ import zuko
 from jsonargparse import auto_cli
 
 from nflows_mixer.data import load_images
-from nflows_mixer.flows import mixerflow
+from nflows_mixer.flows import Pixels, mixerflow
 from nflows_mixer.training import FlowModule, Recipe, fit, table, write_results
-from nflows_mixer.transforms import PatchMixerTransform
+from nflows_mixer.transforms import PatchMixerTransform, RationalQuadraticCoupling
 
 
 def logabsdet_error(flow):
@@ -47,9 +47,9 @@ def main(steps: int = 500, seed: int = 0, out: str = "runs/zuko_spline", overwri
         num_layers=2,
         num_flow_layers=2,
         hidden_features=64,
-        channel_flow="spline",
+        channel_flow=RationalQuadraticCoupling,
         patch_flow=partial(zuko.flows.NSF, transforms=1, hidden_features=(64, 64)),
-        logit=1e-3,  # of a background of exact zeros, from which ink is far on a linear scale
+        pixels=Pixels(logit=1e-3),  # on a linear scale ink is far from a background of zeros
     )
     recipe = Recipe(3e-3, steps=steps, batch_size=100, warmup=0.05)
     module = FlowModule(flow, recipe, seed=seed)

@@ -15,11 +15,16 @@ def mismatch(owner: str, expected: object, got: object, advice: str) -> ValueErr
     return ValueError(f"{owner}: expected {expected}, got {got}; {advice}")
 
 
+def wrong_event(inputs: Tensor, event_shape: Sequence[int], owner: str, advice: str) -> ValueError:
+    """Return (not raise) the error of inputs that are not [B, *event_shape]."""
+    expected = ", ".join(["B", *map(str, event_shape)])
+    return mismatch(owner, f"inputs of shape [{expected}]", list(inputs.shape), advice)
+
+
 def check_event(inputs: Tensor, event_shape: Sequence[int], owner: str, advice: str) -> None:
     """Raise unless ``inputs`` is [B, *event_shape]."""
     if tuple(inputs.shape[1:]) != tuple(event_shape):
-        expected = ", ".join(["B", *map(str, event_shape)])
-        raise mismatch(owner, f"inputs of shape [{expected}]", list(inputs.shape), advice)
+        raise wrong_event(inputs, event_shape, owner, advice)
 
 
 def check_channels(inputs: Tensor, channels: int, owner: str) -> None:

@@ -30,23 +30,21 @@ def running_statistics(module: nn.Module) -> AbstractContextManager[None]:
     neither change the map nor the statistics. Parts that are shared may be in another mode than
     the module that they are part of, so that all are looked at.
     """
-    if _ALL_EVALUATE.get() or not any([part.training for part in module.modules()]):
-        return nullcontext()
-    return _evaluating(module)
+    return nullcontext() if EVALUATING.get() else _evaluating(module)
 
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    token = _ALL_EVALUATE.set(True)
+    token = EVALUATING.set(True)
     try:
         with in_mode(module, training=False):
             yield
     finally:
-        _ALL_EVALUATE.reset(token)
+        EVALUATING.reset(token)
 
 
-# Set within the inverse of a flow, whose parts need not look through their modules again.
-_ALL_EVALUATE: ContextVar[bool] = ContextVar("nflows_mixer_all_evaluate", default=False)
+# True within the inverse of a flow, whose parts need not look through their modules again.
+EVALUATING: ContextVar[bool] = ContextVar("nflows_mixer_all_evaluate", default=False)
 
 
 def autocast_dtype(inputs: Tensor) -> torch.dtype | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from pydoc import locate
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import yaml
@@ -31,10 +31,20 @@ PROG = "nflows-mixer"
 OF_THE_DATA = {"image_shape", "levels", "num_classes"}
 """Arguments of builders that the images say."""
 OF_FIT = ("out", "validate_every", "checkpoint_every", "evaluation_images", "num_workers")
-OF_TRAINER = ("accelerator", "devices", "num_nodes", "precision", "accumulate_grad_batches")
-OF_TRAINER += ("enable_progress_bar",)
+OF_TRAINER = (
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "precision",
+    "accumulate_grad_batches",
+    "enable_progress_bar",
+)
 OF_THE_START = ("config", "out", "resume", "overwrite")
 """Where and how a run was started: a run from its ``config.yaml`` must not replace it."""
+
+
+SAID = (ValueError, TypeError, OSError, ImportError, FloatingPointError, MisconfigurationException)
+"""Errors of arguments, files and the loss, which say what to do."""
 
 
 class PresetOrFile(ActionConfigFile):
@@ -49,22 +59,9 @@ class PresetOrFile(ActionConfigFile):
         cfg.update(given)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command.
-
-    Args:
-        argv: the arguments; those of the process where None.
-
-    Raises:
-        SystemExit: with the message of an error, if an argument, a file or the loss is not right.
-
-    Example:
-        >>> main(["train", "--help"])
-        Traceback (most recent call last):
-        ...
-        SystemExit: 0
-    """
-    run(argv)
+def main() -> None:
+    """Run the command as the process was called; the entry point ``nflows-mixer``."""
+    run()
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -94,15 +91,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if arguments.subcommand == "train":
             return train(arguments.train)
         return evaluate(arguments.evaluate)
-    except (
-        ValueError,
-        TypeError,
-        OSError,
-        ImportError,
-        FloatingPointError,
-        MisconfigurationException,
-    ) as error:
-        # These say what to do; where in the code they came from would only hide it.
+    except SAID as error:
         raise SystemExit(f"error: {error}") from error
 
 
@@ -124,7 +113,7 @@ def build_parser() -> ArgumentParser:
 def train_parser() -> ArgumentParser:
     """Return the parser of ``nflows-mixer train``: signatures of the library, in groups."""
     parser = ArgumentParser(
-        description="Train a flow on images, with any number of devices; evaluate it; draw samples.",
+        description="Train a flow on images, on any number of devices; evaluate it; draw samples.",
         default_config_files=[preset_file("digits")],
     )
     known = f"a YAML file, or the name of one that ships: {', '.join(preset_names())}"
@@ -141,7 +130,7 @@ def train_parser() -> ArgumentParser:
     parser.add_class_arguments(Recipe, "recipe")
     parser.add_class_arguments(FlowModule, as_group=False, skip={"flow", "recipe"})
     start = "weights (.safetensors) to start from, of this flow or of one with fewer layers"
-    parser.add_argument("--start_from", type=Optional[str], help=start)
+    parser.add_argument("--start_from", type=str | None, help=start)
     skip = _all_but(OF_FIT, fit) | set(OF_TRAINER)
     parser.add_function_arguments(fit, as_group=False, skip=skip)
     for name, meaning in (
@@ -159,8 +148,7 @@ def evaluate_parser() -> ArgumentParser:
     """Return the parser of ``nflows-mixer evaluate``."""
     parser = ArgumentParser(description=(evaluate_weights.__doc__ or "").split("\n")[0])
     parser.add_argument("--config", action="config", help="a YAML file with any of these")
-    skip = {"source", "options"}
-    parser.add_function_arguments(evaluate_weights, as_group=False, skip=skip)
+    parser.add_function_arguments(evaluate_weights, as_group=False, skip={"source", "options"})
     parser.add_class_arguments(ImageSource, as_group=False, skip={"shuffle"})
     parser.add_class_arguments(Evaluation, as_group=False)
     return parser
@@ -237,7 +225,7 @@ def build_flow(model: Namespace, images: ImageData, conditional: bool) -> ImageF
             got = f"{images.name} without"
             raise mismatch("--conditional", "images with labels", got, "leave it out")
         of_the_data["num_classes"] = images.num_classes
-    preset = MIXERFLOW_PRESETS.get(getattr(builder, "keywords", {}).get("preset"))
+    preset = MIXERFLOW_PRESETS.get(getattr(builder, "keywords", {}).get("preset", ""))
     some = images.train.images(slice(10_000))
     if (some == 0).sum() > some.numel() / 4 and not (preset and "pixels" in preset.arguments):
         of_the_data["pixels"] = Pixels(logit=1e-3)
@@ -263,7 +251,7 @@ def factory_of(value: Any) -> Any:
         return value
     if "class_path" not in value:  # the one dataclass that a builder takes
         return Pixels(**{name: factory_of(item) for name, item in vars(value).items()})
-    named = locate(value.class_path)
+    named: Any = locate(value.class_path)
     parser = ArgumentParser()
     add = parser.add_class_arguments if inspect.isclass(named) else parser.add_function_arguments
     add(named, "usual", fail_untyped=False)
@@ -285,5 +273,5 @@ def _of(function: Callable[..., Any], arguments: Namespace) -> dict[str, Any]:
     return {name: arguments[name] for name in names if name in arguments}
 
 
-def _all_but(names: Sequence[str], function: Callable[..., Any]) -> set[str]:
+def _all_but(names: Sequence[str], function: Callable[..., Any]) -> set[Any]:
     return set(inspect.signature(function).parameters) - set(names)

@@ -20,6 +20,8 @@ from nflows_mixer.transforms import (
     CompositeTransform,
     InverseTransform,
     PatchMixingTransform,
+    RLULinear,
+    identity_maf,
 )
 
 
@@ -153,7 +155,7 @@ def zuko_maf(features):
     return from_zuko(flow, identity_start=True)
 
 
-@pytest.mark.parametrize("kind", ["maf", zuko_maf], ids=["nflows", "zuko"])
+@pytest.mark.parametrize("kind", [identity_maf, zuko_maf], ids=["nflows", "zuko"])
 def test_maf_mixerflow(kind):
     """Identity start, and sampling in at most max(P, c) passes a flow, not C * H * W."""
     torch.manual_seed(0)
@@ -164,9 +166,9 @@ def test_maf_mixerflow(kind):
         num_flow_layers=2,
         channel_flow=kind,
         patch_flow=kind,
-        linear="rlu",
+        linear=RLULinear,
         shift=None,
-        **({} if callable(kind) else {"hidden_features": 16}),
+        hidden_features=16 if kind is identity_maf else None,
     )
     images = torch.randint(256, (100, 1, 12, 12), dtype=torch.uint8)
     flow.initialize(images).eval()

@@ -7,7 +7,15 @@ from torch import nn
 
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.nn import LipschitzMLP, ResidualMLP
-from nflows_mixer.transforms import LULinear
+from nflows_mixer.transforms import (
+    AdditiveCoupling,
+    AffineCoupling,
+    LULinear,
+    RationalQuadraticCoupling,
+    ResidualTransform,
+    RLULinear,
+    identity_maf,
+)
 
 
 def conditional(**options):
@@ -30,9 +38,18 @@ def expect(pattern):
     return pytest.raises(ValueError, match=f"(?s)(?=.*expected .*got .*; ).*{pattern}")
 
 
-@pytest.mark.parametrize("kind", ["affine", "additive", "spline", "maf", "residual"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        AffineCoupling,
+        AdditiveCoupling,
+        RationalQuadraticCoupling,
+        identity_maf,
+        ResidualTransform,
+    ],
+)
 def test_context_reaches_every_flow_of_every_layer(kind):
-    options = {"linear": "rlu"} if kind == "maf" else {}
+    options = {"linear": RLULinear} if kind is identity_maf else {}
     flow, images, labels = conditional(
         num_classes=3, channel_flow=kind, patch_flow=kind, shift=None, **options
     )

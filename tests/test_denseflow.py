@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from unittest import mock
 
 import pytest
@@ -15,24 +14,19 @@ from nflows.transforms import Permutation
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from nflows_mixer.flows import (
-    DENSEFLOW_PRESETS,
-    DenseFlowArchitecture,
-    ImageFlow,
-    denseflow,
-    mixerflow,
-)
+from nflows_mixer.distributions import DiagonalNormal
+from nflows_mixer.flows import DENSEFLOW_PRESETS, ImageFlow, Pixels, denseflow, mixerflow
 from nflows_mixer.nn import (
     ConvConditioner,
     CrossUnitNetwork,
     DenseAttentionConditioner,
     DenseBlock,
+    DenseEncoder,
     NystromAttention,
 )
 from nflows_mixer.noise import uniform_noise
 from nflows_mixer.transforms import (
     ActNorm,
-    CompositeTransform,
     CrossUnitCoupling,
     DenseFlowBlock,
     FullLinear,
@@ -47,20 +41,24 @@ from tests.test_noise import NORMAL
 from tests.test_reversible import saved_numbers
 
 SHAPE = (1, 8, 8)
+
+
+def fused(**options):
+    """A factory of small coupling networks."""
+    sizes = {"hidden_channels": 8, "num_layers": 1, "growth": 4, "attention_channels": 4}
+    return partial(DenseAttentionConditioner, **{**sizes, **options})
+
+
 SMALL = {
     "image_shape": SHAPE,
     "levels": 17,
     "units": (2, 2),
     "modules": (1, 2),
     "growth": 2,
-    "hidden_channels": 8,
-    "dense_layers": 1,
-    "dense_growth": 4,
-    "attention_channels": 4,
-    "dequantization_channels": 8,
+    "conditioner": fused(),
+    "noise_channels": 8,
 }
-# What Glow's coupling networks do not read, at its default.
-CONV = {"conditioner": "conv", "dense_layers": 7, "dense_growth": 64, "attention_channels": 24}
+CONV = {"conditioner": partial(ConvConditioner, hidden_channels=8)}
 
 
 def pixels(count: int, shape=SHAPE, levels=17) -> Tensor:
@@ -70,7 +68,7 @@ def pixels(count: int, shape=SHAPE, levels=17) -> Tensor:
 def build(std=0.05, seed=0, **options) -> ImageFlow:
     """A small flow in float64 and evaluation mode, its parameters away from their start."""
     if options.get("dequantization") == "uniform":
-        options["dequantization_channels"] = 64
+        options["noise_channels"] = None
     torch.manual_seed(seed)
     flow = denseflow(**{**SMALL, **options}).double()
     context = None
@@ -150,7 +148,7 @@ def test_sizes_of_the_published_models(name):
     flow = on_paper(name)
     assert parts_of(flow) == PUBLISHED[name]
     modules, growth = map(int, name.split("-")[1:])
-    assert count_of(flow, GlowStep) == modules and flow.architecture.growth == growth
+    assert count_of(flow, GlowStep) == modules and flow.architecture.arguments["growth"] == growth
 
 
 def test_channels_of_the_published_model():
@@ -184,16 +182,21 @@ def cross_unit(width: int, growth: int) -> int:
     return 9 * width * 4 * width + 4 * width + (4 * width + 1) * 2 * growth
 
 
+STANDARD = partial(DiagonalNormal, learnable=False)
+RESHAPED = partial(DenseAttentionConditioner, tokens="reshaped")
+DENSE_ALONE = partial(DenseAttentionConditioner, attention=False)
+
+
 def test_readings_of_the_paper_by_argument():
     name, whole = "denseflow-45-6", PUBLISHED["denseflow-45-6"]
     # A swap of halves, and how memory is cut into tokens, have no parameters.
-    assert parts_of(on_paper(name, swap=False, tokens="reshaped")) == whole
+    assert parts_of(on_paper(name, swap=False, conditioner=RESHAPED)) == whole
     # A mean and a scale for each of 168 channels less.
-    flow = on_paper(name, learned_prior=False)
+    flow = on_paper(name, base=STANDARD)
     assert parts_of(flow) == {**whole, "prior": 0, "flow": whole["flow"] - 2 * 168}
     # Without the attention of 45 modules: 1,568,840 has 4,656 + 2,400 of it, and its half of the
-    # 96 channels that are normalized and joined.
-    flow = on_paper(name, attention=False)
+    # 96 channels that are normalised and joined.
+    flow = on_paper(name, conditioner=DENSE_ALONE)
     of_attention = 24 * 49 + 4 * 24 * 24 + 48 * 25 + 2 * 48 + 48 * 48
     assert size(flow) == whole["flow"] - 45 * of_attention
     # Block 1 has representations of 12, 12, 18, 24, 30 channels, of which coupling i reads the
@@ -218,15 +221,11 @@ def test_readings_of_the_paper_by_argument():
 
 @pytest.mark.parametrize("name", DENSEFLOW_PRESETS)
 def test_presets_build(name):
-    preset = DENSEFLOW_PRESETS[name]
-    same = [
-        other for other, p in DENSEFLOW_PRESETS.items() if p.architecture == preset.architecture
-    ]
+    presets = DENSEFLOW_PRESETS.items()
+    same = [other for other, p in presets if p.arguments == DENSEFLOW_PRESETS[name].arguments]
     flow = on_paper(same[0])
-    assert flow.architecture == preset.architecture
     assert flow.image_shape == ((3, 64, 64) if "64" in name or "celeba" in name else (3, 32, 32))
-    assert preset.learning_rate == 1e-3
-    assert preset.batch_size == (32 if flow.image_shape[1] == 64 else 64)
+    assert flow.architecture.arguments["norm"] == "batch"
 
 
 @pytest.mark.parametrize(
@@ -253,8 +252,6 @@ def test_rows_of_table_4(name, augmented, preconditioned, fused, count):
     blocks = [module for module in flow.modules() if isinstance(module, DenseFlowBlock)]
     units = [(5, 3), (3, 5), (1, 15)] if augmented else [(1, 15)] * 3
     assert [(len(block.units), len(block.units[0]._transforms)) for block in blocks] == units
-    preset = DENSEFLOW_PRESETS[name]
-    assert (preset.epochs, preset.fine_tune_epochs, preset.decay) == (300, 10, 0.9975)
 
 
 @pytest.mark.parametrize("name, kind", [("vflow", LearnedAugmentation), ("anf", CrossUnitCoupling)])
@@ -268,24 +265,17 @@ def test_noise_at_the_input_alone(name, kind):
 
 
 def test_options_reach_the_modules():
-    options = {
-        "heads": 2,
-        "landmarks": 3,
-        "tokens": "reshaped",
-        "scale": "exp",
-        "hidden_channels": 6,
-    }
-    flow = denseflow(**{**SMALL, **options}, swap=False)
+    network = fused(heads=2, landmarks=3, tokens="reshaped", hidden_channels=6)
+    flow = denseflow(**{**SMALL, "conditioner": network, "scale": "exp"}, swap=False)
     for step in (module for module in flow.modules() if isinstance(module, GlowStep)):
         norm, convolution, coupling = step._transforms
         assert isinstance(norm, ActNorm) and isinstance(convolution.linear, FullLinear)
-        assert coupling.scale == "exp" and coupling.conditioner.initial.out_channels == 6
+        assert coupling.constants == ("exp",) and coupling.conditioner.initial.out_channels == 6
         dense, (_, attention, _) = coupling.conditioner.branches
         found = attention.heads, attention.head_channels, attention.landmarks, attention.tokens
         assert found == (2, 2, 3, "reshaped")
         assert [grow.out_channels for grow in dense.grows] == [4]
-    only = {name: size for name, size in SMALL.items() if not name.startswith("dense_")}
-    flow = denseflow(**only, dense=False)
+    flow = denseflow(**{**SMALL, "conditioner": fused(dense=False)})
     swaps = [
         module._permutation.tolist() for module in flow.modules() if type(module) is Permutation
     ]
@@ -294,8 +284,8 @@ def test_options_reach_the_modules():
         [*range(7, 14), *range(7)]
     ]
     assert count_of(flow, DenseBlock) == count_of(flow.dequantization, DenseBlock)
-    del only["attention_channels"]
-    assert count_of(denseflow(**only, attention=False), NystromAttention) == 0
+    other = denseflow(**{**SMALL, "conditioner": fused(attention=False)})
+    assert count_of(other, NystromAttention) == 0
     assert count_of(flow, NystromAttention) == 6
 
 
@@ -308,14 +298,14 @@ def test_options_reach_the_modules():
     [
         {},
         {"preconditioning": "all", "dequantization": "uniform"},
-        {"preconditioning": "previous", "swap": False, "learned_prior": False},
-        {"preconditioning": None, "tokens": "reshaped"},
+        {"preconditioning": "previous", "swap": False, "base": STANDARD},
+        {"preconditioning": None, "conditioner": fused(tokens="reshaped")},
         {"augmentation": "input", "preconditioning": "learned", "units": (1, 1)},
         {"augmentation": "input", "preconditioning": None},
         {"growth": 0, **CONV},
         {"context_features": 3, "preconditioning": "all"},
     ],
-    ids=lambda options: "-".join(map(str, options.values())) or "default",
+    ids=lambda options: "-".join(options) or "default",
 )
 def test_log_prob_is_a_function_of_the_noise_and_latents_invert(options):
     flow = build(**options)
@@ -381,7 +371,7 @@ def test_sampling_is_one_pass_backwards(monkeypatch):
     flow = build()
     calls = []
     for module in flow._transform.modules():
-        if isinstance(module, CompositeTransform):
+        if isinstance(module, ReversibleCompositeTransform):
             inverse = module.inverse
             module.inverse = lambda *given, f=inverse: calls.append(len(given[0])) or f(*given)
 
@@ -557,7 +547,7 @@ def test_copies_and_dtypes(tmp_path):
     loaded.load_state_dict(torch.load(tmp_path / "flow.pt", weights_only=True))
     for other in (loaded, copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
         assert torch.equal(other.log_prob(images, noise=noise), expected)
-        assert other.architecture == flow.architecture == DenseFlowArchitecture(**SMALL)
+        assert other.architecture == loaded.architecture
     assert expected.dtype == torch.float64 and flow.sample(2).dtype == torch.uint8
     single = copy.deepcopy(flow).float()
     found = single.log_prob(images, noise=noise)
@@ -596,27 +586,18 @@ def test_first_training_step_initialises_every_norm():
         ({"augmentation": "all"}, "augmentation to be one of 'units', 'input'"),
         ({"preconditioning": "learned"}, "preconditioning to be one of 'block', 'all', 'previous'"),
         ({"augmentation": "input"}, "preconditioning to be one of 'learned', None"),
-        ({"conditioner": "mlp"}, "conditioner to be one of 'fused', 'conv'"),
-        ({"dense": False, "attention": False}, "got neither; leave one of them on"),
-        ({"heads": 3}, "attention_channels that 3 heads divide, got 4"),
-        ({"tokens": "rows"}, "tokens to be one of 'positions', 'reshaped'"),
+        ({"conditioner": "conv"}, "conditioner as a factory, got 'conv'"),
+        ({"conditioner": fused(dense=False, attention=False)}, "got neither; leave one of them on"),
+        ({"conditioner": fused(heads=3)}, "attention_channels that 3 heads divide, got 4"),
+        ({"conditioner": fused(tokens="rows")}, "tokens to be one of 'positions', 'reshaped'"),
         ({"scale": "relu"}, "scale to be one of"),
         ({"dequantization": "none"}, "dequantization to be one of 'uniform', 'variational'"),
         ({"num_classes": 0}, "num_classes to be a positive integer"),
         ({"context_features": 0}, "context_features to be a positive integer"),
-        ({"memory": "none"}, "memory to be one of 'full', 'constant', 'checkpoint'"),
+        ({"memory": "none"}, "memory to be one of 'full'"),
         # Options that nothing would read.
-        (
-            {"dequantization": "uniform"},
-            "dequantization='variational' beside dequantization_channels=8",
-        ),
-        ({"conditioner": "conv"}, "what reads dense_layers=1, got conditioner='conv'"),
-        ({**CONV, "dense": False}, "what reads dense=False, got conditioner='conv'"),
-        ({**CONV, "heads": 2}, "what reads heads=2, got conditioner='conv'"),
-        ({**CONV, "landmarks": 2}, "what reads landmarks=2, got conditioner='conv'"),
-        ({**CONV, "tokens": "reshaped"}, "what reads tokens='reshaped', got conditioner='conv'"),
-        ({"attention": False}, "what reads attention_channels=4, got .*attention=False"),
-        ({"dense": False}, "what reads dense_layers=1, got .*dense=False"),
+        ({"dequantization": "uniform"}, "dequantization='variational' beside noise_channels=8"),
+        ({**CONV, "norm": "batch"}, "what reads norm='batch', got conditioner="),
         ({"growth": 0, "preconditioning": "previous"}, "what reads preconditioning='previous'"),
         ({"growth": 0, "preconditioning": "banana"}, "preconditioning to be one of"),
         ({"units": (1, 1), "modules": (1, 1)}, r"two units or more.*got units=\(1, 1\)"),
@@ -631,18 +612,11 @@ def test_choices_that_are_refused(options, pattern):
 def test_wrong_arguments():
     with expect(ValueError, "preset to be one of 'denseflow-74-10'.*got 'denseflow'"):
         denseflow("denseflow")
-    with expect(
-        TypeError, "arguments among .*attention.*got patch_size; see DenseFlowArchitecture"
-    ):
-        denseflow(**SMALL, patch_size=2)
     with expect(TypeError, "a preset or image_shape, got neither; name one of denseflow-74-10"):
         denseflow(units=(1,))
-    assert denseflow("vflow", **CHEAP).architecture == replace(
-        DENSEFLOW_PRESETS["vflow"].architecture, **CHEAP
-    )
-
-
-CHEAP = {"image_shape": (1, 8, 8), "modules": (1, 1, 1), "dense_layers": 1, "dense_growth": 4}
+    cheap = {"image_shape": (1, 8, 8), "modules": (1, 1, 1), "conditioner": fused()}
+    arguments = denseflow("vflow", **cheap).architecture.arguments
+    assert {**DENSEFLOW_PRESETS["vflow"].arguments, **cheap}.items() <= arguments.items()
 
 
 def test_wrong_calls():
@@ -665,7 +639,7 @@ def test_wrong_calls():
 def mixer_flow() -> ImageFlow:
     sizes = {"image_shape": (1, 4, 4), "patch_size": 2, "levels": 4, "num_layers": 1, "shift": None}
     sizes |= {"hidden_features": 8, "num_flow_layers": 1}
-    return mixerflow(**sizes, dequantization="variational", dequantization_channels=4)
+    return mixerflow(**sizes, pixels=Pixels("variational", noise_channels=4))
 
 
 def test_mixerflow_learns_its_dequantization():
@@ -707,13 +681,13 @@ def test_mixerflow_learns_its_dequantization():
     assert torch.equal(flow.dequantization.inverse(back)[0], images)
 
 
-def test_mixerflow_names_its_dequantization():
+def test_mixerflow_takes_a_dequantization_by_name_and_by_factory():
     sizes = {"image_shape": (1, 4, 4), "patch_size": 2, "levels": 4, "num_layers": 1, "shift": None}
     assert isinstance(mixerflow(**sizes).dequantization, UniformDequantization)
-    with expect(ValueError, "dequantization to be one of 'uniform', 'variational'"):
-        mixerflow(**sizes, dequantization="none")
+    own = partial(VariationalDequantization, encoder=partial(DenseEncoder, hidden_channels=4))
+    flow = mixerflow(**sizes, pixels=Pixels(own), memory="checkpoint")
+    assert isinstance(flow.dequantization, VariationalDequantization)
+    assert flow.dequantization.checkpoint and flow.dequantization.levels == 4
     odd = {**sizes, "image_shape": (1, 3, 6), "patch_size": 3}
     with expect(ValueError, r"an even height and width, got \(3, 6\)"):
-        mixerflow(**odd, dequantization="variational")
-    with expect(ValueError, "beside dequantization_channels=8"):
-        mixerflow(**sizes, dequantization_channels=8)
+        mixerflow(**odd, pixels=Pixels("variational"))

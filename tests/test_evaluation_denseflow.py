@@ -27,7 +27,7 @@ from nflows_mixer.evaluation import (
 )
 from nflows_mixer.flows import ImageFlow, denseflow, save_weights
 from nflows_mixer.likelihood import bits_per_dim
-from nflows_mixer.nn import FusedConditioner
+from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.transforms import PixelScaling
 from tests.test_evaluation import pixels
 
@@ -38,7 +38,7 @@ SMALL = {
     "modules": (1, 1),
     "growth": 2,
     "conditioner": partial(
-        FusedConditioner, hidden_channels=8, num_layers=1, growth=4, attention_channels=4
+        DenseAttentionConditioner, hidden_channels=8, num_layers=1, growth=4, attention_channels=4
     ),
 }
 SHAPE = SMALL["image_shape"]

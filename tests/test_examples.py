@@ -16,10 +16,18 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 RESULTS = EXAMPLES / "results"
 
-MOONS = {"train_seconds", "machine", "parameters", "yardsticks", "steps", "seed", "layer"}
+MOONS = {"train_seconds", "machine", "parameters", "reference_models", "steps", "seed", "layer"}
 MOONS |= {"log_density", "worst_point"}
 IMAGES = {"data", "split_hash", "train_images", "test_images", "bits_per_dim", "worst_image"}
-IMAGES |= {"yardsticks", "parameters", "recipe", "seed", "machine", "versions", "train_seconds"}
+IMAGES |= {
+    "reference_models",
+    "parameters",
+    "recipe",
+    "seed",
+    "machine",
+    "versions",
+    "train_seconds",
+}
 KEYS = {
     "train_mixerflow": IMAGES | {"model"},
     "maf_mnist": IMAGES | {"passes", "row_lengths", "maf"},
@@ -92,7 +100,9 @@ def test_maf_counts_the_passes_of_its_samples(strokes, tmp_path, monkeypatch, ca
 def test_zuko_spline_checks_its_log_determinant(tmp_path, monkeypatch, capsys):
     results = run(monkeypatch, capsys, "zuko_spline", tmp_path / "out", "--steps", 20)
     assert 0 <= results["logabsdet_error"] < 1e-8
-    assert 1 < results["bits_per_dim"]["test"] < 4 < results["yardsticks"]["uniform, 17 levels"]
+    assert (
+        1 < results["bits_per_dim"]["test"] < 4 < results["reference_models"]["uniform, 17 levels"]
+    )
     assert is_png(tmp_path / "out" / "samples.png")
 
 
@@ -121,7 +131,7 @@ def test_hybrid_trains_with_all_labels_and_with_few(tmp_path, monkeypatch, capsy
 def test_moons(tmp_path, monkeypatch, capsys, name):
     out = tmp_path / "runs" / name
     results = run(monkeypatch, capsys, name, out, "--steps", 60)
-    normal, drawn_from = results["yardsticks"].values()
+    normal, drawn_from = results["reference_models"].values()
     assert normal < results["log_density"] < drawn_from < -1.0
     assert is_png(out.with_suffix(".png"))
 

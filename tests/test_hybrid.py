@@ -75,15 +75,6 @@ def test_images_without_labels_count_in_the_density_alone():
     assert gradients[0].abs().max() > 0.01
 
 
-def test_batch_without_any_label_is_the_density():
-    module, images, noise, labels = module_and_batch(0.5, [-1, -1, -1])
-    loss, bits = module.loss(images, None, noise, labels)
-    torch.testing.assert_close(loss, 0.5 * bits.mean())
-    loss.backward()
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in module.parameters())
-    assert not module.head.weight.grad.any()
-
-
 def test_figures_by_hand():
     module, images, noise, labels = module_and_batch(1.0, [0, -1, 2, 1])
     module.eval()

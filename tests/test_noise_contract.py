@@ -9,9 +9,9 @@ from nflows.distributions import StandardNormal
 from nflows.flows import Flow
 
 from nflows_mixer.distributions import DiagonalNormal, ProductDistribution
-from nflows_mixer.flows import DequantizedFlow, ImageFlow, denseflow, mixerflow
+from nflows_mixer.flows import DequantizedFlow, ImageFlow, Pixels, denseflow, mixerflow
 from nflows_mixer.likelihood import importance_weighted_log_prob
-from nflows_mixer.nn import ConvConditioner
+from nflows_mixer.nn import ConvConditioner, DenseAttentionConditioner
 from nflows_mixer.transforms import (
     CompositeTransform,
     CrossUnitCoupling,
@@ -130,15 +130,16 @@ def test_representations_follow_any_squeeze_and_end_with_the_last_reader():
 
 @pytest.mark.parametrize("build", [denseflow, partial(mixerflow, patch_size=2, num_layers=1)])
 def test_a_learned_dequantisation_is_computed_again_where_memory_is_short(build):
-    sizes = {"image_shape": (1, 8, 8), "dequantization": "variational"}
+    sizes = {"image_shape": (1, 8, 8), "pixels": Pixels("variational", noise_channels=8)}
     if build is denseflow:
-        small = {"units": (1,), "modules": (1,), "growth": 0, "hidden_channels": 4}
-        sizes |= {**small, "dense_layers": 1, "dense_growth": 4}
+        network = partial(DenseAttentionConditioner, hidden_channels=4, num_layers=1, growth=4)
+        sizes = {"image_shape": (1, 8, 8), "units": (1,), "modules": (1,), "growth": 0}
+        sizes |= {"conditioner": network, "noise_channels": 8}
     kept, gradients = {}, {}
     given = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)
     for memory in ("full", "checkpoint"):
         torch.manual_seed(0)
-        flow = build(**sizes, dequantization_channels=8, memory=memory).double()
+        flow = build(**sizes, memory=memory).double()
         noise = flow.draw_noise(0, 0, torch.arange(4), torch.float64)
         count = 0
 

@@ -158,7 +158,7 @@ def made_up(row, seed, bits, **more):
         "bits_per_dim": {"train": 1.0, "validation": 2.0, "test": bits},
         "worst_image": {"train": 9.0, "validation": 8.0, "test": bits + 2},
         "evaluated_images": {"train": 2000, "validation": 2000, "test": 2000},
-        "yardsticks": {"uniform": 8.0, "normal, full covariance": 5.5, "histogram": 7.0},
+        "reference_models": {"uniform": 8.0, "normal, full covariance": 5.5, "histogram": 7.0},
         "steps": 400,
         "train_seconds": 60.0,
         "images_per_second": 400.0,
@@ -307,9 +307,9 @@ def test_yardstick_is_the_lowest_of_the_simple_models(tmp_path):
     results = results_of({("glow-11", 0): 5.0}, probe=PROBE)
     mnist = row_of("mixerflow-3-mnist-plain-made-mnist")
     lower = {"normal, full covariance": 5.3, "histogram of each pixel": 1.7, "uniform": 8.0}
-    results[mnist.run.name, 0] = made_up(mnist, 0, 2.0, yardsticks=lower)
+    results[mnist.run.name, 0] = made_up(mnist, 0, 2.0, reference_models=lower)
     maf = row_of("mixerflow-3-cifar10-plain-maf")
-    results[maf.run.name, 0] = made_up(maf, 0, 2.0, yardsticks={})
+    results[maf.run.name, 0] = made_up(maf, 0, 2.0, reference_models={})
     keep(tmp_path, results)
     [kept] = read(tmp_path)
     assert column_of("mixerflow-1").yardstick(kept) == ("normal, full covariance", 5.5)

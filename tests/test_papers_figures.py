@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from benchmarks.papers.run import path_of, result_of, trained
 from benchmarks.papers.throughput import fraction_of_peak, training_operations
 from nflows_mixer.distributions import DiagonalNormal
 from nflows_mixer.flows import ImageFlow, denseflow
+from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.transforms import AffineCoupling, CompositeTransform, SqueezeTransform
 
 
@@ -120,8 +122,9 @@ def test_operations_of_a_batch_are_shared_by_its_images():
 
 
 def test_operations_leave_a_flow_as_it_was():
-    sizes = {"units": (2, 1), "modules": (1, 1), "growth": 2, "hidden_channels": 8}
-    flow = denseflow(image_shape=(1, 8, 8), dense_layers=1, dequantization="uniform", **sizes)
+    sizes = {"units": (2, 1), "modules": (1, 1), "growth": 2}
+    sizes["conditioner"] = partial(DenseAttentionConditioner, hidden_channels=8, num_layers=1)
+    flow = denseflow(image_shape=(1, 8, 8), dequantization="uniform", **sizes)
     images = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)
     flow.initialize(images)
     flow.eval()

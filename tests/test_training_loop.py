@@ -103,20 +103,6 @@ def test_accumulated_batches_are_the_loop_written_by_hand():
     assert len(draws.unique(dim=0)) == 10
 
 
-@plain
-@pytest.mark.parametrize("num_images", [20, 25])
-def test_accumulated_batches_have_the_rows_of_whole_ones(num_images):
-    data = noise_data((num_images, 5, 5))
-    recipe = Recipe(steps=5, batch_size=10)
-    whole, parts = (
-        train(Recording(tiny(), recipe, seed=4), data, accumulate_grad_batches=micro).seen
-        for micro in (1, 2)
-    )
-    for step, (images, _) in enumerate(whole):
-        again = torch.cat([parts[2 * step][0], parts[2 * step + 1][0]])
-        assert torch.equal(images, again), f"step {step}"
-
-
 def test_accumulated_batches_leave_the_history_at_the_same_steps(tmp_path):
     histories = []
     for micro in (1, 2):
@@ -172,15 +158,6 @@ def test_run_that_is_stopped_goes_on_with_the_same_numbers(tmp_path, module_is):
         for run in ("whole", "stopped")
     ]
     assert bits[0] == bits[1]  # in float64, to the last digit
-
-
-@plain
-def test_module_that_is_trained_again_draws_the_noise_of_the_first_time():
-    data, start = noise_data(), initialized(tiny())
-    recipe = Recipe(1e-2, steps=1, batch_size=10)
-    module = Recording(start, recipe)
-    train(module, data), train(module, data)
-    assert torch.equal(module.seen[0][1], module.seen[1][1])
 
 
 # Modes, and the random state.
@@ -267,16 +244,6 @@ def test_half_precision_is_refused(tmp_path, precision):
     module = FlowModule(tiny(), Recipe(steps=1, batch_size=10))
     with pytest.raises(ValueError, match="expected 32-true, 64-true or bf16-mixed, got"):
         run(module, noise_data(), tmp_path, precision=precision)
-
-
-def test_sixteen_bits_mixed_are_refused_where_there_is_a_device_for_them():
-    class OfGPU:
-        precision, world_size = "16-mixed", 1
-
-    trainer, module = OfGPU(), FlowModule(tiny(), Recipe())
-    module.trainer = trainer
-    with pytest.raises(ValueError, match="expected 32-true, 64-true or bf16-mixed, got 16-mixed"):
-        module.setup("fit")
 
 
 # Arguments.

@@ -11,7 +11,7 @@ from torch import nn
 
 from nflows_mixer.evaluation import evaluate
 from nflows_mixer.flows import load_weights
-from nflows_mixer.training import FlowModule, Recipe, moving_average
+from nflows_mixer.training import FlowModule, Recipe
 from tests.training import (
     assert_same,
     initialized,
@@ -113,34 +113,6 @@ def test_recipe_of_the_denseflow_paper():
 def test_preset_that_is_none_is_named():
     with pytest.raises(ValueError, match="preset to be one of 'anf', .*'cifar10', .*got 'cifar11'"):
         Recipe.from_preset("cifar11")
-
-
-def test_optimisers_by_hand():
-    """Two parameters at two rates, three steps, of gradients that shrink and grow."""
-    gradients = [torch.tensor([0.3, -2.0]), torch.tensor([-0.1, 0.01]), torch.tensor([5.0, 0.5])]
-    beta1, beta2, small = 0.8, 0.6, 1e-8
-    for name in ("adam", "adamax"):
-        recipe = Recipe(1e-2, betas=(beta1, beta2), optimizer=name, steps=3)
-        weights = [nn.Parameter(torch.tensor([1.0, -1.0], dtype=torch.float64)) for _ in range(2)]
-        groups = [{"params": [w], "lr": 1e-2 * 10**i} for i, w in enumerate(weights)]
-        optimizer = recipe.optimizer_of(groups)
-        first, second = torch.zeros(2).double(), torch.zeros(2).double()
-        expected = [weight.detach().clone() for weight in weights]
-        for step, gradient in enumerate(gradients, start=1):
-            gradient = gradient.double()
-            for weight in weights:
-                weight.grad = gradient.clone()
-            optimizer.step()
-            first = beta1 * first + (1 - beta1) * gradient
-            if name == "adamax":
-                second = torch.maximum(beta2 * second, gradient.abs() + small)
-                change = first / (1 - beta1**step) / second
-            else:
-                second = beta2 * second + (1 - beta2) * gradient**2
-                change = first / (1 - beta1**step) / ((second / (1 - beta2**step)).sqrt() + small)
-            for i, weight in enumerate(weights):
-                expected[i] = expected[i] - 1e-2 * 10**i * change
-                torch.testing.assert_close(weight.detach(), expected[i], rtol=1e-12, atol=0)
 
 
 def test_last_pattern_that_fits_gives_the_rate():
@@ -252,12 +224,6 @@ def test_recorded_rate_is_the_recipes_where_the_first_layer_is_frozen(tmp_path):
 # The moving average.
 
 
-@pytest.mark.parametrize("decay", [-0.5, 1.5, math.nan])
-def test_moving_average_that_would_not_be_one_is_refused(decay):
-    with pytest.raises(ValueError, match="decay"):
-        moving_average(nn.Linear(1, 1), decay)
-
-
 class Snapshots(Callback):
     def __init__(self):
         self.states = []
@@ -316,17 +282,6 @@ def test_moving_average_of_a_flow_that_is_initialised_after_the_module_is_made(t
     results = run(module, data, tmp_path)
     bits = evaluate(module.average.module, data.test).mean().item()
     assert results["bits_per_dim"]["test"] == pytest.approx(bits, abs=1e-6)
-
-
-def test_no_steps_measure_the_moving_average_as_the_flow(tmp_path):
-    data = noise_data()
-    results = []
-    for decay in (None, 0.9):
-        torch.manual_seed(0)
-        module = FlowModule(tiny(), Recipe(steps=0, batch_size=10, ema_decay=decay))
-        torch.manual_seed(1)
-        results.append(run(module, data, tmp_path / str(decay))["bits_per_dim"])
-    assert results[0] == results[1]
 
 
 def test_gradients_of_frozen_parameters_do_not_shrink_those_of_the_others():

@@ -23,7 +23,7 @@ from nflows_mixer.flows import (
     save_weights,
 )
 from nflows_mixer.flows.weights import save_state
-from nflows_mixer.nn import MLP, FusedConditioner, learned_positions
+from nflows_mixer.nn import MLP, DenseAttentionConditioner, learned_positions
 from nflows_mixer.training import FlowModule, Recipe
 from nflows_mixer.transforms import (
     ActNorm,
@@ -108,7 +108,7 @@ def small_denseflow(conditioner=None, **options):
     arguments = {"image_shape": SHAPE, "levels": 17, "dequantization": "uniform"}
     arguments |= {"units": (2, 1), "modules": (1, 1), "growth": 2}
     sizes = {"hidden_channels": 4, "num_layers": 1, "growth": 4, "attention_channels": 4}
-    network = partial(FusedConditioner, **{**sizes, **(conditioner or {})})
+    network = partial(DenseAttentionConditioner, **{**sizes, **(conditioner or {})})
     return denseflow(**{**arguments, "conditioner": network, **options})
 
 

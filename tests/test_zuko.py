@@ -14,7 +14,7 @@ from nflows.transforms import MaskedAffineAutoregressiveTransform as MAF
 from torch import nn
 
 from nflows_mixer.adapters.zuko import LazyNflowsTransform, from_zuko, to_zuko
-from nflows_mixer.flows import mixerflow
+from nflows_mixer.flows import Pixels, mixerflow
 from nflows_mixer.nn import LipschitzMLP, ResidualMLP
 from nflows_mixer.transforms import (
     ActNorm,
@@ -465,7 +465,7 @@ def test_shapes_that_change():
 
 
 def test_a_squeezed_mixerflow_changes_the_event_shape():
-    flow = small_mixerflow(squeeze=2, patch_size=1).eval()
+    flow = small_mixerflow(pixels=Pixels(squeeze=2), patch_size=1).eval()
     inside = zuko.lazy.Flow(to_zuko(flow), normal((4, 2, 2), torch.float64))
     assert inside().event_shape == (1, 4, 4)
     assert inside().sample((3,)).shape == (3, 1, 4, 4)

@@ -66,11 +66,11 @@ def measured(row: Row, place: str) -> dict[str, Any]:
 def measure(library: str, name: str) -> dict[str, Any]:
     """One row of the JSON."""
     row = CATALOGUE[library][name]
-    found: dict[str, Any] = {"library": library, "name": name, "works": row.refused is None}
+    found: dict[str, Any] = {"library": library, "name": name, "works": not row.refused}
     try:
         found["context"] = takes_context(mixer(row, "channel", *SMALL))
     except (ValueError, TypeError) as error:
-        if row.refused is None:
+        if not row.refused:
             raise
         return found | {"reason": str(error).split(", got ", 1)[1]}
     for place in ("channel", "patch"):

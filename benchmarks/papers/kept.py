@@ -135,7 +135,7 @@ class Column:
         """
         if self.figure in BITS:
             for result in (result for _, row in self.rows for result in kept.of(row)):
-                if found := result.get("yardsticks"):
+                if found := result.get("reference_models"):
                     return min(found.items(), key=lambda scored: scored[1])
         return None
 

@@ -28,7 +28,7 @@ KEPT = (
     "bits_per_dim",
     "worst_image",
     "evaluated_images",
-    "yardsticks",
+    "reference_models",
     "round_trip_error",
     "steps",
     "train_seconds",

@@ -96,7 +96,7 @@ def compare_case(name: str, old: Path, new: Path, data: Path | None) -> dict[str
         torch.save({**given, "state": state}, there / "new-state.pt")
         run("old", "evaluate")
         run("new", "evaluate")
-        one, other = (torch.load(there / f"{side}.pt")["found"] for side in ("old", "new"))
+        one, other = (torch.load(there / f"{side}.pt") for side in ("old", "new"))
     return {kind: difference(kind, one[kind], other[kind], names) for kind in one}
 
 

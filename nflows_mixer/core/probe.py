@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Hashable
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -133,7 +134,8 @@ def _problem_of_a_copy(transform: Transform, features: int) -> str | None:
     angles = 0.5 + 1.7 * torch.arange(2 * _ROWS * features, device=like.device).double()
     rows, noise = (_WIDTH * angles.sin()).to(dtype).reshape(2, _ROWS, features)
     with torch.random.fork_rng([like.device] if like.is_cuda else []):
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             try:
                 return _problem(copied, run, rows, noise)
             except Exception as error:

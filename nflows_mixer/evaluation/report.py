@@ -176,29 +176,13 @@ def evaluate_weights(
     report["memorisation"] = copies if heat == 1.0 else {**copies, "temperature": heat}
     folder = Path(out)
     replace_file(folder / "evaluation.json", (json.dumps(report, indent=2) + "\n").encode())
-    draw_pictures(flow, held_out, options, folder)
-    draw_neighbours(samples, data.train, report["memorisation"], data.levels, folder)
+    _draw_pictures(flow, held_out, options, folder)
+    _draw_neighbours(samples, data.train, report["memorisation"], data.levels, folder)
     return report
 
 
-def draw_pictures(flow: ImageFlow, held_out: ImageDataset, options: Evaluation, out: Path) -> None:
-    """Write ``temperatures.png``, ``interpolations.png`` and ``reconstructions.png``.
-
-    Args:
-        flow: any flow on images.
-        held_out: images that it was not trained on, two or more, with labels if it takes some.
-        options: temperatures and seed of the samples.
-        out: folder, made where there is none.
-
-    Example:
-        >>> import tempfile
-        >>> from nflows_mixer.transforms import PixelScaling
-        >>> flow, out = ImageFlow(PixelScaling(256), (1, 4, 4)), Path(tempfile.mkdtemp())
-        >>> images = torch.randint(256, (6, 1, 4, 4), dtype=torch.uint8)
-        >>> draw_pictures(flow, ImageDataset(images), Evaluation(temperatures=(0.5, 1.0)), out)
-        >>> len(list(out.iterdir()))
-        3
-    """
+def _draw_pictures(flow: ImageFlow, held_out: ImageDataset, options: Evaluation, out: Path) -> None:
+    """Write ``temperatures.png``, ``interpolations.png`` and ``reconstructions.png``."""
     out.mkdir(parents=True, exist_ok=True)
     levels, classes = flow.dequantization.levels, classes_in_turn(flow, 16)
     number = 16 if classes is None else 1
@@ -219,26 +203,10 @@ def draw_pictures(flow: ImageFlow, held_out: ImageDataset, options: Evaluation, 
     save_rows(out / "reconstructions.png", rows, levels, title)
 
 
-def draw_neighbours(
+def _draw_neighbours(
     samples: Tensor, train: ImageDataset, report: Mapping[str, Any], levels: int, out: Path
 ) -> None:
-    """Write ``neighbours.png``: samples beside the training images nearest to them.
-
-    Args:
-        samples: uint8 [M, C, H, W], of which the first ten are shown.
-        train: the training images.
-        report: what ``memorisation_report`` says of them.
-        levels: number of pixel values.
-        out: folder, which is there.
-
-    Example:
-        >>> import tempfile
-        >>> train, out = torch.randint(17, (9, 1, 4, 4), dtype=torch.uint8), tempfile.mkdtemp()
-        >>> report = memorisation_report(train[:3], train, train[3:])
-        >>> draw_neighbours(train[:3], ImageDataset(train), report, 17, Path(out))
-        >>> (Path(out) / "neighbours.png").exists()
-        True
-    """
+    """Write ``neighbours.png``: the first ten samples beside the images nearest to them."""
     distances = torch.tensor(report["distances"][:10])
     indices = torch.tensor(report["indices"][:10])
     nearest = train.images(indices.flatten()).unflatten(0, indices.shape)

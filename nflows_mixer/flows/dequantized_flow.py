@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from nflows_mixer._checks import (
     check_context,
-    check_event,
     check_image_shape,
     check_positive,
     mismatch,
+    wrong_event,
 )
 from nflows_mixer._modes import in_mode
 from nflows_mixer.core.as_transform import adapted
@@ -75,7 +75,8 @@ class CheckedFlow(Flow):
         if not isinstance(images, Tensor):
             raise mismatch(owner, "a torch tensor", type(images).__name__, "torch.from_numpy it")
         advice = "resize the images, or build the flow for them"
-        check_event(images, self.image_shape, owner, advice)
+        if images.shape[1:] != self.image_shape:
+            raise wrong_event(images, self.image_shape, owner, advice)
 
     def _check_context(self, context: Tensor | None, batch: int) -> None:
         owner, length = type(self).__name__, self.context_features

@@ -66,7 +66,7 @@ def grow(flow: ImageFlow, num_layers: int, **changes: Any) -> ImageFlow:
         if old != new[: len(old)]:
             raise mismatch("grow", f"{name} of the old layers first, {old}", new, "add to it")
     with torch.random.fork_rng(devices=[]):
-        compiled = getattr(whole, "compiled", None) is not None
+        compiled = any(getattr(part, "compiled", None) is not None for part in whole.modules())
         deeper = build_mixerflow(spec, compiled, getattr(whole, "memory", "full"))
     example = next(flow.parameters())
     deeper.to(device=example.device, dtype=example.dtype)

@@ -60,13 +60,13 @@ class Conditioner(nn.Module):
 
     @classmethod
     def prepare(cls, networks: Sequence[Any]) -> list[Any]:
-        """Weights that ``evaluate`` reads, of each of several networks with equal ``sizes``.
+        """Weights that ``evaluate`` reads, of each of several networks of this class.
 
         In ordinary autograd, so that gradients reach the parameters. Tensors, None, and tuples of
         them.
 
         Args:
-            networks: of this class.
+            networks: of any sizes.
         """
         return [tuple(network.parameters()) for network in networks]
 
@@ -88,10 +88,6 @@ class Conditioner(nn.Module):
     def options(self, inputs: Tensor) -> tuple:
         """Constants that ``evaluate`` takes, as they are now."""
         return ()
-
-    def sizes(self) -> tuple:
-        """What networks have to share to be prepared together; by default none do."""
-        return (id(self),)
 
     def batch_norms(self) -> list[Any]:
         """Batch normalizations, in the order of the statistics that ``evaluate`` returns."""
@@ -118,22 +114,33 @@ def is_untouched(module: nn.Module, method: str, deep: bool = True) -> bool:
         >>> is_untouched(net, "evaluate")
         False
     """
-    if not _stands_for_forward(type(module), method):
+    if not stands_for_forward(type(module), method):
         return False
-    for part in module.modules() if deep else (module,):
-        if (
-            part._forward_hooks
-            or part._forward_pre_hooks
-            or part._backward_hooks
-            or part._backward_pre_hooks
-            or "forward" in part.__dict__
-        ):
-            return False
-    return True
+    return not any(
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        or "forward" in part.__dict__
+        for part in (module.modules() if deep else (module,))
+    )
 
 
 @cache
-def _stands_for_forward(kind: type, method: str) -> bool:
+def stands_for_forward(kind: type, method: str) -> bool:
+    """Whether no subclass of the class that defines a method has overridden ``forward`` since.
+
+    Args:
+        kind: a class of modules.
+        method: name of the method that does what ``forward`` does.
+
+    Example:
+        >>> class Own(nn.Linear):
+        ...     def forward(self, inputs):
+        ...         return 2 * super().forward(inputs)
+        >>> stands_for_forward(nn.Linear, "forward"), stands_for_forward(Own, "reset_parameters")
+        (True, False)
+    """
     defined = [{"forward", method} & vars(base).keys() for base in kind.__mro__]
     return method in next((names for names in defined if names), ())
 

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from nflows_mixer._checks import check_positive
 from nflows_mixer._distributed import world_size
-from nflows_mixer._modes import autocast_dtype
 from nflows_mixer.nn.batch_norm import BatchNorm1d, normalize_batch
 from nflows_mixer.nn.conditioner import Conditioner, Statistics, append_context, zero_linear
 from nflows_mixer.nn.norm import make_norm
@@ -128,15 +127,17 @@ class ResidualMLP(Conditioner):
 
     def options(self, inputs: Tensor) -> tuple:
         """Norm, its eps, whether it is over the batch of all processes, half precision or None."""
+        kind = inputs.device.type
+        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         if self.norm is None:
-            return None, 0.0, False, autocast_dtype(inputs)
+            return None, 0.0, False, half
         norm: Any = self.blocks[0].norm1
-        kind = self.norm if self.norm == "layer" or norm.training else "running"
-        reduced = kind == "batch" and isinstance(norm, BatchNorm1d) and world_size() > 1
-        return kind, norm.eps, reduced, autocast_dtype(inputs)
+        used = self.norm if self.norm == "layer" or norm.training else "running"
+        reduced = used == "batch" and isinstance(norm, BatchNorm1d) and world_size() > 1
+        return used, norm.eps, reduced, half
 
-    def sizes(self) -> tuple:
-        """Shapes, norm and mode, dtype and device."""
+    def _sizes(self) -> tuple:
+        """What networks share that are prepared together."""
         weight = self.initial.weight
         sizes = (weight.shape, self.final.weight.shape, len(self.blocks), self.norm)
         training = self.norm == "batch" and self.blocks[0].norm1.training
@@ -163,13 +164,24 @@ class ResidualMLP(Conditioner):
         and joins the linear layer before it. Gradients reach the parameters.
 
         Args:
-            networks: of equal ``sizes``.
+            networks: of any sizes; those of a size are prepared in one batch.
 
         Example:
             >>> weights, = ResidualMLP.prepare([ResidualMLP(24, 48)])
             >>> weights.output.shape, weights.skip.shape
             (torch.Size([48, 128]), torch.Size([48, 24]))
         """
+        groups: dict[tuple, list[ResidualMLP]] = {}
+        for network in networks:
+            groups.setdefault(network._sizes(), []).append(network)
+        prepared: dict[ResidualMLP, PreparedResidualMLP] = {}
+        for alike in groups.values():
+            prepared.update(zip(alike, cls._prepare_alike(alike)))
+        return [prepared[network] for network in networks]
+
+    @staticmethod
+    def _prepare_alike(networks: Sequence[ResidualMLP]) -> list[PreparedResidualMLP]:
+        """``prepare`` of networks of the same sizes, norm, mode, dtype and device."""
         first = networks[0]
         last = [network.blocks[-1].linear2 for network in networks]
         final = torch.stack([network.final.weight for network in networks])

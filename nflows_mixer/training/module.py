@@ -201,11 +201,7 @@ class FlowModule(LightningModule):
     ) -> dict[str, Tensor]:
         """Return what is reported of held-out images, each figure [B]; bits_per_dim is first.
 
-        Args:
-            images: uint8 [B, C, H, W].
-            context: [B, F], or None.
-            noise: ``[B, *flow.noise_shape]``.
-            labels: integers [B], for objectives that read them.
+        The arguments are those of ``loss``.
         """
         log_prob = self.evaluated.log_prob(images, context, noise)
         return {"bits_per_dim": bits_per_dim(log_prob, self.flow.image_shape)}

@@ -19,6 +19,7 @@ from nflows_mixer._checks import check_choice, check_positive, mismatch
 from nflows_mixer.training.presets import preset_file, preset_names
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
+CLIPS = "5, or None for no bound,"
 SHORTER = (
     "a run of fewer steps has a fine_tune_steps and a warmup of its own (give "
     "--recipe.fine_tune_steps and --recipe.warmup too)"
@@ -99,33 +100,28 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise mismatch("Recipe", f"0 steps{of} or more", value, "give an integer")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            expected = "two betas, each 0 or more and below 1"
-            raise mismatch("Recipe", expected, self.betas, "(0.9, 0.999) is usual")
         check_positive("Recipe", "batch_size", self.batch_size)
         check_choice("Recipe", "optimizer", self.optimizer, tuple(OPTIMIZERS))
-        for name, usual in (
-            ("learning_rate", "1e-3"),
-            ("gradient_clip", "5, or None for no bound,"),
-            ("fine_tune_rate", "2e-5"),
-        ):
-            value = getattr(self, name)
-            if (name, value) != ("gradient_clip", None) and not 0 < value < math.inf:
-                raise mismatch("Recipe", f"{name} above 0", value, f"{usual} is usual")
-        counted = isinstance(self.warmup, int) and self.warmup is not True and self.warmup >= 1
-        if not (counted or 0 <= self.warmup < 1):
-            expected = "a number of steps or 0 <= warmup < 1"
-            raise mismatch("Recipe", expected, self.warmup, "0.05 is usual")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise mismatch("Recipe", "0 < ema_decay < 1", self.ema_decay, "0.999 is usual")
-        if broken := {k: v for k, v in self.layer_rates.items() if not 0 <= v < math.inf}:
-            raise mismatch("Recipe", "layer_rates of 0 or more", broken, "0 freezes a layer")
-        if self.decay is not None and not 0 < self.decay <= 1:
-            raise mismatch("Recipe", "0 < decay <= 1", self.decay, "0.95 is usual")
         if self.decay_every is not None:
             check_positive("Recipe", "decay_every", self.decay_every)
-        if not isinstance(self.flip, bool):
-            raise mismatch("Recipe", "flip of True or False", self.flip, "False is usual")
+        rate, low = self.learning_rate, self.fine_tune_rate
+        clip, warmup, ema, decay = self.gradient_clip, self.warmup, self.ema_decay, self.decay
+        counted = isinstance(warmup, int) and warmup is not True and warmup >= 1
+        broken = {name: r for name, r in self.layer_rates.items() if not 0 <= r < math.inf}
+        pair = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        for right, expected, got, advice in (
+            (0 < rate < math.inf, "learning_rate above 0", rate, "1e-3"),
+            (pair, "two betas, each 0 or more and below 1", self.betas, "(0.9, 0.999)"),
+            (clip is None or 0 < clip < math.inf, "gradient_clip above 0", clip, CLIPS),
+            (0 < low < math.inf, "fine_tune_rate above 0", low, "2e-5"),
+            (counted or 0 <= warmup < 1, "a number of steps or 0 <= warmup < 1", warmup, "0.05"),
+            (ema is None or 0 < ema < 1, "0 < ema_decay < 1", ema, "0.999"),
+            (decay is None or 0 < decay <= 1, "0 < decay <= 1", decay, "0.95"),
+            (isinstance(self.flip, bool), "flip of True or False", self.flip, "False"),
+            (not broken, "layer_rates of 0 or more", broken, "a tenth, or 0, which freezes,"),
+        ):
+            if not right:
+                raise mismatch("Recipe", expected, got, f"{advice} is usual")
         self._check_combinations()
 
     def _check_combinations(self) -> None:

@@ -102,15 +102,7 @@ def write_results(results: Mapping[str, Any], out: str | Path) -> None:
         out: folder.
 
     Example:
-        >>> import tempfile
-        >>> from nflows_mixer.training.command import main
-        >>> quick = ["--model.num_layers=1", "--recipe.steps=0", "--progress=false"]
-        >>> results = main([*quick, "--out", tempfile.mkdtemp()])
-        digits: ...
-        >>> out = Path(tempfile.mkdtemp())
-        >>> write_results({**results, "notes": ["An untrained flow."]}, out)
-        >>> (out / "results.md").read_text().splitlines()[0]
-        '| digits, 397 test images | bits/dim |'
+        >>> write_results(fit(module, data, out), out)  # doctest: +SKIP
     """
     replace_file(Path(out) / "results.json", (json.dumps(results, indent=2) + "\n").encode())
     replace_file(Path(out) / "results.md", table(results).encode())
@@ -123,13 +115,15 @@ def table(results: Mapping[str, Any]) -> str:
         results: what ``fit`` returned, or what is in ``results.json``.
 
     Example:
+        >>> from nflows_mixer.training import FlowModule, Recipe, fit
+        >>> from nflows_mixer.data import load_images
+        >>> from nflows_mixer.flows import mixerflow
         >>> import tempfile
-        >>> from nflows_mixer.training.command import main
-        >>> quick = ["--model.num_layers=1", "--recipe.steps=0", "--progress=false"]
-        >>> results = main([*quick, "--out", tempfile.mkdtemp()])
-        digits: ...
-        >>> print(table(results).splitlines()[3])
-        | uniform, 17 levels | 4.087 |
+        >>> flow = mixerflow(image_shape=(1, 8, 8), patch_size=2, levels=17, num_layers=1)
+        >>> module, data = FlowModule(flow, Recipe(steps=0)), load_images("digits")
+        >>> results = fit(module, data, tempfile.mkdtemp(), enable_progress_bar=False)
+        >>> table(results).splitlines()[3]
+        '| uniform, 17 levels | 4.087 |'
     """
     part = list(results["bits_per_dim"])[-1]
     rows = {

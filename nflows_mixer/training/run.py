@@ -160,10 +160,9 @@ def fit(
     results = {**run, **collect(module, images, history, pl_trainer)}
     write_results(results, out)
     draw(module, images, results, history, out)
-    facts_of_file = {"data": data.describe(), "step": pl_trainer.global_step, "seed": module.seed}
-    facts_of_file |= {"flip": recipe.flip}
-    facts_of_file |= {name: run[name] for name in ("preset", "model") if name in run}
-    texts = {name: json.dumps(value) for name, value in facts_of_file.items()}
+    of_file = {"data": data.describe(), "step": pl_trainer.global_step, "seed": module.seed}
+    of_file |= {"flip": recipe.flip, "preset": run.get("preset")}
+    texts = {name: json.dumps(value) for name, value in of_file.items()}
     save_weights(module.evaluated, out / "weights.safetensors", texts)
     if isinstance(module, HybridModule):
         save_state(module.evaluated_head, out / "head.safetensors", {})

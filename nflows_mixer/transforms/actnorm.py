@@ -61,10 +61,6 @@ class ActNorm(Transform):
         """Row length, for an ActNorm of rows."""
         return self.shape[0] if len(self.shape) == 1 else None
 
-    def sizes(self) -> tuple:
-        """What others have to share for ``affine_maps``."""
-        return ActNorm, self.shape, self.log_scale.dtype, self.log_scale.device
-
     @classmethod
     def affine_maps(cls, parts: Sequence[ActNorm]) -> AffineMaps:
         """Scales and shifts of G of them, as diagonal maps."""

@@ -120,6 +120,8 @@ class Coupling(Transform):
         # The larger part conditions: ceil(D / 2) of D.
         self.transformed_features = features // 2
         self.conditioning_features = features - self.transformed_features
+        # The number of conditioning features, and whether they are the first.
+        self.split = (self.conditioning_features, conditioning == "first")
         if not isinstance(conditioner, nn.Module):
             conditioner = call_factory(
                 conditioner,
@@ -263,11 +265,6 @@ class Coupling(Transform):
                 "give the network this many outputs, or pass a factory of it",
             )
         return parameters
-
-    @property
-    def split(self) -> tuple[int, bool]:
-        """The number of conditioning features, and whether they are the first."""
-        return self.conditioning_features, self.conditioning == "first"
 
     def _split(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         return split_parts(inputs, self.split)

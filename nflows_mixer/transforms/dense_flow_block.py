@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nflows_mixer._checks import check_channels, check_choice, check_positive, mismatch
 from nflows_mixer._modes import running_statistics
 from nflows_mixer.core.as_transform import built
+from nflows_mixer.core.composite import run_chain
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.nn import CrossUnitNetwork
 from nflows_mixer.nn.context_maps import concat_context
@@ -185,16 +186,13 @@ class DenseFlowBlock(StochasticTransform):
         """Map back through the units, and cut the noise off; no coupling is evaluated."""
         channels = self.channels + self.growth * len(self.couplings)
         check_channels(inputs, channels, "DenseFlowBlock")
-        outputs = inputs
-        total = torch.zeros(len(inputs), dtype=torch.float32, device=inputs.device)
+        chain: list[tuple[Callable, bool]] = []
+        for i, unit in reversed(list(enumerate(self.units))):
+            if i < len(self.couplings):
+                chain.append((cast(CrossUnitCoupling, self.couplings[i]).inverse, False))
+            chain.append((inverse_of(cast(Transform, unit)), self._passes_context[i]))
         with running_statistics(self):
-            for i in reversed(range(len(self.units))):
-                if i < len(self.couplings):
-                    outputs, _ = cast(CrossUnitCoupling, self.couplings[i]).inverse(outputs)
-                given = context if self._passes_context[i] else None
-                outputs, logabsdet = inverse_of(cast(Transform, self.units[i]))(outputs, given)
-                total = total + logabsdet
-        return outputs, total
+            return run_chain(chain, inputs, context)
 
     def noise_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         """Noise channels of all couplings, at the resolution of the input [C, H, W]."""

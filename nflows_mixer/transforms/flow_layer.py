@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,18 +13,22 @@ import torch
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflows_mixer._checks import ROWS_ADVICE, check_event
-from nflows_mixer._modes import is_compiling, running_statistics, without_autocast
+from nflows_mixer._checks import ROWS_ADVICE, wrong_event
+from nflows_mixer._modes import EVALUATING, running_statistics, without_autocast
 from nflows_mixer.core.as_transform import FlowLike, as_transform
-from nflows_mixer.core.composite import run_chain
+from nflows_mixer.core.composite import inverse_function, run_chain
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.nn.batch_norm import track_statistics
-from nflows_mixer.nn.conditioner import Conditioner, Statistics, append_context, is_untouched
-from nflows_mixer.numerics.autoregressive import inverse_of
+from nflows_mixer.nn.conditioner import (
+    Conditioner,
+    Statistics,
+    append_context,
+    is_untouched,
+    stands_for_forward,
+)
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.affine import (
     AffineMaps,
-    apply_affine,
     apply_maps,
     fold,
     rebuild_affine,
@@ -122,7 +126,7 @@ class FlowLayer(Transform):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D]."""
-        check_event(inputs, (self.features,), "FlowLayer", ROWS_ADVICE)
+        self._check_rows(inputs)
         if self.training and getattr(self.actnorm, "initialized", True) is False:
             self.actnorm.initialize(inputs)
         weights = _weights_of(self, inverse=False)
@@ -132,8 +136,8 @@ class FlowLayer(Transform):
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D] back, with running statistics even in training mode."""
-        check_event(inputs, (self.features,), "FlowLayer", ROWS_ADVICE)
-        with running_statistics(self):
+        self._check_rows(inputs)
+        with nullcontext() if EVALUATING.get() else running_statistics(self):
             weights = _weights_of(self, inverse=True)
             if self._is_one_function(weights.network, weights.inverse):
                 return self._coupled(inputs, context, weights.network, weights.inverse, True)
@@ -170,6 +174,10 @@ class FlowLayer(Transform):
             state, grad = rebuild_by_inverse(part, state, grad, grad_logabsdet, None, gradients)
         return state, grad
 
+    def _check_rows(self, inputs: Tensor) -> None:
+        if inputs.shape[1:] != (self.features,):
+            raise wrong_event(inputs, (self.features,), "FlowLayer", ROWS_ADVICE)
+
     def _affine_parts(self) -> list[Any]:
         return [part for part in (self.actnorm, self.linear) if part is not None]
 
@@ -179,7 +187,7 @@ class FlowLayer(Transform):
     def _steps(self, network: Any, maps: Maps | None, inverse: bool) -> list[tuple[Any, bool]]:
         """Functions of one direction, in the order of the parts."""
         steps: list[tuple[Any, bool]] = [
-            (inverse_of(part) if inverse else part, passes) for part, passes in self.chain()
+            (inverse_function(part) if inverse else part, passes) for part, passes in self.chain()
         ]
         if network is not None:
             steps[-1] = partial(self._coupled, network=network, inverse=inverse), True
@@ -197,13 +205,14 @@ class FlowLayer(Transform):
     ) -> tuple[Tensor, Tensor]:
         """The coupling with its prepared network, and the affine map before it."""
         coupling = self.flow
-        with without_autocast(rows):
+        options = coupling.conditioner.options(rows)
+        with torch.autocast(rows.device.type, enabled=False) if _casts(rows) else nullcontext():
             outputs, logabsdet, statistics = (self.compiled or call_directly)(
                 *(flow_layer_inverse if inverse else flow_layer, rows, maps, network),
                 *(self._given(context), coupling.split),
                 coupling.elementwise_inverse if inverse else coupling.elementwise,
                 coupling.constants,
-                *(coupling.conditioner.evaluate, coupling.conditioner.options(rows)),
+                *(coupling.conditioner.evaluate, options),
             )
         if statistics and not inverse:
             _track(coupling.conditioner.batch_norms(), statistics)
@@ -280,13 +289,14 @@ def flow_layer(
         y [N, D], log-dets [N], and the batch statistics of f.
     """
     if maps is not None:
-        rows = apply_affine(rows, maps[0], maps[1])
-    fixed, moved = split_parts(rows, split)
+        rows = _apply(rows, maps)
+    count, first = split if split[1] else (rows.shape[1] - split[0], False)
+    fixed, moved = rows.tensor_split((count,), 1) if first else rows.tensor_split((count,), 1)[::-1]
     parameters, statistics = evaluate_network(fixed, network, context, evaluate, options)
     moved, logabsdet = elementwise(moved, parameters, *constants)
     if maps is not None:
         logabsdet = logabsdet + maps[2]
-    return join_parts(fixed, moved, split), logabsdet, statistics
+    return torch.cat((fixed, moved) if first else (moved, fixed), 1), logabsdet, statistics
 
 
 def flow_layer_inverse(
@@ -301,12 +311,13 @@ def flow_layer_inverse(
     options: tuple,
 ) -> tuple[Tensor, Tensor, Statistics]:
     """The inverse of ``flow_layer``, given the inverse maps and the inverse of g."""
-    fixed, moved = split_parts(rows, split)
+    count, first = split if split[1] else (rows.shape[1] - split[0], False)
+    fixed, moved = rows.tensor_split((count,), 1) if first else rows.tensor_split((count,), 1)[::-1]
     parameters, statistics = evaluate_network(fixed, network, context, evaluate, options)
     moved, logabsdet = elementwise(moved, parameters, *constants)
-    rows = join_parts(fixed, moved, split)
+    rows = torch.cat((fixed, moved) if first else (moved, fixed), 1)
     if maps is not None:
-        rows = apply_affine(rows, maps[0], maps[1])
+        rows = _apply(rows, maps)
         logabsdet = logabsdet + maps[2]
     return rows, logabsdet, statistics
 
@@ -321,6 +332,18 @@ def evaluate_network(
     """Parameters of the rows that condition, context appended."""
     inputs = fixed if context is None else torch.cat([fixed, context], 1)
     return evaluate(inputs, network, options)
+
+
+def _apply(rows: Tensor, maps: Maps) -> Tensor:
+    """``apply_affine`` to rows that are known to fit."""
+    weight, bias, _ = maps
+    if weight.dim() == 1:
+        return torch.addcmul(bias, rows, weight)
+    return torch.nn.functional.linear(rows, weight, bias)
+
+
+def _casts(rows: Tensor) -> bool:
+    return torch.is_autocast_enabled(rows.device.type)
 
 
 def call_directly(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -380,7 +403,7 @@ def _track(norms: list[Any], statistics: Statistics) -> None:
 
 def _weights_of(layer: FlowLayer, inverse: bool | None) -> LayerWeights:
     """Weights of a layer for one direction (None for both): those of the pass, or its own."""
-    if is_compiling():
+    if torch.compiler.is_compiling():
         # What traces the whole flow gets the parts as they are.
         return LayerWeights()
     current = _PASS.get()
@@ -392,18 +415,21 @@ def _weights_of(layer: FlowLayer, inverse: bool | None) -> LayerWeights:
     return prepare_layers([layer], inverse).get(layer, LayerWeights())
 
 
-def layers_in(module: nn.Module) -> Iterator[FlowLayer]:
-    """Flow layers of a module, the module itself included.
+def layers_in(module: nn.Module) -> list[FlowLayer]:
+    """Flow layers of a module, the module itself included, each once.
 
     Example:
-        >>> len(list(layers_in(nn.Sequential(FlowLayer(4), FlowLayer(4)))))
+        >>> len(layers_in(nn.Sequential(FlowLayer(4), FlowLayer(4))))
         2
     """
-    if isinstance(module, FlowLayer):
-        yield module
-    else:
-        for child in module.children():
-            yield from layers_in(child)
+    found, rest = [], [module]
+    while rest:
+        module = rest.pop()
+        if isinstance(module, FlowLayer):
+            found.append(module)
+        else:
+            rest += [part for part in module._modules.values() if part is not None][::-1]
+    return list(dict.fromkeys(found))
 
 
 def prepare_layers(
@@ -428,17 +454,24 @@ def prepare_layers(
     """
     weights: dict[FlowLayer, LayerWeights] = {}
     affine: dict[tuple, list[tuple[FlowLayer, list[Any]]]] = defaultdict(list)
-    networks: dict[tuple, list[tuple[FlowLayer, Any]]] = defaultdict(list)
-    for layer in dict.fromkeys(layers):
-        parts = layer._affine_parts()
-        if not all(getattr(part, "initialized", True) for part in parts):
+    networks: dict[type, list[tuple[FlowLayer, Any]]] = defaultdict(list)
+    for layer in layers:
+        actnorm, linear, flow = layer.actnorm, layer.linear, layer.flow
+        if getattr(actnorm, "initialized", True) is False:
             continue
         weights[layer] = LayerWeights()
-        if parts and all(_is_foldable(part) for part in parts):
-            affine[tuple(part.sizes() for part in parts)].append((layer, parts))
-        conditioner = getattr(layer.flow, "conditioner", None)
-        if isinstance(conditioner, Conditioner) and _is_prepared(layer.flow, conditioner):
-            networks[(type(conditioner), conditioner.sizes())].append((layer, conditioner))
+        if _has_hooks(layer):
+            continue
+        if _folds(actnorm) and _folds(linear) and actnorm is not linear:
+            like = next(iter((linear or actnorm)._parameters.values()))
+            kinds = type(actnorm), type(linear), getattr(linear, "bias", None) is None
+            key = (*kinds, layer.features, like.dtype, like.device)
+            affine[key].append((layer, [part for part in (actnorm, linear) if part is not None]))
+        network = getattr(flow, "conditioner", None)
+        if isinstance(network, Conditioner) and isinstance(flow, Coupling):
+            if stands_for_forward(type(flow), "elementwise"):
+                if stands_for_forward(type(network), "evaluate"):
+                    networks[type(network)].append((layer, network))
     for members in affine.values():
         of_layers, of_parts = zip(*members)
         maps = fold([list(parts) for parts in zip(*of_parts)])
@@ -451,18 +484,32 @@ def prepare_layers(
             if stacked is not None:
                 for layer, of_layer in zip(of_layers, zip(*map(torch.unbind, stacked))):
                     weights[layer] = weights[layer]._replace(**{name: of_layer})
-    for alike in networks.values():
-        prepared = type(alike[0][1]).prepare([network for _, network in alike])
+    for kind, alike in networks.items():
+        prepared = kind.prepare([network for _, network in alike])
         for (layer, _), network in zip(alike, prepared):
             weights[layer] = weights[layer]._replace(network=network)
     return weights
 
 
-def _is_foldable(part: Transform) -> bool:
-    return hasattr(part, "affine_maps") and is_untouched(part, "affine_maps")
+def _folds(part: Transform | None) -> bool:
+    return part is None or (
+        hasattr(part, "affine_maps") and stands_for_forward(type(part), "affine_maps")
+    )
 
 
-def _is_prepared(coupling: Any, conditioner: Conditioner) -> bool:
-    if not isinstance(coupling, Coupling) or not is_untouched(coupling, "elementwise", deep=False):
-        return False
-    return is_untouched(conditioner, "evaluate")
+def _has_hooks(layer: nn.Module) -> bool:
+    """Whether somebody listens to a part, or has replaced its ``forward``."""
+    rest: list[nn.Module | None] = list(layer._modules.values())
+    while rest:
+        part = rest.pop()
+        if part is not None:
+            if (
+                part._forward_hooks
+                or part._forward_pre_hooks
+                or part._backward_hooks
+                or part._backward_pre_hooks
+                or "forward" in part.__dict__
+            ):
+                return True
+            rest += part._modules.values()
+    return False

@@ -16,8 +16,8 @@ from nflows_mixer._checks import (
     ROWS_ADVICE,
     check_channels,
     check_choice,
-    check_event,
     check_positive,
+    wrong_event,
 )
 from nflows_mixer.transforms.affine import AffineMaps
 
@@ -70,7 +70,7 @@ class LinearBlock(Transform):
 
     @classmethod
     def affine_maps(cls, blocks: Sequence[Any]) -> AffineMaps:
-        """Maps of G blocks of this class with equal ``sizes``, differentiable.
+        """Maps of G blocks of this class and of one length, differentiable.
 
         Args:
             blocks: of this class.
@@ -78,11 +78,6 @@ class LinearBlock(Transform):
         weight = torch.stack([block.weight() for block in blocks])
         logabsdet = torch.stack([block.logabsdet() for block in blocks])
         return AffineMaps(weight, cls._biases(blocks, weight), logabsdet)
-
-    def sizes(self) -> tuple:
-        """What blocks have to share for ``affine_maps``."""
-        parameters = tuple((p.shape, p.dtype, p.device) for p in self.parameters())
-        return (type(self), self.features, *parameters)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D]."""
@@ -106,7 +101,8 @@ class LinearBlock(Transform):
         return torch.stack(biases) if biases else like.new_zeros(like.shape[:2])
 
     def _check_rows(self, inputs: Tensor) -> None:
-        check_event(inputs, (self.features,), type(self).__name__, ROWS_ADVICE)
+        if inputs.shape[1:] != (self.features,):
+            raise wrong_event(inputs, (self.features,), type(self).__name__, ROWS_ADVICE)
 
 
 class LULinear(LinearBlock):
@@ -140,10 +136,6 @@ class LULinear(LinearBlock):
         super().__init__(features)
         self.packed = nn.Parameter(torch.zeros(features, features))
         self.bias = nn.Parameter(torch.zeros(features)) if bias else None
-
-    def sizes(self) -> tuple:
-        """Class, D, dtype and device."""
-        return type(self), self.features, self.bias is None, self.packed.dtype, self.packed.device
 
     def weight(self) -> Tensor:
         """L U, [D, D]."""
@@ -286,7 +278,8 @@ class InvertibleConv1x1(Transform):
         return self._map_pixels(self.linear.inverse, inputs)
 
     def _map_pixels(self, function, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        check_channels(inputs, self.channels, "InvertibleConv1x1")
+        if inputs.dim() != 4 or inputs.shape[1] != self.channels:
+            check_channels(inputs, self.channels, "InvertibleConv1x1")
         batch, _, height, width = inputs.shape
         pixels, logabsdet = function(rearrange(inputs, "b c h w -> (b h w) c"))
         images = rearrange(pixels, "(b h w) c -> b c h w", b=batch, h=height, w=width)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from einops import rearrange, reduce, repeat
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflows_mixer._checks import check_context, check_event, mismatch
-from nflows_mixer._modes import running_statistics
+from nflows_mixer._checks import check_context, mismatch, wrong_event
+from nflows_mixer._modes import EVALUATING, running_statistics
 from nflows_mixer.core.as_transform import adapted
+from nflows_mixer.core.composite import inverse_function
 from nflows_mixer.core.context import row_lengths, takes_context
 from nflows_mixer.core.passage import Passage
 from nflows_mixer.core.probe import check_usable
-from nflows_mixer.numerics.autoregressive import inverse_of
 
 
 class _MixingTransform(Transform):
@@ -46,8 +48,8 @@ class _MixingTransform(Transform):
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map every row back, with running statistics even in training mode."""
-        with running_statistics(self.transform):
-            return self._map_rows(inverse_of(self.transform), inputs, context)
+        with nullcontext() if EVALUATING.get() else running_statistics(self.transform):
+            return self._map_rows(inverse_function(self.transform), inputs, context)
 
     def passage(self, inputs: Tensor) -> Passage:
         """Rows out of a matrix, and back."""
@@ -72,7 +74,10 @@ class _MixingTransform(Transform):
         _, enter, leave, row_context, count = self.passage(inputs)
         rows = enter(inputs)
         for length in self._lengths:
-            check_event(rows, (length,), type(self).__name__, "build its flow for these rows")
+            if rows.shape[1:] != (length,):
+                raise wrong_event(
+                    rows, (length,), type(self).__name__, "build its flow for these rows"
+                )
         outputs, logabsdet = function(rows, row_context(context))
         if outputs.shape != rows.shape:
             raise mismatch(

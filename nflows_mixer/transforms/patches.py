@@ -8,7 +8,7 @@ from einops import rearrange
 from nflows.transforms import Transform
 from torch import Tensor
 
-from nflows_mixer._checks import as_pair, check_choice, check_event, check_image_shape, mismatch
+from nflows_mixer._checks import as_pair, check_choice, check_image_shape, mismatch, wrong_event
 from nflows_mixer.core.composite import no_volume_change
 
 LAYOUTS = ("patch", "band", "stripe", "dilated")
@@ -86,14 +86,18 @@ class PatchTransform(Transform):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Image to matrix."""
-        check_event(inputs, self.image_shape, "PatchTransform", "pass images of that shape")
+        if inputs.shape[1:] != self.image_shape:
+            raise wrong_event(
+                inputs, self.image_shape, "PatchTransform", "pass images of that shape"
+            )
         matrix = rearrange(inputs, f"{self._image_axes} -> {self._matrix_axes}", **self._sizes)
         return matrix, no_volume_change(inputs)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Matrix to image."""
         matrix_shape = (self.n_patches, self.channels)
-        check_event(inputs, matrix_shape, "PatchTransform", "pass what forward returned")
+        if inputs.shape[1:] != matrix_shape:
+            raise wrong_event(inputs, matrix_shape, "PatchTransform", "pass what forward returned")
         image = rearrange(inputs, f"{self._matrix_axes} -> {self._image_axes}", **self._sizes)
         return image, no_volume_change(inputs)
 

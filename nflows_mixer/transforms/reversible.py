@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint, get_device_states, set_device_sta
 
 from nflows_mixer._checks import check_choice, check_positive, mismatch
 from nflows_mixer._distributed import all_reduce_max, world_size
-from nflows_mixer._modes import autocast_dtype, is_compiling, running_statistics, without_autocast
+from nflows_mixer._modes import autocast_dtype, running_statistics
 from nflows_mixer.core.composite import CompositeTransform, run_chain
 from nflows_mixer.core.passage import Passage
 from nflows_mixer.nn.batch_norm import scratch_buffers
@@ -152,16 +152,16 @@ class ReversibleCompositeTransform(CompositeTransform):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map through the parts in their order."""
-        if is_compiling():
+        if torch.compiler.is_compiling():
             return super().forward(inputs, context)
         gradients = self.memory != "full" and torch.is_grad_enabled()
         if is_in_pass() and not gradients:
             return super().forward(inputs, context)
-        layers = list(layers_in(self))
+        layers = layers_in(self)
         constant = gradients and self.memory == "constant" and autocast_dtype(inputs) is None
-        with without_autocast(inputs):
+        with torch.autocast(inputs.device.type, enabled=False):
             weights = prepare_layers(layers, None if constant else False)
-        if self.training and len(weights) < len(set(layers)):
+        if self.training and len(weights) < len(layers):
             # An ActNorm has no scale yet: one pass for that alone, which keeps nothing.
             with (
                 torch.no_grad(),
@@ -187,10 +187,10 @@ class ReversibleCompositeTransform(CompositeTransform):
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map back through the parts in reverse order, in evaluation mode."""
-        if is_compiling() or is_in_pass():
+        if torch.compiler.is_compiling() or is_in_pass():
             return super().inverse(inputs, context)
         with running_statistics(self):
-            with without_autocast(inputs):
+            with torch.autocast(inputs.device.type, enabled=False):
                 weights = prepare_layers(layers_in(self), inverse=True)
             with using_weights(weights):
                 return super().inverse(inputs, context)

@@ -8,7 +8,7 @@ from typing import Union
 from nflows.transforms import Transform
 from torch import Tensor
 
-from nflows_mixer._checks import as_pair, check_event, check_image_shape, mismatch
+from nflows_mixer._checks import as_pair, check_image_shape, mismatch, wrong_event
 from nflows_mixer.core.as_transform import built
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.core.passage import Passage
@@ -119,10 +119,14 @@ class ShiftTransform(Transform):
         return (..., slice(top, top + height), slice(left, left + width))
 
     def _map_inner(self, function, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        check_event(inputs, self.image_shape, "ShiftTransform", "pass images of that shape")
+        if inputs.shape[1:] != self.image_shape:
+            raise wrong_event(
+                inputs, self.image_shape, "ShiftTransform", "pass images of that shape"
+            )
         context = context if self._passes_context else None
         mapped, logabsdet = function(inputs[self._inner], context)
-        check_event(
-            mapped, self.inner_shape, "ShiftTransform.transform", "keep the shape of images"
-        )
+        if mapped.shape[1:] != self.inner_shape:
+            raise wrong_event(
+                mapped, self.inner_shape, "ShiftTransform.transform", "keep the shape of images"
+            )
         return self._into_frame(mapped, inputs), logabsdet

@@ -11,19 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from nflows_mixer._checks import check_image_shape, check_levels, mismatch
+from nflows_mixer._checks import check_event, check_image_shape, mismatch
 from nflows_mixer.core.as_transform import adapted
 from nflows_mixer.distributions import standard_normal_log_prob
 from nflows_mixer.nn import DenseEncoder
 from nflows_mixer.transforms.conditional_noise import ConditionalNoise
-from nflows_mixer.transforms.dequantize import add_below_one, check_pixels, round_down
-from nflows_mixer.transforms.stochastic import StochasticTransform
+from nflows_mixer.transforms.dequantize import Dequantization
 
 NEARLY_UNIFORM = partial(ConditionalNoise, scale=1.7)
 """Noise whose sigmoid is nearly uniform before training."""
 
 
-class VariationalDequantization(StochasticTransform):
+class VariationalDequantization(Dequantization):
     r"""Add noise to integer pixels that a conditional flow makes: a tighter bound.
 
     .. math:: y = x + u, \quad u = \sigma(\mathrm{unsqueeze}(f(\varepsilon;\ \phi(x)))), \quad
@@ -32,8 +31,8 @@ class VariationalDequantization(StochasticTransform):
               \log \mathcal N(\varepsilon; 0, I)
 
     f is a ``ConditionalNoise`` on squeezed noise, :math:`\phi` a ``DenseEncoder`` of the image in
-    [-1, 1]. ``inverse`` rounds down. x + u is held below x + 1 in the working precision, so that
-    every pixel comes back. For 3 channels it has 2,395,784 parameters at the defaults.
+    [-1, 1]. ``inverse`` rounds down; every pixel comes back. For 3 channels it has 2,395,784
+    parameters at the defaults.
 
     Args:
         image_shape: (C, H, W), with even H and W.
@@ -75,30 +74,24 @@ class VariationalDequantization(StochasticTransform):
         context_features: int = 64,
         checkpoint: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(levels)
         owner = "VariationalDequantization"
-        check_levels(owner, levels)
         self.image_shape = check_image_shape(image_shape, owner)
         channels, height, width = self.image_shape
         if height % 2 or width % 2:
             advice = "pad the images, or dequantize uniformly"
             raise mismatch(owner, "an even height and width", (height, width), advice)
-        self.levels = levels
         self.encoder = encoder(channels, context_features)
         self.noise = adapted(noise(4 * channels, context_features), owner)
         self.checkpoint = checkpoint
-        self.register_buffer("_like", torch.zeros(()), persistent=False)
 
     def forward(
         self, inputs: Tensor, context: Tensor | None = None, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Add what becomes of ``noise``, standard normal, drawn where not given."""
-        check_pixels(inputs, "VariationalDequantization")
-        if tuple(inputs.shape[1:]) != self.image_shape:
-            expected = f"images of shape [B, {', '.join(map(str, self.image_shape))}]"
-            advice = "build it for these images"
-            raise mismatch("VariationalDequantization", expected, list(inputs.shape), advice)
-        pixels = inputs.to(self._like.dtype)
+        pixels = self._pixels(inputs)
+        owner, advice = "VariationalDequantization", "build it for these images"
+        check_event(inputs, self.image_shape, owner, advice)
         noise = self.noise_for(inputs, noise, pixels.dtype)
         if self.checkpoint and torch.is_grad_enabled():
             made, logabsdet = checkpointed(self._make, pixels, noise, use_reentrant=False)
@@ -107,15 +100,11 @@ class VariationalDequantization(StochasticTransform):
         logits = rearrange(made, "b (c s t) h w -> b c (h s) (w t)", s=2, t=2)
         of_sigmoid = -(F.softplus(logits) + F.softplus(-logits)).flatten(1).sum(1)
         total = logabsdet + of_sigmoid - standard_normal_log_prob(noise)
-        return add_below_one(pixels, logits.sigmoid()), total
+        return self._add(pixels, logits.sigmoid()), total
 
     def _make(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         features = self.encoder(2 * pixels / (self.levels - 1) - 1).to(pixels.dtype)
         return self.noise(noise, features)
-
-    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Round down to uint8 pixels, and clamp to the levels there are."""
-        return round_down(inputs, self.levels), inputs.new_zeros(len(inputs))
 
     def noise_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         """Four channels at half the resolution for each channel of the image [C, H, W]."""
