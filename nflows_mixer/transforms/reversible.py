@@ -137,10 +137,9 @@ class ReversibleCompositeTransform(CompositeTransform):
                 got = f"{type(part).__name__} at {name!r}"
                 advice = "put it before or behind the composite"
                 raise mismatch(owner, "deterministic transforms", got, advice)
-        if compile:
-            calls = CompiledCalls()
-            for layer in layers_in(self):
-                layer.compiled = calls
+        self.compiled = CompiledCalls() if compile else None
+        for layer in layers_in(self) if compile else ():
+            layer.compiled = self.compiled
         self.memory = memory
         self.anchors = anchors
         self.check_every = check_every
