@@ -1,4 +1,4 @@
-"""Fit a normalising flow to two moons, and draw its density.
+"""Fit a normalizing flow to two moons, and draw its density.
 
 Run it without arguments. It writes a picture and the figures to --out with .png, .json and .md
 added, and prints the mean log-density of held-out points.
