@@ -185,7 +185,7 @@ class ImageFlow(CheckedFlow):
             dtype: of the noise, float32 or float64.
 
         Returns:
-            [B, *noise_shape], on the device of ``index``.
+            ``[B, *noise_shape]``, on the device of ``index``.
         """
         row = mixed_noise(seed, step, index, self._noises, dtype)
         return row.reshape(-1, *self.noise_shape)

@@ -76,7 +76,7 @@ def check_solution(values: Tensor, targets: Tensor, owner: str) -> None:
         owner: whose inverse x is, for the error.
 
     Raises:
-        ValueError: if they are apart by more than 1e-3 (1e-6 in float64), relative to max(1, |y|):
+        ValueError: if they are apart by more than 1e-3 (1e-6 in float64), relative to ``max(1, |y|)``:
             there is no such x, or f is too flat there for the precision.
 
     Example:
