@@ -76,8 +76,8 @@ def check_solution(values: Tensor, targets: Tensor, owner: str) -> None:
         owner: whose inverse x is, for the error.
 
     Raises:
-        ValueError: if they are apart by more than 1e-3 (1e-6 in float64), relative to ``max(1, |y|)``:
-            there is no such x, or f is too flat there for the precision.
+        ValueError: if they are apart by more than 1e-3 (1e-6 in float64), relative to
+            ``max(1, |y|)``: there is no such x, or f is too flat there for the precision.
 
     Example:
         >>> check_solution(torch.tensor([1.0]), torch.tensor([1.0]), "example")
