@@ -37,7 +37,8 @@ def test_parameter_counts_are_those_of_the_models():
     calls = [(call, size) for models, size in rows for call in re.findall(r"`([^`]+)`", models)]
     assert len(calls) == 8
     for call, size in calls:
-        with torch.device("meta"):
+        # Masked networks of nflows read their masks, which meta tensors cannot.
+        with torch.device("cpu" if "mnist" in call else "meta"):
             flow = eval(call, {"mixerflow": mixerflow, "denseflow": denseflow})
         assert f"{sum(p.numel() for p in flow.parameters()):,}" == size, call
 
