@@ -1,7 +1,7 @@
 """Every transform of nflows, zuko and normflows that could be a channel or patch flow.
 
 A row is a factory of the flow as its library gives it, with no more arguments than it needs; the
-same rows are measured by ``table.py`` and asserted by ``tests/test_compatibility.py``, which also
+same rows are measured by ``run.py`` and asserted by ``tests/test_compatibility.py``, which also
 asks that no class of the three libraries is left out.
 """
 

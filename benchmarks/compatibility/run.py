@@ -73,7 +73,7 @@ def measure(library: str, name: str) -> dict[str, Any]:
     except (ValueError, TypeError) as error:
         if not row.refused:
             raise
-        return found | {"reason": str(error).split(", got ", 1)[1]}
+        return found | {"reason": str(error).split(", got ", 1)[1].split("; it has to take")[0]}
     for place in ("channel", "patch"):
         found[place] = measured(row, place)
     return found | ({"reason": row.because} if row.because else {})
