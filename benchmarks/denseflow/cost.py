@@ -1,6 +1,6 @@
 """Time and memory of a DenseFlow, and how near its time is to that of its convolutions alone.
 
-    python -m benchmarks.denseflow.cost           # writes results/cost-cpu.json, .md and .png
+    python -m benchmarks.denseflow.cost           # writes to runs/benchmarks
     python -m benchmarks.denseflow.cost --preset denseflow-45-6 --rounds 3
     python -m benchmarks.denseflow.cost --device cuda --batch_size 64 --calls 3
 
@@ -17,8 +17,6 @@ round. Images are random; the weights, the same for all, are moved off their sta
 ``settle`` in ``benchmarks/speed/variants/base.py``. What an image keeps is counted from the tensors
 that are saved for the backward pass, each storage once; the peak is that of
 ``benchmarks/speed/memory.py``.
-
-Results of another setting than the usual one are written to files of other names.
 """
 
 from __future__ import annotations
@@ -37,7 +35,6 @@ from torch import Tensor, nn
 from benchmarks import tables
 from benchmarks.denseflow.convolutions import ALONE, Convolution, convolutions
 from benchmarks.speed.environment import machine, versions
-from benchmarks.speed.files import path_of
 from benchmarks.speed.floor import Floor, multiply_adds
 from benchmarks.speed.interleaved import clock, interleaved, ratios
 from benchmarks.speed.memory import peak_bytes
@@ -46,7 +43,6 @@ from nflows_mixer.flows import ImageFlow, denseflow
 from nflows_mixer.likelihood import bits_per_dim
 from nflows_mixer.transforms import GlowStep, ReversibleCompositeTransform
 
-RESULTS = Path(__file__).parent / "results"
 MEMORY = ("full", "checkpoint", "constant")
 
 
@@ -60,7 +56,7 @@ def main(
     rounds: int = 4,
     calls: int = 1,
     changes: dict[str, Any] = {},  # noqa: B006 (read only)
-    out: str = str(RESULTS),
+    out: str = "runs/benchmarks",
 ):
     """Time a DenseFlow beside the floor of its convolutions, and measure the memory of an image.
 
@@ -76,7 +72,6 @@ def main(
         changes: other arguments of ``denseflow``.
         out: folder for the results.
     """
-    path = path_of("cost", main, locals())
     torch.set_num_threads(threads)
     models = Models(preset, changes, batch_size, device, getattr(torch, dtype))
     results = {
@@ -96,8 +91,7 @@ def main(
         "mib_per_image": models.mib_per_image(memory_batch_sizes),
         "inexact": models.inexact(),
     }
-    tables.write("cost", path, results)
-    print(path.with_suffix(".md").read_text())
+    tables.write("cost", Path(out, f"cost-{device}.json"), results)
 
 
 class Models:

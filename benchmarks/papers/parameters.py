@@ -39,9 +39,7 @@ def main(out: str = str(RESULTS)):
     Args:
         out: folder for parameters.json and parameters.md.
     """
-    path = Path(out, "parameters.json")
-    tables.write("parameters", path, counts())
-    print(path.with_suffix(".md").read_text())
+    tables.write("parameters", Path(out, "parameters.json"), counts())
 
 
 if __name__ == "__main__":

@@ -53,9 +53,7 @@ def main(rounds: int = 10, out: str = str(RESULTS)):
         "versions": versions(),
         "date": time.strftime("%Y-%m-%d"),
     }
-    path = Path(out, "step-times.json")
-    tables.write("step times", path, results)
-    print(path.with_suffix(".md").read_text())
+    tables.write("step times", Path(out, "step-times.json"), results)
 
 
 def training_step(name: str, batch_size: int) -> Callable[[], None]:

@@ -151,9 +151,7 @@ def main(
         "cores": os.cpu_count(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
-    path = Path(out, "results.json")
-    tables.write("scaling", path, results)
-    print(path.with_suffix(".md").read_text())
+    tables.write("scaling", Path(out, "results.json"), results)
 
 
 if __name__ == "__main__":
