@@ -36,7 +36,7 @@ BENCHMARKS = {
     "memory": ["speed/results/memory-*.md", "speed/results/memory-*.png"],
     "maf": ["speed/results/maf-*.md"],
     "exactness": ["speed/results/exactness-*.md"],
-    "scaling": ["scaling/results.md", "scaling/scaling.png"],
+    "scaling": ["scaling/results.md", "scaling/results.png"],
     "structured": ["scaling/likelihood.md"],
     "parameters": ["papers/results/parameters.md"],
     "step_times": ["papers/results/step-times.md"],

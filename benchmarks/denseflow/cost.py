@@ -55,7 +55,6 @@ def main(
     threads: int = 1,
     rounds: int = 4,
     calls: int = 1,
-    changes: dict[str, Any] = {},  # noqa: B006 (read only)
     out: str = "runs/benchmarks",
 ):
     """Time a DenseFlow beside the floor of its convolutions, and measure the memory of an image.
@@ -69,14 +68,12 @@ def main(
         threads: of torch, on the CPU.
         rounds: in each of which everything runs once.
         calls: of everything in each round.
-        changes: other arguments of ``denseflow``.
         out: folder for the results.
     """
     torch.set_num_threads(threads)
-    models = Models(preset, changes, batch_size, device, getattr(torch, dtype))
+    models = Models(preset, batch_size, device, getattr(torch, dtype))
     results = {
         "preset": preset,
-        "changes": changes,
         "image_shape": list(models.image_shape),
         "parameters": sum(p.numel() for p in models.evaluated.parameters()),
         "batch_size": batch_size,
@@ -95,34 +92,18 @@ def main(
 
 
 class Models:
-    """One DenseFlow in evaluation mode, and one for each way to train; their weights are shared.
+    """One DenseFlow in evaluation mode, and one for each way to train; their weights are shared."""
 
-    Args:
-        preset: of ``denseflow``.
-        changes: other arguments of ``denseflow``.
-        batch_size: images.
-        device: "cpu" or "cuda".
-        dtype: of parameters and activations.
-    """
-
-    def __init__(
-        self,
-        preset: str,
-        changes: dict[str, Any],
-        batch_size: int,
-        device: str,
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, preset: str, batch_size: int, device: str, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
         self.device, self.dtype = device, dtype
-        self.evaluated = denseflow(preset, **changes).to(device, dtype)
+        self.evaluated = denseflow(preset).to(device, dtype)
         self.image_shape = self.evaluated.image_shape
         self.images = self.draw(batch_size)
         modules = sum(isinstance(part, GlowStep) for part in self.evaluated.modules())
         settle(self.evaluated, self.images, modules)
         self.trained = {
-            memory: _sharing(denseflow(preset, memory=memory, **changes), self.evaluated)
-            for memory in MEMORY
+            memory: _sharing(denseflow(preset, memory=memory), self.evaluated) for memory in MEMORY
         }
         self.evaluated.eval()
 
