@@ -219,12 +219,7 @@ class Models:
 
 
 def kept_bytes(flow: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Bytes of what is saved for the backward pass, each storage once, beyond the flow's own.
-
-    Args:
-        flow: whose parameters and buffers are not counted.
-        loss: what is computed.
-    """
+    """Bytes of what is saved for the backward pass, each storage once, beyond the flow's own."""
     own = {t.untyped_storage().data_ptr() for t in (*flow.parameters(), *flow.buffers())}
     sizes: dict[int, int] = {}
 

@@ -23,12 +23,7 @@ def counts() -> dict[str, int]:
 
 
 def parameters_of(model: str, image_shape: tuple[int, int, int]) -> int:
-    """Return the number of parameters of a model at its published size.
-
-    Args:
-        model: key of ``MODELS``.
-        image_shape: (C, H, W).
-    """
+    """Return the number of parameters of a model at its published size."""
     flow = MODELS[model].at("paper", image_shape, 256)
     return sum(parameter.numel() for parameter in flow.parameters())
 

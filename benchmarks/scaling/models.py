@@ -38,16 +38,7 @@ BLOCKS: dict[str, Callable[..., Transform] | None] = {
 
 
 def mixer(linear: str, size: int, patch_size: int, **options) -> ImageFlow:
-    """Return a MixerFlow of square RGB images with this linear block in all its flows.
-
-    Args:
-        linear: "lu"; "butterfly" or "kronecker", with factors that are axes of a patch;
-            "butterfly-root", with factors as near to the square root as there are; or "none",
-            with which the parts of a coupling alternate.
-        size: height and width.
-        patch_size: of all layers.
-        **options: of ``mixerflow``; ``hidden_features`` is that of the conditioners.
-    """
+    """Return a MixerFlow of square RGB images with this linear block in all its flows."""
     return mixerflow(
         image_shape=(3, size, size),
         patch_size=patch_size,
