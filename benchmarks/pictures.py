@@ -186,9 +186,6 @@ Points = Sequence[tuple[float, float, float]]
 def save_shuffles(kept: Kept) -> list[Path]:
     """Draw curves and costs of the tables of shuffled images, as far as there are results.
 
-    Args:
-        kept: results, in whose folder the pictures are written.
-
     Returns:
         The files.
     """
@@ -211,11 +208,6 @@ def save_curves(path: Path, column: Column, kept: Kept) -> None:
 
     Seconds of scaled-down models are those of ``papers.step_time``, where it has been run: runs
     that are not trained side by side have times that do not compare.
-
-    Args:
-        path: of the PNG file.
-        column: of a table of shuffled images.
-        kept: results.
     """
     figure = Figure((10, 7), layout="constrained")
     axes = figure.subplots(2, 2, sharey="row")
@@ -271,13 +263,7 @@ def save_curves(path: Path, column: Column, kept: Kept) -> None:
 def save_degradation(
     path: Path, shown: Mapping[Row, tuple[float, list[float]]], kept: Kept
 ) -> None:
-    """Draw what shuffles cost: published on the left, ours on the right.
-
-    Args:
-        path: of the PNG file.
-        shown: row -> bits/dim more than without a shuffle, as published and ours of each seed.
-        kept: results.
-    """
+    """Draw what shuffles cost: published on the left, ours on the right."""
     figure = Figure((10, 1.4 + 0.4 * len(shown)), layout="constrained")
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     one_seed = all(len(here) == 1 for _, here in shown.values())

@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
-from torch import nn
 
-from benchmarks.baselines.autoregressive import FlattenTransform
 from benchmarks.papers import step_time
 from benchmarks.papers.budgets import BUDGETS, draws_of
 from benchmarks.papers.figures import figure_of, importance, with_figure
 from benchmarks.papers.images import noise_images
-from benchmarks.papers.kept import Kept, columns, read
+from benchmarks.papers.kept import Kept, read
 from benchmarks.papers.models import MODELS, Model
-from benchmarks.papers.picture import step_times
-from benchmarks.papers.report import _failures
 from benchmarks.papers.rows import ROWS, Run
 from benchmarks.papers.run import path_of, result_of, trained
-from benchmarks.papers.throughput import fraction_of_peak, training_operations
-from nflows_mixer.distributions import DiagonalNormal
-from nflows_mixer.flows import ImageFlow, denseflow
-from nflows_mixer.nn import DenseAttentionConditioner
-from nflows_mixer.transforms import AffineCoupling, CompositeTransform, SqueezeTransform
+from benchmarks.pictures import step_times
 
 
 def row_of(name):
@@ -58,7 +49,7 @@ def test_probe_and_cost_are_kept_beside_each_other(run_of):
     assert figure_of(loss, both) == first["probe"]["loss"]
     # 650 epochs of 50,000 images.
     hours = 650 * 50_000 / both["images_per_second"] / 3600
-    assert figure_of(cost, both) == pytest.approx(hours)
+    assert figure_of(cost, both) == pytest.approx(hours, rel=1e-3)
 
 
 def test_figures_without_weights_say_how_to_get_them(run_of, tmp_path):
@@ -89,57 +80,6 @@ def test_draws_are_the_published_ones_at_the_published_budget():
     assert draws_of(Run("denseflow-74-10", "cifar10"), "short") == 16
 
 
-def test_operations_of_a_convolution_by_hand():
-    coupling = AffineCoupling(4, lambda i, o: nn.Conv2d(i, o, 3, padding=1), "tanh")
-    transform = CompositeTransform([SqueezeTransform(2), coupling])
-    flow = ImageFlow(transform, (1, 6, 8), DiagonalNormal((4, 3, 4)))
-    images = torch.randint(256, (6, 1, 6, 8), dtype=torch.uint8)
-    # 2 channels to 4 by 3 x 3 taps at 3 x 4 pixels, two operations each; the gradient of the
-    # weights costs as much, and that of the pixels is not asked for.
-    products = 2 * (2 * 4 * 9 * 12)
-    assert training_operations(flow, images, 100) == 2 * products
-
-
-def test_operations_of_a_batch_are_shared_by_its_images():
-    class Shared(nn.Module):
-        """A product of weights alone, 2 x 3 by 3 x 2: 24 operations, and twice that backward."""
-
-        def __init__(self, inputs, outputs):
-            super().__init__()
-            self.left, self.right = (
-                nn.Parameter(torch.ones(*shape)) for shape in ((inputs, 3), (3, outputs))
-            )
-
-        def forward(self, rows):
-            return (self.left @ self.right).sum(0) * rows.sum(1, keepdim=True)
-
-    parts = [FlattenTransform((1, 2, 2)), AffineCoupling(4, Shared)]
-    flow = ImageFlow(CompositeTransform(parts), (1, 2, 2), DiagonalNormal(4))
-    images = torch.randint(256, (4, 1, 2, 2), dtype=torch.uint8)
-    once = 3 * 2 * (2 * 3 * 4)
-    assert training_operations(flow, images, 4) == once / 4
-    assert training_operations(flow, images, 100) == once / 100
-
-
-def test_operations_leave_a_flow_as_it_was():
-    sizes = {"units": (2, 1), "modules": (1, 1), "growth": 2}
-    sizes["conditioner"] = partial(DenseAttentionConditioner, hidden_channels=8, num_layers=1)
-    flow = denseflow(image_shape=(1, 8, 8), dequantization="uniform", **sizes)
-    images = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)
-    flow.initialize(images)
-    flow.eval()
-    before = {name: value.clone() for name, value in flow.state_dict().items()}
-    assert training_operations(flow, images, 64) > 0
-    assert not flow.training and all(p.grad is None for p in flow.parameters())
-    for name, value in flow.state_dict().items():
-        assert torch.equal(value, before[name]), name
-
-
-def test_fraction_of_peak():
-    assert fraction_of_peak(67e9, 100, "NVIDIA H200") == pytest.approx(0.1)
-    assert fraction_of_peak(67e9, 100, "NVIDIA H100 PCIe") is None
-
-
 def test_a_changed_model_does_not_go_on_from_a_checkpoint(run_of, monkeypatch):
     row = row_of("mixerflow-1-cifar10-plain-spline-11")
     _, _, (out, _) = run_of(row)
@@ -167,9 +107,7 @@ def test_run_that_overflows_is_kept_as_that_and_reported(run_of, monkeypatch):
     monkeypatch.setattr("benchmarks.papers.kept.NOISE", "none of these")
     [kept] = read(run_of.out)
     assert kept.results == {} and list(kept.failed) == [(row.run.name, 0)]
-    column = next(c for c in columns("paper") if c.rows[0][1] == row)
-    [line] = _failures(column, kept)
-    assert line.endswith("not finite: Glow, seed 0 (step 7).")
+    assert "step 7" in kept.failed[row.run.name, 0]
 
 
 def test_results_are_json_that_any_reader_takes(run_of):
@@ -209,12 +147,10 @@ def test_times_of_steps_by_hand(tmp_path):
         "versions": {"torch": "2.15.0"},
         "date": "2026-01-02",
     }
-    lines = step_time.table(results).split("\n")
-    assert lines[2:4] == ["| Glow | 200 | 1.00 |", "| MixerFlow | 300 | 1.52 |"]
     folder = tmp_path / "small-short"
     kept = Kept("small", "short", folder)
     assert step_times(kept, "cifar10") == {}
-    (tmp_path / step_time.FILE).write_text(json.dumps(results))
+    (tmp_path / "step-times.json").write_text(json.dumps(results))
     assert step_times(kept, "cifar10") == results["seconds"]
     assert step_times(kept, "mnist") == {}  # of other images
     assert step_times(Kept("paper", "short", folder), "cifar10") == {}  # of other models

@@ -1,6 +1,5 @@
 """The speed benchmark: that its floor, its stock model and its counts are what they say."""
 
-import inspect
 import json
 import math
 import os
@@ -14,30 +13,28 @@ from nflows.transforms import (
     LULinear,
     OneByOneConvolution,
 )
-from nflows_mixer.kernels import ops
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed import (
     compilation,
     exactness,
-    files,
     interleaved,
     maf,
     measure,
     memory,
-    picture,
-    table,
 )
 from benchmarks.speed.floor import Floor, Product, matrix_products, multiply_adds
-from benchmarks.speed.variants import VARIANTS, Setting, Variant, kernels
+from benchmarks.speed.variants import VARIANTS, Setting, Variant
 from benchmarks.speed.variants.base import settle
 from benchmarks.speed.variants.stock import stock_mixerflow
 from nflows_mixer import transforms as ours
 from nflows_mixer.flows import mixerflow
+from nflows_mixer.transforms import RLULinear, identity_maf
 
 # Old parts of torch that nflows and normflows still call.
 quiet = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-SMALL = {"image_shape": (2, 12, 8), "patch_size": 4, "num_layers": 2, "hidden_features": 6}
+SIZES = {"image_shape": (2, 12, 8), "patch_size": 4, "num_layers": 2, "hidden_features": 6}
+SMALL = {**SIZES, "norm": "batch"}
 
 
 @pytest.fixture(autouse=True)
@@ -70,17 +67,10 @@ def test_floor_counts_the_products_of_the_preset(collapsed, billions):
     assert counted / 1e9 == pytest.approx(billions, abs=0.006)
 
 
-def test_collapse_of_several_blocks_keeps_the_residual_stream():
-    flow = mixerflow(**SMALL, num_blocks=2, num_flow_layers=1, shift=None)
-    plain, collapsed = (matrix_products(flow, which)[:6] for which in (False, True))
-    inner = [Product(6, 6, 6)] * 3
-    assert plain == [Product(6, 32, 32), Product(6, 16, 6), *inner, Product(6, 6, 6)]
-    assert collapsed[:5] == [Product(6, 32, 32), Product(6, 16, 6), *inner]
-    assert collapsed[5] == Product(6, 6, 32)
-
-
 def test_products_of_masked_flows_are_counted_too():
-    flow = mixerflow(**SMALL, num_flow_layers=2, channel_flow="maf", linear="rlu", shift=None)
+    flow = mixerflow(
+        **SMALL, num_flow_layers=2, channel_flow=identity_maf, linear=RLULinear, shift=None
+    )
     first = matrix_products(flow)[:5]
     assert [(p.inputs, p.outputs) for p in first] == [(32, 32), (32, 6), (6, 6), (6, 6), (6, 64)]
 
@@ -141,9 +131,8 @@ def copy_coupling(target, source):
     net, conditioner = target.transform_net, source.conditioner
     pairs = [(net.initial_layer, conditioner.initial)]
     for theirs, own in zip(net.blocks, conditioner.blocks, strict=True):
-        layers = own.branch
-        pairs += zip(theirs.batch_norm_layers, (layers[0], layers[3]))
-        pairs += zip(theirs.linear_layers, (layers[2], layers[5]))
+        pairs += zip(theirs.batch_norm_layers, (own.norm1, own.norm2))
+        pairs += zip(theirs.linear_layers, (own.linear1, own.linear2))
     for theirs, own in pairs:
         theirs.load_state_dict(own.state_dict())
     for norm in parts(net, torch.nn.BatchNorm1d):
@@ -165,8 +154,8 @@ COPIES = {
 @torch.no_grad()
 def test_stock_model_is_the_library_s_at_the_same_weights(monkeypatch):
     torch.manual_seed(0)
-    flow = mixerflow(**SMALL, shift=1, shift_period=2).double()
-    stock = stock_mixerflow(flow.architecture).double()
+    flow = mixerflow(**SMALL).double()
+    stock = stock_mixerflow(**SMALL).double()
     for parameter in flow.parameters():
         parameter.add_(0.05 * torch.randn_like(parameter))
     images = torch.randint(256, (9, 2, 12, 8), dtype=torch.uint8)
@@ -200,8 +189,8 @@ def test_stock_model_is_the_library_s_at_the_same_weights(monkeypatch):
 @quiet
 def test_stock_model_makes_the_products_of_the_floor():
     """Forward, but for nflows' two triangular factors in the place of one matrix."""
-    flow = mixerflow(**SMALL, num_flow_layers=1, shift=1, shift_period=2)
-    stock = stock_mixerflow(flow.architecture)
+    flow = mixerflow(**SMALL, num_flow_layers=1)
+    stock = stock_mixerflow(**SMALL, num_flow_layers=1)
     images = torch.randint(256, (5, 2, 12, 8), dtype=torch.uint8)
     stock.initialize(images)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -286,49 +275,14 @@ def test_speed_command_writes_what_the_table_needs(tmp_path, capsys):
             assert rate == pytest.approx(1000 * results["batch_size"])
             assert timed["rounds"] == [timed["milliseconds"]]
             assert ("to_floor" in timed) == (name != "our Glow")
-    (written,) = (path.read_text() for path in tmp_path.glob("speed-cpu-*.md"))
-    assert written == table.speed_table(results) and written in capsys.readouterr().out
-    assert all(f"| {name} |" in written for name in results["variants"])
-    (drawn,) = tmp_path.glob("speed-cpu-*.png")
-    assert drawn.stat().st_size > 0
+    assert (tmp_path / "speed-cpu.md").read_text() in capsys.readouterr().out
+    assert (tmp_path / "speed-cpu.png").stat().st_size > 0
 
 
 def kept(folder):
     """The figures of the only measurement that a folder holds."""
     (path,) = folder.glob("*.json")
     return json.loads(path.read_text())
-
-
-def test_every_setting_has_files_of_its_own(tmp_path):
-    usual = {
-        name: parameter.default
-        for name, parameter in inspect.signature(measure.main).parameters.items()
-    }
-    usual["out"] = str(tmp_path)
-    assert files.path_of("speed", measure.main, usual) == tmp_path / "speed-cpu.json"
-    others = {
-        "preset": "imagenet64",
-        "num_layers": 30,
-        "batch_size": 512,
-        "device": "cuda",
-        "dtype": "float64",
-        "threads": 2,
-        "rounds": 3,
-        "calls": 2,
-        "variants": "eager, C++ kernel",
-        "measures": "sampling",
-        "peak_tflops": 989.0,
-        "hidden_features": 64,
-        "image_size": 64,
-    }
-    assert set(others) == set(usual) - {"out"}
-    paths = {files.path_of("speed", measure.main, {**usual, n: v}) for n, v in others.items()}
-    assert len(paths) == len(others) and all(path.parent == tmp_path for path in paths)
-    assert tmp_path / "speed-cpu-num-layers-30.json" in paths
-    assert tmp_path / "speed-cuda.json" in paths
-    assert tmp_path / "speed-cpu-variants-eager-c-kernel.json" in paths
-    every = {**usual, "variants": ", ".join(VARIANTS)}
-    assert len(files.path_of("speed", measure.main, every).name) < 255
 
 
 def test_images_of_another_size():
@@ -359,26 +313,6 @@ def test_weights_of_deep_flows_are_moved_less():
     torch.testing.assert_close(2 * moved[60], moved[30], rtol=1e-3, atol=1e-6)
 
 
-def test_kernels_are_in_use_for_the_calls_of_their_variant_alone(monkeypatch):
-    rows = torch.ones(2, 3)
-
-    def load():
-        ops.KERNEL_DTYPES["gelu_batch_norm", "cpu"] = (torch.float32,)
-
-    in_use = []
-    for name in ("add_gradients", "log_prob", "sample"):
-        monkeypatch.setattr(
-            Variant, name, lambda self: in_use.append(ops.has_kernel("gelu_batch_norm", rows))
-        )
-    monkeypatch.setattr(kernels.ByKernels, "load", staticmethod(load), raising=False)
-    setting = Setting(num_layers=1, batch_size=2, changes={"hidden_features": 8})
-    variant = kernels.ByKernels(setting.flow(), setting, setting.image_shape)
-    for method in Variant.methods:
-        getattr(variant, method)()
-        assert in_use == [True] and not ops.has_kernel("gelu_batch_norm", rows)
-        in_use.clear()
-
-
 def test_variants_are_measured_where_they_differ(monkeypatch):
     class InTraining(Variant):
         methods = ("training_step",)
@@ -391,20 +325,6 @@ def test_variants_are_measured_where_they_differ(monkeypatch):
     found = measure.measure(setting, ["other", "eager"], kinds, rounds=1)["variants"]
     assert list(found["other"]["measures"]) == ["training step"]
     assert list(found["eager"]["measures"]) == kinds == list(found["floor"]["measures"])
-
-
-@pytest.mark.parametrize("name", ["GPU kernels", "CUDA graph", "compiled CUDA graph"])
-def test_what_needs_a_gpu_is_unavailable_without(name):
-    with pytest.raises(measure.Unavailable, match="for a GPU"):
-        VARIANTS[name](Setting(num_layers=1))
-    if torch.cuda.is_available():
-        setting = Setting(num_layers=1, batch_size=4, device="cuda")
-        variant = VARIANTS[name](setting)
-        before = [parameter.clone() for parameter in variant.parameters]
-        for _ in range(3):
-            variant.training_step()
-        assert any(not torch.equal(p, b) for p, b in zip(variant.parameters, before))
-        assert all(parameter.isfinite().all() for parameter in variant.parameters)
 
 
 @quiet
@@ -434,36 +354,6 @@ def test_compilation_is_timed_in_a_process_of_its_own():
     assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == before
 
 
-def test_compilation_and_ratios_to_compiled_are_in_the_table():
-    results = json.loads((table.RESULTS / "speed-cpu.json").read_text())
-    for variant in results["variants"].values():
-        for timed in variant["measures"].values():
-            timed.pop("to_compiled", None)
-    frugal = results["variants"]["compiled constant"]
-    frugal["compile_seconds"] = 41.6
-    frugal["measures"]["training step"]["to_compiled"] = {"median": 1.41, "min": 1.25}
-    written = table.speed_table(results)
-    assert "| compiled constant | 42 |" in written
-    head = "| time / that of compiled, same round | training step |"
-    assert head in written and "| compiled constant | 1.41 (1.25) |" in written
-
-
-def test_numbers_of_bars_are_not_crossed_by_the_line(tmp_path, monkeypatch):
-    figures = []
-
-    def keep(figure, *_, **__):
-        figures.append(figure)
-
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", keep)
-    results = json.loads((table.RESULTS / "speed-cpu.json").read_text())
-    picture.save_ratios(tmp_path / "picture.png", results)
-    for axis in figures[0].axes:
-        (line,) = axis.lines
-        assert axis.texts and all(label.get_bbox_patch() is not None for label in axis.texts)
-        assert "0.00" not in [label.get_text() for label in axis.texts]
-        assert all(label.zorder > line.zorder for label in axis.texts)
-
-
 @quiet
 def test_exactness_command_compares_both_ways(tmp_path):
     rng = np.random.default_rng(0)
@@ -481,8 +371,7 @@ def test_exactness_command_compares_both_ways(tmp_path):
         out=str(tmp_path),
     )
     results = kept(tmp_path)
-    written = (tmp_path / "exactness-cpu.md").read_text()
-    assert written == table.exactness_table(results)
+    assert (tmp_path / "exactness-cpu.md").exists()
     assert list(results["gradient_errors"]) == ["fresh", "after 2 steps"]
     for errors in results["gradient_errors"].values():
         for way in exactness.WAYS:
@@ -546,9 +435,7 @@ def test_memory_command_gives_slopes(tmp_path):
         out=str(tmp_path),
     )
     results = kept(tmp_path)
-    (written,), (drawn,) = tmp_path.glob("memory-cpu-*.md"), tmp_path.glob("memory-cpu-*.png")
-    assert written.read_text() == table.memory_table(results)
-    assert drawn.stat().st_size > 0
+    assert (tmp_path / "memory-cpu.png").stat().st_size > 0
     setting = Setting(num_layers=1, changes={"hidden_features": 8})
     for name, (one, two) in results["mib_per_image"].items():
         # Every layer keeps its activations, at any batch size.
@@ -559,11 +446,9 @@ def test_memory_command_gives_slopes(tmp_path):
 def test_maf_command_divides_by_the_flow_s_own_forward(tmp_path):
     maf.main(sizes=((5, 20), (6, 10)), hidden_features=8, rounds=1, out=str(tmp_path))
     results = kept(tmp_path)
-    (written,) = tmp_path.glob("maf-cpu-*.md")
-    assert written.read_text() == table.maf_table(results)
     assert [case["features"] for case in results["cases"]] == [5, 6]
     for case in results["cases"]:
-        assert set(case["inverses"]) | set(results["skipped"]) == set(maf.MAFS)
+        assert set(case["inverses"]) == set(maf.MAFS)
         for timed in case["inverses"].values():
             ratio = timed["inverse_milliseconds"] / timed["forward_milliseconds"]
             assert timed["inverse_to_forward"]["median"] == pytest.approx(ratio)
@@ -572,17 +457,7 @@ def test_maf_command_divides_by_the_flow_s_own_forward(tmp_path):
 
 @pytest.mark.parametrize("name", maf.MAFS)
 def test_timed_inverses_are_inverses(name):
-    try:
-        transform, inverse = maf.MAFS[name](7, 8)
-    except measure.Unavailable as reason:
-        pytest.skip(str(reason))
+    transform, inverse = maf.MAFS[name](7, 8)
     transform.double().eval()
     inputs = torch.randn(4, 7, dtype=torch.float64)
     torch.testing.assert_close(inverse(transform(inputs)[0])[0], inputs, rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in table.RESULTS.glob("*.json")))
-def test_kept_table_is_of_the_kept_figures(name):
-    results = json.loads((table.RESULTS / f"{name}.json").read_text())
-    written = (table.RESULTS / f"{name}.md").read_text()
-    assert written == table.TABLES[name.split("-")[0]](results)

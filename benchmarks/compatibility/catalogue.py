@@ -20,7 +20,6 @@ from nflows.nn.nets import ResidualNet
 from torch import nn
 
 from nflows_mixer import transforms as ours
-from nflows_mixer.nn import ResidualMLP
 
 WIDTH = 32
 SPLINE = {"num_bins": 8, "tails": "linear", "tail_bound": 3.0}
@@ -45,6 +44,11 @@ class Row:
 
 def refused(make: Callable[[int], Any]) -> Row:
     return Row(make, refused=True)
+
+
+def named(module: Any, *names: str) -> dict[str, Row]:
+    """Rows of classes that need the row length alone."""
+    return {name: Row(getattr(module, name)) for name in names}
 
 
 def network(inputs: int, outputs: int) -> nn.Module:
@@ -103,70 +107,54 @@ def unconditional(kind: Any, *shapes: str) -> Callable[[int], Any]:
 
 WIDENED = "nflows' inverse widens the last bin by 1e-6"
 FLOAT32 = "nflows keeps its tensors in float32"
+FREE = "MaskedAffineAutoregressiveTransform"
+QUADRATIC = "MaskedPiecewiseQuadraticAutoregressiveTransform"
+RATIONAL = "MaskedPiecewiseRationalQuadraticAutoregressiveTransform"
+SPLINES = ("PiecewiseCubic", "PiecewiseQuadratic", "PiecewiseRationalQuadratic")
+nft = nflows_transforms
 
 NFLOWS = {
-    "AffineScalarTransform": Row(lambda d: nflows_transforms.AffineScalarTransform(2.0, 3.0)),
-    "AffineTransform": Row(lambda d: nflows_transforms.AffineTransform(2.0, 3.0)),
-    "ActNorm": Row(nflows_transforms.ActNorm),
+    **named(nft, "ActNorm", "BatchNorm", "RandomPermutation", "ReversePermutation"),
+    "AffineScalarTransform": Row(lambda d: nft.AffineScalarTransform(2.0, 3.0)),
+    "AffineTransform": Row(lambda d: nft.AffineTransform(2.0, 3.0)),
     "AdditiveCouplingTransform": Row(nflows_coupling("AdditiveCouplingTransform")),
     "AffineCouplingTransform": Row(nflows_coupling("AffineCouplingTransform")),
-    "BatchNorm": Row(nflows_transforms.BatchNorm),
     "CompositeCDFTransform": Row(
-        lambda d: nflows_transforms.CompositeCDFTransform(
-            nflows_transforms.Sigmoid(), nflows_transforms.PiecewiseRationalQuadraticCDF([d])
-        )
+        lambda d: nft.CompositeCDFTransform(nft.Sigmoid(), nft.PiecewiseRationalQuadraticCDF([d]))
     ),
     "CompositeTransform": Row(
-        lambda d: nflows_transforms.CompositeTransform(
-            [nflows_transforms.ReversePermutation(d), nflows_transforms.LULinear(d)]
-        )
+        lambda d: nft.CompositeTransform([nft.ReversePermutation(d), nft.LULinear(d)])
     ),
-    "GatedLinearUnit": refused(lambda d: nflows_transforms.GatedLinearUnit()),
-    "HouseholderSequence": Row(lambda d: nflows_transforms.HouseholderSequence(d, 4)),
-    "IdentityTransform": Row(lambda d: nflows_transforms.IdentityTransform()),
+    "GatedLinearUnit": refused(lambda d: nft.GatedLinearUnit()),
+    "HouseholderSequence": Row(lambda d: nft.HouseholderSequence(d, 4)),
+    "IdentityTransform": Row(lambda d: nft.IdentityTransform()),
     "InverseTransform": Row(
-        lambda d: nflows_transforms.InverseTransform(
-            nflows_transforms.MaskedAffineAutoregressiveTransform(d, WIDTH, num_blocks=1)
+        lambda d: nft.InverseTransform(
+            nft.MaskedAffineAutoregressiveTransform(d, WIDTH, num_blocks=1)
         )
     ),
-    "LULinear": Row(lambda d: nflows_transforms.LULinear(d, identity_init=True)),
-    "LeakyReLU": Row(lambda d: nflows_transforms.LeakyReLU(), precision=1e-6, because=FLOAT32),
-    "LogTanh": Row(lambda d: nflows_transforms.LogTanh()),
-    "Logit": refused(lambda d: nflows_transforms.Logit()),
-    "MaskedAffineAutoregressiveTransform": Row(
-        nflows_masked("MaskedAffineAutoregressiveTransform", use_batch_norm=True)
-    ),
-    "MaskedAffineAutoregressiveTransform, context": Row(
-        nflows_masked("MaskedAffineAutoregressiveTransform", context_features=3), context=True
-    ),
+    "LULinear": Row(lambda d: nft.LULinear(d, identity_init=True)),
+    "LeakyReLU": Row(lambda d: nft.LeakyReLU(), precision=1e-6, because=FLOAT32),
+    "LogTanh": Row(lambda d: nft.LogTanh()),
+    "Logit": refused(lambda d: nft.Logit()),
+    FREE: Row(nflows_masked(FREE, use_batch_norm=True)),
+    f"{FREE}, context": Row(nflows_masked(FREE, context_features=3), context=True),
     "MaskedPiecewiseCubicAutoregressiveTransform": refused(
-        piecewise_masked(nflows_transforms.MaskedPiecewiseCubicAutoregressiveTransform)
+        piecewise_masked(nft.MaskedPiecewiseCubicAutoregressiveTransform)
     ),
     "MaskedPiecewiseLinearAutoregressiveTransform": refused(
-        piecewise_masked(nflows_transforms.MaskedPiecewiseLinearAutoregressiveTransform)
+        piecewise_masked(nft.MaskedPiecewiseLinearAutoregressiveTransform)
     ),
-    "MaskedPiecewiseQuadraticAutoregressiveTransform": Row(
-        nflows_masked("MaskedPiecewiseQuadraticAutoregressiveTransform", **SPLINE)
-    ),
-    "MaskedPiecewiseRationalQuadraticAutoregressiveTransform": Row(
-        nflows_masked("MaskedPiecewiseRationalQuadraticAutoregressiveTransform", **SPLINE)
-    ),
-    "MaskedPiecewiseRationalQuadraticAutoregressiveTransform, tails=None": refused(
-        nflows_masked("MaskedPiecewiseRationalQuadraticAutoregressiveTransform")
-    ),
-    "MultiscaleCompositeTransform": refused(
-        lambda d: nflows_transforms.MultiscaleCompositeTransform(1)
-    ),
-    "NaiveLinear": refused(partial(nflows_transforms.NaiveLinear, orthogonal_initialization=False)),
-    "OneByOneConvolution": refused(nflows_transforms.OneByOneConvolution),
-    "Permutation": Row(lambda d: nflows_transforms.Permutation(torch.randperm(d))),
+    QUADRATIC: Row(nflows_masked(QUADRATIC, **SPLINE)),
+    RATIONAL: Row(nflows_masked(RATIONAL, **SPLINE)),
+    f"{RATIONAL}, tails=None": refused(nflows_masked(RATIONAL)),
+    "MultiscaleCompositeTransform": refused(lambda d: nft.MultiscaleCompositeTransform(1)),
+    "NaiveLinear": refused(nft.NaiveLinear),
+    "OneByOneConvolution": refused(nft.OneByOneConvolution),
+    "Permutation": Row(lambda d: nft.Permutation(torch.randperm(d))),
     **{
-        name: Row(nflows_coupling(name, **SPLINE))
-        for name in (
-            "PiecewiseCubicCouplingTransform",
-            "PiecewiseQuadraticCouplingTransform",
-            "PiecewiseRationalQuadraticCouplingTransform",
-        )
+        f"{name}CouplingTransform": Row(nflows_coupling(f"{name}CouplingTransform", **SPLINE))
+        for name in SPLINES
     },
     "PiecewiseLinearCouplingTransform": Row(
         nflows_coupling("PiecewiseLinearCouplingTransform", **SPLINE),
@@ -176,76 +164,58 @@ NFLOWS = {
     "PiecewiseRationalQuadraticCouplingTransform, tails=None": refused(
         nflows_coupling("PiecewiseRationalQuadraticCouplingTransform")
     ),
-    **{
-        name: Row(nflows_cdf(name))
-        for name in (
-            "PiecewiseCubicCDF",
-            "PiecewiseQuadraticCDF",
-            "PiecewiseRationalQuadraticCDF",
-        )
-    },
-    "PiecewiseLinearCDF": Row(
-        lambda d: nflows_transforms.PiecewiseLinearCDF([d], **SPLINE),
-        precision=1e-3,
-        because=WIDENED,
-    ),
+    **{f"{name}CDF": Row(nflows_cdf(f"{name}CDF")) for name in SPLINES},
+    "PiecewiseLinearCDF": Row(nflows_cdf("PiecewiseLinearCDF"), precision=1e-3, because=WIDENED),
     "PointwiseAffineTransform": Row(
-        lambda d: nflows_transforms.PointwiseAffineTransform(torch.ones(d), torch.full((d,), 2.0))
+        lambda d: nft.PointwiseAffineTransform(torch.ones(d), torch.full((d,), 2.0))
     ),
-    "QRLinear": Row(lambda d: nflows_transforms.QRLinear(d, num_householder=4)),
-    "RandomPermutation": Row(nflows_transforms.RandomPermutation),
-    "ReversePermutation": Row(nflows_transforms.ReversePermutation),
-    "SVDLinear": Row(lambda d: nflows_transforms.SVDLinear(d, num_householder=4)),
-    "Sigmoid": refused(lambda d: nflows_transforms.Sigmoid()),
-    "SqueezeTransform": refused(lambda d: nflows_transforms.SqueezeTransform()),
-    "Tanh": refused(lambda d: nflows_transforms.Tanh()),
+    "QRLinear": Row(lambda d: nft.QRLinear(d, num_householder=4)),
+    "SVDLinear": Row(lambda d: nft.SVDLinear(d, num_householder=4)),
+    "Sigmoid": refused(lambda d: nft.Sigmoid()),
+    "SqueezeTransform": refused(lambda d: nft.SqueezeTransform()),
+    "Tanh": refused(lambda d: nft.Tanh()),
 }
 
 ODE = "an ODE, solved to atol=1e-6 and rtol=1e-5"
 HIDDEN = {"hidden_features": (WIDTH,)}
 ZUKO = {
-    "BPF": Row(partial(zuko.flows.BPF, **HIDDEN)),
+    **named(zuko.flows, "ElementWiseTransform", "GF"),
+    **{
+        name: Row(partial(getattr(zuko.flows, name), **HIDDEN))
+        for name in ("BPF", "GeneralCouplingTransform", "MAF", "MaskedAutoregressiveTransform")
+        + ("NICE", "NSF", "RealNVP", "SOSPF")
+    },
     "CNF": Row(partial(zuko.flows.CNF, **HIDDEN), precision=1e-3, because=ODE),
     "CNF, exact=False": refused(partial(zuko.flows.CNF, exact=False)),
-    "ElementWiseTransform": Row(zuko.flows.ElementWiseTransform),
     "ElementWiseTransform, context": Row(
         lambda d: zuko.flows.ElementWiseTransform(d, 3, **HIDDEN), context=True
     ),
     "FFJTransform": Row(partial(zuko.flows.FFJTransform, **HIDDEN), precision=1e-3, because=ODE),
-    "GF": Row(zuko.flows.GF),
     "GMM": refused(zuko.flows.GMM),
-    "GeneralCouplingTransform": Row(partial(zuko.flows.GeneralCouplingTransform, **HIDDEN)),
-    "MAF": Row(partial(zuko.flows.MAF, **HIDDEN)),
     "MAF, context": Row(lambda d: zuko.flows.MAF(d, 3, **HIDDEN), context=True),
     "MAF, passes=2": Row(partial(zuko.flows.MAF, passes=2, **HIDDEN)),
-    "MaskedAutoregressiveTransform": Row(
-        partial(zuko.flows.MaskedAutoregressiveTransform, **HIDDEN)
-    ),
     "NAF": Row(partial(zuko.flows.NAF, transforms=2, **HIDDEN)),
     "NCSF": refused(zuko.flows.NCSF),
-    "NICE": Row(partial(zuko.flows.NICE, **HIDDEN)),
-    "NSF": Row(partial(zuko.flows.NSF, **HIDDEN)),
     "NSF, context": Row(lambda d: zuko.flows.NSF(d, 3, **HIDDEN), context=True),
-    "RealNVP": Row(partial(zuko.flows.RealNVP, **HIDDEN)),
-    "SOSPF": Row(partial(zuko.flows.SOSPF, **HIDDEN)),
     "UNAF": Row(partial(zuko.flows.UNAF, transforms=2, **HIDDEN)),
-    "UnconditionalTransform(ExpTransform)": refused(unconditional(zuko.transforms.ExpTransform)),
-    "UnconditionalTransform(LULinearTransform)": Row(
-        unconditional(zuko.transforms.LULinearTransform, "matrix")
-    ),
-    "UnconditionalTransform(PermutationTransform)": Row(
-        unconditional(zuko.transforms.PermutationTransform, "order")
-    ),
-    "UnconditionalTransform(RotationTransform)": Row(
-        unconditional(zuko.transforms.RotationTransform, "matrix")
-    ),
-    "UnconditionalTransform(SoftclipTransform)": refused(
-        unconditional(zuko.transforms.SoftclipTransform)
-    ),
+    **{
+        f"UnconditionalTransform({kind.__name__})": row(unconditional(kind, *shapes))
+        for row, kind, *shapes in [
+            (refused, zuko.transforms.ExpTransform),
+            (Row, zuko.transforms.LULinearTransform, "matrix"),
+            (Row, zuko.transforms.PermutationTransform, "order"),
+            (Row, zuko.transforms.RotationTransform, "matrix"),
+            (refused, zuko.transforms.SoftclipTransform),
+        ]
+    },
     "LULinearTransform, raw": refused(lambda d: zuko.transforms.LULinearTransform(torch.eye(d))),
 }
 
+CIRCULAR = nf.flows.CircularAutoregressiveRationalQuadraticSpline
+COUPLED = nf.flows.CoupledRationalQuadraticSpline
+MASKED = nf.flows.MaskedAffineAutoregressive
 NORMFLOWS = {
+    **named(nf.flows, "InvertibleAffine", "LULinearPermute", "Permute"),
     "ActNorm": Row(lambda d: nf.flows.ActNorm((d,))),
     "AffineConstFlow": Row(lambda d: nf.flows.AffineConstFlow((d,))),
     "AffineCoupling": refused(lambda d: nf.flows.AffineCoupling(normflows_network(d, d))),
@@ -255,40 +225,29 @@ NORMFLOWS = {
     ),
     "BatchNorm": refused(lambda d: nf.flows.BatchNorm()),
     "CCAffineConst": Row(lambda d: nf.flows.CCAffineConst((d,), 3), context=True),
-    "CircularAutoregressiveRationalQuadraticSpline": refused(
-        lambda d: nf.flows.CircularAutoregressiveRationalQuadraticSpline(d, 1, WIDTH, [0])
-    ),
+    "CircularAutoregressiveRationalQuadraticSpline": refused(lambda d: CIRCULAR(d, 1, WIDTH, [0])),
     "CircularCoupledRationalQuadraticSpline": refused(
         lambda d: nf.flows.CircularCoupledRationalQuadraticSpline(d, 1, WIDTH, [0])
     ),
     "Composite": Row(
         lambda d: nf.flows.Composite([nf.flows.LULinearPermute(d), normflows_coupling(d)])
     ),
-    "CoupledRationalQuadraticSpline": Row(
-        lambda d: nf.flows.CoupledRationalQuadraticSpline(d, 1, WIDTH)
-    ),
-    "CoupledRationalQuadraticSpline, context": Row(
-        lambda d: nf.flows.CoupledRationalQuadraticSpline(d, 1, WIDTH, 3), context=True
-    ),
+    "CoupledRationalQuadraticSpline": Row(lambda d: COUPLED(d, 1, WIDTH)),
+    "CoupledRationalQuadraticSpline, context": Row(lambda d: COUPLED(d, 1, WIDTH, 3), context=True),
     "GlowBlock": refused(lambda d: nf.flows.GlowBlock(d, WIDTH)),
     "HamiltonianMonteCarlo": refused(
         lambda d: nf.flows.HamiltonianMonteCarlo(None, 1, torch.zeros(d), torch.zeros(d))
     ),
     "Invertible1x1Conv": refused(nf.flows.Invertible1x1Conv),
-    "InvertibleAffine": Row(nf.flows.InvertibleAffine),
-    "LULinearPermute": Row(nf.flows.LULinearPermute),
-    "MaskedAffineAutoregressive": Row(
-        lambda d: nf.flows.MaskedAffineAutoregressive(d, WIDTH, num_blocks=1)
-    ),
+    "MaskedAffineAutoregressive": Row(lambda d: MASKED(d, WIDTH, num_blocks=1)),
     "MaskedAffineAutoregressive, context": Row(
-        lambda d: nf.flows.MaskedAffineAutoregressive(d, WIDTH, 3, num_blocks=1), context=True
+        lambda d: MASKED(d, WIDTH, 3, num_blocks=1), context=True
     ),
     "MaskedAffineFlow": Row(normflows_masked_affine),
     "Merge": refused(lambda d: nf.flows.Merge()),
     "MetropolisHastings": refused(lambda d: nf.flows.MetropolisHastings(None, None, 1)),
     "PeriodicShift": refused(lambda d: nf.flows.PeriodicShift([0])),
     "PeriodicWrap": refused(lambda d: nf.flows.PeriodicWrap([0])),
-    "Permute": Row(nf.flows.Permute),
     "Planar": refused(lambda d: nf.flows.Planar((d,))),
     "Planar, act='leaky_relu'": Row(
         lambda d: nf.flows.Planar((d,), act="leaky_relu"),
@@ -302,22 +261,15 @@ NORMFLOWS = {
     "Squeeze": refused(lambda d: nf.flows.Squeeze()),
 }
 
-CONDITIONER = partial(ResidualMLP, hidden_features=WIDTH)
 OURS = {
-    "ActNorm": Row(ours.ActNorm),
-    "AdditiveCoupling": Row(partial(ours.AdditiveCoupling, conditioner=CONDITIONER)),
-    "AffineCoupling": Row(partial(ours.AffineCoupling, conditioner=CONDITIONER)),
+    **named(ours, "ActNorm", "FlowLayer", "LULinear", "RLULinear", "ResidualTransform"),
+    **{
+        name: Row(partial(getattr(ours, name), hidden_features=WIDTH))
+        for name in ("AdditiveCoupling", "AffineCoupling", "RationalQuadraticCoupling")
+    },
     "AffineCoupling, context": Row(
-        partial(ours.AffineCoupling, conditioner=partial(CONDITIONER, context_features=3)),
-        context=True,
+        partial(ours.AffineCoupling, hidden_features=WIDTH, context_features=3), context=True
     ),
-    "FlowLayer": Row(ours.FlowLayer),
-    "LULinear": Row(ours.LULinear),
-    "RLULinear": Row(ours.RLULinear),
-    "RationalQuadraticCoupling": Row(
-        partial(ours.RationalQuadraticCoupling, conditioner=CONDITIONER)
-    ),
-    "ResidualTransform": Row(ours.ResidualTransform),
 }
 
 CATALOGUE: dict[str, dict[str, Row]] = {

@@ -146,16 +146,7 @@ def run(
     evaluated: int,
     draws: int,
 ) -> dict[str, Any]:
-    """Train one model, and evaluate it on the first test images.
-
-    Args:
-        arguments: of ``denseflow``.
-        images: what to train and evaluate on.
-        recipe: how.
-        seed: of parameters, order and noise.
-        evaluated: images.
-        draws: of the importance-weighted bound.
-    """
+    """Train one model, and evaluate it on the first test images."""
     torch.manual_seed(seed)
     flow = denseflow(**arguments)
     seconds = trained(flow, images, recipe, seed)
@@ -178,12 +169,7 @@ def reported(images: ImageData) -> ImageDataset:
 
 
 def jobs_in(path: Path, setting: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
-    """Return the jobs of a file by row and seed, none where there is no file.
-
-    Args:
-        path: of the JSON file.
-        setting: that the jobs must be of.
-    """
+    """Return the jobs of a file by row and seed, none where there is no file."""
     if not path.exists():
         return {}
     results = json.loads(path.read_text())

@@ -48,12 +48,7 @@ class Convolution:
 
 
 def convolutions(flow: nn.Module, task: Callable[[], object]) -> list[Convolution]:
-    """Return the convolutions of a call: those of networks in their order, then the invertible.
-
-    Args:
-        flow: a DenseFlow.
-        task: calls it once, such as ``lambda: flow.log_prob(images)``.
-    """
+    """Return the convolutions of a call: those of networks in their order, then the invertible."""
     found: list[Convolution] = []
     sizes: dict[nn.Module, tuple[int, int]] = {}
 

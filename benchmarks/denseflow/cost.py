@@ -1,6 +1,6 @@
 """Time and memory of a DenseFlow, and how near its time is to that of its convolutions alone.
 
-    python -m benchmarks.denseflow.cost           # writes results/cost-cpu.json, .md and .png
+    python -m benchmarks.denseflow.cost           # writes to runs/benchmarks
     python -m benchmarks.denseflow.cost --preset denseflow-45-6 --rounds 3
     python -m benchmarks.denseflow.cost --device cuda --batch_size 64 --calls 3
 
@@ -17,8 +17,6 @@ round. Images are random; the weights, the same for all, are moved off their sta
 ``settle`` in ``benchmarks/speed/variants/base.py``. What an image keeps is counted from the tensors
 that are saved for the backward pass, each storage once; the peak is that of
 ``benchmarks/speed/memory.py``.
-
-Results of another setting than the usual one are written to files of other names.
 """
 
 from __future__ import annotations
@@ -37,7 +35,6 @@ from torch import Tensor, nn
 from benchmarks import tables
 from benchmarks.denseflow.convolutions import ALONE, Convolution, convolutions
 from benchmarks.speed.environment import machine, versions
-from benchmarks.speed.files import path_of
 from benchmarks.speed.floor import Floor, multiply_adds
 from benchmarks.speed.interleaved import clock, interleaved, ratios
 from benchmarks.speed.memory import peak_bytes
@@ -46,7 +43,6 @@ from nflows_mixer.flows import ImageFlow, denseflow
 from nflows_mixer.likelihood import bits_per_dim
 from nflows_mixer.transforms import GlowStep, ReversibleCompositeTransform
 
-RESULTS = Path(__file__).parent / "results"
 MEMORY = ("full", "checkpoint", "constant")
 
 
@@ -59,8 +55,7 @@ def main(
     threads: int = 1,
     rounds: int = 4,
     calls: int = 1,
-    changes: dict[str, Any] = {},  # noqa: B006 (read only)
-    out: str = str(RESULTS),
+    out: str = "runs/benchmarks",
 ):
     """Time a DenseFlow beside the floor of its convolutions, and measure the memory of an image.
 
@@ -73,15 +68,12 @@ def main(
         threads: of torch, on the CPU.
         rounds: in each of which everything runs once.
         calls: of everything in each round.
-        changes: other arguments of ``denseflow``.
         out: folder for the results.
     """
-    path = path_of("cost", main, locals())
     torch.set_num_threads(threads)
-    models = Models(preset, changes, batch_size, device, getattr(torch, dtype))
+    models = Models(preset, batch_size, device, getattr(torch, dtype))
     results = {
         "preset": preset,
-        "changes": changes,
         "image_shape": list(models.image_shape),
         "parameters": sum(p.numel() for p in models.evaluated.parameters()),
         "batch_size": batch_size,
@@ -96,39 +88,22 @@ def main(
         "mib_per_image": models.mib_per_image(memory_batch_sizes),
         "inexact": models.inexact(),
     }
-    tables.write("cost", path, results)
-    print(path.with_suffix(".md").read_text())
+    tables.write("cost", Path(out, f"cost-{device}.json"), results)
 
 
 class Models:
-    """One DenseFlow in evaluation mode, and one for each way to train; their weights are shared.
+    """One DenseFlow in evaluation mode, and one for each way to train; their weights are shared."""
 
-    Args:
-        preset: of ``denseflow``.
-        changes: other arguments of ``denseflow``.
-        batch_size: images.
-        device: "cpu" or "cuda".
-        dtype: of parameters and activations.
-    """
-
-    def __init__(
-        self,
-        preset: str,
-        changes: dict[str, Any],
-        batch_size: int,
-        device: str,
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, preset: str, batch_size: int, device: str, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
         self.device, self.dtype = device, dtype
-        self.evaluated = denseflow(preset, **changes).to(device, dtype)
+        self.evaluated = denseflow(preset).to(device, dtype)
         self.image_shape = self.evaluated.image_shape
         self.images = self.draw(batch_size)
         modules = sum(isinstance(part, GlowStep) for part in self.evaluated.modules())
         settle(self.evaluated, self.images, modules)
         self.trained = {
-            memory: _sharing(denseflow(preset, memory=memory, **changes), self.evaluated)
-            for memory in MEMORY
+            memory: _sharing(denseflow(preset, memory=memory), self.evaluated) for memory in MEMORY
         }
         self.evaluated.eval()
 
@@ -244,12 +219,7 @@ class Models:
 
 
 def kept_bytes(flow: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Bytes of what is saved for the backward pass, each storage once, beyond the flow's own.
-
-    Args:
-        flow: whose parameters and buffers are not counted.
-        loss: what is computed.
-    """
+    """Bytes of what is saved for the backward pass, each storage once, beyond the flow's own."""
     own = {t.untyped_storage().data_ptr() for t in (*flow.parameters(), *flow.buffers())}
     sizes: dict[int, int] = {}
 

@@ -61,15 +61,7 @@ TEXT = {"previous": "noise from the previous unit alone", "no attention": "no at
 
 @dataclass(frozen=True)
 class Scale:
-    """What all rows have in common, in the place of DenseFlow-45-6's sizes.
-
-    Args:
-        units: of each block; 1 where there is no augmentation.
-        modules: in each unit; without augmentation, as many in all.
-        growth: channels of noise behind each unit but the last of a block.
-        dense_layers: of the fused networks.
-        attention_channels: of the fused networks.
-    """
+    """What all rows have in common, in the place of DenseFlow-45-6's sizes."""
 
     units: tuple[int, ...] = (3, 1)
     modules: tuple[int, ...] = (2, 4)
@@ -79,14 +71,7 @@ class Scale:
 
 
 def arguments_of(row: Row, scale: Scale, image_shape: Sequence[int], levels: int) -> dict[str, Any]:
-    """Return arguments of ``denseflow``, all but the conditioner.
-
-    Args:
-        row: what is built.
-        scale: how large.
-        image_shape: (C, H, W).
-        levels: number of pixel values.
-    """
+    """Return arguments of ``denseflow``, all but the conditioner."""
     arguments = {
         **DENSEFLOW_PRESETS[row.preset].arguments,
         "image_shape": tuple(image_shape),
@@ -106,13 +91,7 @@ def arguments_of(row: Row, scale: Scale, image_shape: Sequence[int], levels: int
 
 
 def conditioner_of(row: Row, scale: Scale, widths: Mapping[str, int]) -> Callable[..., nn.Module]:
-    """Return the networks of the couplings.
-
-    Args:
-        row: what is built.
-        scale: how large.
-        widths: ``hidden_channels``, and of fused networks ``dense_growth``, too.
-    """
+    """Return the networks of the couplings."""
     hidden = widths["hidden_channels"]
     if not row.fused:
         return partial(ConvConditioner, hidden_channels=hidden)
@@ -153,12 +132,7 @@ def widths_of(row: Row, scale: Scale, arguments: dict[str, Any], parameters: int
 
 
 def nearest(count: Callable[[int], int], aim: int) -> int:
-    """Return the integer, 1 or more, whose count comes nearest to an aim, by bisection.
-
-    Args:
-        count: a function that grows.
-        aim: the count that is wanted.
-    """
+    """Return the integer, 1 or more, whose count comes nearest to an aim, by bisection."""
     low, high = 1, 2
     while count(high) < aim:
         low, high = high, 2 * high

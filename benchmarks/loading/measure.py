@@ -138,9 +138,7 @@ def main(
         "machine": torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
-    path = Path(out, "results.json")
-    tables.write("loading", path, results)
-    print(path.with_suffix(".md").read_text())
+    tables.write("loading", Path(out, "results.json"), results)
 
 
 if __name__ == "__main__":

@@ -63,12 +63,7 @@ class Comparison:
 
 
 def comparisons(rows: Iterable[Row], results: Results) -> list[Comparison]:
-    """Return all pairs of rows of a column that were published in an order.
-
-    Args:
-        rows: of one table and data set; only those with the same figure and shuffle are compared.
-        results: of the runs that were done.
-    """
+    """Return all pairs of rows of a column that were published in an order."""
     found = []
     for first, second in combinations(rows, 2):
         alike = (first.figure, first.run.shuffle) == (second.figure, second.run.shuffle)
@@ -85,23 +80,12 @@ def comparisons(rows: Iterable[Row], results: Results) -> list[Comparison]:
 
 
 def costs(shuffled: Row, plain: Row, results: Results) -> dict[int, float]:
-    """Return seed -> bits/dim more than without the shuffle, of the seeds that have both.
-
-    Args:
-        shuffled: row of a table of shuffled images.
-        plain: of the same model on the same images as they are.
-        results: of the runs that were done.
-    """
+    """Return seed -> bits/dim more than without the shuffle, of the seeds that have both."""
     return _differences(plain, shuffled, 1, results)
 
 
 def published_cost(shuffled: Row, published: Mapping[str, float]) -> float:
-    """Return how many bits/dim more than without the shuffle were published.
-
-    Args:
-        shuffled: row of a table of shuffled images.
-        published: label -> bits/dim of images as they are.
-    """
+    """Return how many bits/dim more than without the shuffle were published."""
     assert shuffled.published is not None
     return shuffled.published - published[shuffled.label]
 
@@ -109,14 +93,7 @@ def published_cost(shuffled: Row, published: Mapping[str, float]) -> float:
 def degradations(
     shuffled: Sequence[Row], plain: Sequence[Row], published: Mapping[str, float], results: Results
 ) -> list[Comparison]:
-    """Return by how much less a shuffle costs the last of the rows than each of the others.
-
-    Args:
-        shuffled: rows of a table of shuffled images, MixerFlow the last.
-        plain: rows of the same models on the same images as they are.
-        published: label -> bits/dim on these, as published; of models of other sizes, too.
-        results: of the runs that were done.
-    """
+    """Return by how much less a shuffle costs the last of the rows than each of the others."""
     before = {row.run.model: row for row in plain}
     *others, ours = [row for row in shuffled if row.run.model in before]
     own = costs(ours, before[ours.run.model], results)

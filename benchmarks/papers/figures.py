@@ -36,12 +36,7 @@ PLACES = {
 
 
 def figure_of(row: Row, result: Mapping[str, Any]) -> float | None:
-    """Return the figure of a row, None where it is not in the result.
-
-    Args:
-        row: what is asked for.
-        result: of its run.
-    """
+    """Return the figure of a row, None where it is not in the result."""
     part, name = PLACES[row.figure]
     found = result.get(part)
     if found is None:
@@ -57,12 +52,7 @@ def held_out(found: Mapping[str, float]) -> float:
 
 
 def worst_image(row: Row, result: Mapping[str, Any]) -> float:
-    """Return the highest bits/dim of a held-out image, of the bound that the row reports.
-
-    Args:
-        row: what is asked for.
-        result: of its run, with the figure of the row.
-    """
+    """Return the highest bits/dim of a held-out image, of the bound that the row reports."""
     if row.figure == "importance_bits_per_dim":
         return result[row.figure]["worst_image"]
     return held_out(result["worst_image"])

@@ -86,13 +86,7 @@ def images_of(
 
 
 def first_images(images: ImageData, train: int, held_out: int) -> ImageData:
-    """Return the first images of each part.
-
-    Args:
-        images: the whole.
-        train: images to train on, at most.
-        held_out: images to validate and to test, at most.
-    """
+    """Return the first images of each part."""
     parts = {
         "train": images.train.subset(slice(train)),
         "validation": images.validation.subset(slice(held_out)),
@@ -102,12 +96,7 @@ def first_images(images: ImageData, train: int, held_out: int) -> ImageData:
 
 
 def noise_images(data: str, size: int | None = None) -> ImageData:
-    """Return random images, so that a command can run where a data set is absent.
-
-    Args:
-        data: key of ``SIZES``, of whose size they are.
-        size: height and width in its place.
-    """
+    """Return random images, so that a command can run where a data set is absent."""
     channels, height, width = SIZES[data]
     shape = (channels, size or height, size or width)
     generator = torch.Generator().manual_seed(0)

@@ -179,11 +179,7 @@ def _check_terms(owner: str, results: Iterable[Mapping[str, Any]]) -> None:
 
 
 def unshuffled(data: str) -> dict[str, float]:
-    """Return label -> bits/dim of images as they are, as published; of models of other sizes, too.
-
-    Args:
-        data: data set.
-    """
+    """Return label -> bits/dim without a shuffle, as published; of models of other sizes, too."""
     return {
         row.label: row.published
         for row in ROWS

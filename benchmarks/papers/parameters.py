@@ -23,12 +23,7 @@ def counts() -> dict[str, int]:
 
 
 def parameters_of(model: str, image_shape: tuple[int, int, int]) -> int:
-    """Return the number of parameters of a model at its published size.
-
-    Args:
-        model: key of ``MODELS``.
-        image_shape: (C, H, W).
-    """
+    """Return the number of parameters of a model at its published size."""
     flow = MODELS[model].at("paper", image_shape, 256)
     return sum(parameter.numel() for parameter in flow.parameters())
 
@@ -39,9 +34,7 @@ def main(out: str = str(RESULTS)):
     Args:
         out: folder for parameters.json and parameters.md.
     """
-    path = Path(out, "parameters.json")
-    tables.write("parameters", path, counts())
-    print(path.with_suffix(".md").read_text())
+    tables.write("parameters", Path(out, "parameters.json"), counts())
 
 
 if __name__ == "__main__":

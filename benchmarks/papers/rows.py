@@ -87,171 +87,60 @@ TABLES = {
 """Key -> what the table is."""
 
 
-def _rows(
-    table: str,
-    data: str,
-    published: dict[str, float | None],
-    shuffle: str | None = None,
-    figure: str = "bits_per_dim",
-    version: str = "",
-) -> list[Row]:
-    """Rows of one column: model -> published figure."""
-    return [
-        Row(table, Run(model, data, shuffle), value, figure, version)
-        for model, value in published.items()
-    ]
+PUBLISHED = """
+mixerflow-1 cifar10: glow-11 3.51, spline-11 3.50, macow 3.48, woodbury 3.48, emerging 3.48, \
+    periodic 3.49, mixerflow-32 3.46
+mixerflow-1 imagenet32 old: glow-11 4.32, spline-11 4.24, macow 4.34, woodbury 4.22, \
+    emerging 4.26, periodic 4.28, mixerflow-32 4.20
+mixerflow-2 animefaces: glow-37 3.21, spline-38 3.23, mixerflow-64 3.17
+mixerflow-2 imagenet64 old: glow-37 3.94, spline-38 3.95, mixerflow-64 3.92
+mixerflow-3 mnist: made-mnist 2.04, maf-mnist 1.89, mixerflow-mnist 1.22
+mixerflow-3 cifar10: made 5.67, maf 4.31, mixerflow-maf 3.44
+mixerflow-4 cifar10: glow-44 -, spline-90 -, mixerflow-32 3.46
+mixerflow-4 cifar10 global: glow-44 5.18, spline-90 5.01, butterfly 5.11, mixerflow-32 4.09
+mixerflow-4 imagenet32 global old: glow-44 5.27, spline-90 5.32, butterfly 6.18, mixerflow-32 4.91
+mixerflow-5 cifar10 local: glow-44 4.06, spline-90 3.99, mixerflow-32 3.49
+mixerflow-5 imagenet32 local old: glow-44 4.49, spline-90 4.54, mixerflow-32 4.24
+mixerflow-6 galaxy32: glow-11 2.27, spline-11 2.25, mixerflow-galaxy 2.22
+mixerflow-7 cifar10 probe_loss: glow-11 1.69, spline-11 1.67, mixerflow-32 1.54
+mixerflow-7 cifar10 probe_accuracy: glow-11 41.23, spline-11 41.27, mixerflow-32 45.11
+mixerflow-9 cifar10: mixerflow-base 3.81, mixerflow-base-60 3.52, mixerflow-base-linear 3.49, \
+    mixerflow-base-shift 3.58
+denseflow-1 cifar10 importance_bits_per_dim: denseflow-74-10 2.98
+denseflow-1 imagenet32 importance_bits_per_dim new: denseflow-74-10-imagenet32 3.63
+denseflow-1 celeba64 importance_bits_per_dim: denseflow-74-10-celeba 1.99
+denseflow-1 imagenet64 importance_bits_per_dim new: denseflow-74-10-imagenet64 3.35
+denseflow-2 cifar10 training_hours: denseflow-74-10 250
+denseflow-2 imagenet32 training_hours new: denseflow-74-10-imagenet32 310
+denseflow-2 celeba64 training_hours: denseflow-74-10-celeba 224
+denseflow-3 cifar10 fid: denseflow-74-10 34.90
+denseflow-4 cifar10 importance_bits_per_dim: table4-none 3.42, table4-white 3.40, \
+    table4-preconditioned 3.37, table4-fused 3.14, table4-fused-white 3.08, denseflow-45-6 3.07
+"""
+"""Table, data set, and where it is not usual shuffle, figure and version: model and figure.
+
+In the order of the papers. MixerFlow's ImageNet is the old version, DenseFlow's the new one; they
+never stand in one column. A dash is what no table has and a difference needs: without a shuffle,
+the larger baselines are in no table.
+"""
 
 
-ROWS: Sequence[Row] = (
-    *_rows(
-        "mixerflow-1",
-        "cifar10",
-        {
-            "glow-11": 3.51,
-            "spline-11": 3.50,
-            "macow": 3.48,
-            "woodbury": 3.48,
-            "emerging": 3.48,
-            "periodic": 3.49,
-            "mixerflow-32": 3.46,
-        },
-    ),
-    *_rows(
-        "mixerflow-1",
-        "imagenet32",
-        {
-            "glow-11": 4.32,
-            "spline-11": 4.24,
-            "macow": 4.34,
-            "woodbury": 4.22,
-            "emerging": 4.26,
-            "periodic": 4.28,
-            "mixerflow-32": 4.20,
-        },
-        version="old",
-    ),
-    *_rows(
-        "mixerflow-2",
-        "animefaces",
-        {"glow-37": 3.21, "spline-38": 3.23, "mixerflow-64": 3.17},
-    ),
-    *_rows(
-        "mixerflow-2",
-        "imagenet64",
-        {"glow-37": 3.94, "spline-38": 3.95, "mixerflow-64": 3.92},
-        version="old",
-    ),
-    *_rows(
-        "mixerflow-3", "mnist", {"made-mnist": 2.04, "maf-mnist": 1.89, "mixerflow-mnist": 1.22}
-    ),
-    *_rows("mixerflow-3", "cifar10", {"made": 5.67, "maf": 4.31, "mixerflow-maf": 3.44}),
-    # What a shuffle costs is a difference: without it, the larger baselines are in no table.
-    *_rows("mixerflow-4", "cifar10", {"glow-44": None, "spline-90": None, "mixerflow-32": 3.46}),
-    *_rows(
-        "mixerflow-4",
-        "cifar10",
-        {"glow-44": 5.18, "spline-90": 5.01, "butterfly": 5.11, "mixerflow-32": 4.09},
-        "global",
-    ),
-    *_rows(
-        "mixerflow-4",
-        "imagenet32",
-        {"glow-44": 5.27, "spline-90": 5.32, "butterfly": 6.18, "mixerflow-32": 4.91},
-        "global",
-        version="old",
-    ),
-    *_rows(
-        "mixerflow-5",
-        "cifar10",
-        {"glow-44": 4.06, "spline-90": 3.99, "mixerflow-32": 3.49},
-        "local",
-    ),
-    *_rows(
-        "mixerflow-5",
-        "imagenet32",
-        {"glow-44": 4.49, "spline-90": 4.54, "mixerflow-32": 4.24},
-        "local",
-        version="old",
-    ),
-    *_rows(
-        "mixerflow-6", "galaxy32", {"glow-11": 2.27, "spline-11": 2.25, "mixerflow-galaxy": 2.22}
-    ),
-    *_rows(
-        "mixerflow-7",
-        "cifar10",
-        {"glow-11": 1.69, "spline-11": 1.67, "mixerflow-32": 1.54},
-        figure="probe_loss",
-    ),
-    *_rows(
-        "mixerflow-7",
-        "cifar10",
-        {"glow-11": 41.23, "spline-11": 41.27, "mixerflow-32": 45.11},
-        figure="probe_accuracy",
-    ),
-    *_rows(
-        "mixerflow-9",
-        "cifar10",
-        {
-            "mixerflow-base": 3.81,
-            "mixerflow-base-60": 3.52,
-            "mixerflow-base-linear": 3.49,
-            "mixerflow-base-shift": 3.58,
-        },
-    ),
-    *_rows(
-        "denseflow-1",
-        "cifar10",
-        {"denseflow-74-10": 2.98},
-        figure="importance_bits_per_dim",
-        version="",
-    ),
-    *_rows(
-        "denseflow-1",
-        "imagenet32",
-        {"denseflow-74-10-imagenet32": 3.63},
-        figure="importance_bits_per_dim",
-        version="new",
-    ),
-    *_rows(
-        "denseflow-1",
-        "celeba64",
-        {"denseflow-74-10-celeba": 1.99},
-        figure="importance_bits_per_dim",
-        version="",
-    ),
-    *_rows(
-        "denseflow-1",
-        "imagenet64",
-        {"denseflow-74-10-imagenet64": 3.35},
-        figure="importance_bits_per_dim",
-        version="new",
-    ),
-    Row("denseflow-2", Run("denseflow-74-10", "cifar10"), 250.0, "training_hours"),
-    Row(
-        "denseflow-2",
-        Run("denseflow-74-10-imagenet32", "imagenet32"),
-        310.0,
-        "training_hours",
-        "new",
-    ),
-    Row("denseflow-2", Run("denseflow-74-10-celeba", "celeba64"), 224.0, "training_hours"),
-    Row("denseflow-3", Run("denseflow-74-10", "cifar10"), 34.90, "fid"),
-    *_rows(
-        "denseflow-4",
-        "cifar10",
-        {
-            "table4-none": 3.42,
-            "table4-white": 3.40,
-            "table4-preconditioned": 3.37,
-            "table4-fused": 3.14,
-            "table4-fused-white": 3.08,
-            "denseflow-45-6": 3.07,
-        },
-        figure="importance_bits_per_dim",
-    ),
-)
-"""All rows, in the order of the papers. MixerFlow's ImageNet is the old version, DenseFlow's the
-new one; they never stand in one column."""
+def _rows(column: str) -> list[Row]:
+    """Rows of one line of ``PUBLISHED``."""
+    head, models = column.split(":")
+    table, data, *more = head.split()
+    shuffle = next((word for word in more if word in ("global", "local")), None)
+    figure = next((word for word in more if word in FIGURES), "bits_per_dim")
+    version = next((word for word in more if word in ("old", "new")), "")
+    rows = []
+    for model, value in (entry.split() for entry in models.split(",")):
+        published = None if value == "-" else float(value)
+        rows.append(Row(table, Run(model, data, shuffle), published, figure, version))
+    return rows
+
+
+ROWS: Sequence[Row] = [row for column in PUBLISHED.strip().splitlines() for row in _rows(column)]
+"""All rows, in the order of the papers."""
 
 
 def scaled_down(row: Row) -> Row | None:

@@ -16,7 +16,6 @@ from benchmarks.papers.budgets import BUDGETS, recipe_of
 from benchmarks.papers.images import NOISE
 from benchmarks.papers.models import MODELS
 from benchmarks.papers.rows import Run
-from benchmarks.papers.throughput import throughput
 from nflows_mixer._files import replace_file
 from nflows_mixer.data import ImageData
 from nflows_mixer.flows import ImageFlow, load_weights
@@ -34,8 +33,6 @@ KEPT = (
     "train_seconds",
     "images_per_second",
     "peak_memory_mb",
-    "training_operations_per_image",
-    "fraction_of_peak",
     "machine",
     "versions",
 )
@@ -116,9 +113,7 @@ def result_of(
         except FloatingPointError as error:
             write(path, {**setting, "date": time.strftime("%Y-%m-%d"), "failed": str(error)})
             raise
-        if on_gpu:
-            figures |= throughput(module, images, figures["images_per_second"], accumulate)
-        else:
+        if not on_gpu:
             del figures["peak_memory_mb"]  # of the process, which may have trained others before
         history = json.loads((folder / "history.json").read_text())
         result = {

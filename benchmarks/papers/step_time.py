@@ -53,18 +53,11 @@ def main(rounds: int = 10, out: str = str(RESULTS)):
         "versions": versions(),
         "date": time.strftime("%Y-%m-%d"),
     }
-    path = Path(out, "step-times.json")
-    tables.write("step times", path, results)
-    print(path.with_suffix(".md").read_text())
+    tables.write("step times", Path(out, "step-times.json"), results)
 
 
 def training_step(name: str, batch_size: int) -> Callable[[], None]:
-    """Return a step of a model as training takes it: gradient, its bound, Adam.
-
-    Args:
-        name: key of ``MODELS``.
-        batch_size: images, random ones of scaled-down CIFAR-10's size.
-    """
+    """Return a step of a model as training takes it: gradient, its bound, Adam."""
     shape = (SIZES["cifar10"][0], SMALL["cifar10"], SMALL["cifar10"])
     torch.manual_seed(0)
     flow = MODELS[name].at("small", shape, 256)

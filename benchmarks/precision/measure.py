@@ -62,11 +62,7 @@ def in_precision(flow: ImageFlow, precision: Precision) -> ImageFlow:
 
 
 def largest_and_mean(errors: Tensor) -> dict[str, Any]:
-    """Return both over the images whose errors are all finite, or why there are none.
-
-    Args:
-        errors: [B, ...].
-    """
+    """Return both over the images whose errors are all finite, or why there are none."""
     errors = errors.reshape(len(errors), -1)
     whole = errors[errors.isfinite().all(1)]
     if not len(whole):

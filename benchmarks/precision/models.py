@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +12,7 @@ from torch import Tensor
 
 from benchmarks.precision.inputs import made_images
 from nflows_mixer.data import ImageData, load_images
-from nflows_mixer.flows import ImageFlow, Pixels, load_weights, mixerflow, read_metadata
-from nflows_mixer.flows.weights import architecture_of
+from nflows_mixer.flows import ImageFlow, Pixels, load_weights, mixerflow
 from nflows_mixer.noise import uniform_noise
 from nflows_mixer.training import FlowModule, Recipe, fit
 
@@ -47,7 +45,6 @@ class Model:
             "image_shape": list(self.flow.image_shape),
             "levels": self.flow.dequantization.levels,
             **self.facts,
-            "architecture": architecture_of(self.flow),
         }
 
 
@@ -105,20 +102,10 @@ def digits_models() -> list[Model]:
     ]
 
 
-def preset_models(images: str | None = None) -> list[Model]:
-    """Return the preset ``cifar10`` as it starts, moved off it, and moved with smaller images.
-
-    Args:
-        images: .npz file of real images of 3 x 32 x 32; made ones are used where None.
-    """
-    if images is None:
-        facts: dict[str, Any] = {"data": "made images: smooth colours with grain", "seed": SEED}
-        train, test = made_images(64, (3, 32, 32)), made_images(64, (3, 32, 32), seed=1)
-    else:
-        data = load_images(images, seed=SEED)
-        assert data.test is not None
-        facts = {**data.describe(), "seed": SEED}
-        train, test = data.train.images(slice(64)), data.test.images(slice(64))
+def preset_models() -> list[Model]:
+    """Return the preset ``cifar10`` as it starts, moved off it, and moved with smaller images."""
+    facts: dict[str, Any] = {"data": "made images: smooth colours with grain", "seed": SEED}
+    train, test = made_images(64, (3, 32, 32)), made_images(64, (3, 32, 32), seed=1)
 
     def built(train: Tensor, std: float = 0.0) -> ImageFlow:
         torch.manual_seed(SEED)
@@ -134,28 +121,3 @@ def preset_models(images: str | None = None) -> list[Model]:
         Model("cifar10 preset, moved", built(train, MOVED), test, off),
         Model(small, built(train[crop], MOVED), test[crop], off),
     ]
-
-
-def model_of_file(weights: str, source: str | None, root: str) -> Model:
-    """Return the flow of a weights file, with the test images of its data.
-
-    Args:
-        weights: what training wrote.
-        source: for ``load_images``; what the file names where None.
-        root: likewise.
-    """
-    described = json.loads(read_metadata(weights).get("data", "{}"))
-    source = source or described.get("data")
-    if source is None:
-        raise SystemExit(f"error: {weights} does not name its data; give --data")
-    data, flow = load_images(source, root=root), load_weights(weights)
-    if flow.image_shape != data.image_shape or flow.dequantization.levels != data.levels:
-        raise SystemExit(
-            f"error: expected images of {flow.image_shape} for {weights}, got {data.image_shape} "
-            f"of {source}; give others with --data"
-        )
-    if flow._takes_context:
-        raise SystemExit("error: expected a flow without context; these figures give it none")
-    held_out = data.validation if data.test is None else data.test
-    facts = {"made": "weights of a file", **data.describe()}
-    return Model(Path(weights).name, flow, held_out.images(slice(400)), facts)

@@ -1,7 +1,6 @@
 """Measure the figures of precision, and write docs/precision.json, its page and picture.
 
-python -m benchmarks.precision.run                           # under 6 minutes on two cores
-python -m benchmarks.precision.run --weights FILE --out DIR  # and those of a flow of your own
+python -m benchmarks.precision.run    # under 6 minutes on two cores
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from benchmarks.precision.measure import (
     own_samples,
     round_trip,
 )
-from benchmarks.precision.models import Model, digits_models, model_of_file, preset_models
+from benchmarks.precision.models import Model, digits_models, preset_models
 from benchmarks.precision.two_pixels import measure_two_pixels
 from nflows_mixer.evaluation import top_level_layers
 from nflows_mixer.noise import uniform_noise
@@ -95,10 +94,6 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--weights", help="weights.safetensors of a flow to measure too")
-    parser.add_argument("--data", help="images of that flow; those that the file names if left out")
-    parser.add_argument("--root", default="data", help="folder of downloads and named data sets")
-    parser.add_argument("--images", help=".npz file of real images of 3 x 32 x 32 for the preset")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=DOCS, help="folder to write to")
     given = parser.parse_args()
@@ -109,9 +104,7 @@ def measure_all(given: argparse.Namespace) -> dict[str, Any]:
     """What the JSON file holds."""
     warnings.simplefilter("ignore")
     start, device = time.perf_counter(), torch.device(given.device)
-    models = [*digits_models(), *preset_models(given.images)]
-    if given.weights is not None:
-        models.append(model_of_file(given.weights, given.data, given.root))
+    models = [*digits_models(), *preset_models()]
     results: dict[str, Any] = {"models": []}
     for model in (progress := tqdm(models, unit="model")):
         progress.set_postfix_str(model.name)

@@ -140,9 +140,7 @@ def main(
             "python": platform.python_version(),
         },
     }
-    path = Path(out, "likelihood.json")
-    tables.write("likelihood", path, results)
-    print(path.with_suffix(".md").read_text())
+    tables.write("likelihood", Path(out, "likelihood.json"), results)
 
 
 if __name__ == "__main__":

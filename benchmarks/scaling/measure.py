@@ -23,7 +23,8 @@ from jsonargparse import auto_cli
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import tables
-from benchmarks.scaling.models import PATCH_SIZE, PATCHES, glow, mixer, parameters
+from benchmarks.baselines.glow import glow
+from benchmarks.scaling.models import PATCH_SIZE, PATCHES, mixer, parameters
 
 HERE = Path(__file__).parent
 LAYERS, FLOW_LAYERS = 2, 4
@@ -41,7 +42,7 @@ def configurations(sizes, linears):
 
 def build(name, size, patch_size):
     if name == "glow":
-        return glow(size, 2 * LAYERS * FLOW_LAYERS, GLOW_CHANNELS)
+        return glow((3, size, size), GLOW_CHANNELS, scales=1, steps=2 * LAYERS * FLOW_LAYERS)
     return mixer(name, size, patch_size, num_layers=LAYERS, num_flow_layers=FLOW_LAYERS)
 
 
@@ -151,9 +152,7 @@ def main(
         "cores": os.cpu_count(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
-    path = Path(out, "results.json")
-    tables.write("scaling", path, results)
-    print(path.with_suffix(".md").read_text())
+    tables.write("scaling", Path(out, "results.json"), results)
 
 
 if __name__ == "__main__":

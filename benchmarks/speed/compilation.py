@@ -17,10 +17,6 @@ def cold_seconds(setting: Setting, name: str) -> float:
     """Wall time to build a variant and to train on one batch, beyond that of it uncompiled.
 
     In a process of its own, whose compiler finds nothing that was kept from before.
-
-    Args:
-        setting: of the model; its depth changes little, as layers of a size share their code.
-        name: of the variant.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(_measure, setting, name, torch.get_num_threads()).result()

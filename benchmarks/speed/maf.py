@@ -1,6 +1,6 @@
 """Sampling from masked autoregressive flows: what an inverse costs, in forward passes.
 
-    python -m benchmarks.speed.maf                # writes results/maf-cpu.json and .md
+    python -m benchmarks.speed.maf                # writes to runs/benchmarks
 
 The MAF of the mnist preset (one residual block with batch normalization), in evaluation mode and
 without gradients, at weights moved off their start. Times are of interleaved rounds, see
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -21,7 +22,6 @@ from torch import Tensor
 
 from benchmarks import tables
 from benchmarks.speed.environment import machine, versions
-from benchmarks.speed.files import RESULTS, path_of
 from benchmarks.speed.interleaved import Task, clock, interleaved, ratios
 from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms import AffineAutoregressive
@@ -62,7 +62,7 @@ def main(
     dtype: str = "float32",
     threads: int = 1,
     rounds: int = 9,
-    out: str = str(RESULTS),
+    out: str = "runs/benchmarks",
 ):
     """Time inverses of masked autoregressive flows beside their forward.
 
@@ -75,7 +75,6 @@ def main(
         rounds: in each of which everything runs once.
         out: folder for the results.
     """
-    path = path_of("maf", main, locals())
     torch.set_num_threads(threads)
     like = torch.zeros((), device=device, dtype=getattr(torch, dtype))
     cases = [
@@ -96,8 +95,7 @@ def main(
         "cases": cases,
         "skipped": {},
     }
-    tables.write("maf", path, results)
-    print(path.with_suffix(".md").read_text())
+    tables.write("maf", Path(out, f"maf-{device}.json"), results)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Training, log-likelihoods and sampling: how fast, and how near to the products alone.
 
-    python -m benchmarks.speed.measure            # writes results/speed-cpu.json, .md and .png
+    python -m benchmarks.speed.measure            # writes to runs/benchmarks
     python -m benchmarks.speed.measure --variants "eager, stock nflows parts" --rounds 5
     python -m benchmarks.speed.measure --device cuda --num_layers 30 --batch_size 512 \
         --peak_tflops 989 --calls 5
@@ -19,13 +19,12 @@ starts. Images are random; the weights are moved off their start, see ``variants
 variants are divided by the floor in float32 too. Glow has other products, so that its rates are
 images a second alone; its parameters are about as many. Of compiled variants there is also how
 long they compile in a process that finds nothing compiled.
-
-Results of another setting than the usual one are written to files of other names.
 """
 
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -35,7 +34,6 @@ from jsonargparse import auto_cli
 from benchmarks import tables
 from benchmarks.speed.compilation import cold_seconds
 from benchmarks.speed.environment import machine, versions
-from benchmarks.speed.files import RESULTS, path_of
 from benchmarks.speed.floor import Floor, matrix_products, multiply_adds
 from benchmarks.speed.interleaved import clock, interleaved, ratios
 from benchmarks.speed.variants import VARIANTS, Setting, Unavailable, Variant
@@ -68,7 +66,7 @@ def main(
     peak_tflops: float | None = None,
     hidden_features: int | None = None,
     image_size: int | None = None,
-    out: str = str(RESULTS),
+    out: str = "runs/benchmarks",
 ):
     """Time variants of a MixerFlow beside the floor of its matrix products.
 
@@ -88,7 +86,6 @@ def main(
         image_size: height and width of the images, where not the preset's.
         out: folder for the results.
     """
-    path = path_of("speed", main, locals())
     torch.set_num_threads(threads)
     changes = changes_of(preset, hidden_features, image_size)
     setting = Setting(
@@ -108,8 +105,7 @@ def main(
         "peak_tflops": peak_tflops,
         **measure(setting, chosen(variants, VARIANTS), chosen(measures, MEASURES), rounds, calls),
     }
-    tables.write("speed", path, results)
-    print(path.with_suffix(".md").read_text())
+    tables.write("speed", Path(out, f"speed-{device}.json"), results)
 
 
 def changes_of(preset: str, hidden_features: int | None, image_size: int | None) -> dict[str, Any]:

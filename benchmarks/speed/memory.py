@@ -1,6 +1,6 @@
 """Memory of a training step, for one image more, by depth.
 
-    python -m benchmarks.speed.memory             # writes results/memory-cpu.json, .md and .png
+    python -m benchmarks.speed.memory             # writes to runs/benchmarks
     python -m benchmarks.speed.memory --depths "[4, 8]" --variants "eager, stock nflows parts"
 
 The peak of forward and backward above what was there before, at two batch sizes: the slope is
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import tables
 from benchmarks.speed.environment import machine, versions
-from benchmarks.speed.files import RESULTS, path_of
 from benchmarks.speed.measure import changes_of, chosen
 from benchmarks.speed.variants import VARIANTS, Setting, Unavailable
 
@@ -42,7 +42,7 @@ def main(
     variants: str = NAMES,
     hidden_features: int | None = None,
     image_size: int | None = None,
-    out: str = str(RESULTS),
+    out: str = "runs/benchmarks",
 ):
     """Measure the memory of a training step for one image more, by depth.
 
@@ -57,7 +57,6 @@ def main(
         image_size: height and width of the images, where not the preset's.
         out: folder for the results.
     """
-    path = path_of("memory", main, locals())
     torch.set_num_threads(threads)
     changes = changes_of(preset, hidden_features, image_size)
     setting = Setting(preset, device=device, changes=changes)
@@ -70,8 +69,7 @@ def main(
         "versions": versions(),
         **measure(setting, chosen(variants, VARIANTS), depths, batch_sizes),
     }
-    tables.write("memory", path, results)
-    print(path.with_suffix(".md").read_text())
+    tables.write("memory", Path(out, f"memory-{device}.json"), results)
 
 
 def measure(

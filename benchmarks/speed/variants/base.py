@@ -130,11 +130,6 @@ def settle(flow: Any, images: Tensor, num_layers: int) -> None:
     The identity that flows start at hides what rounding, overflow and zeros cost or save. The
     standard deviation is 0.01, and of more than 30 layers 0.01 * 30 / layers: with 0.01, numbers
     grow so much through 60 layers that float32 does not invert them.
-
-    Args:
-        flow: with ``log_prob``.
-        images: the batch.
-        num_layers: mixer layers of the model.
     """
     std = 0.01 * min(1.0, 30 / num_layers)
     generator = torch.Generator().manual_seed(1)

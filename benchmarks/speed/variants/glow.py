@@ -127,12 +127,7 @@ def _flow(transform: Transform, image_shape: Sequence[int]) -> ImageFlow:
 
 
 class NormflowsGlow(nn.Module):
-    """Dequantized images in a ``NormalizingFlow``, which runs from noise to data.
-
-    Args:
-        image_shape: (C, H, W).
-        width: of the conditioners.
-    """
+    """Dequantized images in a ``NormalizingFlow``, which runs from noise to data."""
 
     def __init__(self, image_shape: tuple[int, int, int], width: int) -> None:
         super().__init__()
