@@ -59,9 +59,9 @@ class PresetOrFile(ActionConfigFile):
         cfg.update(given)
 
 
-def main() -> None:
-    """Run the command as the process was called; the entry point ``nflows-mixer``."""
-    run()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; the entry point ``nflows-mixer``. Arguments and errors are those of ``run``."""
+    run(argv)
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -245,8 +245,8 @@ def factory_of(value: Any) -> Any:
         >>> factory_of(Namespace(class_path="zuko.flows.NSF", init_args=Namespace(bins=4)))
         functools.partial(<class 'zuko.flows.spline.NSF'>, bins=4)
     """
-    if isinstance(value, list):
-        return [factory_of(item) for item in value]
+    if isinstance(value, (list, tuple)):
+        return tuple(map(factory_of, value))
     if not isinstance(value, Namespace):
         return value
     if "class_path" not in value:  # the one dataclass that a builder takes

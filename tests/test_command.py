@@ -23,7 +23,7 @@ from nflows_mixer.flows import (
     save_weights,
 )
 from nflows_mixer.flows.weights import family_of
-from nflows_mixer.nn import FusedConditioner
+from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.training import Recipe
 from nflows_mixer.training import run as run_module
 from nflows_mixer.training.presets import preset_names
@@ -211,7 +211,7 @@ def test_factories_are_named_with_their_arguments():
 
 def test_conditioner_is_a_factory_too():
     given = factory_of(parsed("--config=denseflow-digits", "--model.norm=batch").model)
-    assert given.keywords["conditioner"].func is FusedConditioner
+    assert given.keywords["conditioner"].func is DenseAttentionConditioner
     assert given.keywords["conditioner"].keywords["hidden_channels"] == 24
     assert given.keywords["norm"] == "batch"
 

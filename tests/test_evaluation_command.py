@@ -126,7 +126,7 @@ def trained(tmp_path_factory):
     """A run of the training command on shuffled digits, by another seed than 0."""
     out = tmp_path_factory.mktemp("trained") / "run"
     flags = ["--model.num_layers=1", "--recipe.steps=3", "--seed=3", "--shuffle=local"]
-    flags += ["--model.patch_flow=zuko.flows.NICE", "--model.hidden_features=null"]
+    flags += ["--model.patch_flow=zuko.flows.NSF", "--model.patch_flow.transforms=1"]
     flags += ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
     return out / "weights.safetensors", run(["train", *flags, "--out", str(out)])
 
