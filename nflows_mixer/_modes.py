@@ -30,7 +30,10 @@ def running_statistics(module: nn.Module) -> AbstractContextManager[None]:
     neither change the map nor the statistics. Parts that are shared may be in another mode than
     the module that they are part of, so that all are looked at.
     """
-    return nullcontext() if EVALUATING.get() else _evaluating(module)
+    if EVALUATING.get():
+        return nullcontext()
+    # Traced code cannot set a context variable.
+    return in_mode(module, training=False) if is_compiling() else _evaluating(module)
 
 
 @contextmanager

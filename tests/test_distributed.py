@@ -90,7 +90,7 @@ def test_command_starts_two_processes_that_end_as_one(tmp_path):
     run([*ARGUMENTS, "--out", str(tmp_path / "one")])
     command = [sys.executable, "-m", "nflows_mixer", *ARGUMENTS]
     out = ["--trainer.devices", "2", "--out", str(tmp_path / "two")]
-    done = subprocess.run([*command, *out], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, *out], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     _, counts = assert_ended_alike(tmp_path / "one", tmp_path / "two")
     assert counts == {"train": 61, "validation": 56, "test": 61}
