@@ -60,7 +60,7 @@ class PresetOrFile(ActionConfigFile):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; the entry point ``nflows-mixer``. Arguments and errors are those of ``run``."""
+    """Run the command; arguments and errors are those of ``run``."""
     run(argv)
 
 
@@ -140,7 +140,7 @@ def train_parser() -> ArgumentParser:
         parser.add_argument(f"--{name}", action="store_true", help=meaning)
     skip = _all_but(OF_TRAINER, Trainer)
     parser.add_class_arguments(Trainer, "trainer", skip=skip, instantiate=False)
-    parser.set_defaults({"trainer.devices": 1})
+    parser.set_defaults({"out": "runs/train", "trainer.devices": 1})
     return parser
 
 
