@@ -86,7 +86,6 @@ LAYERS = textwrap.dedent(
     import sys, torch
     from torch import distributed, nn
     from nflows_mixer._distributed import all_reduce_max
-from nflows_mixer.cli import run
     from nflows_mixer.nn import BatchNorm1d, BatchNorm2d, all_reduce_batch_norm
     from nflows_mixer.transforms import ActNorm
     rank, folder = int(sys.argv[1]), sys.argv[2]

@@ -36,6 +36,7 @@ ARGUMENTS = [
 DRIVER = textwrap.dedent(
     """
     import os, signal, sys
+    from functools import partial, wraps
     from lightning.pytorch import Callback
     from nflows_mixer import _files
     from nflows_mixer import cli
@@ -56,7 +57,8 @@ DRIVER = textwrap.dedent(
         kind, _, number = death.partition(":")
         if kind == "step":
             fit = run.fit
-            cli.fit = lambda *a, **k: fit(*a, callbacks=(DieAfter(int(number)),), **k)
+            dying = partial(fit, callbacks=(DieAfter(int(number)),))
+            cli.fit = wraps(fit)(lambda *a, **k: dying(*a, **k))
         if kind == "write":  # while the number-th checkpoint of this attempt is half on the disk
             save, count = run.AtomicCheckpointIO.save_checkpoint, [0]
             def counted(self, checkpoint, path, storage_options=None):
