@@ -60,7 +60,7 @@ class PresetOrFile(ActionConfigFile):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; arguments and errors are those of ``run``."""
+    """Run the command, ``nflows-mixer``; arguments and errors are those of ``run``."""
     run(argv)
 
 

@@ -1,4 +1,4 @@
-"""Options of the test run: the device of the property tests, and processes side by side."""
+"""Options of the test run: device and dtype of the property tests, and processes side by side."""
 
 import os
 
@@ -16,11 +16,22 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="device of the property tests")
+    parser.addoption(
+        "--dtype",
+        default="float64",
+        choices=["float64", "float32"],
+        help="dtype of the property tests, each of which has bounds of its own",
+    )
 
 
 @pytest.fixture
 def device(request):
     return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def dtype(request):
+    return getattr(torch, request.config.getoption("--dtype"))
 
 
 @pytest.fixture(autouse=True)

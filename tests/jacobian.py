@@ -11,18 +11,16 @@ from torch import Tensor
 def jacobian_logabsdet(
     function: Callable[..., tuple[Tensor, Tensor]], inputs: Tensor, context: Tensor | None = None
 ) -> Tensor:
-    """log|det| of autograd's Jacobian, one input at a time.
+    """log|det| of autograd's Jacobian, for each input.
 
-    Each input is repeated once per dimension, so that one backward pass gives all rows of its
-    Jacobian; that the rows of a batch do not mix is a property with a test of its own.
+    Each input is repeated once per dimension, one after another, so that one backward pass gives
+    all rows of all Jacobians; that the rows of a batch do not mix is a property with a test of its
+    own.
     """
-    results = []
-    for index in range(len(inputs)):
-        size = inputs[index].numel()
-        copies = inputs[index : index + 1].expand(size, *inputs.shape[1:]).clone().requires_grad_()
-        given = None if context is None else context[index : index + 1]
-        given = None if given is None else given.expand(size, *given.shape[1:])
-        outputs, _ = function(copies, given)
-        (rows,) = torch.autograd.grad(outputs.flatten(1).diagonal().sum(), copies)
-        results.append(torch.linalg.slogdet(rows.flatten(1)).logabsdet)
-    return torch.stack(results)
+    count, size = len(inputs), inputs[0].numel()
+    copies = inputs.detach().repeat_interleave(size, 0).requires_grad_()
+    given = None if context is None else context.repeat_interleave(size, 0)
+    outputs, _ = function(copies, given)
+    diagonals = outputs.reshape(count, size, size).diagonal(dim1=1, dim2=2)
+    (rows,) = torch.autograd.grad(diagonals.sum(), copies)
+    return torch.linalg.slogdet(rows.reshape(count, size, size)).logabsdet

@@ -166,6 +166,20 @@ def glow(channels: int, steps: int = 2, composite=CompositeTransform) -> Transfo
     return composite([GlowStep(channels, conv) for _ in range(steps)])
 
 
+def whole(
+    shape=(1, 6, 4), context_features=None, out_shape=None, compiles=False, **options
+) -> Case:
+    """A small MixerFlow, of dequantized pixels."""
+    return Case(
+        lambda: image_flow(image_shape=shape, context_features=context_features, **options),
+        shape,
+        context_features,
+        lambda *sizes, **like: 4 * torch.rand(*sizes, **like),
+        compiles=compiles,
+        out_shape=out_shape,
+    )
+
+
 def image_flow(**options) -> Transform:
     """The transform of a small MixerFlow, pixel scaling and all."""
     shape = {"image_shape": (1, 6, 4), "patch_size": 2}
@@ -327,76 +341,34 @@ TRANSFORMS: dict[str, Case] = {
         (1, 6, 4),
         context_features=3,
     ),
-    "MixerFlow": Case(image_flow, (1, 6, 4), domain=lambda *s, **k: 4 * torch.rand(*s, **k)),
-    "MixerFlow-constant-memory": Case(
-        partial(image_flow, memory="constant"),
-        (1, 6, 4),
-        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
+    "MixerFlow": whole(compiles=True),
+    "MixerFlow-constant-memory": whole(compiles=True, memory="constant"),
+    "MixerFlow-butterfly": whole(linear=ButterflyLinear),
+    "MixerFlow-kronecker": whole((2, 6, 4), linear=KroneckerLinear),
+    "MixerFlow-bounded": whole(
+        channel_flow=partial(AffineCoupling, scale="sigmoid"),
+        patch_flow=partial(AffineCoupling, scale="sigmoid"),
+        linear=None,
+        pixels=Pixels(logit=0.05),
     ),
-    "MixerFlow-butterfly": Case(
-        lambda: image_flow(linear=ButterflyLinear),
-        (1, 6, 4),
-        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
-        compiles=False,
+    "MixerFlow-maf": whole(
+        channel_flow=identity_maf, patch_flow=identity_maf, linear=RLULinear, shift=None
     ),
-    "MixerFlow-kronecker": Case(
-        lambda: image_flow(linear=KroneckerLinear, image_shape=(2, 6, 4)),
-        (2, 6, 4),
-        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
-        compiles=False,
-    ),
-    "MixerFlow-bounded": Case(
-        lambda: image_flow(
-            channel_flow=partial(AffineCoupling, scale="sigmoid"),
-            patch_flow=partial(AffineCoupling, scale="sigmoid"),
-            linear=None,
-            pixels=Pixels(logit=0.05),
-        ),
-        (1, 6, 4),
-        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
-        compiles=False,
-    ),
-    "MixerFlow-maf": Case(
-        lambda: image_flow(
-            channel_flow=identity_maf, patch_flow=identity_maf, linear=RLULinear, shift=None
-        ),
-        (1, 6, 4),
-        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
-        compiles=False,
-    ),
-    "MixerFlow-additive-squeezed": Case(
-        lambda: image_flow(
-            image_shape=(1, 4, 8),
-            pixels=Pixels(squeeze=2),
-            patch_size=(1, 2),
-            shift=None,
-            channel_flow=AdditiveCoupling,
-        ),
+    "MixerFlow-additive-squeezed": whole(
         (1, 4, 8),
-        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
         out_shape=(4, 2, 4),
-        compiles=False,
+        pixels=Pixels(squeeze=2),
+        patch_size=(1, 2),
+        shift=None,
+        channel_flow=AdditiveCoupling,
     ),
-    "MixerFlow-positions": Case(
-        lambda: image_flow(positions=partial(learned_positions, features=2), context_features=3),
-        (1, 6, 4),
-        context_features=3,
-        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
-        compiles=False,
+    "MixerFlow-positions": whole(
+        context_features=3, positions=partial(learned_positions, features=2)
     ),
-    "MixerFlow-batchnorm": Case(
-        lambda: image_flow(norm="batch", conditioner=MLP, shift=None),
-        (1, 6, 4),
-        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
-        compiles=False,
-    ),
-    "MixerFlow-patch-sizes": Case(
-        lambda: image_flow(
-            patch_size=[(1, 2), partial(PatchTransform, patch_size=2, layout="dilated")], shift=None
-        ),
-        (1, 6, 4),
-        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
-        compiles=False,
+    "MixerFlow-batch-norm": whole(norm="batch"),
+    "MixerFlow-batch-norm-mlp": whole(norm="batch", conditioner=MLP, shift=None),
+    "MixerFlow-patch-sizes": whole(
+        patch_size=[(1, 2), partial(PatchTransform, patch_size=2, layout="dilated")], shift=None
     ),
     "ChannelMixing-zuko": Case(
         lambda: ChannelMixingTransform(zuko.flows.NSF(6, transforms=2, hidden_features=(16,))),
@@ -435,20 +407,10 @@ TRANSFORMS: dict[str, Case] = {
     "InverseTransform-maf": Case(
         lambda: ChannelMixingTransform(InverseTransform(maf(4))), (3, 4), compiles=False
     ),
-    "MixerFlow-spline": Case(
-        lambda: image_flow(
-            channel_flow=partial(RationalQuadraticCoupling, num_bins=4), num_layers=1, shift=None
-        ),
-        (1, 6, 4),
-        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
-        compiles=False,
+    "MixerFlow-spline": whole(
+        channel_flow=partial(RationalQuadraticCoupling, num_bins=4), num_layers=1, shift=None
     ),
-    "MixerFlow-residual": Case(
-        lambda: image_flow(patch_flow=ResidualTransform, num_flow_layers=1, shift=None),
-        (1, 6, 4),
-        domain=lambda *s, **k: 4 * torch.rand(*s, **k),
-        compiles=False,
-    ),
+    "MixerFlow-residual": whole(patch_flow=ResidualTransform, num_flow_layers=1, shift=None),
     "Composite-mixed-context": Case(
         lambda: ChannelMixingTransform(
             nflows_transforms.CompositeTransform(

@@ -1,7 +1,7 @@
 """Masked flows in the mixer: inverses that stop early, identity start, statistics, gradients.
 
 A hook on the network of a masked affine flow, to count its passes, makes it one of those that stop
-early; test_incremental.py has the inverse of those without.
+early; test_masked_inverse.py has the inverse of those without.
 """
 
 import copy

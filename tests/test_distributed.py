@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,124 +13,94 @@ from nflows_mixer._distributed import all_reduce_max
 from nflows_mixer.cli import run
 from nflows_mixer.nn import BatchNorm1d, BatchNorm2d, all_reduce_batch_norm
 from nflows_mixer.transforms import ActNorm
+from tests.two_processes import RUNS, train
 
+ROOT = Path(__file__).parents[1]
+BATCH = {
+    "rows": 3 * torch.randn(8, 2, dtype=torch.float64) + 5,
+    "images": torch.randn(7, 2, 3, 3, dtype=torch.float64),
+}
+# With 61 images, uneven over two processes.
 ARGUMENTS = [
+    "train",
     "--model.num_layers=2",
     "--model.hidden_features=16",
-    # torch's BatchNorm in a network of nflows, beside our own
-    "--model.channel_flow=nflows.transforms.MaskedAffineAutoregressiveTransform",
-    "--model.channel_flow.hidden_features=16",
-    "--model.channel_flow.use_batch_norm=true",
-    "--model.norm=batch",
     "--recipe.steps=8",
     "--recipe.batch_size=40",
     "--recipe.ema_decay=0.8",
+    "--evaluation_images=61",
     "--trainer.precision=64-true",
-    "--evaluation_images=61",  # uneven over two processes
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",
 ]
 
 
-@pytest.mark.parametrize("parts, memory", [(1, "full"), (2, "full"), (1, "constant")])
-def test_two_processes_end_as_one(tmp_path, parts, memory):
-    steps = 3 if (parts, memory) != (1, "full") else 8
-    options = [f"--trainer.accumulate_grad_batches={parts}", f"--model.memory={memory}"]
-    arguments = ["train", *ARGUMENTS, *options, f"--recipe.steps={steps}"]
-    one = run([*arguments, "--out", str(tmp_path / "one")])
-    command = [sys.executable, "-m", "nflows_mixer", *arguments]
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The folder in which two processes have done all that these tests ask for."""
+    folder = tmp_path_factory.mktemp("two")
+    torch.save(BATCH, folder / "batch.pt")
+    command = [sys.executable, "-m", "tests.two_processes"]
+    runs = [subprocess.Popen([*command, str(rank), str(folder)], cwd=ROOT) for rank in range(2)]
+    try:
+        assert [each.wait(timeout=500) for each in runs] == [0, 0]
+    finally:
+        for each in runs:
+            each.kill()
+    return folder
+
+
+def results(folder, part):
+    return [torch.load(folder / f"{part}-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def assert_ended_alike(one, two):
+    """The folders of two runs, of one process and of two."""
+    states = [
+        torch.load(folder / "last.ckpt", weights_only=True)["state_dict"] for folder in (one, two)
+    ]
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=0, atol=1e-6, msg=name)
+    figures = [json.loads((folder / "results.json").read_text()) for folder in (one, two)]
+    assert figures[1]["machine"].startswith("2 x")
+    assert figures[0]["recipe"] == figures[1]["recipe"]
+    assert figures[0]["evaluated_images"] == figures[1]["evaluated_images"]
+    for figure in ("bits_per_dim", "worst_image"):
+        for part, value in figures[0][figure].items():
+            assert figures[1][figure][part] == pytest.approx(value, abs=1e-6)
+    histories = [json.loads((folder / "history.json").read_text()) for folder in (one, two)]
+    assert len(histories[0]) == len(histories[1])
+    return states[0], figures[0]["evaluated_images"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_end_as_one(two, tmp_path, name):
+    train(name, tmp_path, devices=1)
+    state, counts = assert_ended_alike(tmp_path, two / "two" / name)
+    assert set(counts.values()) == ({15} if name == "noise and flips" else {61, 56})
+    moved = [
+        not torch.equal(value, torch.ones_like(value))
+        for key, value in state.items()
+        if key.endswith("running_var")
+    ]
+    assert sum(moved) > 20 or name == "noise and flips"
+
+
+def test_command_starts_two_processes_that_end_as_one(tmp_path):
+    run([*ARGUMENTS, "--out", str(tmp_path / "one")])
+    command = [sys.executable, "-m", "nflows_mixer", *ARGUMENTS]
     out = ["--trainer.devices", "2", "--out", str(tmp_path / "two")]
     done = subprocess.run([*command, *out], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    two = json.loads((tmp_path / "two/results.json").read_text())
-    assert two["machine"].startswith("2 x")
-    states = [
-        torch.load(tmp_path / run / "last.ckpt", weights_only=True)["state_dict"]
-        for run in ("one", "two")
-    ]
-    moved = 0
-    for name, value in states[0].items():
-        torch.testing.assert_close(states[1][name], value, rtol=0, atol=1e-6, msg=name)
-        moved += name.endswith("running_var") and not torch.equal(value, torch.ones_like(value))
-    assert moved > 20
-    for part, count in (("train", 61), ("validation", 56), ("test", 61)):
-        assert one["evaluated_images"][part] == two["evaluated_images"][part] == count
-        for figure in ("bits_per_dim", "worst_image"):
-            assert two[figure][part] == pytest.approx(one[figure][part], abs=1e-6)
-    lines = (tmp_path / "two/history.json").read_text()
-    assert len(json.loads(lines)) == len(json.loads((tmp_path / "one/history.json").read_text()))
+    _, counts = assert_ended_alike(tmp_path / "one", tmp_path / "two")
+    assert counts == {"train": 61, "validation": 56, "test": 61}
 
 
-def test_two_processes_end_as_one_with_all_noise_and_flips(tmp_path):
-    """A DenseFlow, which draws noise on its way; its decay is by epochs of the data."""
-    model = ["modules=[1,1]", "growth=2", "noise_channels=4", "norm=batch"]
-    model += [f"conditioner.{name}" for name in ("hidden_channels=4", "num_layers=1", "growth=4")]
-    recipe = ["steps=2", "batch_size=20", "flip=true", "decay=0.5", "optimizer=adam"]
-    arguments = ["train", "--config=denseflow-digits", *(f"--model.{a}" for a in model)]
-    arguments += ARGUMENTS[-4:]
-    arguments += [*(f"--recipe.{a}" for a in recipe), "--evaluation_images=15"]
-    one = run([*arguments, "--out", str(tmp_path / "one")])
-    command = [sys.executable, "-m", "nflows_mixer", *arguments, "--trainer.devices=2"]
-    out = ["--out", str(tmp_path / "two")]
-    done = subprocess.run([*command, *out], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    two = json.loads((tmp_path / "two/results.json").read_text())
-    assert two["machine"].startswith("2 x") and two["recipe"] == one["recipe"]
-    for part, bits in one["bits_per_dim"].items():
-        assert two["bits_per_dim"][part] == pytest.approx(bits, abs=1e-6)
-
-
-# Two processes, with uneven parts of one batch; each saves what the other cannot know.
-LAYERS = textwrap.dedent(
-    """
-    import sys, torch
-    from torch import distributed, nn
-    from nflows_mixer._distributed import all_reduce_max
-    from nflows_mixer.nn import BatchNorm1d, BatchNorm2d, all_reduce_batch_norm
-    from nflows_mixer.transforms import ActNorm
-    rank, folder = int(sys.argv[1]), sys.argv[2]
-    distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    batch = torch.load(f"{folder}/batch.pt", weights_only=True)
-    results = {}
-    for name, inputs in batch.items():
-        part = (inputs[:3] if rank == 0 else inputs[3:]).clone().requires_grad_()
-        layer = {"rows": BatchNorm1d, "images": BatchNorm2d}[name](2, momentum=None).double()
-        for _ in range(2):
-            outputs = layer(part)
-        weight = torch.arange(outputs.numel(), dtype=outputs.dtype).reshape(outputs.shape)
-        (outputs.square() * (1 + rank) * weight).sum().backward()
-        norm = ActNorm(2).double()
-        norm(part.detach())
-        results[name] = {
-            "outputs": outputs.detach(),
-            "gradient": part.grad,
-            "weight_gradient": layer.weight.grad,
-            **{k: v for k, v in layer.state_dict().items()},
-            **{f"norm.{k}": v for k, v in norm.state_dict().items()},
-        }
-    results["max"] = all_reduce_max(torch.tensor([rank, -torch.inf, torch.nan if rank else 0.0]))
-    torch.save(results, f"{folder}/{rank}.pt")
-    distributed.barrier()  # a process that leaves before the other is done may abort it
-    distributed.destroy_process_group()
-    """
-)
-
-
-def test_normalisation_sees_the_batch_of_all_processes(tmp_path):
-    batch = {
-        "rows": 3 * torch.randn(8, 2, dtype=torch.float64) + 5,
-        "images": torch.randn(7, 2, 3, 3, dtype=torch.float64),
-    }
-    torch.save(batch, tmp_path / "batch.pt")
-    runs = [
-        subprocess.Popen([sys.executable, "-c", LAYERS, str(rank), str(tmp_path)])
-        for rank in range(2)
-    ]
-    assert [run.wait(timeout=120) for run in runs] == [0, 0]
-    first, second = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(2))
+def test_normalization_sees_the_batch_of_all_processes(two):
+    first, second = results(two, "normalize")
     assert first["max"][:2].tolist() == second["max"][:2].tolist() == [1.0, -torch.inf]
     assert first["max"][2].isnan() and second["max"][2].isnan()
-    for name, inputs in batch.items():
+    for name, inputs in torch.load(two / "batch.pt", weights_only=True).items():
         inputs.requires_grad_()
         layer = {"rows": nn.BatchNorm1d, "images": nn.BatchNorm2d}[name](2, momentum=None).double()
         for _ in range(2):
@@ -152,102 +122,17 @@ def test_normalisation_sees_the_batch_of_all_processes(tmp_path):
             torch.testing.assert_close(second[name][key], value)
 
 
-# An inverse that is wrong for the inputs of the second process alone.
-REBUILT = textwrap.dedent(
-    """
-    import sys, warnings, torch
-    from functools import partial
-    from torch import distributed, nn
-    from nflows.transforms import Transform
-    from nflows_mixer.core.composite import CompositeTransform
-    from nflows_mixer.nn import ResidualMLP
-    from nflows_mixer.transforms import AffineCoupling, LULinear, ReversibleCompositeTransform
-    rank, folder = int(sys.argv[1]), sys.argv[2]
-    distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-
-    class Odd(Transform):
-        def forward(self, inputs, context=None):
-            return inputs.clone(), inputs.new_zeros(len(inputs))
-
-        def inverse(self, inputs, context=None):
-            return inputs + (inputs.mean() > 5), inputs.new_zeros(len(inputs))
-
-    torch.manual_seed(0)
-    network = partial(ResidualMLP, hidden_features=8)
-    layers = [LULinear(4), AffineCoupling(4, network), Odd(), AffineCoupling(4, network)]
-    flow = ReversibleCompositeTransform(layers).double()
-    for parameter in flow.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    rows = torch.randn(20, 4, dtype=torch.float64) + 20 * rank
-    results = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for transform in (flow, flow, CompositeTransform(layers)):
-            flow.zero_grad()
-            transform(rows)[0].square().sum().backward()
-            results.append([parameter.grad.clone() for parameter in flow.parameters()])
-    names = sorted(flow.inexact)
-    torch.save({"gradients": results, "names": names, "warned": len(caught)}, f"{folder}/{rank}.pt")
-    distributed.barrier()
-    distributed.destroy_process_group()
-    """
-)
-
-
-def test_what_one_process_cannot_rebuild_all_keep(tmp_path):
-    runs = [
-        subprocess.Popen([sys.executable, "-c", REBUILT, str(rank), str(tmp_path)])
-        for rank in range(2)
-    ]
-    assert [run.wait(timeout=120) for run in runs] == [0, 0]
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+def test_what_one_process_cannot_rebuild_all_keep(two):
+    for found in results(two, "rebuild"):
         assert found["names"] == ["_transforms.2"] and found["warned"] == 1
         *rebuilt, expected = found["gradients"]
         for gradients in rebuilt:
             torch.testing.assert_close(gradients, expected)
 
 
-# The loss of one process alone is infinite, with gradients that are finite.
-BROKEN = textwrap.dedent(
-    """
-    import sys, torch
-    from torch import distributed
-    from nflows_mixer.flows import mixerflow
-    from nflows_mixer.training import FlowModule, Recipe
-    rank, folder = int(sys.argv[1]), sys.argv[2]
-    distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, num_layers=1, shift=None)
-    images = torch.randint(256, (8, 1, 4, 4), dtype=torch.uint8)
-    flow.initialize(images).train()
-    module = FlowModule(flow, Recipe())
-    optimizer = module.configure_optimizers()["optimizer"]
-    noise = torch.rand(images.shape)
-    flow.log_prob(images, noise=noise).mean().backward()
-    module._last = (images, None, noise, torch.tensor(torch.inf if rank else 1.0))
-    stopped = False
-    try:
-        module.configure_gradient_clipping(optimizer)
-    except FloatingPointError as error:
-        stopped = "step 0: expected a finite loss" in str(error)
-    distributed.barrier()
-    distributed.destroy_process_group()
-    sys.exit(not stopped)
-    """
-)
-
-
-def test_loss_that_breaks_in_one_process_stops_all(tmp_path):
-    runs = [
-        subprocess.Popen([sys.executable, "-c", BROKEN, str(rank), str(tmp_path)])
-        for rank in range(2)
-    ]
-    try:
-        assert [run.wait(timeout=120) for run in runs] == [0, 0]
-    finally:
-        for run in runs:
-            run.kill()
+def test_loss_that_breaks_in_one_process_stops_all(two):
+    for message in results(two, "break_loss"):
+        assert "step 0: expected a finite loss" in message
 
 
 def test_alone_the_layers_are_those_of_torch():

@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,8 +37,7 @@ ARGUMENTS = [
 # nothing; it kills itself at the given point.
 DRIVER = textwrap.dedent(
     """
-    import os, signal, sys
-    from functools import partial, wraps
+    import functools, os, signal, sys
     from lightning.pytorch import Callback
     from nflows_mixer import _files
     from nflows_mixer import cli
@@ -57,8 +58,8 @@ DRIVER = textwrap.dedent(
         kind, _, number = death.partition(":")
         if kind == "step":
             fit = run.fit
-            dying = partial(fit, callbacks=(DieAfter(int(number)),))
-            cli.fit = wraps(fit)(lambda *a, **k: dying(*a, **k))
+            dying = lambda *a, **k: fit(*a, callbacks=(DieAfter(int(number)),), **k)
+            cli.fit = functools.wraps(fit)(dying)
         if kind == "write":  # while the number-th checkpoint of this attempt is half on the disk
             save, count = run.AtomicCheckpointIO.save_checkpoint, [0]
             def counted(self, checkpoint, path, storage_options=None):
@@ -69,26 +70,20 @@ DRIVER = textwrap.dedent(
             run.AtomicCheckpointIO.save_checkpoint = counted
         cli.run([*arguments, "--out", out, "--resume"])
 
-    out, deaths, arguments = sys.argv[1], sys.argv[2].split(","), sys.argv[3:]
-    for death in deaths:
-        child = os.fork()
-        if not child:
-            attempt(out, arguments, death)
-            sys.stdout.flush()
-            os._exit(0)
-        status = os.waitpid(child, 0)[1]
-        died = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        assert died == (death != "never"), (death, status)
+    arguments = sys.argv[2:]
+    for each in sys.argv[1].split(";"):
+        out, *deaths = each.split(",")
+        for death in deaths:
+            child = os.fork()
+            if not child:
+                attempt(out, arguments, death)
+                sys.stdout.flush()
+                os._exit(0)
+            status = os.waitpid(child, 0)[1]
+            died = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+            assert died == (death != "never"), (death, status)
     """
 )
-
-
-def attempts(out, deaths):
-    command = [sys.executable, "-c", DRIVER, str(out), ",".join(deaths), *ARGUMENTS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    checkpoint = torch.load(out / "last.ckpt", weights_only=True)
-    return checkpoint, json.loads((out / "results.json").read_text())
 
 
 def flat(value, name=""):
@@ -103,9 +98,18 @@ def flat(value, name=""):
 
 
 def test_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
-    whole, figures = attempts(tmp_path / "whole", ["never"])
-    deaths = ["step:1", "step:5", "write:2", "step:10", "write:1", "step:13", "never"]
-    resumed, figures_resumed = attempts(tmp_path / "killed", deaths)
+    deaths = "step:1,step:5,write:2,step:10,write:1,step:13,never"
+    runs = f"{tmp_path / 'whole'},never;{tmp_path / 'killed'},{deaths}"
+    command = [sys.executable, "-c", DRIVER, runs, *ARGUMENTS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (whole, figures), (resumed, figures_resumed) = (
+        (
+            torch.load(tmp_path / run / "last.ckpt", weights_only=True),
+            json.loads((tmp_path / run / "results.json").read_text()),
+        )
+        for run in ("whole", "killed")
+    )
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
         expected, got = dict(flat(whole[part])), dict(flat(resumed[part]))
         assert expected.keys() == got.keys()
@@ -128,49 +132,53 @@ def test_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
     assert curves[0] == curves[1] and len(curves[0]) == 4
 
 
-@pytest.fixture
-def small_run(tmp_path):
-    """A function that runs a few steps into a folder."""
+def run_into(out, num_layers=1, **arguments):
+    """A few steps."""
+    torch.manual_seed(0)
     images = torch.randint(17, (60, 1, 4, 4), dtype=torch.uint8)
-    parts = [ImageDataset(part) for part in images.split(20)]
-    data = ImageData("noise", *parts, levels=17)
-
-    def run(seed=0, steps=4, num_layers=1, learning_rate=1e-3, shape=(1, 4, 4), **arguments):
-        torch.manual_seed(seed)
-        flow = mixerflow(
-            image_shape=shape, patch_size=2, levels=17, num_layers=num_layers, shift=None
-        )
-        recipe = Recipe(learning_rate, steps=steps, batch_size=10)
-        settings = {"checkpoint_every": 2, "accelerator": "cpu", "enable_progress_bar": False}
-        module = FlowModule(flow, recipe, seed=seed)
-        return fit(module, data, tmp_path / "run", **settings | arguments)
-
-    return run
+    data = ImageData("noise", *map(ImageDataset, images.split(20)), levels=17)
+    flow = mixerflow(
+        image_shape=(1, 4, 4), patch_size=2, levels=17, num_layers=num_layers, shift=None
+    )
+    settings = {"checkpoint_every": 2, "accelerator": "cpu", "enable_progress_bar": False}
+    module = FlowModule(flow, Recipe(steps=4, batch_size=10))
+    return fit(module, data, out, **settings | arguments)
 
 
-def test_full_disk_is_an_error_and_the_checkpoint_before_stays(tmp_path, small_run, monkeypatch):
-    small_run()
-    before = (tmp_path / "run/last.ckpt").read_bytes()
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run that came to its end."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run_into(out)
+    return out
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy of it."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_full_disk_is_an_error_and_the_checkpoint_before_stays(folder, monkeypatch):
+    before = (folder / "last.ckpt").read_bytes()
 
     def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(_files.os, "fsync", full)
     with pytest.raises(OSError, match="expected room for a checkpoint of .* MiB, got 'No space"):
-        AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "run/last.ckpt")
-    assert (tmp_path / "run/last.ckpt").read_bytes() == before
-    assert not [path for path in (tmp_path / "run").iterdir() if path.suffix == ".part"]
+        AtomicCheckpointIO().save_checkpoint({"step": 1}, folder / "last.ckpt")
+    assert (folder / "last.ckpt").read_bytes() == before
+    assert not [path for path in folder.iterdir() if path.suffix == ".part"]
 
 
-@pytest.mark.parametrize("kept", [0, 100, 5000])
-def test_truncated_checkpoint_is_named(tmp_path, small_run, kept):
-    small_run()
-    checkpoint = tmp_path / "run/last.ckpt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:kept])
-    with pytest.raises(
-        ValueError, match=f"last.ckpt: expected a whole checkpoint, .* {kept:,} bytes"
-    ):
-        small_run(resume=True)
+def test_truncated_checkpoint_is_named(folder):
+    whole = (folder / "last.ckpt").read_bytes()
+    for kept in (5000, 100, 0):
+        (folder / "last.ckpt").write_bytes(whole[:kept])
+        expected = f"last.ckpt: expected a whole checkpoint, .* {kept:,} bytes"
+        with pytest.raises(ValueError, match=expected):
+            run_into(folder, resume=True)
 
 
 def test_checkpoint_with_code_is_refused(tmp_path):
@@ -183,26 +191,23 @@ def test_checkpoint_with_code_is_refused(tmp_path):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
 
 
-def test_checkpoint_of_another_model_is_refused(tmp_path, small_run):
-    small_run(num_layers=1)
-    with pytest.raises(ValueError, match="differs in architecture.num_layers: 1 there, 2 now; par"):
-        small_run(num_layers=2, resume=True)
-    (tmp_path / "run/run.json").unlink()  # as if copied from elsewhere
-    with pytest.raises(
-        ValueError, match="checkpoint: expected the weights of this flow, .*: no flow"
-    ):
-        small_run(num_layers=2, resume=True)
+def test_checkpoint_of_another_model_is_refused(folder):
+    with pytest.raises(ValueError, match="num_layers"):
+        run_into(folder, num_layers=2, resume=True)
+    (folder / "run.json").unlink()  # as if copied from elsewhere
+    with pytest.raises(ValueError, match="checkpoint: expected the weights of this flow, .*: no f"):
+        run_into(folder, num_layers=2, resume=True)
 
 
-def test_run_in_the_folder_is_not_overwritten_unless_asked(tmp_path, small_run):
-    first = small_run()
+def test_run_in_the_folder_is_not_overwritten_unless_asked(folder):
+    first = json.loads((folder / "results.json").read_text())
     with pytest.raises(ValueError, match="expected a folder without a run.*--resume.*--overwrite"):
-        small_run()
-    assert small_run(overwrite=True)["bits_per_dim"] == first["bits_per_dim"]
-    assert small_run(resume=True)["bits_per_dim"] == first["bits_per_dim"]
+        run_into(folder)
+    for option in ("overwrite", "resume"):
+        assert run_into(folder, **{option: True})["bits_per_dim"] == first["bits_per_dim"]
 
 
-def test_loss_that_is_not_finite_names_the_layer_and_leaves_the_checkpoint(tmp_path, small_run):
+def test_loss_that_is_not_finite_names_the_layer_and_leaves_the_checkpoint(tmp_path):
     class Overflow(Callback):
         def on_train_batch_start(self, trainer, module, *_):
             if trainer.global_step == 3:
@@ -210,7 +215,7 @@ def test_loss_that_is_not_finite_names_the_layer_and_leaves_the_checkpoint(tmp_p
                 torch.nn.init.constant_(coupling.conditioner.final.bias, 1e4)
 
     with pytest.raises(FloatingPointError, match="step 3: .*AffineCoupling.* made values"):
-        small_run(callbacks=(Overflow(),))
+        run_into(tmp_path / "run", callbacks=(Overflow(),))
     checkpoint = AtomicCheckpointIO().load_checkpoint(tmp_path / "run/last.ckpt")
     assert checkpoint["global_step"] == 2
     assert all(torch.isfinite(v.float()).all() for v in checkpoint["state_dict"].values())

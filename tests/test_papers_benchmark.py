@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmarks.papers.picture import COLORS, save_curves, save_pictures
+from benchmarks.papers.readme import ABLATION, BENCHMARKS, readme
+from benchmarks.papers.report import main as report_main
+from benchmarks.papers.report import report
 from lightning.pytorch import Callback
 from matplotlib.figure import Figure
 
@@ -39,10 +43,6 @@ from benchmarks.papers.kept import (
 )
 from benchmarks.papers.models import MODELS
 from benchmarks.papers.parameters import table as parameters_table
-from benchmarks.papers.picture import COLORS, save_curves, save_pictures
-from benchmarks.papers.readme import ABLATION, BENCHMARKS, readme
-from benchmarks.papers.report import main as report_main
-from benchmarks.papers.report import report
 from benchmarks.papers.rows import FIGURES, ROWS, ROWS_OF, TABLES, Run, scaled_down
 from benchmarks.papers.run import curve, describe, path_of, result_of
 from benchmarks.papers.samples import PANELS

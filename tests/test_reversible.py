@@ -24,14 +24,13 @@ from nflows_mixer.transforms import (
     ActNorm,
     AffineCoupling,
     ChannelMixingTransform,
-    FoldedCompositeTransform,
     LULinear,
     ReversibleCompositeTransform,
     UniformDequantization,
     reversible,
 )
 from tests.registry import DETERMINISTIC
-from tests.test_folded import moved
+from tests.test_flow_layer import moved
 from tests.test_properties import build
 
 MEMORIES = ("constant", "checkpoint")
@@ -63,7 +62,7 @@ def gradients(transform, inputs, context=None, autocast=None):
 
 
 def assert_same_gradients(parts, inputs, context=None, tolerance=1e-9, autocast=None, **options):
-    plain = FoldedCompositeTransform(parts)
+    plain = CompositeTransform(parts)
     expected, buffers, values = gradients(copy.deepcopy(plain), inputs, context, autocast)
     own = ReversibleCompositeTransform(copy.deepcopy(list(plain._transforms)), **options)
     found, own_buffers, own_values = gradients(own, inputs, context, autocast)
@@ -280,8 +279,8 @@ def test_parameters_of_one_call(memory):
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
-def test_folded_layers_inside_a_part_are_rebuilt(memory):
-    class Wrapped(FoldedCompositeTransform):
+def test_flow_layers_inside_a_part_are_rebuilt(memory):
+    class Wrapped(CompositeTransform):
         def forward(self, inputs, context=None):
             return super().forward(inputs, context)
 

@@ -13,8 +13,8 @@ from nflows.flows import Flow as nflows_Flow
 from nflows.transforms import MaskedAffineAutoregressiveTransform as MAF
 from torch import nn
 
-from nflows_mixer.adapters.zuko import LazyNflowsTransform, from_zuko, to_zuko
-from nflows_mixer.flows import Pixels, mixerflow
+from nflows_mixer.adapters import from_zuko, to_zuko
+from nflows_mixer.flows import mixerflow
 from nflows_mixer.nn import LipschitzMLP, ResidualMLP
 from nflows_mixer.transforms import (
     ActNorm,
@@ -464,42 +464,6 @@ def test_shapes_that_change():
         to_zuko(squeeze, event_shape=(1, 4, 4))()(images)
 
 
-def test_a_squeezed_mixerflow_changes_the_event_shape():
-    flow = small_mixerflow(pixels=Pixels(squeeze=2), patch_size=1).eval()
-    inside = zuko.lazy.Flow(to_zuko(flow), normal((4, 2, 2), torch.float64))
-    assert inside().event_shape == (1, 4, 4)
-    assert inside().sample((3,)).shape == (3, 1, 4, 4)
-
-
-def test_it_trains_samples_and_saves_in_a_zuko_project(tmp_path):
-    torch.manual_seed(0)
-    flow = mixerflow(
-        image_shape=(1, 4, 4), patch_size=2, levels=4, num_layers=2, shift=None, hidden_features=16
-    )
-    inside = zuko.lazy.Flow(to_zuko(flow), normal((1, 4, 4)))
-    optimizer = torch.optim.Adam(inside.parameters(), lr=3e-3)
-    pixels = torch.arange(16.0).reshape(1, 4, 4) / 4 + 0.05 * torch.randn(200, 1, 4, 4)
-    pixels = pixels + 0.3 * torch.randn(200, 1, 1, 1)
-    losses = []
-    for _ in range(60):
-        loss = -inside().log_prob(pixels).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] - 5
-    inside.eval()
-    samples = inside().sample((500,))
-    torch.testing.assert_close(samples.mean(0), pixels.mean(0), atol=0.15, rtol=0)
-    torch.save(inside.state_dict(), tmp_path / "flow.pt")
-    again = mixerflow(
-        image_shape=(1, 4, 4), patch_size=2, levels=4, num_layers=2, shift=None, hidden_features=16
-    )
-    loaded = zuko.lazy.Flow(to_zuko(again), normal((1, 4, 4))).eval()
-    loaded.load_state_dict(torch.load(tmp_path / "flow.pt", weights_only=True))
-    assert torch.equal(loaded().log_prob(pixels), inside().log_prob(pixels))
-
-
 INSIDE = {
     "MixerFlow": lambda: (small_mixerflow(context_features=5), (1, 4, 4)),
     "FlowLayer": lambda: (moved(conditional_layer(6, 5)), (6,)),
@@ -576,17 +540,6 @@ def test_among_the_transforms_of_zuko():
     torch.testing.assert_close(mixing.inverse(outputs, context[:2])[0], matrix)
 
 
-def test_dynamic_errors_of_to_zuko():
-    lazy = to_zuko(AffineCoupling(4, network(3)), 3)
-    assert isinstance(lazy, LazyNflowsTransform)
-    with expect(ValueError, "context of 3 features, got 0 features"):
-        lazy()
-    with expect(ValueError, "real features, got torch.int64.*embedding net"):
-        lazy(torch.arange(3))
-    with expect(ValueError, r"\[..., 4\], got \[2, 5\]"):
-        lazy(torch.zeros(3))(torch.zeros(2, 5))
-
-
 @pytest.mark.parametrize(
     "call, kind, pattern",
     [
@@ -594,6 +547,17 @@ def test_dynamic_errors_of_to_zuko():
         (lambda: to_zuko(UniformDequantization(), 0, (4,)), ValueError, "UniformDequantization"),
         (lambda: to_zuko(from_zuko(Shift(False), 4), 2), ValueError, "context_features.*got 2"),
         (lambda: to_zuko(AffineCoupling(4, network(3))), ValueError, "context_features.*got 0"),
+        (lambda: to_zuko(AffineCoupling(4, network(3)), 3)(), ValueError, "3 features, got 0"),
+        (
+            lambda: to_zuko(AffineCoupling(4, network(3)), 3)(torch.arange(3)),
+            ValueError,
+            "real features, got torch.int64",
+        ),
+        (
+            lambda: to_zuko(AffineCoupling(4, network(3)), 3)(torch.zeros(3))(torch.zeros(2, 5)),
+            ValueError,
+            r"\[..., 4\], got \[2, 5\]",
+        ),
         (
             lambda: to_zuko(FlowLayer(4), event_shape=(5,)),
             ValueError,

@@ -27,15 +27,16 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 
+from benchmarks import tables
 from benchmarks.denseflow.rows import (
     ROWS,
     Scale,
     arguments_of,
+    conditioner_of,
     cross_unit_parameters,
     parameters_of,
     widths_of,
 )
-from benchmarks.denseflow.table import RESULTS, write
 from benchmarks.papers.images import averaged_down
 from benchmarks.scaling.likelihood import trained
 from benchmarks.speed.environment import machine, versions
@@ -43,6 +44,8 @@ from nflows_mixer.data import ImageData, ImageDataset, load_images
 from nflows_mixer.evaluation import evaluate
 from nflows_mixer.flows import denseflow
 from nflows_mixer.training import Recipe
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def main(
@@ -103,12 +106,16 @@ def main(
     for row in only:
         arguments = arguments_of(ROWS[row], scale, images.image_shape, images.levels)
         left = [seed for seed in seeds if (row, seed) not in done]
+        widths: dict[str, int] = {}
         if left:
-            arguments |= widths_of(arguments, parameters)
+            widths = widths_of(ROWS[row], scale, arguments, parameters)
+            arguments["conditioner"] = conditioner_of(ROWS[row], scale, widths)
         for seed in left:
             job = {
                 "row": row,
                 "seed": seed,
+                "hidden_channels": widths["hidden_channels"],
+                "dense_growth": widths.get("dense_growth"),
                 **run(arguments, images, recipe, seed, evaluated, draws),
             }
             results = {
@@ -122,7 +129,7 @@ def main(
                     key=lambda job: (list(ROWS).index(job["row"]), job["seed"]),
                 ),
             }
-            write(path, results)
+            tables.write("ablation", path, results)
             print(
                 f"{row}, seed {seed}: {job['parameters']:,} parameters, "
                 f"{job['bits_per_dim']:.4f} bits/dim, {job['importance_bits_per_dim']:.4f} "
@@ -156,8 +163,6 @@ def run(
     return {
         "parameters": parameters_of(flow),
         "cross_unit_parameters": cross_unit_parameters(flow),
-        "hidden_channels": arguments["hidden_channels"],
-        "dense_growth": arguments["dense_growth"] if arguments["conditioner"] == "fused" else None,
         "bits_per_dim": evaluate(flow, held_out).mean().item(),
         "importance_bits_per_dim": evaluate(flow, held_out, draws=draws, bound="importance")
         .mean()

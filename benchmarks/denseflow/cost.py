@@ -26,6 +26,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -33,8 +34,8 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor, nn
 
+from benchmarks import tables
 from benchmarks.denseflow.convolutions import ALONE, Convolution, convolutions
-from benchmarks.denseflow.table import RESULTS, cost_table, write
 from benchmarks.speed.environment import machine, versions
 from benchmarks.speed.files import path_of
 from benchmarks.speed.floor import Floor, multiply_adds
@@ -45,6 +46,7 @@ from nflows_mixer.flows import ImageFlow, denseflow
 from nflows_mixer.likelihood import bits_per_dim
 from nflows_mixer.transforms import GlowStep, ReversibleCompositeTransform
 
+RESULTS = Path(__file__).parent / "results"
 MEMORY = ("full", "checkpoint", "constant")
 
 
@@ -94,8 +96,8 @@ def main(
         "mib_per_image": models.mib_per_image(memory_batch_sizes),
         "inexact": models.inexact(),
     }
-    write(path, results)
-    print(cost_table(results))
+    tables.write("cost", path, results)
+    print(path.with_suffix(".md").read_text())
 
 
 class Models:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
 from torch import nn
 
-from nflows_mixer.flows import denseflow
-from nflows_mixer.flows.denseflow_presets import DENSEFLOW_PRESETS
-from nflows_mixer.nn import CrossUnitNetwork
+from nflows_mixer.flows import DENSEFLOW_PRESETS, denseflow
+from nflows_mixer.nn import ConvConditioner, CrossUnitNetwork, DenseAttentionConditioner
 
 OFFSETS = range(-2, 3)
 """Of the growth of dense blocks from 4/3 of the width, which is 64 of 48 in the published models:
@@ -29,6 +28,7 @@ class Row:
         preconditioned: whether that noise is computed from earlier representations.
         fused: whether the couplings' networks are dense blocks beside attention, or Glow's.
         changes: arguments that differ from the preset's.
+        attention: whether fused networks have it.
     """
 
     preset: str
@@ -37,6 +37,7 @@ class Row:
     preconditioned: bool
     fused: bool
     changes: dict[str, Any] = field(default_factory=dict)
+    attention: bool = True
 
 
 ROWS = {
@@ -47,7 +48,7 @@ ROWS = {
     "5": Row("table4-fused-white", 3.08, True, False, True),
     "6": Row("denseflow-45-6", 3.07, True, True, True),
     "previous": Row("denseflow-45-6", None, True, True, True, {"preconditioning": "previous"}),
-    "no attention": Row("denseflow-45-6", None, True, True, True, {"attention": False}),
+    "no attention": Row("denseflow-45-6", None, True, True, True, attention=False),
 }
 """Name -> row; numbers as in Table 4, then the two ablations of Section 3.5's text."""
 TABLE = tuple(name for name, row in ROWS.items() if row.published is not None)
@@ -78,7 +79,7 @@ class Scale:
 
 
 def arguments_of(row: Row, scale: Scale, image_shape: Sequence[int], levels: int) -> dict[str, Any]:
-    """Return arguments of ``denseflow``, all but the widths.
+    """Return arguments of ``denseflow``, all but the conditioner.
 
     Args:
         row: what is built.
@@ -87,7 +88,7 @@ def arguments_of(row: Row, scale: Scale, image_shape: Sequence[int], levels: int
         levels: number of pixel values.
     """
     arguments = {
-        **vars(DENSEFLOW_PRESETS[row.preset].architecture),
+        **DENSEFLOW_PRESETS[row.preset].arguments,
         "image_shape": tuple(image_shape),
         "levels": levels,
         "dequantization": "uniform",
@@ -96,40 +97,57 @@ def arguments_of(row: Row, scale: Scale, image_shape: Sequence[int], levels: int
         "growth": scale.growth,
         **row.changes,
     }
+    arguments.pop("conditioner", None)
     if not row.augmented:
         arguments["growth"] = 0
         arguments["units"] = (1,) * len(scale.units)
         arguments["modules"] = tuple(u * m for u, m in zip(scale.units, scale.modules))
-    if row.fused:
-        arguments["dense_layers"] = scale.dense_layers
-        if arguments["attention"]:
-            arguments["attention_channels"] = scale.attention_channels
     return arguments
 
 
-def widths_of(arguments: dict[str, Any], parameters: int) -> dict[str, int]:
+def conditioner_of(row: Row, scale: Scale, widths: Mapping[str, int]) -> Callable[..., nn.Module]:
+    """Return the networks of the couplings.
+
+    Args:
+        row: what is built.
+        scale: how large.
+        widths: ``hidden_channels``, and of fused networks ``dense_growth``, too.
+    """
+    hidden = widths["hidden_channels"]
+    if not row.fused:
+        return partial(ConvConditioner, hidden_channels=hidden)
+    sizes: dict[str, Any] = {"num_layers": scale.dense_layers, "attention": row.attention}
+    if row.attention:
+        sizes["attention_channels"] = scale.attention_channels
+    growth = widths["dense_growth"]
+    return partial(DenseAttentionConditioner, hidden_channels=hidden, growth=growth, **sizes)
+
+
+def widths_of(row: Row, scale: Scale, arguments: dict[str, Any], parameters: int) -> dict[str, int]:
     """Return the widths with which a model comes nearest to a number of parameters.
 
     Args:
-        arguments: of ``denseflow``, all but the widths.
-        parameters: how many are wanted.
+        row: what is built.
+        scale: how large.
+        arguments: of ``denseflow``, all but the conditioner.
+        parameters: how many are aimed at.
 
     Returns:
         ``hidden_channels``, and of fused networks ``dense_growth``, too.
     """
-    fused = arguments["conditioner"] == "fused"
 
     def widths(hidden: int, offset: int) -> dict[str, int]:
-        growth = {"dense_growth": max(1, round(4 * hidden / 3) + offset)} if fused else {}
+        growth = {"dense_growth": max(1, round(4 * hidden / 3) + offset)} if row.fused else {}
         return {"hidden_channels": hidden, **growth}
 
     @cache
     def count(hidden: int, offset: int) -> int:
-        return parameters_of(denseflow(**{**arguments, **widths(hidden, offset)}))
+        conditioner = conditioner_of(row, scale, widths(hidden, offset))
+        return parameters_of(denseflow(**arguments, conditioner=conditioner))
 
     found = [
         (nearest(partial(count, offset=offset), parameters), offset)
-        for offset in (OFFSETS if fused else (0,))
+        for offset in (OFFSETS if row.fused else (0,))
     ]
     return widths(*min(found, key=lambda pair: abs(count(*pair) - parameters)))
 

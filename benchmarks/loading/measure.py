@@ -8,7 +8,6 @@ The loader runs in Lightning's trainer with a model that does nothing, over as m
 Then the cifar10 preset makes training steps. Rounds of all are interleaved; medians are given.
 """
 
-import json
 import platform
 import tempfile
 import time
@@ -21,6 +20,7 @@ import torch
 from jsonargparse import auto_cli
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from benchmarks import tables
 from nflows_mixer.data import ImageData, ImageDataset
 from nflows_mixer.data.shuffle import PixelShuffle
 from nflows_mixer.flows import mixerflow
@@ -138,29 +138,9 @@ def main(
         "machine": torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
-    Path(out, "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    Path(out, "results.md").write_text(table(results))
-    print(table(results))
-
-
-def table(results):
-    """Results as Markdown."""
-    lines = [
-        f"| {name} | {speed:,.0f} | {results['ratio'][name]:,.0f} |"
-        for name, speed in results["loader_images_per_second"].items()
-    ]
-    return "\n".join(
-        [
-            "| images | a second, through the loader | times the training rate |",
-            "|---|---|---|",
-            *lines,
-            "",
-            f"Training, cifar10 preset: {results['training_images_per_second']:.1f} images a "
-            f"second. Batches of {results['batch_size']}, medians of {results['rounds']} "
-            f"interleaved rounds on {results['machine']}, torch {results['versions']['torch']}.",
-            "",
-        ]
-    )
+    path = Path(out, "results.json")
+    tables.write("loading", path, results)
+    print(path.with_suffix(".md").read_text())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.papers.models import MODELS
 from benchmarks.papers.rows import Run
-from nflows_mixer.flows.presets import PRESETS
+from nflows_mixer.flows import MIXERFLOW_PRESETS
 from nflows_mixer.training import Recipe
 
 NAMES = ("smoke", "short", "long", "paper")
@@ -82,7 +82,7 @@ def recipe_of(run: Run, size: str, budget: Budget) -> Recipe:
                 fine_tune_steps=int(part * recipe.fine_tune_steps),
             )
     else:
-        recipe = Recipe.from_preset(run.data if run.data in PRESETS else "cifar10")
+        recipe = Recipe.from_preset(run.data if run.data in MIXERFLOW_PRESETS else "cifar10")
         if size == "small":
             recipe = replace(recipe, learning_rate=SMALL_RATES[run.data])
         recipe = replace(

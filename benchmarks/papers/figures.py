@@ -22,7 +22,7 @@ from nflows_mixer.evaluation import (
     linear_probe,
 )
 from nflows_mixer.flows import ImageFlow
-from nflows_mixer.flows.denseflow_presets import DENSEFLOW_PRESETS
+from nflows_mixer.training import Recipe
 
 PLACES = {
     "bits_per_dim": ("bits_per_dim", "test"),
@@ -161,9 +161,7 @@ def fid(
 
 
 def published_training(row: Row, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the published number of epochs would take at the speed of this run."""
-    preset = DENSEFLOW_PRESETS[row.run.model]
-    epochs = preset.epochs + preset.fine_tune_epochs
-    seen = epochs * preset.training_points
-    speed = result["images_per_second"]
-    return {"hours": seen / speed / 3600, "epochs": epochs, "images_per_second": speed}
+    """Return what the published training would take at the speed of this run."""
+    recipe, speed = Recipe.from_preset(row.run.model), result["images_per_second"]
+    hours = recipe.steps * recipe.batch_size / speed / 3600
+    return {"hours": hours, "steps": recipe.steps, "images_per_second": speed}

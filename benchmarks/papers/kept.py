@@ -1,12 +1,10 @@
-"""Results that are kept: which there are, of which rows, and how seeds are summed up."""
+"""Results that are kept: which there are, of which rows, and what they say of the claims."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from math import isnan, nan, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,8 @@ from benchmarks.papers.rows import ROWS, ROWS_OF, Row, scaled_down
 from nflows_mixer._checks import mismatch
 
 RESULTS = Path(__file__).parent / "results"
-DASH = "–"
-DECIMALS = {"probe_accuracy": 2, "training_hours": 0, "fid": 2}
-"""Figure -> places behind the point, where they are not three."""
 BITS = ("bits_per_dim", "importance_bits_per_dim")
 """Figures that simple models of the same images have, too."""
-ONE_SEED = "one seed"
-"""What a claim of one seed is counted as, whatever it says."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +29,7 @@ class Kept:
         budget: name of a budget of this size.
         folder: where it is.
         results: (name of a run, seed) -> result, of real images alone.
-        synthetic: how many were left out because their images are noise.
-        other_version: how many, because their images are not of the version of their rows.
+        left_out: how many are of noise, or of another version of the data set than their rows.
         failed: (name of a run, seed) -> why its training stopped, where it has no figures.
     """
 
@@ -45,8 +37,7 @@ class Kept:
     budget: str
     folder: Path
     results: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
-    synthetic: int = 0
-    other_version: int = 0
+    left_out: int = 0
     failed: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def of(self, row: Row) -> list[dict[str, Any]]:
@@ -82,19 +73,20 @@ def read(results: str | Path) -> list[Kept]:
 
 def _sorted_out(size: str, budget: str, folder: Path, files: Iterable[Path]) -> Kept:
     versions = {row.run.name: row.version for row in ROWS_OF[size]}
-    results, failed, synthetic, other_version = {}, {}, 0, 0
+    results, failed, left_out = {}, {}, 0
     for file in files:
         result = json.loads(file.read_text())
+        key, there = (result["name"], result["seed"]), result["data"]["version"]
         version = versions.get(result["name"], "")
-        if result["synthetic"] or result["data"]["version"].startswith(NOISE):
-            synthetic += 1
-        elif version and version not in result["data"]["version"].split():
-            other_version += 1
+        if result["synthetic"] or there.startswith(NOISE):
+            left_out += 1
+        elif version and version not in there.split():
+            left_out += 1
         elif "failed" in result:
-            failed[result["name"], result["seed"]] = result["failed"]
+            failed[key] = result["failed"]
         else:
-            results[result["name"], result["seed"]] = result
-    return Kept(size, budget, folder, results, synthetic, other_version, failed)
+            results[key] = result
+    return Kept(size, budget, folder, results, left_out, failed)
 
 
 @dataclass(frozen=True)
@@ -117,17 +109,12 @@ class Column:
     rows: tuple[tuple[Row, Row], ...]
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
-        """What its rows have in common, at any size."""
-        return self.table, self.data, self.version, self.figure
-
-    @property
     def name(self) -> str:
         """Of the test of its order."""
         figure = "" if self.figure == "bits_per_dim" else f"-{self.figure}"
         return f"{self.table}-{self.data}{figure}"
 
-    def yardstick(self, kept: Kept) -> tuple[str, float] | None:
+    def reference(self, kept: Kept) -> tuple[str, float] | None:
         """Return the best of the simple models of the same images and its bits/dim.
 
         None where figures are no bits/dim, or no result has a simple model. Images with a shuffle
@@ -135,7 +122,8 @@ class Column:
         """
         if self.figure in BITS:
             for result in (result for _, row in self.rows for result in kept.of(row)):
-                if found := result.get("reference_models"):
+                found = result.get("reference_models", result.get("yardsticks"))
+                if found:
                     return min(found.items(), key=lambda scored: scored[1])
         return None
 
@@ -190,11 +178,6 @@ def _check_terms(owner: str, results: Iterable[Mapping[str, Any]]) -> None:
                 )
 
 
-def tally(claims: Iterable[Comparison]) -> Counter[str]:
-    """Return verdict -> number of claims of two seeds or more; those of one as ``ONE_SEED``."""
-    return Counter(ONE_SEED if len(claim.here) == 1 else claim.verdict for claim in claims)
-
-
 def unshuffled(data: str) -> dict[str, float]:
     """Return label -> bits/dim of images as they are, as published; of models of other sizes, too.
 
@@ -221,81 +204,9 @@ def label_of(row: Row) -> str:
 
 def command(size: str, budget: str, expression: str, seeds: Iterable[int] = (0,)) -> str:
     """Return the command that runs what an expression of pytest's ``-k`` selects."""
-    words = ["pytest benchmarks -m", "gpu" if size == "paper" else "cpu"]
-    words += ["-k", f'"{expression}"' if " " in expression else expression]
+    words = ["pytest benchmarks -m", "gpu" if size == "paper" else "cpu", "-k", expression]
     if budget != "short":
         words += ["--budget", budget]
     if (listed := ",".join(map(str, sorted(seeds)))) not in ("", "0"):
         words += ["--seeds", listed]
     return " ".join(words)
-
-
-def expression_of(row: Row, size: str) -> str:
-    """Return what selects the test of one row among those of its size, and no other test."""
-    longer = [
-        other.name.removeprefix(row.name)
-        for other in ROWS_OF[size]
-        if other != row and other.name.startswith(row.name)
-    ]
-    last = row.name.split("-")[-1]
-    return " and not ".join((row.name, *(last + rest for rest in longer)))
-
-
-def published_of(row: Row) -> str:
-    """Return the published figure as it was printed, or a dash."""
-    if row.published is None:
-        return DASH
-    return f"{row.published:.{min(DECIMALS.get(row.figure, 2), 2)}f}"
-
-
-def mean_of(values: Sequence[float]) -> float:
-    """Return the mean; NaN or infinite where one is."""
-    return sum(values) / len(values) if values else nan
-
-
-def deviation_of(values: Sequence[float]) -> float | None:
-    """Return the standard deviation, NaN where a value is not finite; None of fewer than two."""
-    if len(values) < 2:
-        return None
-    center = mean_of(values)
-    squares = ((value - center) * (value - center) for value in values)
-    return sqrt(sum(squares) / (len(values) - 1))
-
-
-def error_of(values: Sequence[float]) -> float | None:
-    """Return the standard error of the mean; None of fewer than two values."""
-    deviation = deviation_of(values)
-    return None if deviation is None else deviation / sqrt(len(values))
-
-
-def text_of(
-    values: Sequence[float],
-    places: int,
-    error: Callable[[Sequence[float]], float | None] = deviation_of,
-    sign: str = "",
-) -> str:
-    """Return mean ± error, or a dash where there is no value.
-
-    Args:
-        values: of the seeds.
-        places: behind the point.
-        error: what stands behind the sign of plus and minus.
-        sign: "+" to show that of the mean, too.
-    """
-    if not values:
-        return DASH
-    spread, center = error(values), mean_of(values)
-    text = f"{center:{'' if isnan(center) else sign},.{places}f}"
-    return text if spread is None else f"{text} ± {spread:.{places}f}"
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], words: int) -> str:
-    """Return a table.
-
-    Args:
-        head: names of the columns.
-        rows: their cells.
-        words: how many of the columns, from the left, are words; the others are figures.
-    """
-    rule = ["---"] * words + ["--:"] * (len(head) - words)
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *rows])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from benchmarks.baselines.autoregressive import made, maf
@@ -14,9 +15,16 @@ from benchmarks.baselines.macow import macow
 from benchmarks.baselines.neural_spline import neural_spline
 from benchmarks.baselines.periodic import periodic
 from benchmarks.baselines.woodbury import woodbury
-from nflows_mixer.flows import ImageFlow, denseflow, mixerflow
-from nflows_mixer.flows.denseflow_presets import DENSEFLOW_PRESETS
-from nflows_mixer.flows.presets import PRESETS
+from nflows_mixer.flows import (
+    DENSEFLOW_PRESETS,
+    MIXERFLOW_PRESETS,
+    ImageFlow,
+    Pixels,
+    denseflow,
+    mixerflow,
+)
+from nflows_mixer.nn import ConvConditioner, DenseAttentionConditioner
+from nflows_mixer.transforms import RLULinear, identity_maf
 
 LOGIT = 1e-3
 """Of MNIST, where without one the ink on a background of zeros makes first steps overflow."""
@@ -82,23 +90,27 @@ _TINY_DENSE: dict[str, Any] = {
     "units": (2, 1),
     "modules": (1, 1),
     "growth": 2,
-    "hidden_channels": 8,
-    "dense_layers": 1,
-    "dense_growth": 4,
-    "attention_channels": 4,
-    "dequantization_channels": 8,
+    "noise_channels": 8,
+    "conditioner": partial(
+        DenseAttentionConditioner, hidden_channels=8, num_layers=1, growth=4, attention_channels=4
+    ),
 }
 # Of images of 16 x 16: MixerFlow, and baselines of two scales with eight steps each, whose
 # widths give them its number of parameters.
 _SMALL: dict[str, Any] = {"scales": 2, "steps": 8}
 # Of the ablation: without linear blocks eight layers overflow at 0.01.
 _ABLATED = {"small": 3e-3}
-_SMALL_MIXER: dict[str, Any] = {"patch_size": 2, "num_layers": 4, "hidden_features": 64}
+_SMALL_MIXER: dict[str, Any] = {
+    "patch_size": 2,
+    "num_layers": 4,
+    "hidden_features": 64,
+    "norm": "batch",
+}
+_MAF_FLOWS: dict[str, Any] = {"channel_flow": identity_maf, "patch_flow": identity_maf}
 
 
-def _preset(name: str) -> dict[str, Any]:
-    """Arguments of a preset of MixerFlow, but for those that the images say."""
-    arguments = dict(vars(PRESETS[name].architecture))
+def _without_images(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a preset, but for those that the images say."""
     return {k: v for k, v in arguments.items() if k not in ("image_shape", "levels")}
 
 
@@ -111,7 +123,7 @@ def _mixer(
     **changes: Any,
 ) -> Model:
     """A MixerFlow: a preset, with some of it changed at all scales."""
-    paper = _preset(preset) | changes
+    paper = _without_images(MIXERFLOW_PRESETS[preset].arguments) | changes
     tiny = paper | _TINY_MIXER
     if isinstance(small, Mapping):
         small = _SMALL_MIXER | changes | small
@@ -120,18 +132,12 @@ def _mixer(
 
 def _dense(preset: str, label: str, parameters: float | None = None) -> Model:
     """A DenseFlow of a preset."""
-    architecture = vars(DENSEFLOW_PRESETS[preset].architecture)
-    paper = {k: v for k, v in architecture.items() if k not in ("image_shape", "levels")}
-    tiny = dict(paper)
-    for key, value in _TINY_DENSE.items():
-        if key == "growth" and not paper["growth"]:
-            continue
-        if key in ("dense_layers", "dense_growth", "attention_channels"):
-            if paper["conditioner"] != "fused":
-                continue
-        tiny[key] = value
-    if not paper["growth"]:
-        tiny["units"] = (1, 1)
+    paper = _without_images(DENSEFLOW_PRESETS[preset].arguments)
+    tiny = paper | _TINY_DENSE
+    if paper.get("conditioner") is ConvConditioner:
+        tiny["conditioner"] = partial(ConvConditioner, hidden_channels=8)
+    if paper.get("growth") == 0:
+        tiny |= {"units": (1, 1), "growth": 0}
     return Model(label, denseflow, paper, None, tiny, parameters, preset=preset)
 
 
@@ -223,9 +229,7 @@ MODELS: dict[str, Model] = {
         {"num_layers": 2, "hidden_features": 8},
         rates={"small": 3e-3},  # at 0.01 its first steps overflow
     ),
-    "mixerflow-maf": _mixer(
-        "cifar10", None, {}, "MixerFlow with MAF", channel_flow="maf", patch_flow="maf"
-    ),
+    "mixerflow-maf": _mixer("cifar10", None, {}, "MixerFlow with MAF", **_MAF_FLOWS),
     "made-mnist": Model(
         "MADE",
         made,
@@ -245,11 +249,10 @@ MODELS: dict[str, Model] = {
         None,
         {"patch_size": 4},
         "MixerFlow with MAF",
-        channel_flow="maf",
-        patch_flow="maf",
-        linear="rlu",
+        linear=RLULinear,
         shift=None,
-        logit=LOGIT,
+        pixels=Pixels(logit=LOGIT),
+        **_MAF_FLOWS,
     ),
     "denseflow-74-10": _dense("denseflow-74-10", "DenseFlow-74-10", 130.0),
     "denseflow-74-10-imagenet32": _dense("denseflow-74-10-imagenet32", "DenseFlow-74-10", 130.0),

@@ -17,7 +17,7 @@ from pathlib import Path
 from jsonargparse import auto_cli
 
 from benchmarks.papers.images import SMALL, images_of
-from benchmarks.papers.kept import command, expression_of
+from benchmarks.papers.kept import command
 from benchmarks.papers.rows import ROWS_OF, Run
 from benchmarks.papers.run import trained
 from nflows_mixer.evaluation import draw_samples, save_grids
@@ -65,7 +65,7 @@ def main(
 def _command(run: Run) -> str:
     """Of the first row that trains it."""
     row = next(row for row in ROWS_OF[SIZE] if row.run == run)
-    return command(SIZE, BUDGET, expression_of(row, SIZE))
+    return command(SIZE, BUDGET, row.name)
 
 
 if __name__ == "__main__":

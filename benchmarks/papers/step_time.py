@@ -8,27 +8,25 @@ over seconds are drawn with these times.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from jsonargparse import auto_cli
 
+from benchmarks import tables
 from benchmarks.papers.budgets import BUDGETS
 from benchmarks.papers.images import SIZES, SMALL
+from benchmarks.papers.kept import RESULTS
 from benchmarks.papers.models import MODELS
 from benchmarks.papers.rows import ROWS_OF
 from benchmarks.speed.environment import machine, versions
 from benchmarks.speed.interleaved import interleaved, ratios
 from nflows_mixer.training import Recipe
 
-RESULTS = Path(__file__).parent / "results"
-FILE = "step-times.json"
 FLOOR = "glow-11"
 
 
@@ -55,11 +53,9 @@ def main(rounds: int = 10, out: str = str(RESULTS)):
         "versions": versions(),
         "date": time.strftime("%Y-%m-%d"),
     }
-    path = Path(out, FILE)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    path.with_suffix(".md").write_text(table(results))
-    print(table(results))
+    path = Path(out, "step-times.json")
+    tables.write("step times", path, results)
+    print(path.with_suffix(".md").read_text())
 
 
 def training_step(name: str, batch_size: int) -> Callable[[], None]:
@@ -88,30 +84,6 @@ def training_step(name: str, batch_size: int) -> Callable[[], None]:
         optimizer.step()
 
     return step
-
-
-def table(results: dict[str, Any]) -> str:
-    """Return the times as Markdown."""
-    lines = [
-        f"| model | training step of {results['batch_size']} images, ms | "
-        f"median ratio within a round to {_label(FLOOR)}'s |",
-        "|---|--:|--:|",
-    ]
-    for name, seconds in sorted(results["seconds"].items(), key=lambda item: item[1]):
-        ratio = results["ratios"][name]["median"]
-        lines.append(f"| {_label(name)} | {1000 * seconds:.0f} | {ratio:.2f} |")
-    lines += [
-        "",
-        f"Medians of {results['rounds']} interleaved rounds, CPU time; 3 x 16 x 16; "
-        f"{results['machine']} of {results['cores']} cores, torch {results['versions']['torch']}, "
-        f"{results['date']}. `python -m benchmarks.papers.step_time`",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _label(name: str) -> str:
-    return MODELS[name].label
 
 
 if __name__ == "__main__":

@@ -46,7 +46,14 @@ CASES: dict[str, dict[str, Any]] = {
 """Name -> data set, images in a batch, standard deviation of the noise on the state, labels."""
 PARTS = {"0": "linear", "1": "flow"}
 """Place in an old flow layer -> attribute of a new one; the third, the norm, moves to the next."""
-RENAMES: list[tuple[str, str]] = []
+RENAMES = [
+    (r"\.branch\.0\.", ".norm1."),
+    (r"\.branch\.2\.", ".linear1."),
+    (r"\.branch\.3\.", ".norm2."),
+    (r"\.branch\.5\.", ".linear2."),
+    (r"\.drop_(\d+)\.", r".split_\1."),
+    (r"\.linear\.weight$", ".linear.matrix"),
+]
 """Patterns of what else has another name, and what it is called now."""
 
 

@@ -27,9 +27,8 @@ DENSE = {
     "units": (2, 2, 1),
     "modules": (2, 1, 2),
     "growth": 2,
-    "dequantization_channels": 4,
 }
-WIDTHS = {"hidden_channels": 8, "dense_layers": 2, "dense_growth": 8, "attention_channels": 8}
+WIDTHS = {"hidden_channels": 8, "attention_channels": 8}
 
 
 def old_builders() -> dict[str, Any]:
@@ -42,14 +41,22 @@ def old_builders() -> dict[str, Any]:
         "spline": partial(mixerflow, channel_flow="spline", patch_flow="spline", **SMALL),
         "classes": partial(mixerflow, num_classes=10, **SMALL),
         "kronecker": partial(mixerflow, linear="kronecker", **SMALL),
-        "denseflow": partial(denseflow, **DENSE, **WIDTHS),
+        "denseflow": partial(
+            denseflow,
+            dequantization_channels=4,
+            dense_layers=2,
+            dense_growth=8,
+            **DENSE,
+            **WIDTHS,
+        ),
     }
 
 
 def new_builders() -> dict[str, Any]:
     """Case -> builder of the same flow in today's arguments."""
-    if not hasattr(transforms, "Coupling"):  # before the redesign
-        return old_builders()
+    from nflows_mixer.nn import DenseAttentionConditioner
+
+    # The norm that conditioners had.
     small = partial(mixerflow, norm="batch", **SMALL)
     spline = transforms.RationalQuadraticCoupling
     return {
@@ -60,7 +67,13 @@ def new_builders() -> dict[str, Any]:
         "spline": partial(small, channel_flow=spline, patch_flow=spline),
         "classes": partial(small, num_classes=10),
         "kronecker": partial(small, linear=transforms.KroneckerLinear),
-        "denseflow": partial(denseflow, **DENSE, **WIDTHS),
+        "denseflow": partial(
+            denseflow,
+            noise_channels=4,
+            norm="batch",
+            conditioner=partial(DenseAttentionConditioner, num_layers=2, growth=8, **WIDTHS),
+            **DENSE,
+        ),
     }
 
 
@@ -185,7 +198,9 @@ def evaluate(build: Any, given: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
             }
             if training:
                 found[f"running statistics, {kind}"] = {
-                    name: buffer.clone() for name, buffer in flow.named_buffers()
+                    name: buffer.clone()
+                    for name, buffer in flow.named_buffers()
+                    if "running_" in name or "tracked" in name
                 }
             else:
                 with torch.no_grad():

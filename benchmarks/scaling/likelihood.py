@@ -9,20 +9,18 @@ On long rows: CIFAR-10 in patches of 8 x 8, 16 rows of 192. The files hold ``ima
 likelihood.md here.
 """
 
-import json
 import logging
-import math
 import os
 import platform
 import time
 import warnings
 from pathlib import Path
-from statistics import mean, stdev
 
 import torch
 from jsonargparse import auto_cli
 from lightning.pytorch import Trainer
 
+from benchmarks import tables
 from benchmarks.scaling.models import NAMES, mixer, parameters
 from nflows_mixer import __version__
 from nflows_mixer.data import load_images
@@ -142,44 +140,9 @@ def main(
             "python": platform.python_version(),
         },
     }
-    Path(out).mkdir(parents=True, exist_ok=True)
-    Path(out, "likelihood.json").write_text(json.dumps(results, indent=2) + "\n")
-    Path(out, "likelihood.md").write_text(table(results))
-    print(table(results))
-
-
-def table(results):
-    """Results as Markdown."""
-    seeds, model, budget = results["seeds"], results["model"], results["budget"]
-    heads = [f"seed {seed}" for seed in seeds]
-    lines = []
-    for linear in dict.fromkeys(run["linear"] for run in results["runs"]):
-        runs = [run for run in results["runs"] if run["linear"] == linear]
-        values = [run["bits_per_dim"] for run in runs]
-        # Between seeds: what is left of it is the error of the mean.
-        error = f" ± {stdev(values) / math.sqrt(len(values)):.3f}" if len(values) > 1 else ""
-        seconds = mean(run["train_cpu_seconds"] for run in runs)
-        cells = [NAMES[linear], f"{runs[0]['parameters']:,}", *(f"{v:.3f}" for v in values)]
-        lines.append(f"| {' | '.join(cells)} | {mean(values):.3f}{error} | {seconds:.0f} |")
-    length = 3 * model["patch_size"] ** 2
-    return "\n".join(
-        [
-            f"| linear block | parameters | {' | '.join(heads)} | mean | CPU s to train |",
-            "|" + "---|" * (len(seeds) + 4),
-            *lines,
-            "",
-            f"Bits/dim of the first {results['evaluated_images']:,} test images of "
-            f"{results['name']}, one dequantisation draw each; plus or minus the standard error "
-            "of the mean over seeds.",
-            f"{model['num_layers']} layers, {model['num_flow_layers']} flow layers in each flow, "
-            f"{model['hidden_features']} hidden features, patches of {model['patch_size']} x "
-            f"{model['patch_size']} (rows of {length}); {budget['steps']} steps of "
-            f"{budget['batch_size']} of {results['train_images']:,} training images, rate "
-            f"{budget['learning_rate']:g}, split {results['split_hash']}; {results['machine']}, "
-            f"torch {results['versions']['torch']}.",
-            "",
-        ]
-    )
+    path = Path(out, "likelihood.json")
+    tables.write("likelihood", path, results)
+    print(path.with_suffix(".md").read_text())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How the cost of a training step grows with the pixels of an image.
 
-    python -m benchmarks.scaling.measure        # writes results.json, results.md, scaling.png here
+    python -m benchmarks.scaling.measure        # writes results.json, results.md, results.png here
     python -m benchmarks.scaling.measure --sizes '[16, 32]' --rounds 1 --out runs/scaling
 
 MixerFlows of two layers with full LU, butterfly and Kronecker blocks, at a fixed number of patches
@@ -10,7 +10,6 @@ growth look slow. Rounds of all are interleaved; medians of CPU time are given, 
 counted in the same step.
 """
 
-import json
 import math
 import os
 import platform
@@ -23,18 +22,12 @@ import torch
 from jsonargparse import auto_cli
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.scaling.models import NAMES, glow, mixer, parameters
+from benchmarks import tables
+from benchmarks.scaling.models import PATCH_SIZE, PATCHES, glow, mixer, parameters
 
 HERE = Path(__file__).parent
-PATCHES = 64
-PATCH_SIZE = 4
 LAYERS, FLOW_LAYERS = 2, 4
 GLOW_CHANNELS = 64
-WAYS = {
-    "patches": f"{PATCHES} patches",
-    "patch size": f"patches of {PATCH_SIZE} x {PATCH_SIZE}",
-    "any": "no patches",
-}
 
 
 def configurations(sizes, linears):
@@ -123,7 +116,7 @@ def main(
         pixels_per_batch: of which a batch has as many images as they make, or one.
         rounds: of which medians are taken.
         seed: of the parameters and of the random images.
-        out: folder for results.json, results.md and scaling.png.
+        out: folder for results.json, results.md and results.png.
     """
     start = time.process_time()
     torch.set_num_threads(1)
@@ -158,75 +151,9 @@ def main(
         "cores": os.cpu_count(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
-    Path(out).mkdir(parents=True, exist_ok=True)
-    Path(out, "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    Path(out, "results.md").write_text(table(results))
-    save_picture(Path(out, "scaling.png"), results)
-    print(table(results))
-
-
-def table(results):
-    """Results as Markdown."""
-    rows = {(row["model"], row["way"], row["size"]): row for row in results["rows"]}
-    sizes = sorted({row["size"] for row in results["rows"]})
-    heads = [f"{size} x {size}" for size in sizes]
-    lines = []
-    for key, title, unit in [
-        ("cpu_seconds", "CPU time of one training step for one image, in ms", 1e3),
-        ("multiply_adds", "Multiply-adds of the same, in millions", 1e-6),
-    ]:
-        lines += [f"{title}:", "", f"| flow | at | {' | '.join(heads)} | exponent | of the last |"]
-        lines += ["|" + "---|" * (len(sizes) + 4)]
-        for entry in results["exponents"]:
-            model, way = entry["model"], entry["way"]
-            costs = [f"{unit * rows[model, way, size][key]:,.1f}" for size in sizes]
-            slopes = [f"{entry[name]:.2f}" for name in (key, f"last_{key}")]
-            lines.append(f"| {NAMES[model]} | {WAYS[way]} | {' | '.join([*costs, *slopes])} |")
-        lines.append("")
-    batches = {row["batch_size"] for row in results["rows"]}
-    counts = ", ".join(
-        f"{NAMES[entry['model']]} at {WAYS[entry['way']]} "
-        f"{rows[entry['model'], entry['way'], sizes[-1]]['parameters']:,}"
-        for entry in results["exponents"]
-    )
-    return "\n".join(
-        [
-            *lines,
-            "The exponent is the slope of the logarithm of the cost on that of the number of "
-            "pixels, fitted to all sizes; the last is that between the two largest.",
-            f"MixerFlows of {results['layers']} layers with {results['flow_layers']} flow layers "
-            f"in each flow, a Glow of {results['glow_steps']} steps with "
-            f"{results['glow_channels']} hidden channels; {results['pixels_per_batch']:,} pixels "
-            f"in a batch; {results['data']}; medians of {results['rounds']} interleaved rounds, "
-            f"seed {results['seed']}, {results['machine']}, torch {results['versions']['torch']}.",
-            "What is done once a step, such as the products L U, is divided among the images of "
-            f"the batch, from {max(batches):,} of the smallest size to {min(batches):,} of the "
-            "largest.",
-            f"Parameters at {heads[-1]}: {counts}.",
-            "",
-        ]
-    )
-
-
-def save_picture(path, results):
-    """Draw cost over pixels, both axes logarithmic."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4))
-    axes = figure.subplots(1, 2, sharey=True)
-    models = list(dict.fromkeys(row["model"] for row in results["rows"]))
-    for axis, way in zip(axes, ("patches", "patch size")):
-        for index, model in enumerate(models):
-            line = [r for r in results["rows"] if r["model"] == model and r["way"] in (way, "any")]
-            pixels = [row["size"] ** 2 for row in line]
-            costs = [1e3 * row["cpu_seconds"] for row in line]
-            slope = exponents(line)[0]["last_cpu_seconds"]
-            label = f"{NAMES[model]}: pixels^{slope:.2f} at last"
-            axis.plot(pixels, costs, f"C{index}o-", linewidth=1, markersize=3, label=label)
-        axis.set(xscale="log", yscale="log", xlabel="pixels", title=WAYS[way])
-        axis.legend(fontsize="small")
-    axes[0].set_ylabel("CPU ms of a training step, for one image")
-    figure.savefig(path, dpi=100, bbox_inches="tight", metadata={"Software": None})
+    path = Path(out, "results.json")
+    tables.write("scaling", path, results)
+    print(path.with_suffix(".md").read_text())
 
 
 if __name__ == "__main__":

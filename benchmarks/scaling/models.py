@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from nflows.transforms import Transform
@@ -10,17 +11,24 @@ from torch import nn
 from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.distributions import DiagonalNormal
 from nflows_mixer.flows import ImageFlow, mixerflow
-from nflows_mixer.nn import ResidualMLP
 from nflows_mixer.transforms import (
     ActNorm,
     AffineCoupling,
-    FlowLayer,
+    ButterflyLinear,
     InvertibleConv1x1,
+    KroneckerLinear,
+    LULinear,
     PixelScaling,
     SqueezeTransform,
 )
-from nflows_mixer.transforms.structured import ButterflyLinear
 
+PATCHES = 64
+PATCH_SIZE = 4
+WAYS = {
+    "patches": f"{PATCHES} patches",
+    "patch size": f"patches of {PATCH_SIZE} x {PATCH_SIZE}",
+    "any": "no patches",
+}
 NAMES = {
     "lu": "full LU",
     "butterfly": "butterfly",
@@ -28,6 +36,16 @@ NAMES = {
     "butterfly-root": "butterfly, factors near the root",
     "none": "no linear block",
     "glow": "Glow",
+}
+
+
+BLOCKS: dict[str, Callable[..., Transform] | None] = {
+    "lu": LULinear,
+    "butterfly": ButterflyLinear,
+    "kronecker": KroneckerLinear,
+    # Not given the axes of a patch, it takes factors near the square root.
+    "butterfly-root": lambda features: ButterflyLinear(features),
+    "none": None,
 }
 
 
@@ -42,17 +60,11 @@ def mixer(linear: str, size: int, patch_size: int, **options) -> ImageFlow:
         patch_size: of all layers.
         **options: of ``mixerflow``; ``hidden_features`` is that of the conditioners.
     """
-    if linear == "butterfly-root":
-        # Not one of mixerflow's own: a flow layer as it makes them, without a norm, which follows.
-        hidden_features = options.pop("hidden_features", 128)
-        conditioner = partial(ResidualMLP, hidden_features=hidden_features)
-        coupling = partial(AffineCoupling, conditioner=conditioner)
-        layer = partial(FlowLayer, linear=ButterflyLinear, flow=coupling, norm=None)
-        options |= {"channel_flow": layer, "patch_flow": layer}
     return mixerflow(
         image_shape=(3, size, size),
         patch_size=patch_size,
-        linear=None if linear in ("none", "butterfly-root") else linear,
+        linear=BLOCKS[linear],
+        norm="batch",
         **options,
     )
 

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from jsonargparse import auto_cli
 
+from benchmarks import tables
 from benchmarks.scaling.likelihood import trained
 from benchmarks.speed.environment import machine, versions
-from benchmarks.speed.table import RESULTS, write
+from benchmarks.speed.files import RESULTS
 from nflows_mixer.data import load_images
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.likelihood import bits_per_dim
@@ -136,7 +137,9 @@ def main(
         "machine": machine("cpu", threads),
         "versions": versions(),
     }
-    write(Path(out) / "exactness-cpu.json", results)
+    path = Path(out, "exactness-cpu.json")
+    tables.write("exactness", path, results)
+    print(path.with_suffix(".md").read_text())
 
 
 if __name__ == "__main__":

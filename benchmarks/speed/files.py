@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+RESULTS = Path(__file__).parent / "results"
 LONGEST = 200
 """Letters of a name; file systems end at 255."""
 
@@ -18,7 +19,7 @@ def path_of(kind: str, command: Callable[..., Any], given: Mapping[str, Any]) ->
     So that no measurement is written over one of another setting.
 
     Args:
-        kind: first part of the name, one of ``table.TABLES``.
+        kind: first part of the name, a key of ``tables.KINDS``.
         command: whose defaults are the usual setting; its ``out`` is the folder.
         given: the arguments that it got, by name.
     """

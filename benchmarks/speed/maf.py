@@ -19,10 +19,10 @@ from jsonargparse import auto_cli
 from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
 from torch import Tensor
 
+from benchmarks import tables
 from benchmarks.speed.environment import machine, versions
-from benchmarks.speed.files import path_of
+from benchmarks.speed.files import RESULTS, path_of
 from benchmarks.speed.interleaved import Task, clock, interleaved, ratios
-from benchmarks.speed.table import RESULTS, maf_table, write
 from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms import AffineAutoregressive
 
@@ -96,8 +96,8 @@ def main(
         "cases": cases,
         "skipped": {},
     }
-    write(path, results)
-    print(maf_table(results))
+    tables.write("maf", path, results)
+    print(path.with_suffix(".md").read_text())
 
 
 @torch.no_grad()

@@ -17,9 +17,8 @@ log-likelihoods and sampling, forward and backward for training; of times in the
 What is prepared once and kept between calls (inverses, compiled code) is there before the clock
 starts. Images are random; the weights are moved off their start, see ``variants/base.py``. bf16
 variants are divided by the floor in float32 too. Glow has other products, so that its rates are
-images a second alone; its parameters are about as many. Kernels are switched on for the calls of
-their variants alone, and those for the CPU, which serve training, are timed in training. Of
-compiled variants there is also how long they compile in a process that finds nothing compiled.
+images a second alone; its parameters are about as many. Of compiled variants there is also how
+long they compile in a process that finds nothing compiled.
 
 Results of another setting than the usual one are written to files of other names.
 """
@@ -33,14 +32,14 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 
+from benchmarks import tables
 from benchmarks.speed.compilation import cold_seconds
 from benchmarks.speed.environment import machine, versions
-from benchmarks.speed.files import path_of
+from benchmarks.speed.files import RESULTS, path_of
 from benchmarks.speed.floor import Floor, matrix_products, multiply_adds
 from benchmarks.speed.interleaved import clock, interleaved, ratios
-from benchmarks.speed.table import RESULTS, speed_table, write
 from benchmarks.speed.variants import VARIANTS, Setting, Unavailable, Variant
-from nflows_mixer.flows import PRESETS
+from nflows_mixer.flows import MIXERFLOW_PRESETS
 
 MEASURES = {
     "forward and backward": ("forward_backward", True),
@@ -109,8 +108,8 @@ def main(
         "peak_tflops": peak_tflops,
         **measure(setting, chosen(variants, VARIANTS), chosen(measures, MEASURES), rounds, calls),
     }
-    write(path, results)
-    print(speed_table(results))
+    tables.write("speed", path, results)
+    print(path.with_suffix(".md").read_text())
 
 
 def changes_of(preset: str, hidden_features: int | None, image_size: int | None) -> dict[str, Any]:
@@ -119,7 +118,7 @@ def changes_of(preset: str, hidden_features: int | None, image_size: int | None)
     if hidden_features is not None:
         changes["hidden_features"] = hidden_features
     if image_size is not None:
-        channels = PRESETS[preset].architecture.image_shape[0]
+        channels = MIXERFLOW_PRESETS[preset].arguments["image_shape"][0]
         changes["image_shape"] = (channels, image_size, image_size)
     return changes
 

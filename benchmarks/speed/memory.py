@@ -21,10 +21,10 @@ import torch
 from jsonargparse import auto_cli
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks import tables
 from benchmarks.speed.environment import machine, versions
-from benchmarks.speed.files import path_of
+from benchmarks.speed.files import RESULTS, path_of
 from benchmarks.speed.measure import changes_of, chosen
-from benchmarks.speed.table import RESULTS, memory_table, write
 from benchmarks.speed.variants import VARIANTS, Setting, Unavailable
 
 NAMES = (
@@ -70,8 +70,8 @@ def main(
         "versions": versions(),
         **measure(setting, chosen(variants, VARIANTS), depths, batch_sizes),
     }
-    write(path, results)
-    print(memory_table(results))
+    tables.write("memory", path, results)
+    print(path.with_suffix(".md").read_text())
 
 
 def measure(

@@ -32,7 +32,7 @@ def from_normflows(
     made one for each row; ``Composite`` and ``Reverse`` are taken apart. Masked flows are inverted
     by as many passes as change something. ``Residual`` becomes a ``ResidualTransform`` with its
     network: normflows' own log-determinant is a stochastic estimate, and no likelihood; here it is
-    exact. normflows' ``LipschitzMLP`` still needs ``update_lipschitz`` after each optimiser step.
+    exact. normflows' ``LipschitzMLP`` still needs ``update_lipschitz`` after each optimizer step.
 
     Args:
         flow: a flow, or a ``NormalizingFlow`` or ``ClassCondFlow``, whose base is left behind.
@@ -82,7 +82,7 @@ def from_normflows(
             raise mismatch("from_normflows", "the row length of a Residual", None, "pass features")
         residual = ResidualTransform(features, flow.iresblock.nnet)
         return residual if flow.reverse else InverseTransform(residual)
-    return NormflowsTransform(flow, features)
+    return NormflowsTransform(flow, declared)
 
 
 class NormflowsTransform(Transform):
@@ -145,7 +145,7 @@ class NormflowsTransform(Transform):
 def to_normflows(flow: Transform | Flow) -> nf.flows.Flow:
     """Return a transform of nflows, or what lies above the base of an nflows flow, for normflows.
 
-    Of an ``ImageFlow`` that is the deterministic part below its dequantiser. Use it in
+    Of an ``ImageFlow`` that is the deterministic part below its dequantizer. Use it in
     ``normflows.NormalizingFlow(base, [to_normflows(flow)])`` with a base of the noise's shape.
 
     Args:

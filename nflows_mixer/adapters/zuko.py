@@ -102,8 +102,6 @@ def from_zuko(
             "no likelihood",
             "leave exact at True: rows are short here",
         )
-    if identity_start:
-        _start_at_identity(lazy)
     given = {"rows": features, "context": context_features}
     for index, what in enumerate(given):
         lengths = {_sizes(part)[index] for part in _known_parts(lazy)}
@@ -126,7 +124,7 @@ def from_zuko(
         )
     transform = ZukoTransform(lazy, given["rows"], given["context"])
     if identity_start:
-        transform.check_identity()
+        transform.start_at_identity()
     return transform
 
 
@@ -242,22 +240,25 @@ class ZukoTransform(Transform):
         # An encoder under autocast answers in half precision.
         return None if context is None else context.to(inputs.dtype)
 
-    def check_identity(self) -> None:
-        """Raise unless it is the identity, to a hundredth, on a few random rows."""
-        built, rows = self._built_apart(torch.randn)
-        with torch.no_grad():
-            outputs, _ = run(built, rows)
-        if not (outputs - rows).abs().max() < 0.01:
+    @torch.no_grad()
+    def start_at_identity(self) -> None:
+        """Set the last layers of its networks to zero, or raise where that is no identity."""
+        built, rows = self._built_apart(torch.randn, _start_at_identity)
+        if not (run(built, rows)[0] - rows).abs().max() < 0.01:
             raise mismatch(
                 self._owner,
-                "a transform that starts at the identity with its networks at zero",
-                "one with other parts (a rotation, a permutation)",
+                "an affine, spline, additive or free-form transform, to start at the identity",
+                "one that is not so with its networks at zero (a rotation, a monotone network)",
                 "leave identity_start out",
             )
+        _start_at_identity(self.transform)
 
-    def _built_apart(self, values: Callable[..., Tensor]) -> tuple[Any, Tensor]:
+    def _built_apart(
+        self, values: Callable[..., Tensor], change: Callable[[nn.Module], object] = nn.Module.train
+    ) -> tuple[Any, Tensor]:
         """A transformation of a copy, which touches no statistics, and two rows for it."""
         copied = copy.deepcopy(self.transform).train()
+        change(copied)
         tensors = (*copied.parameters(), *copied.buffers())
         like = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
         context = like.new_zeros(2, self.context_features) if self.context_features else None
@@ -315,21 +316,12 @@ def _sizes(part: Any) -> tuple[int, int]:
 
 
 def _start_at_identity(lazy: nn.Module) -> None:
-    starts = ("MonotonicAffineTransform", "MonotonicRQSTransform", "AdditiveTransform")
+    """Set the last layers of its networks to zero."""
     for part in _known_parts(lazy):
-        univariate = getattr(part, "univariate", None)
-        univariate = getattr(univariate, "func", univariate)
         network = part.ode if isinstance(part, FFJTransform) else getattr(part, "hyper", None)
-        name = getattr(univariate, "__name__", type(univariate).__name__)
-        if network is None or not (isinstance(part, FFJTransform) or name in starts):
-            raise mismatch(
-                "from_zuko",
-                "an affine, spline, additive or free-form transform to start at the identity",
-                name,
-                "leave identity_start out",
-            )
-        nn.init.zeros_(network[-1].weight)
-        nn.init.zeros_(network[-1].bias)
+        if network is not None:
+            nn.init.zeros_(network[-1].weight)
+            nn.init.zeros_(network[-1].bias)
 
 
 def to_zuko(
@@ -340,9 +332,9 @@ def to_zuko(
 ) -> LazyNflowsTransform:
     """Return a transform of nflows, or what lies above the base of an nflows flow, for zuko.
 
-    Of an ``ImageFlow`` that is the deterministic part below its dequantiser: it takes
-    dequantised pixels [..., C, H, W]. Use it in ``zuko.flows.Flow`` with a base of the noise's
-    shape, or among zuko's own lazy transforms. Parameters are shared; what has to be initialised
+    Of an ``ImageFlow`` that is the deterministic part below its dequantizer: it takes
+    dequantized pixels [..., C, H, W]. Use it in ``zuko.flows.Flow`` with a base of the noise's
+    shape, or among zuko's own lazy transforms. Parameters are shared; what has to be initialized
     from data (``ActNorm``) is so by the first training call, or before. An embedding net of the
     flow is left behind: ``c`` is what the transform itself takes.
 
@@ -532,9 +524,6 @@ class NflowsTransform(TorchTransform):
 
     def _call(self, x: Tensor) -> Tensor:
         return self.call_and_ladj(x)[0]
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self.inv.call_and_ladj(y)[0]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Log-dets of the batch's shape; prefer ``call_and_ladj``, which gives the outputs too."""

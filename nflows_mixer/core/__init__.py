@@ -5,6 +5,7 @@ from nflows_mixer.core.as_transform import (
     adapted,
     as_transform,
     built,
+    deterministic_transform,
     register_adapter,
 )
 from nflows_mixer.core.composite import (
@@ -12,22 +13,30 @@ from nflows_mixer.core.composite import (
     InverseTransform,
     no_volume_change,
     route_context,
+    run_chain,
 )
 from nflows_mixer.core.context import row_lengths, shape_after, takes_context
+from nflows_mixer.core.factory import call_factory, named_keywords
+from nflows_mixer.core.passage import Passage
 from nflows_mixer.core.probe import check_usable
 
 __all__ = [
     "CompositeTransform",
     "FlowLike",
     "InverseTransform",
+    "Passage",
     "adapted",
     "as_transform",
     "built",
+    "call_factory",
     "check_usable",
+    "deterministic_transform",
+    "named_keywords",
     "no_volume_change",
     "register_adapter",
     "route_context",
     "row_lengths",
+    "run_chain",
     "shape_after",
     "takes_context",
 ]

@@ -52,12 +52,11 @@ def as_transform(
 ) -> Transform:
     """Return the nflows transform that ``flow`` describes, for rows of length ``features``.
 
-    Flows of zuko and of normflows are bridged (see ``from_zuko``, ``from_normflows``); plain
-    composites of nflows become this package's, with the same parts (see ``gated``).
+    Flows of zuko and normflows are adapted (see ``from_zuko``, ``from_normflows``), and plain
+    composites of nflows become this package's, with the same parts (see ``route_context``).
 
     Args:
-        flow: a flow on rows, or a factory (a class, a function) that takes the row length and
-            returns one.
+        flow: a flow on rows, or a factory of one: row length -> flow.
         features: the row length.
         owner: whose argument this is, for the error.
         validate_args: whether a transform of another library is tried out (``check_usable``).
@@ -70,10 +69,7 @@ def as_transform(
 
     Example:
         >>> import zuko
-        >>>         >>> from nflows.transforms import LULinear
-        >>> as_transform(LULinear, 48).features
-        48
-        >>> as_transform(partial(zuko.flows.NSF, transforms=1), 48).features
+        >>> as_transform(lambda features: zuko.flows.NSF(features, transforms=1), 48).features
         48
     """
     transform = built(flow, features, owner, features, **offered)
@@ -85,13 +81,12 @@ def as_transform(
             f"{type(transform).__name__} of length {', '.join(map(str, sorted(lengths)))}",
             "pass a factory, `lambda features: ...`, so that it is built for its place",
         )
-    factory = None if isinstance(flow, nn.Module) else flow
-    check_usable(transform, owner, features, factory, validate_args)
+    check_usable(transform, owner, features, validate_args)
     return transform
 
 
 def built(
-    flow: Transform | nn.Module | Callable[[Any], Any],
+    flow: Transform | nn.Module | Callable[..., Any],
     argument: Any,
     owner: str,
     features: int | None = None,
@@ -111,7 +106,7 @@ def built(
 
     Example:
         >>> from nflows.transforms import LULinear
-        >>> built(LULinear(3), 3, "example").features
+        >>> built(LULinear, 3, "example").features
         3
     """
     if callable(flow) and not isinstance(flow, nn.Module):
@@ -125,18 +120,13 @@ def adapted(
 ) -> Transform:
     """Return a ready flow of any of the three libraries as an nflows transform.
 
-    Args:
-        flow: a flow of nflows, zuko or normflows.
-        owner: whose argument this is, for the error.
-        features: row length, for flows of zuko and normflows that do not say it.
-        expected: how the error begins.
+    Args: as those of ``built``; ``expected`` begins the error.
 
     Raises:
         TypeError: if it is none.
 
     Example:
-        >>> import zuko
-        >>> import torch
+        >>> import torch, zuko
         >>> adapted(zuko.flows.NICE(4), "example")(torch.randn(2, 4))[1].shape
         torch.Size([2])
     """
@@ -153,12 +143,8 @@ def adapted(
 def deterministic_transform(flow: Transform | Flow, owner: str) -> Transform:
     """Return what another library can run: a transform, or what lies above the base of a flow.
 
-    Args:
-        flow: transform or flow of nflows.
-        owner: who asks, for the error.
-
     Raises:
-        TypeError: if it is neither.
+        TypeError: if ``flow`` is neither.
         ValueError: if a part of it is stochastic.
 
     Example:
@@ -170,7 +156,7 @@ def deterministic_transform(flow: Transform | Flow, owner: str) -> Transform:
     if not isinstance(transform, Transform):
         raise TypeError(
             f"{owner}: expected an nflows Transform or Flow, got {type(flow).__name__}; the "
-            "library's own flows need no bridge"
+            "library's own flows need no adapter"
         )
     for part in transform.modules():
         if getattr(part, "stochastic_forward", False):

@@ -29,7 +29,7 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
     ``core.inverse_of``.
 
     Args:
-        transforms: the parts, from data to noise; flows of zuko and normflows are bridged.
+        transforms: the parts, from data to noise; flows of zuko and normflows are adapted.
 
     Shapes:
         those of the parts; context [B, F].
@@ -93,7 +93,7 @@ class InverseTransform(nflows_transforms.InverseTransform):
     Masked flows are inverted by ``core.inverse_of``.
 
     Args:
-        transform: what to turn round; a flow of zuko or normflows is bridged.
+        transform: what to turn round; a flow of zuko or normflows is adapted.
 
     Shapes:
         those of ``transform``.

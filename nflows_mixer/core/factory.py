@@ -10,7 +10,7 @@ from typing import Any
 def call_factory(factory: Callable[..., Any], *arguments: Any, **offered: Any) -> Any:
     """Call a factory with its arguments, and with those keywords that its signature names.
 
-    So one description serves every place: a factory that wants to know where it is says so by
+    So one description serves every place: a factory that depends on its place says so by
     naming ``axes``, ``index`` or what else is offered, and others are called with the size alone.
 
     Args:

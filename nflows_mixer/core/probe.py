@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Hashable
-from weakref import WeakKeyDictionary, WeakSet
+from functools import partial
+from typing import Any
+from weakref import WeakSet
 
 import torch
 from nflows.transforms import Transform
@@ -25,15 +27,11 @@ _WIDTH = 4.0
 _TOLERANCE = 1e-2
 _LONGEST_JACOBIAN = 256
 _USABLE: WeakSet[nn.Module] = WeakSet()
-_MADE_BY: WeakKeyDictionary[Hashable, set[tuple[type, int]]] = WeakKeyDictionary()
+_MAKES: set[Hashable] = set()
 
 
 def check_usable(
-    transform: Transform,
-    owner: str,
-    features: int | None = None,
-    factory: object = None,
-    validate_args: bool = True,
+    transform: Transform, owner: str, features: int | None = None, validate_args: bool = True
 ) -> None:
     r"""Raise unless a transform maps rows of R^D to R^D and back, as far as a few rows can tell.
 
@@ -41,13 +39,13 @@ def check_usable(
               \log|\det J_f| = -\log|\det J_{f^{-1}}| = \log|\det \partial f / \partial x|
 
     Four rows x and four z of elements in [-4, 4] are mapped, and autograd gives the Jacobian at
-    one of them (of up to 256 features). This is done with a copy, in evaluation mode, with every
-    ActNorm (whatever has a method ``initialize_identity``) at the identity, and the random state
-    is restored. It takes some 20 ms; masked splines, which have no inverse in one pass, more.
+    one of them (of up to 256 features): by a copy in evaluation mode, with every ActNorm (whatever
+    has a method ``initialize_identity``) at the identity. The random state is restored. That takes
+    some 20 ms, and for a stack of masked splines, which are inverted in many passes, 100.
 
     A transform of this package is probed only for the parts of other libraries, or of a user's
-    own, within. What has passed is not probed again, nor what the same factory makes for rows of
-    the same length. Not probed are transforms on the meta or a fake device, those for which the
+    own, within. What has passed is not probed again, nor what is made alike: of the same classes,
+    sizes and options. Not probed are transforms on the meta or a fake device, those for which the
     length of rows or of the context is not known, and those whose inverse iterates, which say so
     by an attribute ``iterative``; those whose inverse raises ``InverseNotAvailable`` or
     ``NotImplementedError`` are probed one way.
@@ -56,7 +54,6 @@ def check_usable(
         transform: any nflows transform.
         owner: whose argument this is, for the error.
         features: row length D, for transforms that do not say it.
-        factory: what has made the transform.
         validate_args: False takes the transform for right.
 
     Raises:
@@ -74,11 +71,12 @@ def check_usable(
     if len(lengths) != 1 or _is_known(transform):
         return
     (features,) = lengths
-    made: set[tuple[type, int]] = set()
-    if isinstance(factory, Hashable) and factory is not None:
-        made = _MADE_BY.setdefault(factory, made)
-    if validate_args and (type(transform), features) not in made:
-        if problem := _problem_of_a_copy(transform, features):
+    if any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in _tensors(transform)):
+        return
+    if validate_args:
+        make = features, *((type(part), _make(vars(part))) for part in transform.modules())
+        problem = None if make in _MAKES else _problem_of_a_copy(transform, features)
+        if problem is not None:
             raise mismatch(
                 owner,
                 "a bijection of rows R^D -> R^D",
@@ -86,8 +84,28 @@ def check_usable(
                 f"it has to take all real numbers ({-_WIDTH:g} to {_WIDTH:g} were tried): give a "
                 "spline tails='linear', and put what is bounded between Sigmoid and Logit",
             )
-        made.add((type(transform), features))
+        _MAKES.add(make)
     _USABLE.add(transform)
+
+
+def _tensors(transform: Transform) -> list[Tensor]:
+    return [*transform.parameters(), *transform.buffers(), torch.empty(0)]
+
+
+def _make(value: Any) -> Hashable:
+    """What transforms have in common that are built alike, of an attribute of one of them."""
+    if value is None or isinstance(value, (bool, int, float, str, type)):
+        return value
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype, value.device.type
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_make, value))
+    if isinstance(value, dict):
+        return tuple((str(key), _make(item)) for key, item in value.items())
+    if isinstance(value, partial):
+        return _make(value.func), _make(value.args), _make(value.keywords)
+    kind: Any = type(value)
+    return getattr(value, "__code__", kind)
 
 
 def _is_known(module: nn.Module) -> bool:
@@ -101,77 +119,78 @@ def _is_known(module: nn.Module) -> bool:
 
 def _problem_of_a_copy(transform: Transform, features: int) -> str | None:
     """Return what is wrong with a transform, or None."""
-    tensors = [*transform.parameters(), *transform.buffers(), torch.empty(0)]
-    if any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in tensors):
+    context_lengths = _context_lengths(transform)
+    if takes_context(transform) and len(context_lengths) != 1:
         return None
-    like = next(tensor for tensor in tensors if tensor.is_floating_point())
-    context = None
-    if takes_context(transform):
-        lengths = _context_lengths(transform)
-        if len(lengths) != 1:
-            return None
-        context = torch.linspace(-1, 1, *lengths)[None]
     try:
         copied = copy.deepcopy(transform)
     except RuntimeError:  # of tensors that are computed from parameters, as weight_norm keeps them
         return None
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    copied = copied.to(dtype).eval().requires_grad_(False)
+    like = next(tensor for tensor in _tensors(transform) if tensor.is_floating_point())
+    like = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
+    copied = copied.to(like.dtype).eval().requires_grad_(False)
     for part in copied.modules():
         if hasattr(part, "initialize_identity"):
             part.initialize_identity()
-
-    def run(function: Callable, rows: Tensor) -> tuple[Tensor, Tensor]:
-        given = None if context is None else context.to(rows).expand(len(rows), -1)
-        outputs, logabsdet = function(rows, given)
-        shapes = [tuple(outputs.shape), tuple(logabsdet.shape)]
-        if shapes != [tuple(rows.shape), (len(rows),)]:
-            raise ValueError(f"outputs and log-dets of shapes {shapes} from {tuple(rows.shape)}")
-        if not (outputs.isfinite().all() and logabsdet.isfinite().all()):
-            raise ValueError("values that are not finite")
-        return outputs, logabsdet
-
-    angles = 0.5 + 1.7 * torch.arange(2 * _ROWS * features, device=like.device).double()
-    rows, noise = (_WIDTH * angles.sin()).to(dtype).reshape(2, _ROWS, features)
-    with torch.random.fork_rng([like.device] if like.is_cuda else []):
-        with torch.inference_mode(False), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                return _problem(copied, run, rows, noise)
-            except Exception as error:
-                reason = str(error).strip().partition("\n")[0]
-                return f"raises {type(error).__name__} on some" + (f" ({reason})" if reason else "")
+    angles = 0.5 + 1.7 * torch.arange(2 * _ROWS * features, dtype=torch.float64)
+    rows, noise = (_WIDTH * angles.sin()).to(like).reshape(2, _ROWS, features)
+    context = torch.linspace(-1, 1, *context_lengths).to(like) if takes_context(copied) else None
+    with torch.random.fork_rng([like.device] if like.is_cuda else []), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with torch.inference_mode(False):
+                _try_out(copied, rows, noise, context)
+        except _Problem as problem:
+            return str(problem)
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            return f"raises {type(error).__name__}" + (f" ({reason})" if reason else "")
+    return None
 
 
-def _problem(transform: Transform, run: Callable, rows: Tensor, noise: Tensor) -> str | None:
+class _Problem(Exception):
+    """What is wrong, as the end of a sentence."""
+
+
+def _try_out(transform: Transform, rows: Tensor, noise: Tensor, context: Tensor | None) -> None:
     features = rows.shape[1]
     copies = features if features <= _LONGEST_JACOBIAN else 0
     with torch.enable_grad():
         # Each of D copies of a row gives the gradient of another output: one backward pass.
         point = rows[:1].repeat(copies, 1).requires_grad_()
-        outputs, logabsdet = run(transform, torch.cat([rows, point]))
+        outputs, logabsdet = _run(transform, torch.cat([rows, point]), context)
         if copies:
             (jacobian,) = torch.autograd.grad(outputs[_ROWS:].diagonal().sum(), point)
             expected = torch.linalg.slogdet(jacobian).logabsdet
-            if error := _error(logabsdet[:1], expected[None]):
-                return f"has a log-det that is off by {error} from its Jacobian's"
+            _compare(logabsdet[:1], expected[None], "has a log-det that is not its Jacobian's")
     outputs, logabsdet = outputs[:_ROWS].detach(), logabsdet[:_ROWS].detach()
     with torch.no_grad():
         try:
-            back, logabsdet_back = run(inverse_of(transform), torch.cat([outputs, noise]))
+            inverse = _run(inverse_of(transform), torch.cat([outputs, noise]), context)
         except (InverseNotAvailable, NotImplementedError):
-            return None
-        if error := _error(back[:_ROWS], rows) or _error(run(transform, back[_ROWS:])[0], noise):
-            return f"is not undone by its inverse, off by {error}"
-        if error := _error(logabsdet_back[:_ROWS], -logabsdet):
-            return f"has log-dets of its two directions that do not agree, off by {error}"
-    return None
+            return
+        back, logabsdet_back = inverse
+        _compare(back[:_ROWS], rows, "is not undone by its inverse")
+        again, _ = _run(transform, back[_ROWS:], context)
+        _compare(again, noise, "does not undo its inverse")
+        _compare(logabsdet_back[:_ROWS], -logabsdet, "has log-dets that differ both ways")
 
 
-def _error(got: Tensor, expected: Tensor) -> str | None:
-    """Return how far apart they are, relative to max(1, |expected|), unless that is little."""
+def _run(function: Callable, rows: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    given = None if context is None else context.expand(len(rows), -1)
+    outputs, logabsdet = function(rows, given)
+    shapes = [tuple(outputs.shape), tuple(logabsdet.shape)]
+    if shapes != [tuple(rows.shape), (len(rows),)]:
+        raise _Problem(f"maps {tuple(rows.shape)} to outputs and log-dets of shapes {shapes}")
+    if not (outputs.isfinite().all() and logabsdet.isfinite().all()):
+        raise _Problem("gives values that are not finite")
+    return outputs, logabsdet
+
+
+def _compare(got: Tensor, expected: Tensor, what: str) -> None:
     error = ((got - expected).abs() / expected.abs().clamp(min=1)).max().item()
-    return None if error <= _TOLERANCE else f"{error:.1e}"
+    if not error <= _TOLERANCE:  # so that a NaN is an error too
+        raise _Problem(f"{what}, off by {error:.1e}")
 
 
 def _context_lengths(transform: Transform) -> set[int]:

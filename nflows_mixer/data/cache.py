@@ -28,7 +28,7 @@ Chunk = tuple[np.ndarray, Union[np.ndarray, None]]
 
 
 @dataclass(frozen=True)
-class ImageSource:
+class ImageFiles:
     """Images that can be read chunk by chunk.
 
     Args:
@@ -49,7 +49,7 @@ class ImageSource:
     classes: Sequence[str] | None = None
 
 
-def gather(source: ImageSource, root: Path) -> tuple[Tensor | Path, Tensor | None]:
+def gather(source: ImageFiles, root: Path) -> tuple[Tensor | Path, Tensor | None]:
     """Read a source into memory, or into a file under ``root/cache`` if it is large.
 
     The file is written once: its name holds a fingerprint of the source, of the paths, sizes and
@@ -77,7 +77,7 @@ def gather(source: ImageSource, root: Path) -> tuple[Tensor | Path, Tensor | Non
     return target, torch.from_numpy(stored) if len(stored) else None
 
 
-def fingerprint(source: ImageSource) -> str:
+def fingerprint(source: ImageFiles) -> str:
     """Return 16 hexadecimal digits that change with a source: its files, what is done to them."""
     digest = hashlib.sha256(f"{CACHE_FORMAT}\n{source.settings}\n".encode())
     for file in source.files:
@@ -111,7 +111,7 @@ def _complete(target: Path) -> bool:
         return False
 
 
-def _read(source: ImageSource, scratch: Path | None = None) -> Iterator[Chunk]:
+def _read(source: ImageFiles, scratch: Path | None = None) -> Iterator[Chunk]:
     from tqdm import tqdm
 
     count = 0
@@ -126,7 +126,7 @@ def _read(source: ImageSource, scratch: Path | None = None) -> Iterator[Chunk]:
         raise mismatch(source.name, "one image or more", "none", "check the path")
 
 
-def _write(source: ImageSource, target: Path) -> None:
+def _write(source: ImageFiles, target: Path) -> None:
     """Write images and labels, and name the labels first: where there are images, both are."""
     target.parent.mkdir(parents=True, exist_ok=True)
     labels: list[np.ndarray | None] = []

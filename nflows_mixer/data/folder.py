@@ -13,7 +13,7 @@ import numpy as np
 
 from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer.data import cache
-from nflows_mixer.data.cache import Chunk, ImageSource
+from nflows_mixer.data.cache import Chunk, ImageFiles
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -36,7 +36,7 @@ def find_classes(files: Sequence[Path], folder: Path) -> list[str] | None:
     return sorted(parent.name for parent in parents)
 
 
-def folder_source(
+def folder_images(
     folder: Path,
     size: int | None = None,
     crop: tuple[int, int, int, int] | None = None,
@@ -44,7 +44,7 @@ def folder_source(
     files: list[Path] | None = None,
     image_shape: tuple[int, int, int] | None = None,
     name: str | None = None,
-) -> ImageSource:
+) -> ImageFiles:
     """Return the images of files, grey if all of them are, else colours.
 
     Args:
@@ -83,7 +83,7 @@ def folder_source(
             yield images, None if labels is None else labels[rows]
 
     settings = ("folder", size, crop, image_shape, classes and list(classes))
-    return ImageSource(
+    return ImageFiles(
         folder.name if name is None else name,
         files,
         repr(settings),

@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from nflows_mixer._checks import mismatch
-from nflows_mixer.data.cache import Chunk, ImageSource, gather
-from nflows_mixer.data.folder import folder_source
+from nflows_mixer.data.cache import Chunk, ImageFiles, gather
+from nflows_mixer.data.folder import folder_images
 from nflows_mixer.data.npz import as_labels, read_npz
 from nflows_mixer.data.pickles import read_pickle
 
@@ -54,7 +54,7 @@ def load_imagenet(size: int, root: Path) -> tuple[Part, Part, str]:
     if all(pictures):
         version, shape = "old", (3, size, size)
         train, held = [
-            folder_source(each[0], image_shape=shape, name=name.format(version))
+            folder_images(each[0], image_shape=shape, name=name.format(version))
             for each, name in zip(pictures, names)
         ]
         if (found := (len(train.files), len(held.files))) != COUNTS[version]:
@@ -68,7 +68,7 @@ def load_imagenet(size: int, root: Path) -> tuple[Part, Part, str]:
     elif all(batches):
         version = "new"
         train, held = [
-            _batch_source(files, size, count, name.format(version))
+            _batch_images(files, size, count, name.format(version))
             for files, count, name in zip(batches, COUNTS[version], names)
         ]
     else:
@@ -84,7 +84,7 @@ def load_imagenet(size: int, root: Path) -> tuple[Part, Part, str]:
     return gather(train, root), validation, f"{VERSIONS[version]}, {counts}"
 
 
-def _batch_source(files: list[Path], size: int, count: int, name: str) -> ImageSource:
+def _batch_images(files: list[Path], size: int, count: int, name: str) -> ImageFiles:
     """Return the images and labels of the new version.
 
     A file has ``data`` uint8 [N, 3 * S * S] by channels, and ``labels`` from 1; one is in memory at
@@ -115,7 +115,7 @@ def _batch_source(files: list[Path], size: int, count: int, name: str) -> ImageS
             advice = "fetch the missing files again"
             raise mismatch(str(files[0].parent), expected, f"{found:,}", advice)
 
-    return ImageSource(name, files, f"batches {size} {count}", lambda: count * columns, chunks)
+    return ImageFiles(name, files, f"batches {size} {count}", lambda: count * columns, chunks)
 
 
 def _find(folder: Path, pattern: str) -> list[Path]:

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from nflows_mixer._checks import check_choice, mismatch
-from nflows_mixer.data.cache import ImageSource, gather
+from nflows_mixer.data.cache import ImageFiles, gather
 from nflows_mixer.data.dataset import ImageDataset
-from nflows_mixer.data.folder import folder_source
+from nflows_mixer.data.folder import folder_images
 from nflows_mixer.data.image_data import ImageData
 from nflows_mixer.data.imagenet import load_imagenet
-from nflows_mixer.data.npz import npz_source
+from nflows_mixer.data.npz import npz_images
 from nflows_mixer.data.shuffle import shuffled
 from nflows_mixer.data.split import split, validation_size
 from nflows_mixer.data.torchvision_sets import DOWNLOADS, load_celeba64, load_download
@@ -122,7 +122,7 @@ def _named(name: str, root: Path, seed: int) -> ImageData:
         if not folder.is_dir():
             raise mismatch(str(folder), "a folder of images", "none", "put the images there")
         size = FOLDERS[name]
-        source = folder_source(folder, size, image_shape=(3, size, size))
+        source = folder_images(folder, size, image_shape=(3, size, size))
         everything = ImageDataset(*gather(source, root))
     validation, train = split(everything, [validation_size(len(everything))], seed)
     return ImageData(name, train, validation, test, version=version)
@@ -152,11 +152,11 @@ def _paths(
     return ImageData(name, train, validation, held)
 
 
-def _open(path: Path, size: int | None, classes: str | Sequence[str] | None) -> ImageSource:
+def _open(path: Path, size: int | None, classes: str | Sequence[str] | None) -> ImageFiles:
     if path.suffix == ".npz" and path.is_file():
-        return npz_source(path)
+        return npz_images(path)
     if path.is_dir():
-        return folder_source(path, size, classes=classes)
+        return folder_images(path, size, classes=classes)
     raise mismatch(
         "load_images",
         f"{', '.join(map(repr, NAMES))}, an .npz file or a folder that exists",

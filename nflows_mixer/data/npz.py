@@ -15,7 +15,7 @@ from nflows_mixer._checks import mismatch
 from nflows_mixer.data import cache
 
 
-def npz_source(path: Path) -> cache.ImageSource:
+def npz_images(path: Path) -> cache.ImageFiles:
     """Return the array ``images`` of an .npz file and, if there is one, its array ``labels``.
 
     Args:
@@ -30,14 +30,14 @@ def npz_source(path: Path) -> cache.ImageSource:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = Path(folder) / "two.npz"
         ...     np.savez(file, images=np.zeros((2, 4, 5, 3), np.uint8))
-        ...     [images.shape for images, labels in npz_source(file).chunks(None)]
+        ...     [images.shape for images, labels in npz_images(file).chunks(None)]
         [(2, 3, 4, 5)]
     """
     with _errors_named(path), zipfile.ZipFile(path) as archive:
         sizes = {each.filename.removesuffix(".npy"): each.file_size for each in archive.infolist()}
     if "images" not in sizes:
         raise mismatch(str(path), "an array 'images'", list(sizes), "save it under that")
-    return cache.ImageSource(
+    return cache.ImageFiles(
         path.stem, [path], "npz", lambda: sizes["images"], partial(_chunks, path)
     )
 

@@ -9,7 +9,7 @@ import torch
 
 from nflows_mixer.data.cache import gather
 from nflows_mixer.data.dataset import ImageDataset
-from nflows_mixer.data.folder import folder_source
+from nflows_mixer.data.folder import folder_images
 from nflows_mixer.data.npz import as_images
 
 # The class of torchvision.datasets.
@@ -45,7 +45,7 @@ def load_celeba64(root: Path) -> tuple[ImageDataset, ImageDataset, ImageDataset]
     for part in ("train", "valid", "test"):
         stored = datasets.CelebA(str(root), split=part, download=True)
         folder = Path(stored.root, stored.base_folder, "img_align_celeba")
-        source = folder_source(
+        source = folder_images(
             folder,
             size=64,
             crop=REALNVP_CROP,

@@ -17,14 +17,13 @@ from nflows_mixer._checks import (
     check_positive,
     mismatch,
 )
-from nflows_mixer.core.factory import call_factory, named_keywords
+from nflows_mixer.core.factory import named_keywords
 from nflows_mixer.distributions import BaseDistribution, DiagonalNormal, ProductDistribution
 from nflows_mixer.flows.architecture import (
     UNSET,
     Architecture,
     Unset,
     check_factory,
-    check_norm,
     embedded_features,
     given,
 )
@@ -34,8 +33,7 @@ from nflows_mixer.flows.pixels import (
     DequantizationLike,
     check_dequantization,
     dequantization_of,
-    noise_encoder,
-    noise_network,
+    noise_networks,
 )
 from nflows_mixer.flows.presets import DENSEFLOW_PRESETS, arguments_of
 from nflows_mixer.nn import ClassEmbedding, DenseAttentionConditioner
@@ -199,7 +197,8 @@ class DenseFlowSpec:
                 check_positive(OWNER, name, getattr(self, name))
         check_choice(OWNER, "augmentation", self.augmentation, ("units", "input"))
         check_choice(OWNER, "scale", self.scale, tuple(LOG_SCALES))
-        check_norm(OWNER, self.norm)
+        if self.norm is not UNSET:
+            check_choice(OWNER, "norm", self.norm, ("layer", "batch", None))
         check_factory(OWNER, "conditioner", self.conditioner)
         check_factory(OWNER, "base", self.base)
         learned = bool(self.growth) and self.preconditioning == "learned"
@@ -293,22 +292,16 @@ def _augmentation(spec: DenseFlowSpec, channels: int) -> Transform:
     if spec.preconditioning is None:
         return CrossUnitCoupling(channels, spec.growth)
     width = spec.noise_channels or NOISE_CHANNELS
-    noise = ConditionalNoise(spec.growth, width, conditioner=noise_network(width))
-    encoder = noise_encoder(width, stride=1)(channels, width)
-    return LearnedAugmentation(channels, spec.growth, noise, encoder)
+    network, encoder = noise_networks(width, stride=1)
+    noise = ConditionalNoise(spec.growth, width, conditioner=network)
+    return LearnedAugmentation(channels, spec.growth, noise, encoder(channels, width))
 
 
 def _unit(
     spec: DenseFlowSpec, composite: Callable[..., Transform], modules: int, channels: int
 ) -> Transform:
     """Return a unit of glow-like modules."""
-    offered: dict[str, Any] = {} if spec.norm is UNSET else {"norm": spec.norm}
-    if (features := embedded_features(spec.context_features, spec.num_classes)) is not None:
-        offered["context_features"] = features
-
-    def conditioner(in_channels: int, out_channels: int) -> nn.Module:
-        return call_factory(spec.conditioner, in_channels, out_channels, **offered)
-
-    return composite(
-        [GlowStep(channels, conditioner, spec.scale, swap=spec.swap) for _ in range(modules)]
-    )
+    offered: dict[str, Any] = {} if isinstance(spec.norm, Unset) else {"norm": spec.norm}
+    offered["context_features"] = embedded_features(spec.context_features, spec.num_classes)
+    step = partial(GlowStep, channels, spec.conditioner, spec.scale, swap=spec.swap, **offered)
+    return composite([step() for _ in range(modules)])

@@ -31,18 +31,9 @@ class CheckedFlow(Flow):
     """What the flows above and below the dequantizer share: checks of images and context, sampling.
 
     Abstract: use ``ImageFlow`` or ``DequantizedFlow``, whose arguments these are.
-
-    Args:
-        transform: from images to the base's shape.
-        image_shape: (C, H, W).
-        base: distribution of [B, ...]; ``DiagonalNormal(image_shape)`` where None.
-        context_features: length of the context that has to be given; None where there is none.
-        embedding_net: encoder of the context, as for nflows' flows.
-        validate_args: whether values are looked at, which waits for a GPU; shapes always are.
-
-    Raises:
-        ValueError: if ``context_features`` are given and no part takes a context.
     """
+
+    takes_noise = False
 
     def __init__(
         self,
@@ -62,6 +53,11 @@ class CheckedFlow(Flow):
         self.validate_args = validate_args
         self._takes_context = any(map(takes_context, (self._transform, base)))
         self._has_warned = False
+        for name, part in self._transform.named_modules():
+            if getattr(part, "stochastic_forward", False) and not self.takes_noise:
+                got = f"{type(part).__name__} at {name!r}"
+                advice = "an ImageFlow takes it, whose log_prob is a bound"
+                raise mismatch(owner, "a deterministic transform", got, advice)
         if context_features is not None and not self._takes_context:
             raise mismatch(
                 owner,
@@ -201,24 +197,6 @@ class DequantizedFlow(CheckedFlow):
         >>> torch.allclose(flow.deterministic.log_prob(images), log_prob, atol=1e-3)
         True
     """
-
-    def __init__(
-        self,
-        transform: Transform,
-        image_shape: Sequence[int],
-        base: Distribution | None = None,
-        context_features: int | None = None,
-        embedding_net: nn.Module | None = None,
-        validate_args: bool = True,
-    ) -> None:
-        super().__init__(
-            transform, image_shape, base, context_features, embedding_net, validate_args
-        )
-        for name, part in self._transform.named_modules():
-            if getattr(part, "stochastic_forward", False):
-                got = f"{type(part).__name__} at {name!r}"
-                advice = "an ImageFlow takes it, whose log_prob is a bound"
-                raise mismatch("DequantizedFlow", "a deterministic transform", got, advice)
 
     def log_prob(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density of dequantized images [B, C, H, W], in nats, [B]."""

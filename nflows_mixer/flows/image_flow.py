@@ -71,6 +71,8 @@ class ImageFlow(CheckedFlow):
         (torch.Size([4]), torch.uint8)
     """
 
+    takes_noise = True
+
     def __init__(
         self,
         transform: Transform,
@@ -130,17 +132,13 @@ class ImageFlow(CheckedFlow):
             torch.Size([5])
         """
         parts = [PixelScaling(levels), flow._transform]
-        noisy = getattr(flow._transform, "stochastic_forward", False)
-        return cls(
-            MultiScaleTransform(parts, image_shape)
-            if noisy
-            else ReversibleCompositeTransform(parts, memory="full"),
-            image_shape,
-            flow._distribution,
-            levels,
-            embedding_net=flow._embedding_net,
-            dequantization=dequantization,
-        )
+        transform: Transform
+        if getattr(flow._transform, "stochastic_forward", False):
+            transform = MultiScaleTransform(parts, image_shape)
+        else:
+            transform = ReversibleCompositeTransform(parts, memory="full")
+        base, net = flow._distribution, flow._embedding_net
+        return cls(transform, image_shape, base, levels, None, net, dequantization)
 
     @property
     def deterministic(self) -> DequantizedFlow:
@@ -212,12 +210,7 @@ class ImageFlow(CheckedFlow):
     ) -> tuple[Tensor, Tensor]:
         """Latents of dequantized images, and what ``log_prob`` gives, in one pass.
 
-        For objectives that read both, in the mode that the flow is in.
-
-        Args:
-            inputs: uint8 [B, C, H, W].
-            context: [B, F], or what the embedding net takes.
-            noise: of ``noise_shape``, such as ``draw_noise`` returns; drawn if not given.
+        For objectives that read both, in the mode that the flow is in; arguments as ``log_prob``.
         """
         values, of_noise, given = self._dequantize(inputs, context, noise)
         embedded = self._embedding_net(context)
@@ -229,23 +222,14 @@ class ImageFlow(CheckedFlow):
         """Latents of images, of the base's shape, in evaluation mode; a function of each image.
 
         All noise is at its median: 1/2 where it is uniform, 0 where it is normal. Gradients reach
-        the parameters.
-
-        Args:
-            inputs: uint8 [B, C, H, W].
-            context: [B, F], or what the embedding net takes.
+        the parameters. Arguments as ``log_prob``.
         """
         with in_mode(self, training=False):
             values, _, given = self._dequantize(inputs, context, self._median_noise(inputs))
             return self._transform(values, self._embedding_net(context), *given)[0]
 
     def dequantize_mid(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        """Real pixels in [0, levels) that ``transform_to_noise`` maps, [B, C, H, W].
-
-        Args:
-            inputs: uint8 [B, C, H, W].
-            context: [B, F], or what the embedding net takes.
-        """
+        """Real pixels in [0, levels) that ``transform_to_noise`` maps, [B, C, H, W]."""
         with in_mode(self, training=False):
             return self._dequantize(inputs, context, self._median_noise(inputs))[0]
 
@@ -286,15 +270,8 @@ class ImageFlow(CheckedFlow):
     ) -> ImageFlow:
         """Initialize every ActNorm that is not yet, from one batch, as training's first step does.
 
-        In a distributed run every process has to call it, with its part of the batch.
-
-        Args:
-            images: uint8 [B, C, H, W].
-            context: [B, F], or what the embedding net takes.
-            noise: of ``noise_shape``, such as ``draw_noise`` returns; drawn if not given.
-
-        Returns:
-            The flow itself.
+        In a distributed run every process has to call it, with its part of the batch. Arguments
+        as ``log_prob``; returns the flow itself.
         """
         norms = [m for m in self.modules() if isinstance(m, ActNorm)]
         if not all(m.initialized for m in norms):

@@ -20,16 +20,15 @@ from nflows_mixer._checks import (
     check_positive,
     mismatch,
 )
+from nflows_mixer.core.as_transform import as_transform
 from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.core.context import takes_context
-from nflows_mixer.core.factory import call_factory
 from nflows_mixer.distributions import DiagonalNormal
 from nflows_mixer.flows.architecture import (
     UNSET,
     Architecture,
     Unset,
     check_factory,
-    check_norm,
     check_read,
     embedded_features,
     given,
@@ -192,7 +191,8 @@ class MixerFlowSpec:
     def __post_init__(self) -> None:
         check_image_shape(self.image_shape, OWNER)
         check_levels(OWNER, self.levels)
-        check_norm(OWNER, self.norm)
+        if self.norm is not UNSET:
+            check_choice(OWNER, "norm", self.norm, ("layer", "batch", None))
         for name in ("num_layers", "num_flow_layers"):
             check_positive(OWNER, name, getattr(self, name))
         for name in ("hidden_features", "context_features", "num_classes"):
@@ -317,31 +317,26 @@ def _mixer(
     return PatchMixerTransform(
         shape,
         patches,
-        channel_flow=partial(_mixing_flow, spec, spec.channel_flow, index, channel_axes),
-        patch_flow=partial(_mixing_flow, spec, spec.patch_flow, index, grid),
+        channel_flow=partial(_mixing_flow, spec, "channel_flow", index, channel_axes),
+        patch_flow=partial(_mixing_flow, spec, "patch_flow", index, grid),
         positions=spec.positions,
     )
 
 
 def _mixing_flow(
-    spec: MixerFlowSpec,
-    row_flow: RowFlowFactory,
-    layer: int,
-    axes: tuple[int, ...],
-    features: int,
+    spec: MixerFlowSpec, name: str, layer: int, axes: tuple[int, ...], features: int
 ) -> Transform:
     """Return the channel or patch flow of mixer layer ``layer``, for rows of this length."""
     context = embedded_features(spec.context_features, spec.num_classes) or 0
     if spec.positions is not None:
         context += spec.positions(1).shape[-1]
-    offered: dict[str, Any] = {"axes": axes}
-    for name, value in [
-        ("context_features", context or None),
-        ("conditioner", spec.conditioner),
-        ("hidden_features", spec.hidden_features),
-    ]:
-        if value is not None:
-            offered[name] = value
+    offered: dict[str, Any] = {
+        "axes": axes,
+        "context_features": context or None,
+        "conditioner": spec.conditioner,
+        "hidden_features": spec.hidden_features,
+    }
+    offered = {keyword: value for keyword, value in offered.items() if value is not None}
     if spec.norm is not UNSET:
         offered["norm"] = spec.norm
     parts: list[Transform] = []
@@ -350,9 +345,11 @@ def _mixing_flow(
         if spec.linear is None:
             # Without a linear block nothing else exchanges the parts of a coupling.
             offered["conditioning"] = "second" if offered["index"] % 2 else "first"
-        make = partial(call_factory, **offered)
-        linear = None if spec.linear is None else partial(make, spec.linear)
-        parts.append(FlowLayer(features, linear=linear, flow=partial(make, row_flow)))
+        linear = None
+        if spec.linear is not None:
+            linear = as_transform(spec.linear, features, f"{OWNER}.linear", **offered)
+        row_flow = as_transform(getattr(spec, name), features, f"{OWNER}.{name}", **offered)
+        parts.append(FlowLayer(features, linear=linear, flow=row_flow))
     flow = CompositeTransform([*parts, ActNorm(features)])
     _check_mixing(spec, flow)
     return flow

@@ -115,42 +115,35 @@ def dequantization_of(
         kind = UniformDequantization
     elif kind == "variational":
         channels = channels or NOISE_CHANNELS
+        network, encoder = noise_networks(channels)
+        noise = partial(NEARLY_UNIFORM, conditioner=network)
         kind = partial(
-            VariationalDequantization,
-            noise=partial(NEARLY_UNIFORM, conditioner=noise_network(channels)),
-            encoder=noise_encoder(channels),
-            context_features=channels,
+            VariationalDequantization, noise=noise, encoder=encoder, context_features=channels
         )
     offered = {"image_shape": image_shape, "levels": levels, "checkpoint": checkpoint}
     return call_factory(kind, **offered)
 
 
-def noise_network(channels: int) -> Callable[..., nn.Module]:
-    """Return a factory of the couplings' networks of learned noise, of this width.
+def noise_networks(
+    channels: int, stride: int = 2
+) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
+    """Return factories of the networks of learned noise.
 
     Args:
-        channels: width, and growth of the dense block.
+        channels: their width.
+        stride: of the resolution at which the second sees the image.
+
+    Returns:
+        That of the couplings' networks, and that of the network whose features they are given.
 
     Example:
-        >>> sum(p.numel() for p in noise_network(8)(2, 4).parameters())
-        8836
+        >>> network, encoder = noise_networks(8)
+        >>> [sum(p.numel() for p in net.parameters()) for net in (network(2, 4), encoder(1, 8))]
+        [8836, 2656]
     """
-    return partial(DenseConditioner, hidden_channels=channels, growth=channels)
-
-
-def noise_encoder(channels: int, stride: int = 2) -> Callable[..., nn.Module]:
-    """Return a factory of the network whose features learned noise is conditioned on.
-
-    Args:
-        channels: width.
-        stride: of the resolution.
-
-    Example:
-        >>> sum(p.numel() for p in noise_encoder(8)(1, 8).parameters())
-        2656
-    """
-    growth = max(1, channels // 4)
-    return partial(DenseEncoder, hidden_channels=channels, stride=stride, growth=growth)
+    encoder = partial(DenseEncoder, hidden_channels=channels, stride=stride)
+    network = partial(DenseConditioner, hidden_channels=channels, growth=channels)
+    return network, partial(encoder, growth=max(1, channels // 4))
 
 
 def check_dequantization(

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,17 +19,9 @@ from nflows_mixer.flows.denseflow import DenseFlowSpec, build_denseflow
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.mixerflow import MixerFlowSpec, build_mixerflow
 
-
-class Family(NamedTuple):
-    """Flows that one function builds, of what one class says."""
-
-    spec: type
-    build: Callable[[Any, bool, str], ImageFlow]
-
-
-FAMILIES = {
-    "mixerflow": Family(MixerFlowSpec, build_mixerflow),
-    "denseflow": Family(DenseFlowSpec, build_denseflow),
+BUILDERS: dict[str, tuple[type, Callable[[Any, bool, str], ImageFlow]]] = {
+    "mixerflow": (MixerFlowSpec, build_mixerflow),
+    "denseflow": (DenseFlowSpec, build_denseflow),
 }
 """By the name under which a file keeps the architecture."""
 LAYOUT = "2"
@@ -63,9 +55,8 @@ def save_weights(
         True
     """
     facts = {"nflows_mixer": __version__, "layout": LAYOUT, **(metadata or {})}
-    architecture, family = architecture_of(flow), family_of(flow)
-    if architecture is not None and family is not None:
-        facts |= {"builder": family, "architecture": json.dumps(architecture)}
+    if flow.architecture is not None and (arguments := flow.architecture.as_data()) is not None:
+        facts |= {"builder": flow.architecture.builder, "architecture": json.dumps(arguments)}
     save_state(flow, path, facts)
 
 
@@ -127,32 +118,28 @@ def load_weights(path: str | os.PathLike, flow: ImageFlow | None = None) -> Imag
         got = f"one of nflows-mixer {metadata['nflows_mixer']}, before that layout"
         advice = "read it with that version, or train again"
         raise mismatch(str(path), f"a file of layout {LAYOUT}", got, advice)
-    family = family_in(metadata)
-    saved = {} if family is None else _arguments_in(metadata, str(path))
+    builder = metadata.get("builder")
+    saved = {} if builder is None else _arguments_in(metadata, str(path))
     try:
         state = load_file(path)
     except SafetensorError as error:
         raise _broken(path, error) from None
     if flow is None:
-        if family is None:
+        if builder is None:
             raise mismatch(str(path), "the architecture in its metadata", "none", ADVICE)
-        flow = _built(family, saved, str(path))
+        flow = _built(builder, saved, str(path))
         flow.to(next(value.dtype for value in state.values() if value.is_floating_point()))
     check_state(flow.state_dict(), state, str(path))
-    own = architecture_of(flow)
-    if own is not None and family is not None:
+    own = None if flow.architecture is None else flow.architecture.as_data()
+    if own is not None and builder is not None:
         # What an older version did not write down yet was what is the default now.
-        there, here = ({**_defaults(family), **known} for known in (saved, own))
-        differing = ", ".join(
-            f"{name}: {there.get(name)} there, {here.get(name)} here"
-            for name in {**here, **there}
-            if here.get(name) != there.get(name)
-        )
-        if differing:
+        there, here = ({**_defaults(builder), **known} for known in (saved, own))
+        if differing := [name for name in here if here[name] != there.get(name)]:
+            of_each = (f"{name}: {there.get(name)} there, {here[name]} here" for name in differing)
             raise mismatch(
                 str(path),
                 "the weights of this flow",
-                f"those of another that has as many: {differing}",
+                f"those of another that has as many: {', '.join(of_each)}",
                 "build the flow as it was when they were saved",
             )
     flow.load_state_dict(state)
@@ -164,27 +151,26 @@ def _arguments_in(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
         arguments = json.loads(metadata.get("architecture", ""))
     except json.JSONDecodeError:
         arguments = None
-    if not isinstance(arguments, dict):
-        got = metadata.get("architecture")
-        raise mismatch(path, f"arguments of {metadata['builder']}", repr(got), ADVICE)
+    if not isinstance(arguments, dict) or metadata["builder"] not in BUILDERS:
+        expected = f"arguments of {' or '.join(BUILDERS)}"
+        raise mismatch(path, expected, f"{metadata.get('architecture')!r}", ADVICE)
     return arguments
 
 
-def _defaults(family: str) -> dict[str, Any]:
-    fields = dataclasses.fields(FAMILIES[family].spec)
-    known = {field.name: field.default for field in fields}
+def _defaults(builder: str) -> dict[str, Any]:
+    known = {field.name: field.default for field in dataclasses.fields(BUILDERS[builder][0])}
     given = {name: v for name, v in known.items() if v not in (dataclasses.MISSING, UNSET)}
     return {name: encoded(value) for name, value in given.items()}
 
 
-def _built(family: str, arguments: dict[str, Any], path: str) -> ImageFlow:
+def _built(builder: str, arguments: dict[str, Any], path: str) -> ImageFlow:
     """Build a flow of the arguments in a file."""
-    kind = FAMILIES[family]
+    spec, build = BUILDERS[builder]
     try:
         known = {name: decoded(value, path) for name, value in arguments.items()}
-        return kind.build(kind.spec(**known), False, "full")
+        return build(spec(**known), False, "full")
     except TypeError as error:
-        raise mismatch(path, f"arguments of {family}", f"{error}", ADVICE) from error
+        raise mismatch(path, f"arguments of {builder}", f"{error}", ADVICE) from error
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
@@ -213,47 +199,6 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
             return file.metadata() or {}
     except SafetensorError as error:
         raise _broken(path, error) from None
-
-
-def family_of(flow: ImageFlow) -> str | None:
-    """Return the name of the function that built the flow, or None if it was put together by hand.
-
-    Args:
-        flow: any.
-
-    Example:
-        >>> from nflows_mixer import mixerflow
-        >>> family_of(mixerflow("mnist", num_layers=1))
-        'mixerflow'
-    """
-    return None if flow.architecture is None else flow.architecture.builder
-
-
-def family_in(metadata: Mapping[str, str]) -> str | None:
-    """Return which function builds the flow of a file, or None if the file does not say.
-
-    Args:
-        metadata: what ``read_metadata`` returned.
-
-    Example:
-        >>> family_in({"data": "cifar10", "builder": "denseflow"})
-        'denseflow'
-    """
-    return metadata.get("builder") if metadata.get("builder") in FAMILIES else None
-
-
-def architecture_of(flow: ImageFlow) -> dict[str, Any] | None:
-    """Return the arguments that build the flow, as JSON has them; None if they are not only data.
-
-    Args:
-        flow: what ``mixerflow`` or ``denseflow`` built, or any other flow.
-
-    Example:
-        >>> from nflows_mixer import mixerflow
-        >>> architecture_of(mixerflow("mnist", num_layers=1))["patch_size"]
-        4
-    """
-    return None if flow.architecture is None else flow.architecture.as_data()
 
 
 def check_state(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], owner: str) -> None:

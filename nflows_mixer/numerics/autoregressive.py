@@ -115,7 +115,7 @@ def invert_autoregressive(
     def one_pass(outputs: Tensor) -> tuple[Tensor, Tensor]:
         return flow._elementwise_inverse(inputs, flow.autoregressive_net(outputs, context))
 
-    # In training mode every pass would move the statistics of a batch normalisation.
+    # In training mode every pass would move the statistics of a batch normalization.
     with running_statistics(flow):
         with torch.no_grad():
             outputs, logabsdet = until_unchanged(one_pass, torch.zeros_like(inputs))

@@ -28,7 +28,7 @@ def row_jacobian(
 
     Args:
         function: f, maps each row by itself; it must not let rows of a batch mix, as batch
-            normalisation does in training mode. Its backward is run under ``vmap``.
+            normalization does in training mode. Its backward is run under ``vmap``.
         inputs: rows [N, D].
         create_graph: whether results carry gradients, the Jacobian's included; else they are
             detached. Needs grad mode.

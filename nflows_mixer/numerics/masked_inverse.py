@@ -43,7 +43,7 @@ class MaskedStage(NamedTuple):
 def stages_of(network: Any, context: Tensor | None = None) -> list[MaskedStage]:
     r"""Stages of a masked network in evaluation mode, whatever its mode is.
 
-    Batch normalisation is an affine map then, and goes into the weights. The residual stream is
+    Batch normalization is an affine map then, and goes into the weights. The residual stream is
     linear in the inputs and in the inner units r_j of the blocks,
 
     .. math:: h_n = W_0 x + \sum_{j \le n} W_{2, j}\, r_j + \text{const},
@@ -268,7 +268,7 @@ def _column(values: Tensor) -> Tensor:
 
 
 def _affine(norm: Any, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a batch normalisation by its running statistics, as columns."""
+    """Scale and shift of a batch normalization by its running statistics, as columns."""
     if norm is None or isinstance(norm, nn.Identity):
         return like.new_ones(size, 1), like.new_zeros(size, 1)
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()

@@ -91,6 +91,6 @@ def check_solution(values: Tensor, targets: Tensor, owner: str) -> None:
             f"an x with f(x) within {tolerance} of y",
             f"none for {apart.sum().item()} of {apart.numel()} values, such as "
             f"y = {targets[apart][0].item():g}",
-            "y lies outside the flow's range, or f is too flat there: standardise its inputs "
+            "y lies outside the flow's range, or f is too flat there: standardize its inputs "
             "(ActNorm before it), lower the temperature of samples, or run it in float64",
         )

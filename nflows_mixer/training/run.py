@@ -24,7 +24,7 @@ from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer._distributed import is_first_process
 from nflows_mixer._files import replace_file
 from nflows_mixer.data import ImageData
-from nflows_mixer.flows.weights import architecture_of, family_of, save_state, save_weights
+from nflows_mixer.flows.weights import save_state, save_weights
 from nflows_mixer.training.batches import ImageDataModule
 from nflows_mixer.training.checkpoints import AtomicCheckpointIO
 from nflows_mixer.training.history import History
@@ -257,13 +257,14 @@ def _describe(
     module: FlowModule, recipe: Recipe, data: ImageData, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What makes two runs the same run, as JSON has it."""
-    family = family_of(module.flow)
+    architecture = module.flow.architecture
+    family = None if architecture is None else architecture.builder
     described = {
         **data.describe(),
         "name": NAMES[family],
         "family": family,
         **facts,
-        "architecture": architecture_of(module.flow),
+        "architecture": None if architecture is None else architecture.as_data(),
         "parameters": sum(p.numel() for p in module.flow.parameters()),
         "recipe": dataclasses.asdict(recipe),
         "objective": type(module).__name__,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from nflows_mixer._checks import mismatch
 from nflows_mixer.flows import grow, load_weights, read_metadata
 from nflows_mixer.flows.image_flow import ImageFlow
-from nflows_mixer.flows.weights import architecture_of, family_in, family_of
 
 OWNER = "--start_from"
 
@@ -30,17 +29,19 @@ def start_from(path: str, flow: ImageFlow) -> None:
         >>> save_weights(mixerflow(num_layers=1, **small), path)
         >>> start_from(path, mixerflow(num_layers=2, **small))
     """
-    family, there = family_of(flow), family_in(read_metadata(path))
-    if there is None:  # made of what a file does not hold
+    there = read_metadata(path).get("builder")
+    if there is None or flow.architecture is None:  # made of what a file does not hold
         load_weights(path, flow)
         return
+    family = flow.architecture.builder
     if there != family:
         got, advice = f"those of a {there}", "name that builder as --model, or take other weights"
         raise mismatch(OWNER, f"weights of a {family}", got, advice)
     trained = load_weights(path)
     if family == "mixerflow":
         trained = _deepened(trained, flow)
-    own, before = architecture_of(flow) or {}, architecture_of(trained) or {}
+    assert trained.architecture is not None
+    own, before = flow.architecture.as_data() or {}, trained.architecture.as_data() or {}
     if differing := [name for name in own if own[name] != before.get(name)]:
         raise mismatch(
             OWNER,

@@ -120,7 +120,7 @@ class AffineAutoregressive(Transform):
         """Take over a ``MaskedAffineAutoregressiveTransform`` of nflows: the same function.
 
         Args:
-            transform: with residual or feed-forward blocks, with or without batch normalisation
+            transform: with residual or feed-forward blocks, with or without batch normalization
                 and context, with any elementwise activation. Nothing is shared with it.
 
         Returns:

@@ -103,7 +103,9 @@ class FlowLayer(Transform):
         super().__init__()
         self.features = features
         given = {"actnorm": actnorm, "linear": linear, "flow": flow}
-        offered = {"context_features": context_features} if context_features else {}
+        offered: dict[str, Any] = {}
+        if context_features:
+            offered["context_features"] = context_features
         for name, part in given.items():
             owner = f"FlowLayer.{name}"
             made = None if part is None else as_transform(part, features, owner, **offered)
@@ -462,8 +464,8 @@ def prepare_layers(
         weights[layer] = LayerWeights()
         if _has_hooks(layer):
             continue
-        if _folds(actnorm) and _folds(linear) and actnorm is not linear:
-            like = next(iter((linear or actnorm)._parameters.values()))
+        if (actnorm or linear) and _folds(actnorm) and _folds(linear):
+            like = next((linear or actnorm).parameters(), torch.empty(0))
             kinds = type(actnorm), type(linear), getattr(linear, "bias", None) is None
             key = (*kinds, layer.features, like.dtype, like.device)
             affine[key].append((layer, [part for part in (actnorm, linear) if part is not None]))

@@ -99,8 +99,9 @@ class GlowStep(CompositeTransform):
 
     def _folds(self) -> bool:
         actnorm, convolution = self._transforms[:2]
-        folds = is_untouched(actnorm, "affine_maps") and is_untouched(convolution, "inverse")
-        return folds and actnorm.initialized and not is_compiling()
+        if is_compiling() or not actnorm.initialized:
+            return False
+        return is_untouched(actnorm, "affine_maps") and is_untouched(convolution, "inverse")
 
     def _maps(self, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
         actnorm, convolution = self._transforms[:2]

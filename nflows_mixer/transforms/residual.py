@@ -42,7 +42,7 @@ class ResidualTransform(Transform):
     Args:
         features: D.
         network: contraction g, or a factory ``features -> network``; called with the rows (and
-            the context, if it takes one), gives rows of as many features. No batch normalisation:
+            the context, if it takes one), gives rows of as many features. No batch normalization:
             it is no contraction, and mixes rows in training mode.
         tolerance: of the inverse; None is 1e-12 for float64 and 1e-6 for any other dtype.
         max_iterations: of the inverse; each shrinks the change by L or more.

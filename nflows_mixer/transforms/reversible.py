@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -137,10 +137,9 @@ class ReversibleCompositeTransform(CompositeTransform):
                 got = f"{type(part).__name__} at {name!r}"
                 advice = "put it before or behind the composite"
                 raise mismatch(owner, "deterministic transforms", got, advice)
-        if compile:
-            calls = CompiledCalls()
-            for layer in layers_in(self):
-                layer.compiled = calls
+        self.compiled = CompiledCalls() if compile else None
+        for layer in layers_in(self) if compile else ():
+            layer.compiled = self.compiled
         self.memory = memory
         self.anchors = anchors
         self.check_every = check_every
@@ -204,13 +203,8 @@ class ReversibleCompositeTransform(CompositeTransform):
     ) -> tuple[Tensor, Tensor]:
         """Keep the inputs of the parts, and evaluate each once more in the backward pass."""
 
-        @contextmanager
-        def again(part: Transform) -> Iterator[None]:
-            with scratch_buffers(part), using_weights(weights, tracks=False):
-                yield
-
         def calls(part: Transform) -> Callable[..., tuple[Tensor, Tensor]]:
-            contexts = lambda: (nullcontext(), again(part))  # noqa: E731
+            contexts = partial(_contexts_of_checkpoint, part, weights)
             return partial(checkpoint, part, use_reentrant=False, context_fn=contexts)
 
         return run_chain([(calls(part), passes) for part, passes in chain], inputs, context)
@@ -311,6 +305,27 @@ def _relative_error(rebuilt: Tensor, known: Tensor) -> Tensor:
         return known.new_zeros(())
     largest = known.flatten(1).abs().amax(1).clamp_min(torch.finfo(known.dtype).tiny)
     return ((rebuilt - known).flatten(1).abs().amax(1) / largest).max()
+
+
+class _Again:
+    """Context of a part that is evaluated again, by every backward pass through it."""
+
+    def __init__(self, part: Transform, weights: Weights) -> None:
+        self.part, self.weights = part, weights
+
+    def __enter__(self) -> None:
+        self.stack = ExitStack()
+        self.stack.enter_context(scratch_buffers(self.part))
+        self.stack.enter_context(using_weights(self.weights, tracks=False))
+
+    def __exit__(self, *error: Any) -> None:
+        self.stack.close()
+
+
+def _contexts_of_checkpoint(
+    part: Transform, weights: Weights
+) -> tuple[AbstractContextManager, AbstractContextManager]:
+    return nullcontext(), _Again(part, weights)
 
 
 class NotInvertible(RuntimeError):

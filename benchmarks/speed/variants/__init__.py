@@ -1,9 +1,7 @@
 """The variants that are timed, by name."""
 
 from benchmarks.speed.variants.base import Setting, Unavailable, Variant
-from benchmarks.speed.variants.glow_nflows import nflows_glow
-from benchmarks.speed.variants.glow_normflows import normflows_glow
-from benchmarks.speed.variants.glow_ours import our_glow
+from benchmarks.speed.variants.glow import nflows_glow, normflows_glow, our_glow
 from benchmarks.speed.variants.inside_zuko import inside_zuko
 from benchmarks.speed.variants.mixer import MIXER_VARIANTS
 from benchmarks.speed.variants.stock import stock_nflows

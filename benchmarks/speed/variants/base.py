@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nflows_mixer.flows import PRESETS, ImageFlow, mixerflow
+from nflows_mixer.flows import MIXERFLOW_PRESETS, ImageFlow, mixerflow
 from nflows_mixer.likelihood import bits_per_dim
 
 
@@ -44,8 +44,7 @@ class Setting:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        usual = PRESETS[self.preset].architecture.image_shape
-        return self.changes.get("image_shape", usual)
+        return {**MIXERFLOW_PRESETS[self.preset].arguments, **self.changes}["image_shape"]
 
     def images(self, image_shape: tuple[int, ...]) -> Tensor:
         """Draw the batch that all variants see."""

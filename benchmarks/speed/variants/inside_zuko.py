@@ -17,7 +17,7 @@ def inside_zuko(setting: Setting) -> Variant:
 
 
 class ZukoImages(nn.Module):
-    """Dequantised images in a flow of zuko."""
+    """Dequantized images in a flow of zuko."""
 
     def __init__(self, flow) -> None:
         super().__init__()

@@ -2,11 +2,13 @@
 
 nflows' ActNorm, LULinear, AffineCouplingTransform with a mask, ResidualNet with BatchNorm and
 GELU, OneByOneConvolution and CompositeTransform; patches and rows by plain reshapes. The base,
-the scaling and the dequantisation of pixels are the library's, and cost next to nothing.
+the scaling and the dequantization of pixels are the library's, and cost next to nothing.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -23,45 +25,57 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.speed.variants.base import Setting, Unavailable, Variant
-from nflows_mixer.flows import ImageFlow, MixerFlowArchitecture
+from nflows_mixer.flows import MIXERFLOW_PRESETS, ImageFlow
+from nflows_mixer.flows.mixerflow import SHIFT_PERIOD
 from nflows_mixer.transforms import PixelScaling
+
+RowsFlow = Callable[[int], Transform]
+"""Row length -> channel or patch flow."""
 
 
 def stock_nflows(setting: Setting) -> Variant:
     """The preset's MixerFlow of nflows' parts."""
-    architecture = setting.flow().architecture
-    assert architecture is not None
-    if unlike := _unlike_the_paper(architecture):
-        raise Unavailable(f"is of the paper's affine coupling model, not of {unlike}")
-    flow = stock_mixerflow(architecture)
+    spec = {**MIXERFLOW_PRESETS[setting.preset].arguments, **setting.changes}
+    if others := sorted(spec.keys() - set(inspect.signature(stock_mixerflow).parameters)):
+        raise Unavailable(f"is of the paper's affine coupling model, without {', '.join(others)}")
+    flow = stock_mixerflow(**{**spec, "num_layers": setting.num_layers})
     return Variant(flow, setting, flow.image_shape)
 
 
-def stock_mixerflow(architecture: MixerFlowArchitecture) -> ImageFlow:
-    """Build the paper's affine coupling model of nflows' parts."""
-    shape = architecture.image_shape
-    transforms = [PixelScaling(architecture.levels), OneByOneConvolution(shape[0])]
-    for index, patch_size in enumerate(architecture.per_layer("patch_size")):
-        if isinstance(architecture.shift, int) and index % architecture.shift_period == 0:
-            transforms.append(StockShift(architecture, patch_size, architecture.shift))
+def stock_mixerflow(
+    image_shape: tuple[int, int, int],
+    patch_size: int,
+    num_layers: int = 30,
+    num_flow_layers: int = 4,
+    hidden_features: int = 128,
+    shift: int | None = 1,
+    levels: int = 256,
+    norm: str = "batch",
+) -> ImageFlow:
+    """Build the paper's affine coupling model of nflows' parts, which have its BatchNorm alone."""
+    if norm != "batch":
+        raise Unavailable("nflows' networks have no norm but BatchNorm")
+    rows_flow = partial(_rows_flow, num_flow_layers, hidden_features)
+    transforms = [PixelScaling(levels), OneByOneConvolution(image_shape[0])]
+    for index in range(num_layers):
+        if shift is not None and index % SHIFT_PERIOD == 0:
+            transforms.append(StockShift(rows_flow, patch_size, image_shape, shift))
         else:
-            transforms.append(StockMixer(architecture, patch_size, shape))
-    return ImageFlow(CompositeTransform(transforms), shape, levels=architecture.levels)
+            transforms.append(StockMixer(rows_flow, patch_size, image_shape))
+    return ImageFlow(CompositeTransform(transforms), image_shape, levels=levels)
 
 
 class StockMixer(Transform):
     """A mixer layer of patches of p x p pixels, by reshapes and permutes."""
 
-    def __init__(
-        self, architecture: MixerFlowArchitecture, patch_size: int, shape: tuple[int, int, int]
-    ) -> None:
+    def __init__(self, rows_flow: RowsFlow, patch_size: int, shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.shape, self.patch_size = shape, patch_size
         channels, height, width = shape
         self.n_patches = (height // patch_size) * (width // patch_size)
         self.channels = channels * patch_size**2
-        self.channel_flow = _rows_flow(architecture, self.channels)
-        self.patch_flow = _rows_flow(architecture, self.n_patches)
+        self.channel_flow = rows_flow(self.channels)
+        self.patch_flow = rows_flow(self.n_patches)
 
     def forward(self, inputs: Tensor, context: None = None) -> tuple[Tensor, Tensor]:
         """Map images [B, C, H, W]."""
@@ -91,12 +105,14 @@ class StockMixer(Transform):
 class StockShift(Transform):
     """A mixer layer of the inner part of the image, whose rim passes unchanged."""
 
-    def __init__(self, architecture: MixerFlowArchitecture, patch_size: int, shift: int) -> None:
+    def __init__(
+        self, rows_flow: RowsFlow, patch_size: int, shape: tuple[int, int, int], shift: int
+    ) -> None:
         super().__init__()
-        channels, height, width = architecture.image_shape
+        channels, height, width = shape
         self.shift = shift
         inner = (channels, height - patch_size, width - patch_size)
-        self.mixer = StockMixer(architecture, patch_size, inner)
+        self.mixer = StockMixer(rows_flow, patch_size, inner)
 
     def forward(self, inputs: Tensor, context: None = None) -> tuple[Tensor, Tensor]:
         """Map images [B, C, H, W]."""
@@ -122,43 +138,19 @@ def _mix(function, matrix: Tensor) -> tuple[Tensor, Tensor]:
     return outputs.reshape(batch, rows, length), logabsdet.reshape(batch, rows).sum(1)
 
 
-def _rows_flow(architecture: MixerFlowArchitecture, features: int) -> CompositeTransform:
+def _rows_flow(num_flow_layers: int, hidden_features: int, features: int) -> CompositeTransform:
     parts: list[Transform] = [ActNorm(features)]
     conditioner = partial(
         ResidualNet,
-        hidden_features=architecture.hidden_features,
-        num_blocks=architecture.num_blocks,
+        hidden_features=hidden_features,
+        num_blocks=1,
         activation=F.gelu,
         use_batch_norm=True,
     )
     # nflows transforms where the mask is 1; as in the library, the larger part conditions.
     mask = torch.arange(features) >= features - features // 2
-    for _ in range(architecture.num_flow_layers):
+    for _ in range(num_flow_layers):
         parts.append(LULinear(features))
         parts.append(AffineCouplingTransform(mask.int(), conditioner))
         parts.append(ActNorm(features))
     return CompositeTransform(parts)
-
-
-def _unlike_the_paper(architecture: MixerFlowArchitecture) -> str | None:
-    wanted = {
-        "channel_flow": "affine",
-        "patch_flow": "affine",
-        "linear": "lu",
-        "conditioner": "residual",
-        "norm": "actnorm",
-        "layout": "patch",
-        "squeeze": 1,
-        "conv1x1": True,
-        "logit": None,
-        "base": "normal",
-        "context_features": None,
-        "positions": None,
-    }
-    for name in ("patch_size", "shift"):
-        if not isinstance(getattr(architecture, name), (int, type(None))):
-            return f"{name}={getattr(architecture, name)!r}"
-    for name, value in wanted.items():
-        if getattr(architecture, name) != value:
-            return f"{name}={getattr(architecture, name)!r}"
-    return None

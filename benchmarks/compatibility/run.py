@@ -1,7 +1,7 @@
 """Measure every row of the catalogue, and write docs/compatibility.json and docs/compatibility.md.
 
-    python -m benchmarks.compatibility.table              # about 10 minutes on one core
-    python -m benchmarks.compatibility.table --only zuko  # measure one library anew, keep the rest
+    python -m benchmarks.compatibility.run              # about 10 minutes on one core
+    python -m benchmarks.compatibility.run --only zuko  # measure one library anew, keep the rest
 
 Correctness is measured on images of 1 x 4 x 6 in patches of 2 (rows of 4 and of 6), at parameters
 moved off their start by a standard deviation of 0.05; times on 4 images of 3 x 32 x 32 in patches
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmarks import tables
 from benchmarks.compatibility.catalogue import CATALOGUE, Row
 from benchmarks.compatibility.measure import (
     compiles,
@@ -78,72 +79,6 @@ def measure(library: str, name: str) -> dict[str, Any]:
     return found | ({"reason": row.because} if row.because else {})
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """Tables of all rows: what works, and what does not and why."""
-    lines = [
-        "# Which flows can be a channel or a patch flow",
-        "",
-        "Made by `python -m benchmarks.compatibility.table`; not written by hand. "
-        f"{results['machine']}.",
-        "",
-        *(line.strip() for line in __doc__.split("\n\n")[-1].strip().split("\n")),
-        "Errors are the larger of the two places, relative to max(1, |value|); times are given as",
-        "channel flow; as patch flow. *Compiles*: the forward pass, in one graph.",
-    ]
-    for library in CATALOGUE:
-        rows = [row for row in results["rows"] if row["library"] == library]
-        lines += [
-            "",
-            f"## {library}",
-            "",
-            "| flow | channel | patch | round trip, float32 | float64 | log-det error | forward | "
-            "inverse | takes context | compiles | |",
-            "|---|---|---|---|---|---|---|---|---|---|---|",
-            *(working_line(row) for row in rows if row["works"]),
-        ]
-        if not all(row["works"] for row in rows):
-            lines += ["", "Refused, with what the error says:", "", "| flow | why |", "|---|---|"]
-            lines += [refused_line(row) for row in rows if not row["works"]]
-    return "\n".join(lines) + "\n"
-
-
-def refused_line(row: dict[str, Any]) -> str:
-    """One line of Markdown."""
-    name = row["name"].split(",")[0]
-    reason = row["reason"].removeprefix(f"{name}, which ").removeprefix(f"{name}, ")
-    return f"| {row['name']} | {reason} |"
-
-
-def working_line(row: dict[str, Any]) -> str:
-    """One line of Markdown."""
-    places = row["channel"], row["patch"]
-
-    def worst(*keys: str) -> str:
-        values = []
-        for place in places:
-            for key in keys:
-                place = place[key]
-            values.append(place)
-        return f"{max(values):.0e}"
-
-    def ratios(way: str) -> str:
-        return "; ".join(f"{float(f'{place[way]:.1g}'):,g}" for place in places)
-
-    cells = [
-        row["name"],
-        *("yes" if place in row else "no" for place in ("channel", "patch")),
-        worst("float32", "round_trip"),
-        worst("float64", "round_trip"),
-        worst("logabsdet"),
-        ratios("forward"),
-        ratios("inverse"),
-        "yes" if row["context"] else "",
-        "yes" if all(place["compiles"] for place in places) else "no",
-        row.get("reason", ""),
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", choices=CATALOGUE, help="measure this library alone")
@@ -163,9 +98,7 @@ def main() -> None:
     packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "nflows", "zuko", "normflows"))
     machine = f"{packages}, Python {platform.python_version()}, CPU, one thread"
     results = {"machine": machine, "rows": rows}
-    DOCS.mkdir(exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    (DOCS / "compatibility.md").write_text(markdown(results))
+    tables.write("compatibility", path, results)
 
 
 if __name__ == "__main__":

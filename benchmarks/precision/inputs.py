@@ -1,4 +1,4 @@
-"""Images that the trust figures are of: test images, noise, and images like none in the data."""
+"""Images that figures are of: test images, noise, and images like none in the data."""
 
 from __future__ import annotations
 

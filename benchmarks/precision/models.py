@@ -1,4 +1,4 @@
-"""The flows that the trust figures are of, with the images that each is measured on."""
+"""The flows that the figures of precision are of, with the images that each is measured on."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.trust.inputs import made_images
+from benchmarks.precision.inputs import made_images
 from nflows_mixer.data import ImageData, load_images
-from nflows_mixer.flows import ImageFlow, load_weights, mixerflow, read_metadata
+from nflows_mixer.flows import ImageFlow, Pixels, load_weights, mixerflow, read_metadata
 from nflows_mixer.flows.weights import architecture_of
 from nflows_mixer.noise import uniform_noise
 from nflows_mixer.training import FlowModule, Recipe, fit
 
 SEED, MOVED = 0, 0.003
-DIGITS: dict[str, Any] = {"patch_size": 2, "num_layers": 2, "hidden_features": 64, "logit": 1e-3}
+DIGITS: dict[str, Any] = {
+    "patch_size": 2,
+    "num_layers": 2,
+    "hidden_features": 64,
+    "norm": "batch",
+    "pixels": Pixels(logit=1e-3),
+}
 DIGITS_RECIPE = Recipe(steps=300, batch_size=100, learning_rate=3e-3, warmup=0.05)
 SMALL = (3, 8, 12)
 

@@ -10,12 +10,11 @@ import torch
 from nflows.transforms import Transform
 from torch import Tensor
 
-from benchmarks.trust.measure import share_non_finite, square_integral
-from benchmarks.trust.models import initialized, moved, trained
+from benchmarks.precision.measure import share_non_finite, square_integral
+from benchmarks.precision.models import initialized, moved, trained
 from nflows_mixer.data import ImageData, ImageDataset
 from nflows_mixer.flows import ImageFlow
 from nflows_mixer.likelihood import log_prob_draws
-from nflows_mixer.nn import ResidualMLP
 from nflows_mixer.training import Recipe
 from nflows_mixer.transforms import (
     AffineCoupling,
@@ -36,7 +35,7 @@ COUPLINGS = {"affine": AffineCoupling, "spline": RationalQuadraticCoupling}
 def two_pixel_flow(coupling: str) -> ImageFlow:
     """Return a flow with two patch flows over two patches and a channel flow in one."""
     torch.manual_seed(SEED)
-    row_flow = partial(COUPLINGS[coupling], conditioner=partial(ResidualMLP, hidden_features=16))
+    row_flow = partial(COUPLINGS[coupling], hidden_features=16, norm="batch")
     layer = partial(FlowLayer, flow=row_flow)
     transform: list[Transform] = [
         PixelScaling(LEVELS),

@@ -1,14 +1,12 @@
-"""Measure the trust figures, and write docs/trust.json, docs/trust.md and the picture.
+"""Measure the figures of precision, and write docs/precision.json, its page and picture.
 
-python -m benchmarks.trust.table                           # under 6 minutes on two cores
-python -m benchmarks.trust.table --weights FILE --out DIR  # and those of a flow of your own
-python -m benchmarks.trust.table --redraw                  # page and picture from the JSON
+python -m benchmarks.precision.run                           # under 6 minutes on two cores
+python -m benchmarks.precision.run --weights FILE --out DIR  # and those of a flow of your own
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import time
@@ -20,18 +18,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.trust.inputs import input_images
-from benchmarks.trust.markdown import markdown
-from benchmarks.trust.measure import (
+from benchmarks import tables
+from benchmarks.precision.inputs import input_images
+from benchmarks.precision.measure import (
     PRECISIONS,
     in_precision,
     jacobian_figures,
     own_samples,
     round_trip,
 )
-from benchmarks.trust.models import Model, digits_models, model_of_file, preset_models
-from benchmarks.trust.picture import save_singular_values
-from benchmarks.trust.two_pixels import measure_two_pixels
+from benchmarks.precision.models import Model, digits_models, model_of_file, preset_models
+from benchmarks.precision.two_pixels import measure_two_pixels
 from nflows_mixer.evaluation import top_level_layers
 from nflows_mixer.noise import uniform_noise
 
@@ -104,17 +101,8 @@ def main() -> None:
     parser.add_argument("--images", help=".npz file of real images of 3 x 32 x 32 for the preset")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=DOCS, help="folder to write to")
-    parser.add_argument("--redraw", action="store_true", help="write the JSON's page and picture")
     given = parser.parse_args()
-    file = given.out / "trust.json"
-    if not given.redraw:
-        results = measure_all(given)
-        given.out.mkdir(exist_ok=True, parents=True)
-        # No NaN gets into the file: what is not finite is None, with the reason beside it.
-        file.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
-    results = json.loads(file.read_text())
-    file.with_suffix(".md").write_text(markdown(results))
-    save_singular_values(given.out / "trust-singular-values.png", results)
+    tables.write("precision", given.out / "precision.json", measure_all(given))
 
 
 def measure_all(given: argparse.Namespace) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from nflows_mixer.nn import MaskedMLP, MaskedResidualMLP
 from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.numerics.foldable import why_not_foldable
 from nflows_mixer.transforms import AffineAutoregressive
-from tests.jacobian import jacobian_logabsdet
 
 
 def moved(flow, context=None, std=0.1):
@@ -38,7 +37,7 @@ def drawn(features, context=None, count=5, grad=False):
 
 
 # More steps than a panel has, fewer and more hidden units than features, one feature.
-SIZES = [(11, 32), (11, 4), (3, 16), (1, 8), (17, 16), (2, 1)]
+SIZES = [(11, 4), (3, 16), (1, 8), (17, 16), (2, 1)]
 KINDS = {
     "residual": {},
     "one block": {"num_blocks": 1, "use_batch_norm": True},
@@ -61,8 +60,17 @@ def maf(features, hidden, context=None, **options):
 
 @every_kind
 @contexts
+def test_inverse_of_nflows_is_that_of_its_d_passes(context, kind):
+    check_passes((11, 32), context, kind)
+
+
+@pytest.mark.parametrize("kind", ["one block", "random masks"])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_inverse_of_nflows_is_that_of_its_d_passes(sizes, context, kind):
+def test_inverse_of_nflows_of_any_size_is_that_of_its_d_passes(sizes, kind):
+    check_passes(sizes, 3, KINDS[kind])
+
+
+def check_passes(sizes, context, kind):
     flow = maf(*sizes, context, **kind)
     assert why_not_foldable(flow) is None
     latents, given = drawn(sizes[0], context)
@@ -118,32 +126,29 @@ OURS = {
 every_flow = pytest.mark.parametrize("options", OURS.values(), ids=OURS.keys())
 
 
-@every_flow
-@contexts
+@pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_round_trip(sizes, context, options):
-    flow = ours(*sizes, context, **options)
-    latents, given = drawn(sizes[0], context)
-    for grad in (False, True):
-        with torch.set_grad_enabled(grad):
-            outputs, logabsdet = flow.inverse(latents, given)
-            there, forward = flow(outputs, given)
-        torch.testing.assert_close(there, latents, atol=1e-10, rtol=1e-10)
-        torch.testing.assert_close(logabsdet, -forward, atol=1e-10, rtol=1e-10)
+def test_inverse_of_any_size_undoes_forward(sizes, grad):
+    flow = ours(*sizes, 3)
+    latents, given = drawn(sizes[0], 3)
+    with torch.set_grad_enabled(grad):
+        outputs, logabsdet = flow.inverse(latents, given)
+        there, forward = flow(outputs, given)
+    torch.testing.assert_close(there, latents, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(logabsdet, -forward, atol=1e-10, rtol=1e-10)
 
 
 @every_flow
 @contexts
 def test_jacobian_is_triangular_and_gives_the_log_det(context, options):
     flow = ours(11, 32, context, **options)
-    rows, given = drawn(11, context, count=2)
+    rows, given = drawn(11, context, count=1)
     for function in (flow.forward, flow.inverse):
-        alone = None if given is None else given[:1]
         jacobian = torch.autograd.functional.jacobian(
-            lambda x, f=function, c=alone: f(x[None], c)[0][0], rows[0]
+            lambda x, f=function: f(x[None], given)[0][0], rows[0]
         )
         assert torch.equal(jacobian, jacobian.tril()) and jacobian.tril(-1).abs().sum() > 0
-        expected = jacobian_logabsdet(function, rows, given)
+        expected = torch.linalg.slogdet(jacobian).logabsdet[None]
         torch.testing.assert_close(function(rows, given)[1], expected)
 
 
@@ -184,7 +189,7 @@ def test_second_derivative_of_the_inverse():
 
 @every_kind
 @contexts
-@pytest.mark.parametrize("sizes", [(11, 32), (1, 8), (7, 3)], ids=str)
+@pytest.mark.parametrize("sizes", [(11, 32), (1, 8)], ids=str)
 def test_taken_over_both_ways(sizes, context, kind):
     theirs = maf(*sizes, context, **{**kind, "dropout_probability": 0.0})
     before = copy.deepcopy(theirs.state_dict())
@@ -222,64 +227,54 @@ def test_taken_over_again_through_its_state():
         again.load_state_dict(state)
 
 
-def with_part(flow, name, part):
-    setattr(flow.autoregressive_net, name, part)
-    return flow
-
-
-def with_mask(flow):
-    flow.autoregressive_net.final_layer.mask[-1, 0] = 0
-    return flow
-
-
-def with_hook(flow):
-    flow.autoregressive_net.blocks[0].register_forward_hook(lambda *_: None)
-    return flow
-
-
-def with_method(flow):
-    flow.autoregressive_net.forward = flow.autoregressive_net.forward
-    return flow
-
-
 class Own(MAF):
     pass
 
 
+def put(path, value, **options):
+    """A flow of nflows with something else in one place."""
+    flow = MAF(5, 16, **options)
+    parent, _, name = path.rpartition(".")
+    setattr(flow.get_submodule(parent), name, value)
+    return flow
+
+
+def hooked():
+    flow = MAF(5, 16)
+    flow.autoregressive_net.blocks[0].register_forward_hook(lambda *_: None)
+    return flow
+
+
+def with_method():
+    flow = MAF(5, 16)
+    flow.autoregressive_net.forward = flow.autoregressive_net.forward
+    return flow
+
+
+NET = "autoregressive_net"
 STRANGE = {
     "subclass": (lambda: Own(5, 16), "Own"),
-    "scale": (lambda: with_epsilon(MAF(5, 16)), "0.01"),
-    "part": (lambda: with_part(MAF(5, 16), "final_layer", nn.Linear(16, 10)), "without masks"),
-    "network": (lambda: with_network(MAF(5, 16)), "MaskedResidualMLP in it"),
-    "mask": (lambda: with_mask(MAF(5, 16)), "masks"),
-    "hook": (lambda: with_hook(MAF(5, 16)), "hooks"),
-    "method": (lambda: with_method(MAF(5, 16)), "a forward of its own"),
-    "activation of a block": (lambda: with_activation(MAF(5, 16)), "activations of their own"),
+    "scale": (lambda: put("_epsilon", 1e-2), "0.01"),
+    "part": (lambda: put(f"{NET}.final_layer", nn.Linear(16, 10)), "without masks"),
+    "network": (lambda: put(NET, MaskedResidualMLP(5)), "MaskedResidualMLP in it"),
+    "mask": (lambda: put(f"{NET}.final_layer.mask", torch.eye(10, 16)), "masks"),
+    "hook": (hooked, "hooks"),
+    "method": (with_method, "a forward of its own"),
+    "activation of a block": (
+        lambda: put(f"{NET}.blocks.0.activation", torch.tanh),
+        "activations of their own",
+    ),
     "softmax": (lambda: MAF(5, 16, activation=lambda x: x.softmax(-1)), "not elementwise"),
     "slopes": (lambda: MAF(5, 16, activation=nn.PReLU(16)), "not elementwise"),
-    "statistics": (lambda: with_batch_statistics(MAF(5, 16, use_batch_norm=True)), "statistics"),
+    "statistics": (
+        lambda: put(
+            f"{NET}.blocks.0.batch_norm_layers.0",
+            nn.BatchNorm1d(16, track_running_stats=False),
+            use_batch_norm=True,
+        ),
+        "statistics",
+    ),
 }
-
-
-def with_epsilon(flow):
-    flow._epsilon = 1e-2
-    return flow
-
-
-def with_network(flow):
-    flow.autoregressive_net = MaskedResidualMLP(5)
-    return flow
-
-
-def with_activation(flow):
-    flow.autoregressive_net.blocks[0].activation = torch.tanh
-    return flow
-
-
-def with_batch_statistics(flow):
-    norm = nn.BatchNorm1d(16, track_running_stats=False)
-    flow.autoregressive_net.blocks[0].batch_norm_layers[0] = norm
-    return flow
 
 
 @pytest.mark.parametrize("make, reason", STRANGE.values(), ids=STRANGE.keys())
@@ -331,25 +326,21 @@ def test_first_feature_by_hand():
 
 @pytest.mark.parametrize("grad", [False, True])
 def test_empty_batch(grad):
-    for flow, context in [(ours(11), None), (ours(11, context=3), 3), (maf(11, 16), None)]:
-        latents, given = drawn(11, context, count=0, grad=grad)
-        with torch.set_grad_enabled(grad):
-            outputs, logabsdet = inverse_of(flow)(latents, given)
-        assert outputs.shape == (0, 11) and logabsdet.shape == (0,)
+    latents, _ = drawn(11, count=0, grad=grad)
+    with torch.set_grad_enabled(grad):
+        outputs, logabsdet = inverse_of(maf(11, 16))(latents)
+    assert outputs.shape == (0, 11) and logabsdet.shape == (0,)
 
 
 @contexts
 def test_wrong_inputs_are_errors(context):
     flow = AffineAutoregressive(5, context_features=context)
     rows, given = torch.randn(4, 5), context and torch.randn(4, context)
+    wrong = torch.randn(4, 2) if context is None else None
     for function in (flow, flow.inverse):
-        with pytest.raises(ValueError, match=r"expected inputs of shape \[B, 5\], got"):
-            function(rows[:, :4], given)
-        wrong = torch.randn(4, 2) if context is None else None
-        with pytest.raises(ValueError, match="MaskedResidualMLP: expected .*context.*, got"):
-            function(rows, wrong)
-        with pytest.raises(ValueError, match="MaskedResidualMLP: expected .*context.*, got"):
-            function(rows, torch.randn(3, context or 1))
+        for inputs in ((rows[:, :4], given), (rows, wrong), (rows, torch.randn(3, context or 1))):
+            with pytest.raises(ValueError, match="expected .*, got"):
+                function(*inputs)
 
 
 def test_wrong_sizes_are_errors():
@@ -374,24 +365,6 @@ def test_weights_are_loaded_onto_the_meta_device_and_off_it():
     second.load_state_dict(first.state_dict(), assign=True)
     rows, _ = drawn(4)
     assert torch.equal(second.double()(rows), first.double()(rows))
-
-
-@contexts
-def test_compiles_whole_with_its_gradients(context):
-    flow = ours(10, 8, context)
-    rows, given = drawn(10, context, grad=True)
-    wanted = [rows, *flow.parameters(), *([given] if context else [])]
-    torch._dynamo.reset()
-    for function in (flow.forward, flow.inverse):
-        compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
-        results = []
-        for run in (function, compiled):
-            outputs, logabsdet = run(rows, given)
-            loss = outputs.square().sum() + logabsdet.square().sum()
-            results.append([outputs, logabsdet, *torch.autograd.grad(loss, wanted)])
-        torch.testing.assert_close(*results)
-        with torch.no_grad():
-            torch.testing.assert_close(compiled(rows, given), function(rows, given))
 
 
 def test_autocast_leaves_the_inverse_exact():
