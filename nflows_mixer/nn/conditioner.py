@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nflows_mixer._checks import mismatch
 from nflows_mixer.nn.batch_norm import track_statistics
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 Statistics = tuple[Tensor, ...]
 """Mean and unbiased variance of each batch normalization of a network, one after the other."""
 
@@ -94,6 +95,11 @@ class Conditioner(nn.Module):
         return []
 
 
+def _cached(function: Function) -> Function:
+    # functools says that a class, as an argument, could not be hashed.
+    return cast(Function, cache(function))
+
+
 def is_untouched(module: nn.Module, method: str, deep: bool = True) -> bool:
     """Whether a faster method may stand for a module's ``forward``.
 
@@ -126,7 +132,7 @@ def is_untouched(module: nn.Module, method: str, deep: bool = True) -> bool:
     )
 
 
-@cache
+@_cached
 def stands_for_forward(kind: type, method: str) -> bool:
     """Whether no subclass of the class that defines a method has overridden ``forward`` since.
 

@@ -140,7 +140,8 @@ class ResidualMLP(Conditioner):
         """What networks share that are prepared together."""
         weight = self.initial.weight
         sizes = (weight.shape, self.final.weight.shape, len(self.blocks), self.norm)
-        training = self.norm == "batch" and self.blocks[0].norm1.training
+        first: Any = self.blocks[0]
+        training = self.norm == "batch" and first.norm1.training
         return (*sizes, training, weight.dtype, weight.device)
 
     def batch_norms(self) -> list[Any]:
@@ -182,8 +183,8 @@ class ResidualMLP(Conditioner):
     @staticmethod
     def _prepare_alike(networks: Sequence[ResidualMLP]) -> list[PreparedResidualMLP]:
         """``prepare`` of networks of the same sizes, norm, mode, dtype and device."""
-        first = networks[0]
-        last = [network.blocks[-1].linear2 for network in networks]
+        first: Any = networks[0]
+        last: list[Any] = [list(network.blocks)[-1].linear2 for network in networks]
         final = torch.stack([network.final.weight for network in networks])
         outputs = torch.bmm(final, torch.stack([linear.weight for linear in last]))
         biases = torch.stack([linear.bias for linear in last])
@@ -257,8 +258,8 @@ class ResidualMLP(Conditioner):
 def _prepared_blocks(networks: Sequence[ResidualMLP], index: int) -> list[_BlockWeights]:
     """Weights of the block at ``index`` of each network."""
     is_last = index == len(networks[0].blocks) - 1
-    running = networks[0].norm == "batch" and not networks[0].blocks[index].norm1.training
     blocks: list[Any] = [network.blocks[index] for network in networks]
+    running = networks[0].norm == "batch" and not blocks[0].norm1.training
     inner: list[Any] = [(block.linear1.weight, block.linear1.bias) for block in blocks]
     norm1: list[Any] = [None] * len(blocks)
     norm2 = norm1

@@ -456,7 +456,7 @@ def prepare_layers(
     """
     weights: dict[FlowLayer, LayerWeights] = {}
     affine: dict[tuple, list[tuple[FlowLayer, list[Any]]]] = defaultdict(list)
-    networks: dict[type, list[tuple[FlowLayer, Any]]] = defaultdict(list)
+    networks: dict[Any, list[tuple[FlowLayer, Any]]] = defaultdict(list)
     for layer in layers:
         actnorm, linear, flow = layer.actnorm, layer.linear, layer.flow
         if getattr(actnorm, "initialized", True) is False:
@@ -477,15 +477,12 @@ def prepare_layers(
     for members in affine.values():
         of_layers, of_parts = zip(*members)
         maps = fold([list(parts) for parts in zip(*of_parts)])
-        inverses = None
-        if inverse:
-            maps, inverses = None, maps.inverse()
-        elif inverse is None:
-            inverses = AffineMaps(*(tensor.detach() for tensor in maps)).inverse()
-        for name, stacked in (("maps", maps), ("inverse", inverses)):
-            if stacked is not None:
-                for layer, of_layer in zip(of_layers, zip(*map(torch.unbind, stacked))):
-                    weights[layer] = weights[layer]._replace(**{name: of_layer})
+        wanted: dict[str, AffineMaps] = {"inverse": maps.inverse()} if inverse else {"maps": maps}
+        if inverse is None:
+            wanted["inverse"] = AffineMaps(*(tensor.detach() for tensor in maps)).inverse()
+        for name, stacked in wanted.items():
+            for layer, of_layer in zip(of_layers, zip(*map(torch.unbind, stacked))):
+                weights[layer] = weights[layer]._replace(**{name: of_layer})
     for kind, alike in networks.items():
         prepared = kind.prepare([network for _, network in alike])
         for (layer, _), network in zip(alike, prepared):

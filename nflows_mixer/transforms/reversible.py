@@ -164,7 +164,7 @@ class ReversibleCompositeTransform(CompositeTransform):
             # An ActNorm has no scale yet: one pass for that alone, which keeps nothing.
             with (
                 torch.no_grad(),
-                scratch_buffers(self, ActNorm),
+                scratch_buffers(self, keep=(ActNorm,)),
                 using_weights(weights, tracks=False),
             ):
                 super().forward(inputs, context)
