@@ -140,7 +140,7 @@ def train_parser() -> ArgumentParser:
         parser.add_argument(f"--{name}", action="store_true", help=meaning)
     skip = _all_but(OF_TRAINER, Trainer)
     parser.add_class_arguments(Trainer, "trainer", skip=skip, instantiate=False)
-    parser.set_defaults({"trainer.devices": 1})
+    parser.set_defaults({"out": "runs/train", "trainer.devices": 1})
     return parser
 
 

@@ -22,7 +22,6 @@ from nflows_mixer.flows import (
     load_weights,
     save_weights,
 )
-from nflows_mixer.flows.weights import family_of
 from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.training import Recipe
 from nflows_mixer.training import run as run_module
@@ -177,7 +176,7 @@ def test_preset_is_changed_by_arguments():
 
 def test_small_denseflow_fits_its_images():
     flow = built("--config=denseflow-digits")
-    assert family_of(flow) == "denseflow"
+    assert flow.architecture.builder == "denseflow"
     assert 100_000 < sum(p.numel() for p in flow.parameters()) < 300_000
     assert flow._transform.latent_shapes["final"][1:] == (2, 2)
 
