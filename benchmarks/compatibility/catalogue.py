@@ -149,7 +149,7 @@ NFLOWS = {
     RATIONAL: Row(nflows_masked(RATIONAL, **SPLINE)),
     f"{RATIONAL}, tails=None": refused(nflows_masked(RATIONAL)),
     "MultiscaleCompositeTransform": refused(lambda d: nft.MultiscaleCompositeTransform(1)),
-    "NaiveLinear": refused(nft.NaiveLinear),
+    "NaiveLinear": refused(partial(nft.NaiveLinear, orthogonal_initialization=False)),
     "OneByOneConvolution": refused(nft.OneByOneConvolution),
     "Permutation": Row(lambda d: nft.Permutation(torch.randperm(d))),
     **{

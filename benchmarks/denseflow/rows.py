@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from nflows_mixer.flows import DENSEFLOW_PRESETS, denseflow
+from nflows_mixer.flows import denseflow
 from nflows_mixer.nn import ConvConditioner, CrossUnitNetwork, DenseAttentionConditioner
 
 OFFSETS = range(-2, 3)
@@ -73,7 +73,7 @@ class Scale:
 def arguments_of(row: Row, scale: Scale, image_shape: Sequence[int], levels: int) -> dict[str, Any]:
     """Return arguments of ``denseflow``, all but the conditioner."""
     arguments = {
-        **DENSEFLOW_PRESETS[row.preset].arguments,
+        "preset": row.preset,
         "image_shape": tuple(image_shape),
         "levels": levels,
         "dequantization": "uniform",
@@ -82,7 +82,6 @@ def arguments_of(row: Row, scale: Scale, image_shape: Sequence[int], levels: int
         "growth": scale.growth,
         **row.changes,
     }
-    arguments.pop("conditioner", None)
     if not row.augmented:
         arguments["growth"] = 0
         arguments["units"] = (1,) * len(scale.units)

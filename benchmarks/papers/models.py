@@ -132,13 +132,13 @@ def _mixer(
 
 def _dense(preset: str, label: str, parameters: float | None = None) -> Model:
     """A DenseFlow of a preset."""
-    paper = _without_images(DENSEFLOW_PRESETS[preset].arguments)
-    tiny = paper | _TINY_DENSE
-    if paper.get("conditioner") is ConvConditioner:
+    usual, tiny = DENSEFLOW_PRESETS[preset].arguments, dict(_TINY_DENSE)
+    if usual.get("conditioner") is ConvConditioner:
         tiny["conditioner"] = partial(ConvConditioner, hidden_channels=8)
-    if paper.get("growth") == 0:
+    if usual.get("growth") == 0:
         tiny |= {"units": (1, 1), "growth": 0}
-    return Model(label, denseflow, paper, None, tiny, parameters, preset=preset)
+    build = partial(denseflow, preset)
+    return Model(label, build, smoke=tiny, parameters=parameters, preset=preset)
 
 
 MODELS: dict[str, Model] = {
