@@ -130,6 +130,7 @@ def _problem_of_a_copy(transform: Transform, features: int) -> str | None:
     like = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
     copied = copied.to(like.dtype).eval().requires_grad_(False)
     for part in copied.modules():
+        part._forward_hooks.clear()  # of whoever listens to the original
         if hasattr(part, "initialize_identity"):
             part.initialize_identity()
     angles = 0.5 + 1.7 * torch.arange(2 * _ROWS * features, dtype=torch.float64)
