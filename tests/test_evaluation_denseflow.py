@@ -118,7 +118,7 @@ def test_embeddings_of_every_depth_by_hand(preconditioning):
         scaled, _ = scaling(images.double() + 0.5)
         squeezed, _ = squeeze(scaled)
         of_first, _, earlier = first.run(squeezed, None, noise)
-        kept, dropped = drop.divide(drop(of_first)[0])
+        kept, dropped = drop.split(drop(of_first)[0])
         earlier = [drop(part)[0] for part in earlier]
         of_second, _, _ = second.run(kept, None, noise[:, :, :2, :2], tuple(earlier))
     assert bool(earlier) == (preconditioning == "all")
