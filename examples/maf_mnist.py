@@ -32,7 +32,7 @@ def count_passes(flow):
     passes = Counter()
     masked = [m for m in flow.modules() if isinstance(m, (MADE, zuko.nn.MaskedMLP))]
     hooks = [m.register_forward_hook(lambda net, *_: passes.update([net])) for m in masked]
-    flow.sample(64)
+    flow.eval().sample(64)
     for hook in hooks:
         hook.remove()
     return max(passes.values())

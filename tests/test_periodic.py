@@ -106,7 +106,7 @@ def test_centre_alone_is_a_1x1_convolution(kernel_size):
     torch.testing.assert_close(centre @ centre.mT, eye, atol=1e-6, rtol=0)
     with torch.no_grad():
         centre *= 1.5
-        reference.linear.weight.copy_(centre)
+        reference.linear.matrix.copy_(centre)
     torch.testing.assert_close(convolution(images), reference(images))
 
 
