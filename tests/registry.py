@@ -365,7 +365,11 @@ TRANSFORMS: dict[str, Case] = {
         pixels=Pixels(logit=0.05),
     ),
     "MixerFlow-maf": whole(
-        channel_flow=identity_maf, patch_flow=identity_maf, linear=RLULinear, shift=None
+        channel_flow=identity_maf,
+        patch_flow=identity_maf,
+        linear=RLULinear,
+        norm="batch",
+        shift=None,
     ),
     "MixerFlow-additive-squeezed": whole(
         (1, 4, 8),

@@ -14,7 +14,7 @@ from functools import cache, partial
 
 import pytest
 import torch
-from nflows.transforms import Transform
+from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
 from torch import Tensor
 
 from nflows_mixer import transforms
@@ -310,6 +310,9 @@ def test_autocast_stays_inside_networks(case, device):
         outputs, logabsdet = transform(*arguments)
     assert outputs.dtype == logabsdet.dtype == torch.float32
     bound, of_logabsdet = {"atol": 0.05, "rtol": 0.05}, {"atol": 0.05, "rtol": 0.05}
+    if any(isinstance(m, MaskedAffineAutoregressiveTransform) for m in transform.modules()):
+        # nflows' masked flow computes all of itself in half precision, its log-scales too.
+        of_logabsdet["atol"] = 0.01 * math.prod(case.shape)
     if case.noise is not None:  # moved further from their start
         bound, of_logabsdet = {"atol": 0.1, "rtol": 0.05}, {"atol": 0.5, "rtol": 0.01}
     torch.testing.assert_close(outputs, exact, **bound)

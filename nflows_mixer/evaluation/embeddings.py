@@ -26,9 +26,9 @@ def top_level_layers(flow: ImageFlow) -> list[Transform]:
 
     Example:
         >>> from nflows_mixer.flows import mixerflow
-        >>> flow = mixerflow(image_shape=(1, 8, 8), patch_size=2, num_layers=2, conv1x1=False)
+        >>> flow = mixerflow(image_shape=(1, 8, 8), patch_size=2, num_layers=2)
         >>> [type(layer).__name__ for layer in top_level_layers(flow)]
-        ['PixelScaling', 'ShiftTransform', 'PatchMixerTransform']
+        ['PixelScaling', 'InvertibleConv1x1', 'ShiftTransform', 'PatchMixerTransform']
     """
     whole = flow._transform
     if isinstance(whole, (NflowsComposite, MultiScaleTransform)):

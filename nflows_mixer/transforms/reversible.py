@@ -312,9 +312,11 @@ class _Again:
 
     def __init__(self, part: Transform, weights: Weights) -> None:
         self.part, self.weights = part, weights
+        self.parameters = _parameters_of(part)
 
     def __enter__(self) -> None:
         self.stack = ExitStack()
+        self.stack.enter_context(_with_parameters(self.parameters))
         self.stack.enter_context(scratch_buffers(self.part))
         self.stack.enter_context(using_weights(self.weights, tracks=False))
 
@@ -326,6 +328,30 @@ def _contexts_of_checkpoint(
     part: Transform, weights: Weights
 ) -> tuple[AbstractContextManager, AbstractContextManager]:
     return nullcontext(), _Again(part, weights)
+
+
+Parameters = list[tuple[nn.Module, dict[str, Any]]]
+
+
+def _parameters_of(module: nn.Module) -> Parameters:
+    """Parameters by value: ``torch.func.functional_call`` puts others there for one call."""
+    return [(part, dict(part._parameters)) for part in module.modules() if part._parameters]
+
+
+@contextmanager
+def _with_parameters(parameters: Parameters) -> Iterator[None]:
+    changed = [
+        (part, was, dict(part._parameters))
+        for part, was in parameters
+        if any(part._parameters.get(name) is not tensor for name, tensor in was.items())
+    ]
+    for part, was, _ in changed:
+        part._parameters.update(was)
+    try:
+        yield
+    finally:
+        for part, _, now in changed:
+            part._parameters.update(now)
 
 
 class NotInvertible(RuntimeError):
@@ -355,19 +381,20 @@ class _Run:
     own: Sequence[Tensor]
     calls: list[_Call] = field(default_factory=list)
     modes: list[bool] = field(default_factory=list)
+    parameters: Parameters = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     inexact: set[int] = field(default_factory=set)
     has_context: bool = False
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Modes and prepared weights as in the forward pass."""
+        """Modes, parameters and prepared weights as in the forward pass."""
         parts = list(self.owner.modules())
         changed = [p for p, training in zip(parts, self.modes) if p.training != training]
         for part in changed:
             part.training = not part.training
         try:
-            with using_weights(self.weights, tracks=False):
+            with _with_parameters(self.parameters), using_weights(self.weights, tracks=False):
                 yield
         finally:
             for part in changed:
@@ -505,6 +532,7 @@ class _Rebuilt(torch.autograd.Function):
         anchors, run.inexact = run.owner._kept(run.names)
         run.places = sorted(anchors | run.inexact)
         run.modes = [part.training for part in run.owner.modules()]
+        run.parameters = _parameters_of(run.owner)
         run.has_context = context is not None
         outputs, kept = inputs, []
         total = torch.zeros(len(inputs), dtype=torch.float32, device=inputs.device)

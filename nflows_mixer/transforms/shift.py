@@ -44,7 +44,8 @@ class ShiftTransform(Transform):
         MixerFlow, Section 4, "Shift layer".
 
     Example:
-        >>>         >>> from nflows.transforms import PointwiseAffineTransform
+        >>> import torch
+        >>> from nflows.transforms import PointwiseAffineTransform
         >>> double = PointwiseAffineTransform(scale=2.0)
         >>> layer = ShiftTransform((1, 4, 4), patch_size=2, shift=1, transform=double)
         >>> layer(torch.ones(1, 1, 4, 4))[0][0, 0].tolist()[:2]
