@@ -36,6 +36,7 @@ from nflows_mixer.transforms import (
     UniformDequantization,
     VariationalDequantization,
 )
+from nflows_mixer.transforms.reversible import COMPILES
 from tests.test_errors import expect
 from tests.test_noise import NORMAL
 from tests.test_reversible import saved_numbers
@@ -71,6 +72,9 @@ def build(std=0.05, seed=0, **options) -> ImageFlow:
         options["noise_channels"] = None
     torch.manual_seed(seed)
     flow = denseflow(**{**SMALL, **options}).double()
+    for part in flow.modules():
+        if getattr(part, "compiled", None) is not None:
+            part.compiled.backend = "aot_eager"
     context = None
     if options.get("num_classes"):
         context = torch.randint(options["num_classes"], (40,))
@@ -519,6 +523,26 @@ def test_gradients_do_not_depend_on_the_memory(memory, training):
         torch.testing.assert_close(again[name], slope, atol=1e-9, rtol=1e-9, msg=name)
     for name, value in flow.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], value, msg=name)
+
+
+@pytest.mark.parametrize("memory", ["full", "constant"])
+def test_compiled_networks_give_the_same_gradients(memory):
+    if memory != "full" and not COMPILES:
+        pytest.skip("compiling with it takes torch 2.11")
+    torch._dynamo.reset()
+    flow, other = build(norm="batch"), build(norm="batch", memory=memory, compile=True)
+    units = [part for part in other.modules() if isinstance(part, ReversibleCompositeTransform)]
+    other.load_state_dict(flow.state_dict())
+    for training in (True, False):
+        expected, slopes = gradients(flow, training)
+        found, again = gradients(other, training)
+        torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+        for name, slope in slopes.items():
+            torch.testing.assert_close(again[name], slope, atol=1e-9, rtol=1e-9, msg=name)
+    # One code for the networks of a unit, which have one size.
+    assert [len(unit.compiled._compiled) for unit in units] == [1] * 4
+    for copied in (copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
+        assert torch.isclose(gradients(copied, False)[0], expected)
 
 
 def test_memory_that_is_kept():

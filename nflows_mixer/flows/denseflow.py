@@ -38,6 +38,7 @@ from nflows_mixer.flows.pixels import (
 from nflows_mixer.flows.presets import DENSEFLOW_PRESETS, arguments_of
 from nflows_mixer.nn import ClassEmbedding, DenseAttentionConditioner
 from nflows_mixer.transforms import (
+    AffineCoupling,
     ConditionalNoise,
     CrossUnitCoupling,
     DenseFlowBlock,
@@ -116,7 +117,8 @@ def denseflow(
             None for none.
         num_classes: of class labels, given as context in the place of vectors: integers [B], of
             which each has a learned vector of ``context_features`` (16 where that is None).
-        compile: whether ``torch.compile`` compiles the units, at the first use.
+        compile: whether ``torch.compile`` compiles the couplings' networks, at the first use: one
+            for each size, which takes minutes.
         memory: of the backward pass: "full" keeps activations; "checkpoint" computes those of a
             coupling again from its inputs; "constant" rebuilds the inputs, too. See
             ``ReversibleCompositeTransform``. A learned dequantization is computed again in both.
@@ -298,10 +300,17 @@ def _augmentation(spec: DenseFlowSpec, channels: int) -> Transform:
 
 
 def _unit(
-    spec: DenseFlowSpec, composite: Callable[..., Transform], modules: int, channels: int
+    spec: DenseFlowSpec,
+    composite: Callable[..., ReversibleCompositeTransform],
+    modules: int,
+    channels: int,
 ) -> Transform:
     """Return a unit of glow-like modules."""
     offered: dict[str, Any] = {} if isinstance(spec.norm, Unset) else {"norm": spec.norm}
     offered["context_features"] = embedded_features(spec.context_features, spec.num_classes)
     step = partial(GlowStep, channels, spec.conditioner, spec.scale, swap=spec.swap, **offered)
-    return composite([step() for _ in range(modules)])
+    unit = composite([step() for _ in range(modules)])
+    if unit.compiled is not None:
+        for coupling in (part for part in unit.modules() if isinstance(part, AffineCoupling)):
+            unit.compiled.attach(coupling.conditioner)
+    return unit

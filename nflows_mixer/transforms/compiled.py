@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class CompiledCalls:
@@ -43,6 +44,24 @@ class CompiledCalls:
             if isinstance(value, Tensor) and value.dim() == 2 and len(value) == len(rows):
                 torch._dynamo.maybe_mark_dynamic(value, 0)
         return self._compiled[key](*arguments)
+
+    def attach(self, network: nn.Module) -> None:
+        """Let a network of images be evaluated compiled, wherever it is called.
+
+        Networks of one class and one size share the code. Copies and pickles are not compiled.
+
+        Args:
+            network: such as a ``ConvConditioner``.
+        """
+        sizes = tuple(tuple(parameter.shape) for parameter in network.parameters())
+        # torch's own place for what compiles a module and keeps its names.
+        network._compiled_call_impl = partial(self._network, (type(network), sizes), network)
+
+    def _network(self, key: tuple, network: nn.Module, *arguments: Any) -> Any:
+        if key not in self._compiled:
+            forward = _own_code(type(network).forward)
+            self._compiled[key] = torch.compile(forward, backend=self.backend)
+        return self._compiled[key](network, *arguments)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles compile anew."""
