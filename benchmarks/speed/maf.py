@@ -42,8 +42,8 @@ def bridged(features: int, hidden_features: int) -> tuple[Transform, Inverse]:
 
 
 def own(features: int, hidden_features: int) -> tuple[Transform, Inverse]:
-    """This package's MAF."""
-    maf = AffineAutoregressive(features, hidden_features=hidden_features, num_blocks=1)
+    """This package's MAF, with the norm that the one of nflows has."""
+    maf = AffineAutoregressive(features, hidden_features, num_blocks=1, norm="batch")
     return maf, maf.inverse
 
 
