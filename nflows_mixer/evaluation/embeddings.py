@@ -78,15 +78,12 @@ def embeddings(
     if not -len(layers) <= depth < len(layers):
         expected = f"a depth from {-len(layers)} to {len(layers) - 1}"
         raise mismatch("embeddings", expected, depth, "0 is the first layer, -1 the last")
-    if context is not None and len(context) != len(images):
-        expected = f"context with one row for each of {len(images)} images"
-        raise mismatch("embeddings", expected, list(context.shape), "pass one row per image")
     embed = _embedding(flow, depth % len(layers) + 1)
     device = device_of(flow)
     outputs: Tensor | None = None
     with in_mode(flow, training=False):
-        for places, batch in batches(images, batch_size):
-            given = None if context is None else context[places.to(context.device)].to(device)
+        for places, batch, given in batches(images, batch_size, context=context):
+            given = None if given is None else given.to(device)
             rows = embed(batch.to(device), given).flatten(1).float().cpu()
             if outputs is None:
                 outputs = rows.new_empty(len(images), rows.shape[1])

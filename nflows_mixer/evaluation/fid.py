@@ -73,7 +73,7 @@ def frechet_inception_distance(
             raise mismatch(
                 "frechet_inception_distance", f"2 {name} images or more", len(images), "add some"
             )
-        for _, batch in batches(images, batch_size):
+        for _, batch, _ in batches(images, batch_size):
             metric.update(_as_colour(batch, levels).to(device), real=is_real)
     return float(metric.compute().item())
 

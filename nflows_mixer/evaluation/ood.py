@@ -50,7 +50,7 @@ def png_bits_per_dim(images: Images, batch_size: int = 500) -> Tensor:
     from PIL import Image
 
     bits = []
-    for _, batch in batches(images, batch_size):
+    for _, batch, _ in batches(images, batch_size):
         if batch.dtype != torch.uint8 or batch.dim() != 4 or batch.shape[1] not in (1, 3):
             got = f"{batch.dtype} {list(batch.shape)}"
             expected = "uint8 images [N, C, H, W] with C = 1 or 3"

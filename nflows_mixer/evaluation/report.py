@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from nflows_mixer._checks import check_positive, mismatch
-from nflows_mixer._files import replace_file
-from nflows_mixer.data import ImageData, ImageDataset, ImageSource
+from nflows_mixer._files import write_json
+from nflows_mixer.data import ImageData, ImageDataset, load_images
 from nflows_mixer.evaluation.bits import evaluate_bounds, summary
 from nflows_mixer.evaluation.fid import frechet_inception_distance
 from nflows_mixer.evaluation.interpolation import interpolation
@@ -23,8 +23,9 @@ from nflows_mixer.evaluation.ood import ood_report
 from nflows_mixer.evaluation.pictures import save_neighbours, save_rows
 from nflows_mixer.evaluation.probe import probe_depths
 from nflows_mixer.evaluation.reconstruction import reconstruction, round_trip_error
-from nflows_mixer.evaluation.sampling import classes_in_turn, draw_samples, temperature_grid
+from nflows_mixer.evaluation.sampling import draw_samples, temperature_grid
 from nflows_mixer.flows import ImageFlow, load_weights, read_metadata
+from nflows_mixer.nn import ClassEmbedding
 
 OWNER = "evaluate_weights"
 COMPARED = 64
@@ -88,7 +89,10 @@ class Evaluation:
 
 def evaluate_weights(
     weights: str | Path,
-    source: ImageSource | None = None,
+    data: str | Path = "digits",
+    test_data: str | Path | None = None,
+    root: str | Path = "data",
+    size: int | None = None,
     options: Evaluation | None = None,
     device: str = "auto",
     out: str | Path = "runs/evaluation",
@@ -102,7 +106,10 @@ def evaluate_weights(
 
     Args:
         weights: file .safetensors of a training run.
-        source: the images that it was trained on; digits where None.
+        data: the images that it was trained on, a name, an .npz file or a folder.
+        test_data: a second file or folder, held out whole; otherwise a tenth of the first is.
+        root: folder of downloads, of the data sets that are named, and of the cache.
+        size: of a folder: the shorter side of each image is resized to it, the centre cropped.
         options: what to find out; the defaults where None.
         device: cpu, cuda, ..., or auto.
         out: folder for what is written.
@@ -118,7 +125,7 @@ def evaluate_weights(
         >>> import tempfile
         >>> from nflows_mixer.flows import mixerflow, save_weights
         >>> flow = mixerflow(image_shape=(1, 8, 8), patch_size=2, levels=17, num_layers=1)
-        >>> flow = flow.initialize(ImageSource("digits").load().train.images())
+        >>> flow = flow.initialize(load_images("digits").train.images())
         >>> out = Path(tempfile.mkdtemp())
         >>> save_weights(flow, out / "weights.safetensors")
         >>> options = Evaluation(draws=2, images=20)
@@ -126,19 +133,18 @@ def evaluate_weights(
         >>> report["bits_per_dim"]["images"], len(list(out.glob("*.png")))
         (20, 4)
     """
-    source, options = source or ImageSource(), options or Evaluation()
-    place = _device(device)
+    options, place = options or Evaluation(), _device(device)
     facts = {name: _parsed(text) for name, text in read_metadata(weights).items()}
-    data = _images_of_the_run(facts, source)
+    images = _images_of_the_run(facts, data, test_data=test_data, root=root, size=size)
     flow = load_weights(weights).to(place).eval()
-    held_out = (data.test or data.validation).subset(slice(options.images))
-    _check(flow, data, held_out, options)
+    held_out = (images.test or images.validation).subset(slice(options.images))
+    _check(flow, images, held_out, options)
     labels = held_out.labels() if _conditional(flow) else None
     seed, batch_size = options.seed, options.batch_size
     bounds = evaluate_bounds(flow, held_out, labels, seed, batch_size, draws=options.draws)
     first = None if labels is None else labels[:200]
     report: dict[str, Any] = {
-        **data.describe(),
+        **images.describe(),
         "weights": facts,
         "draws": options.draws,
         "seed": seed,
@@ -148,26 +154,27 @@ def evaluate_weights(
     }
     if options.probe_steps:
         report["linear_probe"] = probe_depths(
-            flow, data.train, held_out, None, seed, options.probe_steps, batch_size
+            flow, images.train, held_out, None, seed, options.probe_steps, batch_size
         )
     if options.outside is not None:
-        others = _others(flow, ImageSource(options.outside, root=source.root))
+        others = _others(flow, options.outside, root)
         part = (others.test or others.validation).subset(slice(len(held_out)))
-        known = data.train.subset(slice(len(held_out)))
+        known = images.train.subset(slice(len(held_out)))
         report["out_of_distribution"] = ood_report(
             flow, known, held_out, {others.name: part}, seed=seed, batch_size=batch_size
         )
     if options.fid_weights is not None:
-        count = min(options.fid_samples, len(data.train))
+        count, of_net = min(options.fid_samples, len(images.train)), options.fid_weights
+        generated = draw_samples(flow, count, seed=seed)
         distance = frechet_inception_distance(
-            _samples(flow, count, seed), data.train, options.fid_weights, data.levels, device=place
+            generated, images.train, of_net, images.levels, device=place
         )
         report["frechet_inception_distance"] = {"samples": count, "distance": distance}
     heat, flipped = options.neighbour_temperature, options.flipped
-    samples = _samples(flow, COMPARED, seed, heat)
+    samples = draw_samples(flow, COMPARED, heat, seed)
     copies = memorisation_report(
         samples,
-        data.train,
+        images.train,
         held_out.images(slice(COMPARED)),
         options.neighbours,
         crop=options.crop,
@@ -175,18 +182,16 @@ def evaluate_weights(
     )
     report["memorisation"] = copies if heat == 1.0 else {**copies, "temperature": heat}
     folder = Path(out)
-    replace_file(folder / "evaluation.json", (json.dumps(report, indent=2) + "\n").encode())
+    write_json(folder / "evaluation.json", report)
     _draw_pictures(flow, held_out, options, folder)
-    _draw_neighbours(samples, data.train, report["memorisation"], data.levels, folder)
+    _draw_neighbours(samples, images.train, report["memorisation"], images.levels, folder)
     return report
 
 
 def _draw_pictures(flow: ImageFlow, held_out: ImageDataset, options: Evaluation, out: Path) -> None:
     """Write ``temperatures.png``, ``interpolations.png`` and ``reconstructions.png``."""
-    out.mkdir(parents=True, exist_ok=True)
-    levels, classes = flow.dequantization.levels, classes_in_turn(flow, 16)
-    number = 16 if classes is None else 1
-    grids = temperature_grid(flow, options.temperatures, number, options.seed, classes)
+    levels = flow.dequantization.levels
+    grids = temperature_grid(flow, options.temperatures, 16, options.seed)
     save_rows(out / "temperatures.png", grids, levels)
 
     half = min(8, len(held_out) // 2)
@@ -229,14 +234,8 @@ def _draw_neighbours(
     save_neighbours(out / "neighbours.png", samples[:10], nearest, distances, levels, title)
 
 
-def _samples(flow: ImageFlow, count: int, seed: int, temperature: float = 1.0) -> Tensor:
-    """Samples [count, C, H, W], of classes in turn where the flow takes labels."""
-    context = classes_in_turn(flow, count)
-    return draw_samples(flow, count if context is None else 1, temperature, seed, context)
-
-
 def _conditional(flow: ImageFlow) -> bool:
-    return flow.context_features is not None or classes_in_turn(flow, 1) is not None
+    return flow.context_features is not None or isinstance(flow._embedding_net, ClassEmbedding)
 
 
 def _parsed(text: str) -> Any:
@@ -257,29 +256,33 @@ def _device(name: str) -> torch.device:
         raise mismatch(OWNER, f"a device {name!r}", reason, advice) from None
 
 
-def _images_of_the_run(facts: Mapping[str, Any], source: ImageSource) -> ImageData:
+def _images_of_the_run(facts: Mapping[str, Any], name: str | Path, **where: Any) -> ImageData:
     """Load the images with the split and the shuffle of the training run."""
     trained = facts["data"] if isinstance(facts.get("data"), dict) else {}
     shuffle = trained.get("shuffle") or {}
-    source = replace(source, shuffle=shuffle.get("mode"))
-    data = source.load(facts.get("seed", 0), shuffle.get("patch_size"))
-    described = json.loads(json.dumps(data.describe()))
-    for name in ("split_hash", "version"):
-        if name in trained and trained[name] != described[name]:
+    data = load_images(
+        name,
+        seed=facts.get("seed", 0),
+        shuffle=shuffle.get("mode"),
+        shuffle_patch=shuffle.get("patch_size"),
+        **where,
+    )
+    for fact, value in {"split_hash": data.split_hash, "version": data.version}.items():
+        if trained.get(fact, value) != value:
             raise mismatch(
                 OWNER,
-                f"the images of the training run, {name} {trained[name]!r}",
-                f"{described[name]!r}, where training images may be held out",
+                f"the images of the training run, {fact} {trained[fact]!r}",
+                f"{value!r}, where training images may be held out",
                 "name the same data, test_data and root",
             )
     return data
 
 
-def _others(flow: ImageFlow, source: ImageSource) -> ImageData:
+def _others(flow: ImageFlow, name: str, root: str | Path) -> ImageData:
     """Load images from outside, as the flow takes them."""
-    if Path(source.data).is_dir():  # other sources have a size of their own
-        source = replace(source, size=flow.image_shape[-1])
-    others, levels = source.load(), flow.dequantization.levels
+    # Sources that are no folders have a size of their own.
+    size = flow.image_shape[-1] if Path(name).is_dir() else None
+    others, levels = load_images(name, root=root, size=size), flow.dequantization.levels
     if others.levels > levels and int((others.test or others.validation).images().max()) < levels:
         others = replace(others, levels=levels)  # files do not say that they have fewer
     _check_images("outside images", flow, others, "name images of that size and levels")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from nflows_mixer import __version__
-from nflows_mixer._files import replace_file
+from nflows_mixer._files import replace_file, write_json
 from nflows_mixer.evaluation import reference_models, round_trip_error, save_grids
 from nflows_mixer.training.batches import ImageDataModule
 from nflows_mixer.training.history import History, peak_memory_mb, sample_grid
@@ -104,7 +103,7 @@ def write_results(results: Mapping[str, Any], out: str | Path) -> None:
     Example:
         >>> write_results(fit(module, data, out), out)  # doctest: +SKIP
     """
-    replace_file(Path(out) / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+    write_json(Path(out) / "results.json", results)
     replace_file(Path(out) / "results.md", table(results).encode())
 
 
