@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Union
 
 import torch
 from torch import Tensor
 
 from nflows_mixer._checks import check_positive, mismatch
-from nflows_mixer.data.dataset import ImageDataset
+from nflows_mixer.data import ImageData, ImageDataset
+from nflows_mixer.flows.image_flow import ImageFlow
+from nflows_mixer.likelihood import device_of
 
 Images = Union[Tensor, ImageDataset]
 """uint8 [N, C, H, W], in memory, or as a data set of which rows are read when they are needed."""
@@ -53,3 +55,33 @@ def batches(
     for part in places.cpu().split(batch_size) if len(places) else ():
         batch = images.images(part) if isinstance(images, ImageDataset) else images[part]
         yield part, batch, None if context is None else context[part.to(context.device)]
+
+
+def in_batches(
+    flow: ImageFlow,
+    function: Callable[[Tensor, Tensor | None], Tensor],
+    rows: Images,
+    context: Tensor | None,
+    batch_size: int,
+) -> Tensor:
+    """What a function makes of rows and their context, a batch at a time on the flow's device."""
+    device = device_of(flow)
+    context = None if context is None else context.to(device)
+    parts = batches(rows, batch_size, context=context)
+    return torch.cat([function(part.to(device), given) for _, part, given in parts])
+
+
+def check_pixels(images: Tensor, owner: str) -> None:
+    """Raise unless these are images uint8 [N, C, H, W] that are grey or have colours."""
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
+        got = f"{images.dtype} {list(images.shape)}"
+        expected = "uint8 images [N, C, H, W] with C = 1 or 3"
+        raise mismatch(owner, expected, got, "pass grey or colour images, raw pixels")
+
+
+def check_fit(owner: str, what: str, flow: ImageFlow, data: ImageData, advice: str) -> None:
+    """Raise unless a flow is one of images of these sizes and levels."""
+    levels = flow.dequantization.levels
+    if flow.image_shape != data.image_shape or levels != data.levels:
+        expected = f"{what} {list(flow.image_shape)} of {levels} levels"
+        raise mismatch(owner, expected, f"{list(data.image_shape)} of {data.levels}", advice)

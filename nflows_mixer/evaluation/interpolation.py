@@ -14,7 +14,8 @@ from nflows_mixer.distributions import (
     ProductDistribution,
     StudentT,
 )
-from nflows_mixer.evaluation.reconstruction import in_batches, inverted
+from nflows_mixer.evaluation.batches import in_batches
+from nflows_mixer.evaluation.reconstruction import inverted
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.likelihood import device_of
 

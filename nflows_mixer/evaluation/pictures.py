@@ -153,12 +153,12 @@ def save_neighbours(
     pictures = _scaled(rows.flatten(0, 1), levels).permute(0, 2, 3, 1)
     height, width = samples.shape[-2:]
     inches = max(0.8, 1.3 * width / _DPI)
-    # In units of an image: a gap behind the sample, and two lines of text above each row.
-    gap, text = 0.25, 0.4
-    size = inches * (columns + gap), inches * count * (height / width + text)
-    figure = Figure(figsize=size)
+    # In units of an image: a gap behind the sample, room between images, and text above each row.
+    gap, space, text = 0.25, 0.06, 0.3
+    wide, high = columns + gap + space * columns, count * height / width + (count - 1) * text
+    figure = Figure(figsize=(inches * wide, inches * high))
     grid: dict[str, Any] = {"left": 0, "right": 1, "bottom": 0, "top": 1}
-    grid |= {"wspace": 0.06, "hspace": text * width / height}
+    grid |= {"wspace": space * (columns + 1) / (columns + gap), "hspace": text * width / height}
     axes = figure.subplots(
         count, columns + 1, width_ratios=[1, gap, *[1] * (columns - 1)], gridspec_kw=grid
     )
@@ -171,7 +171,7 @@ def save_neighbours(
         heading = (f"neighbour {column}" if column else "sample") if row == 0 else ""
         distance = f"{distances[row, column - 1].item():.4g}" if column else ""
         axis.set_title(f"{heading}\n{distance}", size=9 * inches, pad=2)
-    _save(figure, path, title)
+    _save(figure, path, title, above=0.1 + 0.3 * inches)
 
 
 def save_curves(
@@ -243,8 +243,8 @@ def _inches(grid: Tensor) -> tuple[float, float]:
     return max(1.5, scale * width), max(0.6, scale * height)
 
 
-def _save(figure: Any, path: str | Path, title: str | None = None) -> None:
+def _save(figure: Any, path: str | Path, title: str | None = None, above: float = 0.25) -> None:
     if title:
-        # Above the titles of the panels, which a low figure leaves no room for.
-        figure.suptitle(title, y=1 + 0.25 / figure.get_figheight(), va="bottom", size="medium")
+        # Inches above the axes, whose own titles a low figure leaves no room for.
+        figure.suptitle(title, y=1 + above / figure.get_figheight(), va="bottom", size="medium")
     figure.savefig(path, dpi=_DPI, bbox_inches="tight")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer._modes import in_mode
-from nflows_mixer.evaluation.batches import batches
+from nflows_mixer.evaluation.batches import in_batches
 from nflows_mixer.flows.image_flow import ImageFlow
-from nflows_mixer.likelihood import device_of
 
 
 @torch.no_grad()
@@ -99,17 +97,3 @@ def inverted(flow: ImageFlow, latents: Tensor, context: Tensor | None, batch_siz
             stacklevel=3,
         )
     return values
-
-
-def in_batches(
-    flow: ImageFlow,
-    function: Callable[[Tensor, Tensor | None], Tensor],
-    rows: Tensor,
-    context: Tensor | None,
-    batch_size: int,
-) -> Tensor:
-    """What a function makes of rows and their context, a batch at a time on the flow's device."""
-    device = device_of(flow)
-    context = None if context is None else context.to(device)
-    parts = batches(rows, batch_size, context=context)
-    return torch.cat([function(part.to(device), given) for _, part, given in parts])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer._files import write_json
 from nflows_mixer.data import ImageData, ImageDataset, load_images
+from nflows_mixer.evaluation.batches import check_fit
 from nflows_mixer.evaluation.bits import evaluate_bounds, summary
 from nflows_mixer.evaluation.fid import frechet_inception_distance
 from nflows_mixer.evaluation.interpolation import interpolation
@@ -45,7 +45,6 @@ class Evaluation:
             not given.
         flipped: whether training images are compared mirrored, too; if they were in training,
             where left out.
-        neighbour_temperature: of the samples that are compared.
         outside: other images, named as data is, to tell from those the flow was trained on.
         probe_steps: steps by which a linear classifier is fitted to the embeddings of every
             depth; 0 for none, 2000 is usual.
@@ -70,7 +69,6 @@ class Evaluation:
     neighbours: int = 5
     crop: int | None = None
     flipped: bool | None = None
-    neighbour_temperature: float = 1.0
     outside: str | None = None
     probe_steps: int = 0
     fid_weights: str | None = None
@@ -81,10 +79,6 @@ class Evaluation:
     def __post_init__(self) -> None:
         for name in ("draws", "neighbours", "fid_samples", "batch_size"):
             check_positive("Evaluation", name, getattr(self, name))
-        heat = self.neighbour_temperature
-        if not 0 <= heat < math.inf:
-            expected = "a neighbour_temperature of at least 0"
-            raise mismatch("Evaluation", expected, heat, "1 is the default")
 
 
 def evaluate_weights(
@@ -170,9 +164,8 @@ def evaluate_weights(
             generated, images.train, of_net, images.levels, device=place
         )
         report["frechet_inception_distance"] = {"samples": count, "distance": distance}
-    heat, flipped = options.neighbour_temperature, options.flipped
-    samples = draw_samples(flow, COMPARED, heat, seed)
-    copies = memorisation_report(
+    flipped, samples = options.flipped, draw_samples(flow, COMPARED, seed=seed)
+    report["memorisation"] = memorisation_report(
         samples,
         images.train,
         held_out.images(slice(COMPARED)),
@@ -180,7 +173,6 @@ def evaluate_weights(
         crop=options.crop,
         flipped=bool(facts.get("flip", False)) if flipped is None else flipped,
     )
-    report["memorisation"] = copies if heat == 1.0 else {**copies, "temperature": heat}
     folder = Path(out)
     write_json(folder / "evaluation.json", report)
     _draw_pictures(flow, held_out, options, folder)
@@ -224,9 +216,8 @@ def _draw_neighbours(
         nearest = torch.where(mirrored[..., None, None, None], views[1], views[0])
     part = "all" if (height, width) == samples.shape[-2:] else "the central"
     mirrored_or_not = ", mirrored or not" if report["flipped"] else ""
-    at = f" at temperature {report['temperature']:g}" if "temperature" in report else ""
     title = (
-        f"samples{at}, and the training images nearest to them{mirrored_or_not}\n"
+        f"samples, and the training images nearest to them{mirrored_or_not}\n"
         f"(mean squared difference over {part} {height} x {width} pixels;\n"
         f"median {report['samples']['median']:.4g}, "
         f"of held-out images {report['held_out']['median']:.4g})"
@@ -285,13 +276,13 @@ def _others(flow: ImageFlow, name: str, root: str | Path) -> ImageData:
     others, levels = load_images(name, root=root, size=size), flow.dequantization.levels
     if others.levels > levels and int((others.test or others.validation).images().max()) < levels:
         others = replace(others, levels=levels)  # files do not say that they have fewer
-    _check_images("outside images", flow, others, "name images of that size and levels")
+    check_fit(OWNER, "outside images", flow, others, "name images of that size and levels")
     return others
 
 
 def _check(flow: ImageFlow, data: ImageData, held_out: ImageDataset, options: Evaluation) -> None:
     """Refuse what cannot be, before anything is computed."""
-    _check_images("images", flow, data, "name the data that the flow was trained on")
+    check_fit(OWNER, "images", flow, data, "name the data that the flow was trained on")
     centre(data.image_shape[1:], options.crop)
     if options.neighbours > len(data.train):
         expected = f"at most {len(data.train)} neighbours, as many as there are training images"
@@ -301,13 +292,3 @@ def _check(flow: ImageFlow, data: ImageData, held_out: ImageDataset, options: Ev
         raise mismatch(OWNER, expected, "a conditional one", "leave them out")
     if options.probe_steps and not (data.train.labelled and held_out.labelled):
         raise mismatch(OWNER, "labels to probe for", "images alone", "leave probe_steps out")
-
-
-def _check_images(what: str, flow: ImageFlow, source: ImageData, advice: str) -> None:
-    if flow.image_shape != source.image_shape or flow.dequantization.levels != source.levels:
-        raise mismatch(
-            OWNER,
-            f"{what} {list(flow.image_shape)} of {flow.dequantization.levels} levels",
-            f"{list(source.image_shape)} of {source.levels}",
-            advice,
-        )

@@ -52,7 +52,7 @@ class History(Callback):
         self.entries: list[dict[str, float]] = []
         self.seconds = 0.0
         self._window: list[Tensor] = []
-        self._elapsed = self._started = 0.0
+        self._started = self._paused = 0.0
         self._timed = 0  # batches of the window since the clock was started
         self._step = 0
 
@@ -71,7 +71,7 @@ class History(Callback):
         example = next(pl_module.parameters())
         self._window = [figures.to(example) for figures in self._window]
         self._step = trainer.global_step
-        self._elapsed, self._started = 0.0, time.perf_counter()
+        self._started = time.perf_counter()
 
     def on_train_batch_end(
         self,
@@ -97,7 +97,7 @@ class History(Callback):
             torch.stack([*window[:, :2].sum(0), window[-self._timed :, 1].sum()])
         ).tolist()
         worst = all_reduce_max(window[:, 2].max()).item()
-        elapsed = self._elapsed + time.perf_counter() - self._started
+        elapsed = time.perf_counter() - self._started
         entry = {
             "step": step,
             "train/bits_per_dim": total / count,
@@ -111,13 +111,11 @@ class History(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(figures, step)
         self.seconds += elapsed
-        self._window, self._elapsed, self._started = [], 0.0, time.perf_counter()
-        self._timed = 0
+        self._window, self._timed, self._started = [], 0, time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
-        if trainer.state.fn == TrainerFn.FITTING:
-            self._elapsed += time.perf_counter() - self._started
+        self._paused = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the validation figures, and draw."""
@@ -130,7 +128,7 @@ class History(Callback):
         if trainer.is_global_zero:
             self.write()
             self.draw(trainer, pl_module)
-        self._started = time.perf_counter()
+        self._started += time.perf_counter() - self._paused
 
     def draw(self, trainer: Trainer, module: FlowModule) -> None:
         """Write a grid of samples; the trainer's random state is not touched."""

@@ -15,7 +15,7 @@ from nflows_mixer import __version__
 from nflows_mixer._files import replace_file, write_json
 from nflows_mixer.evaluation import reference_models, round_trip_error, save_grids
 from nflows_mixer.training.batches import ImageDataModule
-from nflows_mixer.training.history import History, peak_memory_mb, sample_grid
+from nflows_mixer.training.history import History, sample_grid
 from nflows_mixer.training.module import FlowModule
 
 
@@ -33,8 +33,7 @@ def collect(
     found = {name: {part: figures[f"{part}/{name}"] for part in names} for name in reported}
     counts = found.pop("evaluated_images")
     # Of training: the simple models below take memory of their own.
-    entries = [entry.get("peak_memory_mb", 0.0) for entry in history.entries]
-    peak = max(entries, default=0.0) or peak_memory_mb(module.device)
+    peaks = [entry["peak_memory_mb"] for entry in history.entries if "peak_memory_mb" in entry]
     return {
         **found,
         "evaluated_images": {part: int(count) for part, count in counts.items()},
@@ -47,7 +46,7 @@ def collect(
         "steps": trainer.global_step,
         "train_seconds": round(history.seconds, 1),
         "images_per_second": round(speeds[len(speeds) // 2], 1) if speeds else None,
-        "peak_memory_mb": round(peak),
+        "peak_memory_mb": round(max(peaks)) if peaks else None,
         "machine": _machine(module.device, trainer),
         "versions": {
             "nflows_mixer": __version__,

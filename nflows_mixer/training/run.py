@@ -23,6 +23,7 @@ from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer._distributed import is_first_process
 from nflows_mixer._files import write_json
 from nflows_mixer.data import ImageData
+from nflows_mixer.evaluation.batches import check_fit
 from nflows_mixer.flows.weights import save_state, save_weights
 from nflows_mixer.training.batches import ImageDataModule
 from nflows_mixer.training.checkpoints import AtomicCheckpointIO
@@ -178,14 +179,8 @@ def _check(
     checkpoint_every: int,
 ) -> None:
     """Refuse what cannot be, before anything is written."""
-    flow = module.flow
-    if flow.image_shape != data.image_shape or flow.dequantization.levels != data.levels:
-        raise mismatch(
-            "fit",
-            f"images {list(flow.image_shape)} of {flow.dequantization.levels} levels",
-            f"{list(data.image_shape)} of {data.levels}",
-            "build the flow with the image_shape and levels of the data",
-        )
+    advice = "build the flow with the image_shape and levels of the data"
+    check_fit("fit", "images", module.flow, data, advice)
     if module.recipe.flip and data.shuffle is not None:
         expected = "images as they are beside the recipe's flip"
         advice = "mirrored, they are others than those to evaluate; leave out one of the two"
@@ -290,13 +285,10 @@ def _prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) -
     return None
 
 
-def _differences(
-    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
-) -> Iterator[str]:
+def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
     """Yield in what two descriptions of runs differ, each as a few words."""
-    for key in sorted({*before, *now}):
-        there, here = before.get(key), now.get(key)
-        if isinstance(there, dict) and isinstance(here, dict):
-            yield from _differences(there, here, f"{prefix}{key}.")
-        elif there != here:
-            yield f"{prefix}{key}: {there} there, {here} now"
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted({*before, *now}):
+            yield from _differences(before.get(key), now.get(key), f"{name}.{key}".strip("."))
+    elif before != now:
+        yield f"{name}: {before} there, {now} now"
