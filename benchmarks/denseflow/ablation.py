@@ -81,7 +81,7 @@ def main(
         out: folder for the results.
     """
     torch.set_num_threads(1)
-    images, scale = averaged_down(load_images(data, test=test), size), Scale()
+    images, scale = averaged_down(load_images(data, test_data=test), size), Scale()
     name = name or images.name
     recipe = Recipe(
         learning_rate,

@@ -21,8 +21,7 @@ from jsonargparse import auto_cli
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks import tables
-from nflows_mixer.data import ImageData, ImageDataset
-from nflows_mixer.data.shuffle import PixelShuffle
+from nflows_mixer.data import ImageData, ImageDataset, shuffled
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.training import FlowModule, ImageDataModule, Recipe
 
@@ -81,13 +80,9 @@ def sources(folder):
     pixels = np.random.default_rng(0).integers(256, size=(IMAGES, 3, 32, 32), dtype=np.uint8)
     np.save(folder / "images.npy", pixels)
     memory = ImageDataset(torch.from_numpy(pixels))
-    shuffle = PixelShuffle((3, 32, 32), "global", None, 0)
-    parts = {
-        "in memory": memory,
-        "mapped from a file": ImageDataset(folder / "images.npy"),
-        "in memory, pixels shuffled": memory.transformed(shuffle),
-    }
-    return {name: ImageData(name, part, part.subset([0]), None) for name, part in parts.items()}
+    parts = {"in memory": memory, "mapped from a file": ImageDataset(folder / "images.npy")}
+    data = {name: ImageData(name, part, part.subset([0]), None) for name, part in parts.items()}
+    return {**data, "in memory, pixels shuffled": shuffled(data["in memory"], "global")}
 
 
 def main(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +134,7 @@ def probe(
     for part in parts:
         found += [embeddings(flow, part), part.labels()]
     device = next(flow.parameters()).device
-    fitted = asdict(linear_probe(*found, seed=seed, steps=steps, device=device))
+    fitted = linear_probe(*found, seed=seed, steps=steps, device=device)
     return {**fitted, "train_images": len(parts[0]), "test_images": len(parts[1])}
 
 

@@ -65,7 +65,7 @@ def images_of(
     folder = Path(root).absolute()
     train, test = (folder / f"{data}_{part}.npz" for part in ("train", "test"))
     if train.exists() and test.exists():
-        images = replace(load_images(train, test=test), name=data)
+        images = replace(load_images(train, test_data=test), name=data)
     elif test.exists():
         images = replace(load_images(test), name=data, version="of the test images alone")
     elif (folder / FOLDERS.get(data, data)).is_dir():

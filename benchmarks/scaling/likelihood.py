@@ -93,7 +93,7 @@ def main(
         out: folder for likelihood.json and likelihood.md.
     """
     torch.set_num_threads(1)
-    images = load_images(data, test=test)
+    images = load_images(data, test_data=test)
     recipe = Recipe(learning_rate, steps=steps, batch_size=batch_size, warmup=0.05)
     model = {
         "patch_size": patch_size,

@@ -109,7 +109,7 @@ def main(
     """
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    parts = load_images(data, test=test, seed=seed)
+    parts = load_images(data, test_data=test, seed=seed)
     batch = parts.train.images(slice(gradient_images))
     flow = mixerflow("cifar10", num_layers=num_layers)
     flow.initialize(parts.train.images(slice(64)))
