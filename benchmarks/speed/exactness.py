@@ -19,7 +19,8 @@ from jsonargparse import auto_cli
 
 from benchmarks import tables
 from benchmarks.scaling.likelihood import trained
-from benchmarks.speed.environment import machine, versions
+from benchmarks.sizes import parameters_of
+from benchmarks.timing import environment
 from nflows_mixer.data import load_images
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.likelihood import bits_per_dim
@@ -121,7 +122,7 @@ def main(
     results = {
         "preset": "cifar10",
         "num_layers": num_layers,
-        "parameters": sum(parameter.numel() for parameter in flow.parameters()),
+        "parameters": parameters_of(flow),
         "data": name,
         "split_hash": parts.split_hash,
         "seed": seed,
@@ -133,8 +134,7 @@ def main(
         "gradient_errors": {"fresh": fresh, f"after {steps} steps": after},
         "bits_per_dim": bits,
         "round_trip_errors": errors,
-        "machine": machine("cpu", threads),
-        "versions": versions(),
+        **environment(),
     }
     tables.write("exactness", Path(out, "exactness-cpu.json"), results)
 
