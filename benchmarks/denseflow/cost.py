@@ -12,11 +12,10 @@ What is timed:
   activations;
 - the convolutions of each alone, see ``convolutions.py``.
 
-What is of one kind is in rounds of one run, see ``benchmarks/timing.py``, and ratios are of times in the same
-round. Images are random; the weights are moved off their start, see
-``settle`` in ``benchmarks/speed/variants/base.py``. What an image keeps is counted from the tensors
-that are saved for the backward pass, each storage once; the peak is that of
-``benchmarks/speed/memory.py``.
+Each kind is rounds of one run, see ``benchmarks/timing.py``, and ratios are of times in
+the same round. Images are random; the weights are moved off their start, see ``settle`` in
+``benchmarks/speed/variants/base.py``. What an image keeps is counted from the tensors that are
+saved for the backward pass, each storage once; the peak is that of ``benchmarks/speed/memory.py``.
 """
 
 from __future__ import annotations

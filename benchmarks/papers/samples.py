@@ -17,7 +17,7 @@ from jsonargparse import auto_cli
 
 from benchmarks.papers.images import SMALL, images_of
 from benchmarks.papers.rows import Run
-from benchmarks.papers.run import trained
+from benchmarks.papers.run import Job
 from nflows_mixer.evaluation import draw_samples, save_grids
 
 DATA, SIZE, BUDGET, SEED, COUNT = "cifar10", "small", "short", 0, 64
@@ -47,7 +47,8 @@ def main(
     panels = {"held-out images": images.test.images(slice(COUNT))}
     for model, title in PANELS.items():
         try:
-            flow = trained(Run(model, DATA), SIZE, BUDGET, SEED, images, scratch)
+            job = Job(Run(model, DATA), SIZE, BUDGET, SEED, images, Path(), Path(scratch), "cpu")
+            flow = job.trained()
         except FileNotFoundError as missing:
             print(f"left out: {title}: {missing}")
             continue
