@@ -22,6 +22,13 @@ from typing import Any
 import torch
 
 Task = Callable[[], object]
+FILES = ("data", "test", "out")
+"""Arguments of commands that say where files are."""
+
+
+def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a command was asked for, of its ``locals()``, but for where files are."""
+    return {name: value for name, value in arguments.items() if name not in FILES}
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:

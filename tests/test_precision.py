@@ -9,7 +9,6 @@ import torch
 from nflows.transforms import CompositeTransform, Transform
 from torch import distributions
 
-from benchmarks.precision.inputs import checkerboards, input_images, made_images
 from benchmarks.precision.measure import (
     PRECISIONS,
     in_precision,
@@ -18,6 +17,7 @@ from benchmarks.precision.measure import (
     round_trip,
     square_integral,
 )
+from benchmarks.precision.models import checkerboards, input_images, made_images
 from nflows_mixer.flows import ImageFlow, mixerflow
 from nflows_mixer.transforms import PixelScaling
 

@@ -34,7 +34,7 @@ from nflows_mixer.transforms import PatchMixerTransform
 from tests.jacobian import jacobian_logabsdet
 
 SMALL, LARGE = ((1, 4, 6), 2), ((3, 32, 32), 4)
-ROUNDS = 5
+ROUNDS = 3
 
 
 def nothing(features: int) -> Transform:

@@ -23,7 +23,7 @@ from jsonargparse import auto_cli
 
 from benchmarks import tables
 from benchmarks.speed.variants import Setting, Variant
-from benchmarks.timing import environment, interleaved
+from benchmarks.timing import environment, given, interleaved
 from nflows_mixer.data import ImageData, ImageDataset
 from nflows_mixer.data.shuffle import PixelShuffle
 from nflows_mixer.training import ImageDataModule, Recipe
@@ -79,6 +79,7 @@ def main(
         device: cpu or cuda.
         out: folder for results.json and results.md.
     """
+    asked = given(locals())
     setting = Setting(num_layers=num_layers, batch_size=batch_size, device=device)
     tasks = {"training": Variant(setting.flow(), setting).training_step}
     with tempfile.TemporaryDirectory() as folder:
@@ -88,10 +89,7 @@ def main(
     training = batch_size / median(seconds.pop("training"))
     speeds = {name: loader_batches * batch_size / median(s) for name, s in seconds.items()}
     results = {
-        "batch_size": batch_size,
-        "rounds": rounds,
-        "loader_batches": loader_batches,
-        "num_layers": num_layers,
+        **asked,
         "images": IMAGES,
         "training_images_per_second": training,
         "loader_images_per_second": speeds,

@@ -14,7 +14,6 @@ from jsonargparse import auto_cli
 from tqdm import tqdm
 
 from benchmarks import tables
-from benchmarks.precision.inputs import input_images
 from benchmarks.precision.measure import (
     PRECISIONS,
     in_precision,
@@ -22,7 +21,7 @@ from benchmarks.precision.measure import (
     own_samples,
     round_trip,
 )
-from benchmarks.precision.models import Model, digits_models, preset_models
+from benchmarks.precision.models import Model, digits_models, input_images, preset_models
 from benchmarks.precision.two_pixels import measure_two_pixels
 from benchmarks.timing import environment
 from nflows_mixer.evaluation import top_level_layers

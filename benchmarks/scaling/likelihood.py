@@ -21,7 +21,7 @@ from lightning.pytorch import Trainer
 from benchmarks import tables
 from benchmarks.scaling.models import NAMES, mixer
 from benchmarks.sizes import parameters_of
-from benchmarks.timing import environment
+from benchmarks.timing import environment, given
 from nflows_mixer.data import load_images
 from nflows_mixer.likelihood import bits_per_dim, log_prob_draws
 from nflows_mixer.training import FlowModule, ImageDataModule, Recipe
@@ -91,6 +91,7 @@ def main(
         evaluated: test images.
         out: folder for likelihood.json and likelihood.md.
     """
+    asked = given(locals())
     torch.set_num_threads(1)
     images = load_images(data, test=test)
     recipe = Recipe(learning_rate, steps=steps, batch_size=batch_size, warmup=0.05)
@@ -118,17 +119,8 @@ def main(
             )
             print(f"{NAMES[linear]}, seed {seed}: {found:.3f} bits/dim, {seconds:.0f} s")
     results = {
-        "name": name,
         **images.describe(),
-        "evaluated_images": min(evaluated, len(images.test)),
-        "seeds": seeds,
-        "model": model,
-        "budget": {
-            "steps": steps,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "warmup": recipe.warmup,
-        },
+        **asked,
         "runs": runs,
         **environment(),
     }

@@ -23,7 +23,7 @@ from benchmarks import tables
 from benchmarks.baselines.glow import glow
 from benchmarks.scaling.models import PATCH_SIZE, PATCHES, mixer
 from benchmarks.speed.variants import Setting, Variant
-from benchmarks.timing import environment, interleaved
+from benchmarks.timing import environment, given, interleaved
 
 HERE = Path(__file__).parent
 LAYERS, FLOW_LAYERS = 2, 4
@@ -103,6 +103,7 @@ def main(
         seed: of the parameters and of the random images.
         out: folder for results.json, results.md and results.png.
     """
+    asked = given(locals())
     torch.set_num_threads(1)
     wanted = list(configurations(sizes, linears))
     # The two ways meet in one size, which is measured once.
@@ -124,9 +125,7 @@ def main(
         "flow_layers": FLOW_LAYERS,
         "glow_steps": 2 * LAYERS * FLOW_LAYERS,
         "glow_channels": GLOW_CHANNELS,
-        "pixels_per_batch": pixels_per_batch,
-        "rounds": rounds,
-        "seed": seed,
+        **asked,
         "data": "uniform random pixels, 3 channels",
         "rows": rows,
         "exponents": exponents(rows),

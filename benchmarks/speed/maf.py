@@ -21,7 +21,7 @@ from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
 from torch import Tensor
 
 from benchmarks import tables
-from benchmarks.timing import Task, environment, interleaved, ratios
+from benchmarks.timing import Task, environment, given, interleaved, ratios
 from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms import AffineAutoregressive
 
@@ -55,6 +55,7 @@ def main(
         rounds: in each of which everything runs once.
         out: folder for the results.
     """
+    asked = given(locals())
     torch.set_num_threads(threads)
     like = torch.zeros((), device=device, dtype=getattr(torch, dtype))
     cases = [
@@ -62,9 +63,7 @@ def main(
         for d, rows in sizes
     ]
     results = {
-        "hidden_features": hidden_features,
-        "dtype": dtype,
-        "rounds": rounds,
+        **asked,
         **environment(device),
         "cases": cases,
         "skipped": {},

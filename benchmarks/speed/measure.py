@@ -38,7 +38,7 @@ from torch import nn
 from benchmarks import tables
 from benchmarks.speed.floor import Floor, matrix_products, multiply_adds
 from benchmarks.speed.variants import VARIANTS, Setting, Unavailable, Variant
-from benchmarks.timing import environment, interleaved, ratios, timed
+from benchmarks.timing import environment, given, interleaved, ratios, timed
 
 MEASURES = {
     "forward and backward": ("forward_backward", True),
@@ -85,17 +85,12 @@ def main(
         changes: arguments of ``mixerflow`` that are not the preset's.
         out: folder for the results.
     """
+    asked = given(locals())
     torch.set_num_threads(threads)
     setting = Setting(preset, num_layers, batch_size, device, getattr(torch, dtype), changes)
     results = {
-        "preset": preset,
+        **asked,
         "image_shape": setting.image_shape,
-        "num_layers": num_layers,
-        "batch_size": batch_size,
-        "dtype": dtype,
-        "changes": dict(changes),
-        "rounds": rounds,
-        "calls": calls,
         **environment(device),
         **measure(setting, variants, measures, rounds, calls),
     }

@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import tables
 from benchmarks.speed.measure import Name
 from benchmarks.speed.variants import VARIANTS, Setting, Unavailable
-from benchmarks.timing import environment
+from benchmarks.timing import environment, given
 
 NAMES = ("stock nflows parts", "eager", "compiled", "checkpoint", "compiled checkpoint")
 NAMES += ("constant", "compiled constant")
@@ -53,6 +53,7 @@ def main(
         changes: arguments of ``mixerflow`` that are not the preset's.
         out: folder for the results.
     """
+    asked = given(locals())
     torch.set_num_threads(threads)
     setting = Setting(preset, device=device, changes=changes)
     found: dict[str, list[float]] = {}
@@ -66,11 +67,8 @@ def main(
         except Unavailable as reason:
             skipped[name] = str(reason)
     results = {
-        "preset": preset,
+        **asked,
         "image_shape": setting.image_shape,
-        "changes": dict(changes),
-        "depths": list(depths),
-        "batch_sizes": list(batch_sizes),
         **environment(device),
         "mib_per_image": found,
         "skipped": skipped,
