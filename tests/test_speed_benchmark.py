@@ -223,6 +223,15 @@ def test_exactness_command_compares_both_ways(tmp_path):
     )
 
 
+def test_unavailable_variants_are_named(monkeypatch):
+    def missing(setting):
+        raise measure.Unavailable("needs another machine")
+
+    monkeypatch.setitem(VARIANTS, "missing", missing)
+    found = measure.measure(Setting(num_layers=1), ["missing"], ["log_prob"], rounds=1)
+    assert found["skipped"] == {"missing": "needs another machine"}
+
+
 def test_peak_is_of_what_is_held_at_one_time():
     def task():
         first = torch.zeros(1000, dtype=torch.float64)
