@@ -32,7 +32,7 @@ from zuko.lazy import (
 
 from nflows_mixer._checks import check_event, mismatch
 from nflows_mixer._modes import in_mode
-from nflows_mixer.adapters.zuko_inverse import invert, iterates, row_sum, run
+from nflows_mixer.adapters.zuko_inverse import iterates, row_sum, run
 from nflows_mixer.core.as_transform import deterministic_transform
 from nflows_mixer.core.context import row_lengths, takes_context
 from nflows_mixer.numerics.autoregressive import inverse_of
@@ -169,7 +169,7 @@ class ZukoTransform(Transform):
         return self._run(inputs, context, self._invert)
 
     def _invert(self, built: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        outputs, ladj = invert(built, inputs)
+        outputs, ladj = run(built, inputs, inverse=True)
         again = run(built, outputs)[0] if self._free_form else inputs
         for part in self._free_form:
             # Integrating back and forth need not meet where the ODE is stiff.

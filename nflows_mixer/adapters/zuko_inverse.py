@@ -16,12 +16,17 @@ from nflows_mixer.numerics.implicit import first_order, with_implicit_gradient
 from nflows_mixer.numerics.newton import check_solution, invert_monotone
 
 
-def run(built: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs and log-det of a transformation that a lazy one has built.
+def run(built: Any, values: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+    """Outputs and log-det of a transformation that a lazy one has built, or of its inverse.
+
+    That is zuko's own wherever it is in closed form. Masked flows are inverted by as many passes as
+    change something, and monotone ones by Newton's steps; such outputs have gradients of first
+    order.
 
     Args:
         built: a transformation of rows, or of elements.
-        inputs: [N, D].
+        values: [N, D]; for the inverse, what the outputs are to be mapped to.
+        inverse: which way.
 
     Returns:
         outputs [N, D], and a log-det of each row [N], or of each element of an elementary part.
@@ -31,74 +36,46 @@ def run(built: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
 
     Example:
         >>> import zuko
-        >>> run(zuko.flows.MAF(3).transform(), torch.zeros(2, 3))[1].shape
-        torch.Size([2])
-    """
-    if isinstance(built, _InverseTransform):
-        return invert(built.inv, inputs)
-    if isinstance(built, transforms.ComposedTransform):
-        return _in_turn(run, built.transforms, inputs)
-    if isinstance(built, transforms.DependentTransform):
-        outputs, ladj = run(built.base, inputs)
-        return outputs, row_sum(ladj, inputs)
-    if isinstance(built, transforms.AutoregressiveTransform):
-        return run(built.meta(inputs), inputs)
-    if isinstance(built, transforms.CouplingTransform):
-        fixed, moved = built.split(inputs)
-        moved, ladj = run(built.meta(fixed), moved)
-        return built.merge(fixed, moved, inputs.shape), ladj
-    quadrature = isinstance(built, transforms.UnconstrainedMonotonicTransform)
-    # Of a polynomial the quadrature is exact.
-    if quadrature and not isinstance(built, transforms.SOSPolynomialTransform):
-        return _integrate(built, inputs)
-    return built.call_and_ladj(inputs)
-
-
-def invert(built: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Solve ``built(x) = targets``; by zuko's own inverse wherever that is in closed form.
-
-    Masked flows take as many passes as change something, and monotone ones Newton's steps.
-
-    Args:
-        built: a transformation of rows, or of elements.
-        targets: [N, D].
-
-    Returns:
-        x [N, D], with gradients of first order, and the log-det of the inverse, as ``run``'s.
-
-    Raises:
-        ValueError: if there is no solution.
-
-    Example:
-        >>> import zuko
         >>> built = zuko.flows.MAF(3).transform()
         >>> rows = torch.randn(2, 3)
-        >>> torch.allclose(invert(built, run(built, rows)[0])[0], rows, atol=1e-4)
+        >>> torch.allclose(run(built, run(built, rows)[0], inverse=True)[0], rows, atol=1e-4)
         True
     """
     if isinstance(built, _InverseTransform):
-        return run(built.inv, targets)
+        return run(built.inv, values, not inverse)
     if isinstance(built, transforms.ComposedTransform):
-        return _in_turn(invert, reversed(built.transforms), targets)
+        total = values.new_zeros(values.shape[0])
+        for part in built.transforms[::-1] if inverse else built.transforms:
+            values, ladj = run(part, values, inverse)
+            total = total + row_sum(ladj, values)
+        return values, total
     if isinstance(built, transforms.DependentTransform):
-        outputs, ladj = invert(built.base, targets)
+        outputs, ladj = run(built.base, values, inverse)
         return outputs, row_sum(ladj, outputs)
     if isinstance(built, transforms.CouplingTransform):
-        fixed, moved = built.split(targets)
-        moved, ladj = invert(built.meta(fixed), moved)
-        return built.merge(fixed, moved, targets.shape), ladj
-    if isinstance(built, (transforms.AutoregressiveTransform, transforms.MonotonicTransform)):
-        return _invert_by_iteration(built, targets)
-    if isinstance(built, transforms.SoftclipTransform) and (targets.abs() >= built.bound).any():
-        raise mismatch(
-            "from_zuko(SoftclipTransform).inverse",
-            f"values between {-built.bound} and {built.bound}, its range",
-            f"{targets.abs().max().item():g} in size",
-            "zuko puts it between the transforms of SOSPF, NAF and UNAF; use transforms=1, "
-            "standardize the inputs (ActNorm before it), or lower the temperature of samples",
-        )
-    outputs = built.inv(targets)
-    return outputs, -run(built, outputs)[1]
+        fixed, moved = built.split(values)
+        moved, ladj = run(built.meta(fixed), moved, inverse)
+        return built.merge(fixed, moved, values.shape), ladj
+    if inverse:
+        if isinstance(built, (transforms.AutoregressiveTransform, transforms.MonotonicTransform)):
+            return _invert_by_iteration(built, values)
+        if isinstance(built, transforms.SoftclipTransform) and (values.abs() >= built.bound).any():
+            raise mismatch(
+                "from_zuko(SoftclipTransform).inverse",
+                f"values between {-built.bound} and {built.bound}, its range",
+                f"{values.abs().max().item():g} in size",
+                "zuko puts it between the transforms of SOSPF, NAF and UNAF; use transforms=1, "
+                "standardize the inputs (ActNorm before it), or lower the temperature of samples",
+            )
+        outputs = built.inv(values)
+        return outputs, -run(built, outputs)[1]
+    if isinstance(built, transforms.AutoregressiveTransform):
+        return run(built.meta(values), values)
+    quadrature = isinstance(built, transforms.UnconstrainedMonotonicTransform)
+    # Of a polynomial the quadrature is exact.
+    if quadrature and not isinstance(built, transforms.SOSPolynomialTransform):
+        return _integrate(built, values)
+    return built.call_and_ladj(values)
 
 
 def iterates(built: Any, rows: Tensor) -> bool:
@@ -142,14 +119,6 @@ def row_sum(ladj: Tensor, inputs: Tensor) -> Tensor:
     if ladj.dim() < 2:
         return ladj.expand(inputs.shape[0])
     return ladj.flatten(1).sum(1)
-
-
-def _in_turn(function: Any, parts: Any, values: Tensor) -> tuple[Tensor, Tensor]:
-    total = values.new_zeros(values.shape[0])
-    for part in parts:
-        values, ladj = function(part, values)
-        total = total + row_sum(ladj, values)
-    return values, total
 
 
 def _integrate(built: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,9 +170,9 @@ def _invert_elementwise(built: Any, targets: Tensor, start: Tensor | None) -> Te
         # The first part is the one that may iterate, and the guess is for it.
         *last, first = reversed(built.transforms)
         for part in last:
-            targets = invert(part, targets)[0]
+            targets = run(part, targets, inverse=True)[0]
         return _invert_elementwise(first, targets, start)
     if isinstance(built, transforms.MonotonicTransform):
         # For UNAF the integrand will do as the slope of a step of Newton.
         return invert_monotone(built.call_and_ladj, targets, start)
-    return invert(built, targets)[0]
+    return run(built, targets, inverse=True)[0]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from nflows_mixer._checks import mismatch
 from nflows_mixer.nn.batch_norm import track_statistics
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 Statistics = tuple[Tensor, ...]
 """Mean and unbiased variance of each batch normalization of a network, one after the other."""
 
@@ -93,62 +91,6 @@ class Conditioner(nn.Module):
     def batch_norms(self) -> list[Any]:
         """Batch normalizations, in the order of the statistics that ``evaluate`` returns."""
         return []
-
-
-def _cached(function: Function) -> Function:
-    # functools says that a class, as an argument, could not be hashed.
-    return cast(Function, cache(function))
-
-
-def is_untouched(module: nn.Module, method: str, deep: bool = True) -> bool:
-    """Whether a faster method may stand for a module's ``forward``.
-
-    Not if a subclass has overridden ``forward`` and not the method, if ``forward`` was replaced on
-    the object, or if somebody listens to it or to a part of it by a hook.
-
-    Args:
-        module: any.
-        method: name of the method that does what its ``forward`` does.
-        deep: whether its parts are looked at, which the method does not call.
-
-    Example:
-        >>> from nflows_mixer.nn import ResidualMLP
-        >>> net = ResidualMLP(4, 6, hidden_features=8)
-        >>> is_untouched(net, "evaluate")
-        True
-        >>> handle = net.final.register_forward_hook(lambda *arguments: None)
-        >>> is_untouched(net, "evaluate")
-        False
-    """
-    if not stands_for_forward(type(module), method):
-        return False
-    return not any(
-        part._forward_hooks
-        or part._forward_pre_hooks
-        or part._backward_hooks
-        or part._backward_pre_hooks
-        or "forward" in part.__dict__
-        for part in (module.modules() if deep else (module,))
-    )
-
-
-@_cached
-def stands_for_forward(kind: type, method: str) -> bool:
-    """Whether no subclass of the class that defines a method has overridden ``forward`` since.
-
-    Args:
-        kind: a class of modules.
-        method: name of the method that does what ``forward`` does.
-
-    Example:
-        >>> class Own(nn.Linear):
-        ...     def forward(self, inputs):
-        ...         return 2 * super().forward(inputs)
-        >>> stands_for_forward(nn.Linear, "forward"), stands_for_forward(Own, "reset_parameters")
-        (True, False)
-    """
-    defined = [{"forward", method} & vars(base).keys() for base in kind.__mro__]
-    return method in next((names for names in defined if names), ())
 
 
 def zero_linear(in_features: int, out_features: int) -> nn.Linear:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-from nflows_mixer._checks import mismatch
-from nflows_mixer._modes import without_autocast
-from nflows_mixer.transforms.gradients import Gradients
 
 
 class AffineMaps(NamedTuple):
@@ -66,36 +63,6 @@ class AffineMaps(NamedTuple):
         return AffineMaps(weight.to(dtype), bias.to(dtype), -self.logabsdet)
 
 
-def apply_affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Apply one map to the features of [N, D], or to the channels of [B, D, H, W].
-
-    Args:
-        inputs: [N, D] or [B, D, ...].
-        weight: [D, D], or a diagonal [D].
-        bias: [D].
-
-    Raises:
-        ValueError: if inputs have other features.
-
-    Example:
-        >>> apply_affine(torch.ones(1, 2, 1, 1), torch.tensor([2.0, 3.0]), torch.ones(2)).flatten()
-        tensor([3., 4.])
-    """
-    if inputs.dim() < 2 or inputs.shape[1] != len(bias):
-        raise mismatch(
-            "affine map",
-            f"inputs of shape [B, {len(bias)}, ...]",
-            list(inputs.shape),
-            "build it for this number of features",
-        )
-    if weight.dim() == 1:
-        aligned = (-1, *(1,) * (inputs.dim() - 2))
-        return torch.addcmul(bias.reshape(aligned), inputs, weight.reshape(aligned))
-    if inputs.dim() == 2:
-        return torch.nn.functional.linear(inputs, weight, bias)
-    return torch.nn.functional.linear(inputs.movedim(1, -1), weight, bias).movedim(-1, 1)
-
-
 def fold(parts: Sequence[Sequence[Any]]) -> AffineMaps:
     """One affine map for each of G chains of affine transforms.
 
@@ -108,60 +75,4 @@ def fold(parts: Sequence[Sequence[Any]]) -> AffineMaps:
         >>> fold([[LULinear(3), LULinear(3)], [LULinear(3), LULinear(3)]]).weight.shape
         torch.Size([2, 3, 3])
     """
-    maps = None
-    for alike in parts:
-        found = type(alike[0]).affine_maps(alike)
-        maps = found if maps is None else maps.then(found)
-    assert maps is not None
-    return maps
-
-
-def apply_maps(
-    inputs: Tensor, context: Tensor | None, maps: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """One map, in the contract of a transform: weight, bias, and log-det at each position.
-
-    Args:
-        inputs: [N, D] or [B, D, ...].
-        context: takes no part.
-        maps: weight, bias and log-det of one map.
-
-    Example:
-        >>> maps = torch.tensor([2.0]), torch.zeros(1), torch.tensor(0.5)
-        >>> apply_maps(torch.ones(1, 1, 3), None, maps)[1]
-        tensor([1.5000])
-    """
-    with without_autocast(inputs):
-        outputs = apply_affine(inputs, maps[0], maps[1])
-    return outputs, (inputs.shape[2:].numel() * maps[2]).expand(len(inputs))
-
-
-def rebuild_affine(
-    maps: tuple[Tensor, Tensor, Tensor],
-    inverse: tuple[Tensor, Tensor, Tensor],
-    outputs: Tensor,
-    grad_outputs: Tensor,
-    grad_logabsdet: Tensor,
-    gradients: Gradients,
-) -> tuple[Tensor, Tensor]:
-    """Inputs of a map of rows, and their gradient; those of the map are added.
-
-    Args:
-        maps: weight, bias and log-det of one map.
-        inverse: of its inverse.
-        outputs: [N, D].
-        grad_outputs: their gradient.
-        grad_logabsdet: that of the log-dets [N].
-        gradients: takes those of ``maps``.
-    """
-    weight, bias, logabsdet = maps
-    with without_autocast(outputs):
-        inputs = apply_affine(outputs, inverse[0], inverse[1])
-        if weight.dim() == 2:
-            grad_inputs, grad_weight = grad_outputs @ weight, grad_outputs.t() @ inputs
-        else:
-            grad_inputs, grad_weight = grad_outputs * weight, (grad_outputs * inputs).sum(0)
-    gradients.add(
-        [weight, bias, logabsdet], [grad_weight, grad_outputs.sum(0), grad_logabsdet.sum()]
-    )
-    return inputs, grad_inputs
+    return reduce(AffineMaps.then, [type(alike[0]).affine_maps(alike) for alike in parts])
