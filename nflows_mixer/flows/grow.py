@@ -10,7 +10,7 @@ import torch
 from nflows_mixer._checks import mismatch
 from nflows_mixer._modes import in_mode
 from nflows_mixer.core.composite import CompositeTransform
-from nflows_mixer.flows.architecture import embedded_features, encoded
+from nflows_mixer.flows.architecture import encoded
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.mixerflow import MixerFlowSpec, build_mixerflow, per_layer
 from nflows_mixer.transforms.actnorm import ActNorm
@@ -86,8 +86,7 @@ def _check_identity(flow: ImageFlow, deeper: ImageFlow, spec: MixerFlowSpec) -> 
     layers = deeper._transform._transforms[len(flow._transform._transforms) :]
     shape = spec.pixels.shape(flow.image_shape)
     latents = torch.randn(16, *shape).to(next(flow.parameters()))
-    features = embedded_features(spec.context_features, spec.num_classes)
-    context = None if features is None else torch.randn(16, features).to(latents)
+    context = None if spec.features is None else torch.randn(16, spec.features).to(latents)
     with in_mode(deeper, training=False):
         outputs, total = CompositeTransform(layers)(latents, context)
     error = (outputs - latents).abs().max() + total.abs().max()
