@@ -58,6 +58,12 @@ def check_positive(owner: str, name: str, value: object) -> None:
         raise mismatch(owner, f"{name} to be a positive integer", repr(value), "give 1 or more")
 
 
+def check_sizes(owner: str, **sizes: object) -> None:
+    """Raise unless all of these are positive integers."""
+    for name, size in sizes.items():
+        check_positive(owner, name, size)
+
+
 def check_levels(owner: str, levels: object) -> None:
     """Raise unless ``levels`` is a number of pixel values that uint8 can hold."""
     if not isinstance(levels, (int, Integral)) or not 2 <= int(levels) <= 256:

@@ -6,8 +6,8 @@ Importing this module imports zuko, which changes torch.distributions for the wh
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -135,12 +135,6 @@ class ZukoTransform(Transform):
         transform: lazy transform, data to noise.
         features: row length.
         context_features: length of the context, 0 for none, None where it is to be found out.
-
-    Example:
-        >>> import zuko
-        >>> lazy = zuko.flows.MaskedAutoregressiveTransform(6)
-        >>> ZukoTransform(lazy, 6, 0)(torch.randn(5, 6))[1].shape
-        torch.Size([5])
     """
 
     def __init__(
@@ -152,10 +146,8 @@ class ZukoTransform(Transform):
         self.features = features
         self._free_form = [part for part in transform.modules() if isinstance(part, FFJTransform)]
         self.context_features = context_features
-        if context_features is None and not self._fails_without_context():
-            self.context_features = 0
+        self.iterative = self._look()
         self.takes_context = self.context_features != 0
-        self.iterative = self._iterates()
 
     def _get_name(self) -> str:
         return self._owner
@@ -199,20 +191,13 @@ class ZukoTransform(Transform):
                 inputs, context = inputs.clone(), None if context is None else context.clone()
             # In half precision its splines and integrals would be off, not its networks alone.
             stack.enter_context(torch.autocast(inputs.device.type, enabled=False))
-            stack.enter_context(self._gradients_for_all())
+            for module in self.transform.modules() if torch.is_grad_enabled() else ():
+                # In evaluation mode these three hide parameters from their solvers.
+                if isinstance(module, (FFJTransform, MNN, UMNN)):
+                    stack.enter_context(in_mode(module, training=True))
             # The search for a spline's bin warns of inputs that it would have to copy.
             outputs, ladj = function(self.transform(context), inputs.contiguous())
             return outputs, row_sum(ladj, inputs)
-
-    def _gradients_for_all(self) -> AbstractContextManager:
-        """Put those modules of zuko into training mode that hide parameters from it otherwise."""
-        stack = ExitStack()
-        if torch.is_grad_enabled():
-            for module in self.transform.modules():
-                # In evaluation mode these three tell their solvers of no parameters.
-                if isinstance(module, (FFJTransform, MNN, UMNN)):
-                    stack.enter_context(in_mode(module, training=True))
-        return stack
 
     def _checked(self, inputs: Tensor, context: Tensor | None) -> Tensor | None:
         check_event(inputs, (self.features,), self._owner, "build it for these rows")
@@ -265,40 +250,39 @@ class ZukoTransform(Transform):
         return copied(context), values(2, self.features).to(like)
 
     @torch.no_grad()
-    def _fails_without_context(self) -> bool:
-        """Whether it takes a context, of a length that is not known; zuko does not say."""
+    def _look(self) -> bool:
+        """Whether it iterates; and find out whether it takes a context, which zuko does not say."""
+        known = self.context_features is not None
         try:
             built, rows = self._built_apart(torch.zeros)
-            built.call_and_ladj(rows)
+            if not known:
+                built.call_and_ladj(rows)
+                self.context_features = 0
         except Exception as error:
             plain = (LazyComposedTransform, LazyInverse, UnconditionalTransform)
             parts = [m for m in self.transform.modules() if isinstance(m, LazyTransform)]
-            if not all(isinstance(part, plain) for part in parts):
-                return True
-            raise mismatch(
-                self._owner,
-                f"a transform of rows of length {self.features}",
-                f"{type(error).__name__}: {error}",
-                "build it for these rows",
-            ) from error
-        return False
-
-    @torch.no_grad()
-    def _iterates(self) -> bool:
-        if self.context_features is None:
+            if known or all(isinstance(part, plain) for part in parts):
+                raise mismatch(
+                    self._owner,
+                    f"a transform of rows of length {self.features}",
+                    f"{type(error).__name__}: {error}",
+                    "build it for these rows",
+                ) from error
             return False
-        return iterates(*self._built_apart(torch.zeros))
+        return iterates(built, rows)
 
 
-def _known_parts(lazy: nn.Module) -> Iterator[Any]:
-    """Yield the parts of a lazy transform whose sizes can be read from them."""
-    known = (
-        MaskedAutoregressiveTransform,
-        GeneralCouplingTransform,
-        ElementWiseTransform,
-        FFJTransform,
-    )
-    return (module for module in lazy.modules() if isinstance(module, known))
+_KNOWN = (
+    MaskedAutoregressiveTransform,
+    GeneralCouplingTransform,
+    ElementWiseTransform,
+    FFJTransform,
+)
+
+
+def _known_parts(lazy: nn.Module) -> list[Any]:
+    """The parts of a lazy transform whose sizes can be read from them."""
+    return [module for module in lazy.modules() if isinstance(module, _KNOWN)]
 
 
 def _sizes(part: Any) -> tuple[int, int]:
@@ -408,12 +392,6 @@ class LazyNflowsTransform(LazyTransform):
         event_shape: shape of one input.
         noise_shape: shape of one output.
         context_features: length of the context, 0 for none.
-
-    Example:
-        >>> from nflows.transforms import LULinear
-        >>> lazy = LazyNflowsTransform(LULinear(4), (4,), (4,), context_features=0)
-        >>> lazy()(torch.zeros(7, 2, 4)).shape
-        torch.Size([7, 2, 4])
     """
 
     def __init__(
@@ -459,9 +437,8 @@ class NflowsTransform(TorchTransform):
 
     Example:
         >>> from nflows.transforms import LULinear
-        >>> built = NflowsTransform(LazyNflowsTransform(LULinear(4), (4,), (4,), 0), None)
-        >>> built.call_and_ladj(torch.zeros(4))[1].shape
-        torch.Size([])
+        >>> to_zuko(LULinear(4))().call_and_ladj(torch.zeros(7, 2, 4))[1].shape
+        torch.Size([7, 2])
     """
 
     bijective = True

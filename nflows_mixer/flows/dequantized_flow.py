@@ -179,10 +179,7 @@ class DequantizedFlow(CheckedFlow):
 
     Args:
         transform: from images to the base's shape.
-        image_shape: (C, H, W).
-        base: distribution of [B, ...]; ``DiagonalNormal(image_shape)`` where None.
-        context_features: length of the context that has to be given; None where there is none.
-        embedding_net: encoder of the context, as for nflows' flows.
+        image_shape, base, context_features, embedding_net: as ``ImageFlow``.
         validate_args: whether images are checked to be finite.
 
     Raises:

@@ -23,7 +23,7 @@ from nflows_mixer.transforms.dequantize import UniformDequantization
 from nflows_mixer.transforms.multiscale import MultiScaleTransform
 from nflows_mixer.transforms.pixels import PixelScaling
 from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
-from nflows_mixer.transforms.stochastic import check_noise_is_passed
+from nflows_mixer.transforms.stochastic import check_noise_is_passed, cut
 from nflows_mixer.transforms.variational import VariationalDequantization
 
 
@@ -115,9 +115,7 @@ class ImageFlow(CheckedFlow):
         Args:
             flow: an nflows flow on [B, C, H, W], which sees pixels in [-1/2, 1/2) and is shared,
                 not copied.
-            image_shape: (C, H, W).
-            levels: number of pixel values.
-            dequantization: of the same levels; ``UniformDequantization`` where None.
+            image_shape, levels, dequantization: as for an ``ImageFlow``.
 
         Returns:
             A flow on uint8 images, which takes context where ``flow`` does.
@@ -178,14 +176,7 @@ class ImageFlow(CheckedFlow):
     ) -> Tensor:
         """All noise of these images, as a function of (seed, step, index): see ``uniform_noise``.
 
-        Args:
-            seed: of the run.
-            step: of the training, or number of the draw.
-            index: of each image, integers [B].
-            dtype: of the noise, float32 or float64.
-
-        Returns:
-            ``[B, *noise_shape]``, on the device of ``index``.
+        Arguments as for that; returns ``[B, *noise_shape]``, on the device of ``index``.
         """
         row = mixed_noise(seed, step, index, self._noises, dtype)
         return row.reshape(-1, *self.noise_shape)
@@ -336,6 +327,5 @@ class ImageFlow(CheckedFlow):
                 list(noise.shape),
                 "draw it with flow.draw_noise(seed, step, index)",
             )
-        (_, shape), (_, others) = self._noises
-        own, rest = noise.split([math.prod(shape), math.prod(others)], dim=1)
-        return own.reshape(batch, *shape), [rest.reshape(batch, *others)]
+        own, rest = cut(noise, [shape for _, shape in self._noises])
+        return own, [rest]

@@ -73,8 +73,7 @@ class BatchNorm1d(_AllReduced, nn.BatchNorm1d):
 class BatchNorm2d(_AllReduced, nn.BatchNorm2d):
     """``torch.nn.BatchNorm2d`` whose batch, in a distributed run, is that of all processes.
 
-    References:
-        Ioffe and Szegedy, Batch normalization, 2015.
+    References: as ``BatchNorm1d``.
 
     Example:
         >>> BatchNorm2d(3)(torch.randn(50, 3, 4, 4)).shape
@@ -122,9 +121,6 @@ def normalize_batch(
 
     Raises:
         ValueError: if there are less than two rows.
-
-    References:
-        Ioffe and Szegedy, Batch normalization, 2015.
 
     Example:
         >>> rows = torch.tensor([[-3.0], [5.0]])

@@ -39,12 +39,11 @@ class DenseAttentionConditioner(nn.Module):
         context_features: channels of a context; None for none.
         norm: "layer" (over the channels of each pixel), "batch" or None.
 
-    Shapes:
-        [B, in_channels, H, W], context [B, K] or [B, K, H, W] -> [B, out_channels, H, W].
+    Shapes: as ``ConvConditioner``.
 
     Raises:
-        ValueError: if both branches are switched off, a size does not fit, the norm is unknown,
-            or the context has another shape.
+        ValueError: as ``ConvConditioner``, or if both branches are switched off, a size does not
+            fit, or the norm is unknown.
 
     References:
         DenseFlow, Section 2.2 and Figure 2.

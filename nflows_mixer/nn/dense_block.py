@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nflows_mixer._checks import check_positive
+from nflows_mixer._checks import check_sizes
 from nflows_mixer.nn.context_maps import concat_context
 
 
@@ -46,8 +46,7 @@ class DenseBlock(nn.Module):
     ) -> None:
         super().__init__()
         sizes = {"in_channels": in_channels, "out_channels": out_channels}
-        for name, size in {**sizes, "num_layers": num_layers, "growth": growth}.items():
-            check_positive("DenseBlock", name, size)
+        check_sizes("DenseBlock", **sizes, num_layers=num_layers, growth=growth)
         widths = [in_channels + growth * i for i in range(num_layers)]
         self.mixes = nn.ModuleList(nn.Conv2d(width, width, 1) for width in widths)
         self.grows = nn.ModuleList(nn.Conv2d(width, growth, 3, padding=1) for width in widths)
@@ -76,11 +75,7 @@ class DenseConditioner(nn.Module):
         growth: channels that each of them adds.
         context_features: channels of the context c; None for none.
 
-    Shapes:
-        [B, in_channels, H, W], context [B, K, H, W] or [B, K] -> [B, out_channels, H, W].
-
-    Raises:
-        ValueError: if the context has another shape.
+    Shapes, errors: as ``ConvConditioner``.
 
     References:
         Nielsen et al., SurVAE flows, 2020, Section 5 (dense couplings); DenseFlow, Section 4.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nflows_mixer._checks import check_positive, mismatch
+from nflows_mixer._checks import check_sizes, mismatch
 
 
 class ClassEmbedding(nn.Embedding):
@@ -32,8 +32,7 @@ class ClassEmbedding(nn.Embedding):
     """
 
     def __init__(self, num_classes: int, features: int) -> None:
-        check_positive("ClassEmbedding", "num_classes", num_classes)
-        check_positive("ClassEmbedding", "features", features)
+        check_sizes("ClassEmbedding", num_classes=num_classes, features=features)
         super().__init__(num_classes, features)
 
     def forward(self, labels: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from nflows_mixer._checks import check_positive
+from nflows_mixer._checks import check_sizes
 from nflows_mixer.nn.conditioner import append_context, zero_linear
 from nflows_mixer.nn.norm import make_norm
 
@@ -49,8 +49,7 @@ class MLP(nn.Module):
         norm: str | None = "layer",
     ) -> None:
         super().__init__()
-        for name, size in [("hidden_features", hidden_features), ("num_layers", num_layers)]:
-            check_positive("MLP", name, size)
+        check_sizes("MLP", hidden_features=hidden_features, num_layers=num_layers)
         self.context_features = context_features
         widths = [in_features + (context_features or 0), *[hidden_features] * num_layers]
         layers: list[nn.Module] = []

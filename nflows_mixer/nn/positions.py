@@ -45,9 +45,7 @@ def sinusoidal_positions(rows: int, features: int) -> Tensor:
 def learned_positions(rows: int, features: int) -> nn.Parameter:
     """One learnable vector per position, drawn from a normal of standard deviation 0.02.
 
-    Args:
-        rows: number of positions.
-        features: length of each vector.
+    Arguments as for ``sinusoidal_positions``.
 
     Returns:
         A parameter of shape [rows, features].

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nflows_mixer._checks import check_positive
+from nflows_mixer._checks import check_sizes
 from nflows_mixer._distributed import world_size
 from nflows_mixer.nn.batch_norm import BatchNorm1d, normalize_batch
 from nflows_mixer.nn.conditioner import Conditioner, Statistics, append_context, zero_linear
@@ -111,8 +111,7 @@ class ResidualMLP(Conditioner):
         norm: str | None = "layer",
     ) -> None:
         super().__init__(context_features)
-        for name, size in [("hidden_features", hidden_features), ("num_blocks", num_blocks)]:
-            check_positive("ResidualMLP", name, size)
+        check_sizes("ResidualMLP", hidden_features=hidden_features, num_blocks=num_blocks)
         self.norm = norm
         self.initial = nn.Linear(in_features + (context_features or 0), hidden_features)
         self.blocks = nn.Sequential(

@@ -9,12 +9,11 @@ import torch
 from nflows.transforms import Transform
 from nflows.transforms.autoregressive import AutoregressiveTransform
 from torch import Tensor
-from torch.nn import functional as F
 
 from nflows_mixer._modes import running_statistics
-from nflows_mixer.numerics.foldable import NFLOWS_EPSILON, why_not_foldable
+from nflows_mixer.numerics.foldable import nflows_log_scale, nflows_scale, why_not_foldable
 from nflows_mixer.numerics.implicit import with_implicit_gradient
-from nflows_mixer.numerics.masked_inverse import invert_incrementally, stages_of
+from nflows_mixer.numerics.masked_inverse import invert_affine
 
 
 def inverse_of(transform: Transform) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -47,7 +46,8 @@ def inverse_of(transform: Transform) -> Callable[..., tuple[Tensor, Tensor]]:
         if inputs.dim() != 2:
             return transform.inverse(inputs, context)
         if why_not_foldable(transform) is None and _fit(transform, inputs, context):
-            return _invert_affine(transform, inputs, context)
+            scales = nflows_log_scale, nflows_scale
+            return invert_affine(transform.autoregressive_net, inputs, context, *scales)
         return invert_autoregressive(transform, inputs, context)
 
     return inverse
@@ -64,20 +64,6 @@ def _fit(flow: Any, inputs: Tensor, context: Tensor | None) -> bool:
     return (
         fits and hasattr(network, "context_layer") and context.dim() == 2 and len(context) in rows
     )
-
-
-def _invert_affine(flow: Any, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    def scale_of(unconstrained: Tensor) -> Tensor:
-        return F.softplus(unconstrained) + NFLOWS_EPSILON
-
-    def solve(latents: Tensor, parameters: Tensor) -> Tensor:
-        unconstrained, shift = parameters.unbind(0)
-        return (latents - shift) / scale_of(unconstrained)
-
-    with torch.autocast(inputs.device.type, enabled=False):
-        stages = stages_of(flow.autoregressive_net, context)
-        outputs, parameters = invert_incrementally(stages, inputs, solve)
-    return outputs, -scale_of(parameters[:, 0]).log().sum(0)
 
 
 def invert_autoregressive(

@@ -12,13 +12,25 @@ from nflows.transforms.made import (
     MaskedLinear,
     MaskedResidualBlock,
 )
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nflows_mixer.nn.batch_norm import BatchNorm1d
 from nflows_mixer.numerics.masked_inverse import degrees_of
 
 NFLOWS_EPSILON = 1e-3
 """What the scale of nflows' masked affine transform, softplus(u) + epsilon, stays above."""
+
+
+def nflows_scale(u: Tensor) -> Tensor:
+    """That scale."""
+    return F.softplus(u) + NFLOWS_EPSILON
+
+
+def nflows_log_scale(u: Tensor) -> Tensor:
+    """Its logarithm."""
+    return nflows_scale(u).log()
+
 
 _NORMS = (nn.BatchNorm1d, BatchNorm1d)
 _PARTS = {
@@ -102,7 +114,7 @@ def _follow_from_degrees(network: Any) -> bool:
     return agree
 
 
-def _is_elementwise(activation: Any, like: torch.Tensor) -> bool:
+def _is_elementwise(activation: Any, like: Tensor) -> bool:
     """Whether it does the same to numbers in a matrix as to numbers in a column."""
     numbers = torch.linspace(-2, 2, 6, dtype=like.dtype, device=like.device)
     with torch.no_grad():

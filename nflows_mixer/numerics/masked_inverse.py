@@ -182,6 +182,36 @@ def invert_incrementally(
     return inputs.all().mT.contiguous(), outputs.all().unflatten(0, (features, -1))
 
 
+def invert_affine(
+    network: Any,
+    latents: Tensor,
+    context: Tensor | None,
+    log_scale: Callable[[Tensor], Tensor],
+    scale: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Invert a masked affine flow, :math:`y_d = e^{s(u_d)} x_d + t_d`, incrementally.
+
+    Args:
+        network: gives pairs (u_d, t_d), see ``stages_of``.
+        latents: y, [N, D].
+        context: [N, F], or None.
+        log_scale: s.
+        scale: e^s, where it has a shorter form.
+
+    Returns:
+        x [N, D] and the log-dets of the inverse, [N].
+    """
+
+    def solve(latents: Tensor, parameters: Tensor) -> Tensor:
+        unconstrained, shift = parameters.unbind(0)
+        divisor = log_scale(unconstrained).exp() if scale is None else scale(unconstrained)
+        return (latents - shift) / divisor
+
+    with torch.autocast(latents.device.type, enabled=False):
+        outputs, parameters = invert_incrementally(stages_of(network, context), latents, solve)
+    return outputs, -log_scale(parameters[:, 0]).sum(0)
+
+
 class _Units:
     """Units [units, N] of a stage, by degree: a panel of them at a time, and in it step by step.
 

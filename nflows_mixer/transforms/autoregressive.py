@@ -11,21 +11,14 @@ import torch
 from einops import rearrange
 from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nflows_mixer._checks import ROWS_ADVICE, check_choice, check_event, mismatch
 from nflows_mixer.nn.masked import MaskedMLP, MaskedResidualMLP
-from nflows_mixer.numerics.foldable import NFLOWS_EPSILON, why_not_foldable
-from nflows_mixer.numerics.masked_inverse import degrees_of, invert_incrementally, stages_of
+from nflows_mixer.numerics.foldable import NFLOWS_EPSILON, nflows_log_scale, why_not_foldable
+from nflows_mixer.numerics.masked_inverse import degrees_of, invert_affine
 from nflows_mixer.transforms.coupling import LOG_SCALES
 
-
-def _nflows_log_scale(u: Tensor) -> Tensor:
-    return torch.log(F.softplus(u) + NFLOWS_EPSILON)
-
-
-_LOG_SCALES: dict[str, Callable[[Tensor], Tensor]] = {**LOG_SCALES, "nflows": _nflows_log_scale}
-# As ``invert_incrementally`` names scales that its kernel knows.
+_LOG_SCALES: dict[str, Callable[[Tensor], Tensor]] = {**LOG_SCALES, "nflows": nflows_log_scale}
 
 
 class AffineAutoregressive(Transform):
@@ -104,16 +97,7 @@ class AffineAutoregressive(Transform):
         """Map rows [N, D] back, with running statistics even in training mode."""
         check_event(inputs, (self.features,), "AffineAutoregressive", ROWS_ADVICE)
         self.network.check_context(inputs, context)
-        log_scale_of = _LOG_SCALES[self.scale]
-
-        def solve(latents: Tensor, parameters: Tensor) -> Tensor:
-            unconstrained, shift = parameters.unbind(0)
-            return (latents - shift) / log_scale_of(unconstrained).exp()
-
-        with torch.autocast(inputs.device.type, enabled=False):
-            stages = stages_of(self.network, context)
-            outputs, parameters = invert_incrementally(stages, inputs, solve)
-        return outputs, -log_scale_of(parameters[:, 0]).sum(0)
+        return invert_affine(self.network, inputs, context, _LOG_SCALES[self.scale])
 
     @classmethod
     def from_nflows(cls, transform: MaskedAffineAutoregressiveTransform) -> AffineAutoregressive:

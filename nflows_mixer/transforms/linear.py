@@ -81,17 +81,17 @@ class LinearBlock(Transform):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D]."""
-        self._check_rows(inputs)
-        with torch.autocast(inputs.device.type, enabled=False):
-            maps = type(self).affine_maps([self])
-            outputs = F.linear(inputs, maps.weight[0], maps.bias[0])
-        return outputs, maps.logabsdet.expand(len(inputs))
+        return self._map(inputs, inverse=False)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D] back."""
+        return self._map(inputs, inverse=True)
+
+    def _map(self, inputs: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         self._check_rows(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
-            maps = type(self).affine_maps([self]).inverse()
+            maps = type(self).affine_maps([self])
+            maps = maps.inverse() if inverse else maps
             outputs = F.linear(inputs, maps.weight[0], maps.bias[0])
         return outputs, maps.logabsdet.expand(len(inputs))
 

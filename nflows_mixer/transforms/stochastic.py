@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -59,6 +60,12 @@ class StochasticTransform(Transform):
                 "draw as much as noise_shape says",
             )
         return noise.to(dtype)
+
+
+def cut(rows: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Rows [B, N] as pieces of these shapes, ``[B, *shape]`` each."""
+    pieces = rows.split([math.prod(shape) for shape in shapes], dim=1)
+    return [piece.reshape(len(rows), *shape) for piece, shape in zip(pieces, shapes)]
 
 
 def check_noise_is_passed(transform: Transform, owner: str) -> None:
