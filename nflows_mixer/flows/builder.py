@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 from nflows.distributions.base import Distribution
@@ -18,12 +19,14 @@ from nflows_mixer._checks import (
     check_positive,
     mismatch,
 )
-from nflows_mixer.core.factory import named_keywords
+from nflows_mixer.core.factory import call_factory
 from nflows_mixer.flows.architecture import UNSET, Architecture, Unset
 from nflows_mixer.flows.image_flow import ImageFlow
-from nflows_mixer.flows.pixels import DequantizationLike, dequantization_of
+from nflows_mixer.flows.pixels import NOISE_CHANNELS, DequantizationLike, noise_networks
 from nflows_mixer.flows.presets import Preset
 from nflows_mixer.nn import ClassEmbedding
+from nflows_mixer.transforms import UniformDequantization, VariationalDequantization
+from nflows_mixer.transforms.variational import NEARLY_UNIFORM
 
 
 class Spec:
@@ -87,11 +90,23 @@ class Spec:
             builder: its name.
             transform: from pixels to latents.
             base: of the latents.
-            dequantization: its name or a factory, see ``dequantization_of``.
+            dequantization: its name or a factory, see ``Pixels``.
             noise_channels: of a learned one.
             memory: of the backward pass.
         """
         classes, shape = self.num_classes, check_image_shape(self.image_shape, builder)
+        if dequantization == "uniform":
+            dequantization = UniformDequantization
+        elif dequantization == "variational":
+            channels = noise_channels or NOISE_CHANNELS
+            network, encoder = noise_networks(channels)
+            dequantization = partial(
+                VariationalDequantization,
+                noise=partial(NEARLY_UNIFORM, conditioner=network),
+                encoder=encoder,
+                context_features=channels,
+            )
+        offered = {"image_shape": shape, "levels": self.levels, "checkpoint": memory != "full"}
         flow = ImageFlow(
             transform,
             shape,
@@ -99,7 +114,7 @@ class Spec:
             self.levels,
             self.features,
             None if classes is None else ClassEmbedding(classes, self.features or 0),
-            dequantization_of(dequantization, shape, self.levels, noise_channels, memory != "full"),
+            call_factory(dequantization, **offered),
         )
         flow.architecture = Architecture(builder, dict(vars(self)))
         return flow
@@ -144,44 +159,3 @@ def specify(
             f"{', '.join(missing)}; name one of {', '.join(presets)}, or give what is missing"
         )
     return spec(**{**known, **changes}), changes
-
-
-def check_read(
-    owner: str, names: Collection[str], flows: Sequence[Callable[..., Any]], conditioner: Any
-) -> None:
-    """Raise if something given is named in no factory's signature, and so would do nothing.
-
-    Args:
-        owner: the builder.
-        names: what was given of "conditioner", and what conditioners take.
-        flows: factories, row length -> flow, or (in_features, out_features) -> network.
-        conditioner: the one given, or None.
-
-    Example:
-        >>> from nflows_mixer.transforms import AffineCoupling
-        >>> check_read("example", ["hidden_features"], [AffineCoupling], None)
-    """
-    for name in names:
-        if not any(_reads(flow, name, conditioner) for flow in flows):
-            raise mismatch(
-                owner,
-                f"a factory that takes {name}, to read the one given",
-                ", ".join(getattr(flow, "__name__", repr(flow)) for flow in flows),
-                f"leave {name} out, or give the factory its own by functools.partial",
-            )
-
-
-def _reads(flow: Callable[..., Any], name: str, conditioner: Any) -> bool:
-    keywords = named_keywords(flow)
-    if name not in keywords:
-        return False
-    try:
-        parameters = inspect.signature(flow).parameters
-    except (TypeError, ValueError):
-        return True
-    if name == "conditioner" or "conditioner" not in parameters:
-        return True
-    # A coupling hands the others on to its network.
-    own = parameters["conditioner"].default
-    network = conditioner if conditioner is not None and "conditioner" in keywords else own
-    return not callable(network) or name in named_keywords(network, positional=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from nflows_mixer._checks import check_choice, check_image_shape, mismatch
 from nflows_mixer.core.as_transform import as_transform
 from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.core.context import takes_context
+from nflows_mixer.core.factory import named_keywords
 from nflows_mixer.distributions import DiagonalNormal
 from nflows_mixer.flows.architecture import UNSET, Unset
-from nflows_mixer.flows.builder import Spec, check_read, specify
+from nflows_mixer.flows.builder import Spec, specify
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.pixels import Pixels
 from nflows_mixer.flows.presets import MIXERFLOW_PRESETS
@@ -139,9 +141,30 @@ def mixerflow(
         >>> loss = -small.log_prob(images).mean()
     """
     spec, changes = specify(mixerflow, MixerFlowSpec, MIXERFLOW_PRESETS, locals())
-    read = [name for name in ("conditioner", "norm", "hidden_features") if name in changes]
-    check_read(OWNER, read, (spec.channel_flow, spec.patch_flow), spec.conditioner)
+    flows = spec.channel_flow, spec.patch_flow
+    for name in ("conditioner", "norm", "hidden_features"):
+        if name in changes and not any(_reads(flow, name, spec.conditioner) for flow in flows):
+            raise mismatch(
+                OWNER,
+                f"a factory that takes {name}, to read the one given",
+                ", ".join(getattr(flow, "__name__", repr(flow)) for flow in flows),
+                f"leave {name} out, or give the factory its own by functools.partial",
+            )
     return build_mixerflow(spec, compile, memory)
+
+
+def _reads(flow: Callable[..., Any], name: str, conditioner: Any) -> bool:
+    """Whether a factory of flows, or of their networks, takes an argument of this name."""
+    keywords = named_keywords(flow)
+    if name not in keywords:
+        return False
+    parameters = inspect.signature(flow).parameters
+    if name == "conditioner" or "conditioner" not in parameters:
+        return True
+    # A coupling hands the others on to its network.
+    own = parameters["conditioner"].default
+    network = conditioner if conditioner is not None and "conditioner" in keywords else own
+    return not callable(network) or name in named_keywords(network, positional=2)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nflows_mixer._modes import is_compiling, is_transformed
+from nflows_mixer._modes import is_transformed
 
 # Features whose steps share one wide product with all units before them. With fewer those units
 # are read too often, with more too much is done in thin products.
@@ -311,7 +311,7 @@ def _same(values: Tensor) -> Tensor:
 
 def _is_watched() -> bool:
     """Whether ``torch.func`` is at work, for which nothing must be written over."""
-    return not is_compiling() and is_transformed()
+    return not torch.compiler.is_compiling() and is_transformed()
 
 
 def _units_below(degrees: Sequence[int], features: int) -> list[int]:

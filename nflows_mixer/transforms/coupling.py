@@ -25,23 +25,11 @@ ConditionerLike = Union[nn.Module, Callable[[int, int], nn.Module]]
 _FLOOR = 0.1
 
 
-def _tanh_log_scale(u: Tensor) -> Tensor:
-    return 2 * torch.tanh(u / 2)
-
-
-def _sigmoid_log_scale(u: Tensor) -> Tensor:
-    return torch.log(_FLOOR + (1 - _FLOOR) * 2 * torch.sigmoid(u))
-
-
-def _softplus_log_scale(u: Tensor) -> Tensor:
-    return torch.log(_FLOOR + (1 - _FLOOR) * F.softplus(u) / math.log(2))
-
-
 LOG_SCALES: dict[str, Callable[[Tensor], Tensor]] = {
     "exp": lambda u: u,
-    "tanh": _tanh_log_scale,
-    "sigmoid": _sigmoid_log_scale,
-    "softplus": _softplus_log_scale,
+    "tanh": lambda u: 2 * torch.tanh(u / 2),
+    "sigmoid": lambda u: torch.log(_FLOOR + (1 - _FLOOR) * 2 * torch.sigmoid(u)),
+    "softplus": lambda u: torch.log(_FLOOR + (1 - _FLOOR) * F.softplus(u) / math.log(2)),
 }
 
 

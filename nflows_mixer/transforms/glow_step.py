@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nflows_mixer._checks import check_channels
-from nflows_mixer._modes import is_compiling, running_statistics, without_autocast
+from nflows_mixer._modes import running_statistics, without_autocast
 from nflows_mixer.core.composite import CompositeTransform, run_chain
 from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.transforms.actnorm import ActNorm
@@ -102,7 +102,7 @@ class GlowStep(CompositeTransform):
 
     def _folds(self) -> bool:
         actnorm, convolution = self._transforms[:2]
-        if is_compiling() or not actnorm.initialized:
+        if torch.compiler.is_compiling() or not actnorm.initialized:
             return False
         return is_untouched(actnorm, "affine_maps") and is_untouched(convolution, "inverse")
 

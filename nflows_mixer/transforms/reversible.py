@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -206,8 +206,12 @@ class ReversibleCompositeTransform(CompositeTransform):
         """Keep the inputs of the parts, and evaluate each once more in the backward pass."""
 
         def calls(part: Transform) -> Callable[..., tuple[Tensor, Tensor]]:
-            contexts = partial(_contexts_of_checkpoint, part, weights)
-            return partial(checkpoint, part, use_reentrant=False, context_fn=contexts)
+            return partial(
+                checkpoint,
+                part,
+                use_reentrant=False,
+                context_fn=lambda: (nullcontext(), _Again(part, weights)),
+            )
 
         return run_chain([(calls(part), passes) for part, passes in chain], inputs, context)
 
@@ -334,12 +338,6 @@ class _Again:
 
     def __exit__(self, *error: Any) -> None:
         self.stack.close()
-
-
-def _contexts_of_checkpoint(
-    part: Transform, weights: Weights
-) -> tuple[AbstractContextManager, AbstractContextManager]:
-    return nullcontext(), _Again(part, weights)
 
 
 class NotInvertible(RuntimeError):
