@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from nflows import transforms as nflows_transforms
@@ -178,3 +179,35 @@ def no_volume_change(inputs: Tensor) -> Tensor:
     """
     dtype = inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
     return torch.zeros(inputs.shape[0], dtype=dtype, device=inputs.device)
+
+
+class Passage(NamedTuple):
+    r"""What a wrapper does around its child, for one call.
+
+    .. math:: y = \mathrm{leave}(f(\mathrm{enter}(x);\ \mathrm{context}(c)),\ x)
+
+    Both rearrangements only move numbers, so that they serve outputs, inputs and gradients alike.
+    A wrapper returns it from a method ``passage(inputs)``; who rebuilds activations backwards
+    descends through it to the child.
+
+    Args:
+        child: the transform inside, f.
+        enter: what the child gets, of the wrapper's inputs.
+        leave: (result of the child, the wrapper's inputs) -> the wrapper's result.
+        context: the child's context, of the wrapper's.
+        rows: rows of the child for each input of the wrapper; log-dets are summed over these.
+
+    Example:
+        >>> from nflows.transforms import ReversePermutation
+        >>> from nflows_mixer.transforms import ChannelMixingTransform
+        >>> import torch
+        >>> mixing = ChannelMixingTransform(ReversePermutation(3))
+        >>> mixing.passage(torch.zeros(2, 5, 3)).enter(torch.zeros(2, 5, 3)).shape
+        torch.Size([10, 3])
+    """
+
+    child: Transform
+    enter: Callable[[Tensor], Tensor]
+    leave: Callable[[Tensor, Tensor], Tensor]
+    context: Callable[[Tensor | None], Tensor | None]
+    rows: int = 1

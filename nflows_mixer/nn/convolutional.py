@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nflows_mixer.nn.context_maps import concat_context
+from nflows_mixer.nn.conditioner import concat_context
 from nflows_mixer.nn.dense_block import zero_convolution
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nflows_mixer._checks import mismatch
-from nflows_mixer.nn.context_maps import concat_context
+from nflows_mixer.nn.conditioner import concat_context
 from nflows_mixer.nn.dense_block import DenseBlock, zero_convolution
 from nflows_mixer.nn.norm import make_norm
 from nflows_mixer.nn.nystrom import NystromAttention

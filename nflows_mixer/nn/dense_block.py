@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nflows_mixer._checks import check_sizes
-from nflows_mixer.nn.context_maps import concat_context
+from nflows_mixer.nn.conditioner import concat_context
 
 
 class DenseBlock(nn.Module):

@@ -12,7 +12,7 @@ from nflows_mixer._checks import check_channels, check_choice, check_positive, m
 from nflows_mixer.core.as_transform import adapted
 from nflows_mixer.distributions import standard_normal_log_prob
 from nflows_mixer.nn import CrossUnitNetwork
-from nflows_mixer.nn.context_maps import concat_context
+from nflows_mixer.nn.conditioner import concat_context
 from nflows_mixer.transforms.coupling import LOG_SCALES, ConditionerLike
 from nflows_mixer.transforms.stochastic import StochasticTransform
 

@@ -15,7 +15,7 @@ from nflows_mixer.core.as_transform import built
 from nflows_mixer.core.composite import run_chain
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.nn import CrossUnitNetwork
-from nflows_mixer.nn.context_maps import concat_context
+from nflows_mixer.nn.conditioner import concat_context
 from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms.augment import CrossUnitCoupling
 from nflows_mixer.transforms.stochastic import StochasticTransform, check_noise_is_passed

@@ -18,14 +18,13 @@ from nflows_mixer._modes import EVALUATING, running_statistics, without_autocast
 from nflows_mixer.core.as_transform import FlowLike, as_transform
 from nflows_mixer.core.composite import inverse_function, run_chain
 from nflows_mixer.core.context import takes_context
-from nflows_mixer.nn.batch_norm import track_statistics
 from nflows_mixer.nn.conditioner import Conditioner, Statistics, append_context
+from nflows_mixer.nn.norm import track_statistics
 from nflows_mixer.transforms.actnorm import ActNorm
-from nflows_mixer.transforms.affine import AffineMaps, fold
 from nflows_mixer.transforms.compiled import CompiledCalls
 from nflows_mixer.transforms.coupling import AffineCoupling, Coupling
 from nflows_mixer.transforms.gradients import Gradients, Pair, inputs_of, recompute, tensors_in
-from nflows_mixer.transforms.linear import LULinear
+from nflows_mixer.transforms.linear import AffineMaps, LULinear, fold
 
 Maps = tuple[Tensor, Tensor, Tensor]
 

@@ -15,10 +15,9 @@ from nflows_mixer._modes import running_statistics, without_autocast
 from nflows_mixer.core.composite import CompositeTransform, run_chain
 from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.transforms.actnorm import ActNorm
-from nflows_mixer.transforms.affine import fold
 from nflows_mixer.transforms.coupling import AffineCoupling, ConditionerLike
 from nflows_mixer.transforms.flow_layer import is_untouched
-from nflows_mixer.transforms.linear import InvertibleConv1x1
+from nflows_mixer.transforms.linear import InvertibleConv1x1, fold
 
 
 class GlowStep(CompositeTransform):

@@ -19,9 +19,8 @@ from torch.utils.checkpoint import checkpoint, get_device_states, set_device_sta
 from nflows_mixer._checks import check_choice, check_positive, mismatch
 from nflows_mixer._distributed import all_reduce_max, world_size
 from nflows_mixer._modes import autocast_dtype, running_statistics, without_autocast
-from nflows_mixer.core.composite import CompositeTransform, run_chain
-from nflows_mixer.core.passage import Passage
-from nflows_mixer.nn.batch_norm import scratch_buffers
+from nflows_mixer.core.composite import CompositeTransform, Passage, run_chain
+from nflows_mixer.nn.norm import scratch_buffers
 from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.compiled import CompiledCalls
