@@ -1,4 +1,4 @@
-"""MLPs that condition couplings: MixerFlow's residual one, and the plain one of its earlier variant."""
+"""MLPs that condition couplings: MixerFlow's residual one, and the plain one before it."""
 
 from __future__ import annotations
 
