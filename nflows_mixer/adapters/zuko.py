@@ -38,8 +38,12 @@ from nflows_mixer._modes import in_mode
 from nflows_mixer.core.as_transform import deterministic_transform
 from nflows_mixer.core.context import row_lengths, takes_context
 from nflows_mixer.numerics.autoregressive import inverse_of, until_unchanged
-from nflows_mixer.numerics.implicit import first_order, with_implicit_gradient
-from nflows_mixer.numerics.newton import check_solution, invert_monotone
+from nflows_mixer.numerics.implicit import (
+    check_solution,
+    first_order,
+    invert_monotone,
+    with_implicit_gradient,
+)
 
 
 def from_zuko(

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from nflows import transforms as nflows_transforms
 from nflows.transforms import Transform
-from nflows.transforms.autoregressive import AutoregressiveTransform
 from torch import Tensor
 
 from nflows_mixer._modes import EVALUATING, running_statistics
@@ -58,7 +57,7 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map back through the parts in reverse order, in evaluation mode."""
-        parts = [inverse_function(part) for part in self._transforms]
+        parts = [inverse_of(part) for part in self._transforms]
         with nullcontext() if EVALUATING.get() else running_statistics(self):
             return run_chain(zip(parts[::-1], self._passes_context[::-1]), inputs, context)
 
@@ -112,7 +111,7 @@ class InverseTransform(nflows_transforms.InverseTransform):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map back through the transform."""
-        return inverse_function(self._transform)(inputs, context)
+        return inverse_of(self._transform)(inputs, context)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map through the transform, in evaluation mode."""
@@ -149,22 +148,6 @@ def route_context(transform: Transform) -> Transform:
 register_adapter(
     lambda flow: isinstance(flow, Transform), lambda flow, features: route_context(flow)
 )
-
-
-def inverse_function(transform: Transform) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return the inverse of a transform; of nflows' masked flows, ``numerics.inverse_of``.
-
-    Args:
-        transform: any nflows transform.
-
-    Example:
-        >>> from nflows.transforms import ReversePermutation
-        >>> inverse_function(ReversePermutation(2))(torch.tensor([[1.0, 2.0]]))[0].tolist()
-        [[2.0, 1.0]]
-    """
-    if isinstance(transform, AutoregressiveTransform):
-        return inverse_of(transform)
-    return transform.inverse
 
 
 def no_volume_change(inputs: Tensor) -> Tensor:

@@ -132,7 +132,11 @@ def decoded(value: Any, owner: str) -> Any:
     keywords = {name: decoded(v, owner) for name, v in given.items()}
     if "pixels" in value:
         return Pixels(**keywords)
-    found = _located(str(value.get("name")), owner)
+    room, _, name = str(value.get("name")).rpartition(".")
+    found = _of_room(room, name) if room in ROOMS else None
+    if found is None:
+        expected = f"a class or function of {', '.join(ROOMS)}"
+        raise mismatch(owner, expected, repr(value.get("name")), ADVICE)
     return partial(found, **keywords) if keywords else found
 
 
@@ -143,15 +147,6 @@ def _name_of(thing: Any) -> str:
         if _of_room(room, name) is thing and thing is not None:
             return f"{room}.{name}"
     raise TypeError(f"{thing!r} is not data")
-
-
-def _located(name: str, owner: str) -> Any:
-    room, _, attribute = name.rpartition(".")
-    found = _of_room(room, attribute) if room in ROOMS else None
-    if found is None:
-        expected = f"a class or function of {', '.join(ROOMS)}"
-        raise mismatch(owner, expected, repr(name), ADVICE)
-    return found
 
 
 def _of_room(room: str, name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -61,8 +60,10 @@ def grow(flow: ImageFlow, num_layers: int, **changes: Any) -> ImageFlow:
     whole = flow._transform
     spec = MixerFlowSpec(**{**before, **changes, "num_layers": num_layers})
     for name in ("patch_size", "shift"):
-        old = _of_each(name, before, before["num_layers"])
-        new = _of_each(name, vars(spec), num_layers)
+        old, new = (
+            [encoded(value) for value in per_layer(name, known[name], known["num_layers"])]
+            for known in (before, vars(spec))
+        )
         if old != new[: len(old)]:
             raise mismatch("grow", f"{name} of the old layers first, {old}", new, "add to it")
     with torch.random.fork_rng(devices=[]):
@@ -76,10 +77,6 @@ def grow(flow: ImageFlow, num_layers: int, **changes: Any) -> ImageFlow:
             part.initialize_identity()
     _check_identity(flow, deeper, spec)
     return deeper.train(flow.training)
-
-
-def _of_each(name: str, arguments: Mapping[str, Any], num_layers: int) -> list[Any]:
-    return [encoded(value) for value in per_layer(name, arguments[name], num_layers)]
 
 
 def _check_identity(flow: ImageFlow, deeper: ImageFlow, spec: MixerFlowSpec) -> None:

@@ -19,11 +19,10 @@ from nflows_mixer.flows.architecture import Architecture
 from nflows_mixer.flows.dequantized_flow import CheckedFlow, DequantizedFlow
 from nflows_mixer.noise import mixed_noise
 from nflows_mixer.transforms.actnorm import ActNorm
-from nflows_mixer.transforms.dequantize import UniformDequantization
 from nflows_mixer.transforms.multiscale import MultiScaleTransform
 from nflows_mixer.transforms.pixels import PixelScaling
 from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
-from nflows_mixer.transforms.stochastic import check_noise_is_passed, cut
+from nflows_mixer.transforms.stochastic import UniformDequantization, check_noise_is_passed, cut
 from nflows_mixer.transforms.variational import VariationalDequantization
 
 

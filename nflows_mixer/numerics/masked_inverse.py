@@ -162,7 +162,9 @@ def invert_incrementally(
     nothing = MaskedStage((), latents.new_zeros(features, 1), range(features), _same)
     stages = [nothing, *stages]
     activations = [stage.activation for stage in stages[1:-1]]
-    in_memory = not (torch.is_grad_enabled() or _is_watched())
+    # Under torch.func nothing must be written over.
+    watched = not torch.compiler.is_compiling() and is_transformed()
+    in_memory = not (torch.is_grad_enabled() or watched)
     if in_memory:
         activations = [_in_place(activation) for activation in activations]
     units = [_Units(stage, features, count, in_memory) for stage in stages]
@@ -307,11 +309,6 @@ def _affine(norm: Any, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 def _same(values: Tensor) -> Tensor:
     return values
-
-
-def _is_watched() -> bool:
-    """Whether ``torch.func`` is at work, for which nothing must be written over."""
-    return not torch.compiler.is_compiling() and is_transformed()
 
 
 def _units_below(degrees: Sequence[int], features: int) -> list[int]:

@@ -10,7 +10,6 @@ from nflows_mixer.transforms.augment import CrossUnitCoupling, LearnedAugmentati
 from nflows_mixer.transforms.autoregressive import AffineAutoregressive, identity_maf
 from nflows_mixer.transforms.coupling import AdditiveCoupling, AffineCoupling, Coupling
 from nflows_mixer.transforms.dense_flow_block import DenseFlowBlock
-from nflows_mixer.transforms.dequantize import UniformDequantization
 from nflows_mixer.transforms.flow_layer import FlowLayer
 from nflows_mixer.transforms.glow_step import GlowStep
 from nflows_mixer.transforms.linear import (
@@ -34,7 +33,7 @@ from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
 from nflows_mixer.transforms.shift import ShiftTransform
 from nflows_mixer.transforms.spline import RationalQuadraticCoupling
 from nflows_mixer.transforms.squeeze import SqueezeAndSplit, SqueezeTransform
-from nflows_mixer.transforms.stochastic import StochasticTransform
+from nflows_mixer.transforms.stochastic import StochasticTransform, UniformDequantization
 from nflows_mixer.transforms.structured import ButterflyLinear, KroneckerLinear
 from nflows_mixer.transforms.variational import ConditionalNoise, VariationalDequantization
 

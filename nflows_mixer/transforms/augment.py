@@ -8,7 +8,13 @@ import torch
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflows_mixer._checks import check_channels, check_choice, check_positive, mismatch
+from nflows_mixer._checks import (
+    check_channels,
+    check_choice,
+    check_outputs,
+    check_positive,
+    check_sizes,
+)
 from nflows_mixer.core.as_transform import adapted
 from nflows_mixer.distributions import standard_normal_log_prob
 from nflows_mixer.nn import CrossUnitNetwork
@@ -22,8 +28,7 @@ class _Augmentation(StochasticTransform):
 
     def __init__(self, channels: int, noise_channels: int) -> None:
         super().__init__()
-        check_positive(type(self).__name__, "channels", channels)
-        check_positive(type(self).__name__, "noise_channels", noise_channels)
+        check_sizes(type(self).__name__, channels=channels, noise_channels=noise_channels)
         self.channels = channels
         self.noise_channels = noise_channels
 
@@ -108,15 +113,8 @@ class CrossUnitCoupling(_Augmentation):
             return torch.cat((inputs, noise), dim=1), logabsdet
         earlier = concat_context(inputs[:, :0], context, self.context_features, "CrossUnitCoupling")
         parameters = self.network(earlier).to(inputs.dtype)
-        expected = (len(noise), 2 * self.noise_channels, *noise.shape[2:])
-        # One that broadcasts would be a right map with a wrong log-det.
-        if parameters.shape != expected:
-            raise mismatch(
-                "CrossUnitCoupling.network",
-                f"parameters of shape {list(expected)}",
-                list(parameters.shape),
-                "give the network this many outputs",
-            )
+        shape = len(noise), 2 * self.noise_channels, *noise.shape[2:]
+        check_outputs(parameters, shape, "CrossUnitCoupling.network", "parameters")
         unconstrained, shift = parameters.chunk(2, dim=1)
         log_scale = LOG_SCALES[self.scale](unconstrained)
         outputs = torch.cat((inputs, torch.addcmul(shift, noise, log_scale.exp())), dim=1)

@@ -12,7 +12,7 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nflows_mixer._checks import check_choice, mismatch
+from nflows_mixer._checks import check_choice, check_outputs, mismatch
 from nflows_mixer._modes import running_statistics
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.core.factory import call_factory
@@ -227,15 +227,9 @@ class Coupling(Transform):
         given = (fixed, context) if self._passes_context else (fixed,)
         # Under autocast a conditioner answers in half precision; the flow itself never runs in it.
         parameters = self.conditioner(*given).to(moved.dtype)
-        expected = self.parameters_per_feature * self.transformed_features
-        # One that broadcasts would be a right map with a wrong log-det.
-        if parameters.shape != (len(moved), expected, *moved.shape[2:]):
-            raise mismatch(
-                f"{type(self).__name__}.conditioner",
-                f"parameters of shape {[len(moved), expected, *moved.shape[2:]]}",
-                list(parameters.shape),
-                "give the network this many outputs, or pass a factory of it",
-            )
+        count = self.parameters_per_feature * self.transformed_features
+        shape = len(moved), count, *moved.shape[2:]
+        check_outputs(parameters, shape, f"{type(self).__name__}.conditioner", "parameters")
         return parameters
 
     def _join(self, fixed: Tensor, moved: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflows_mixer._checks import check_channels, check_choice, check_positive, mismatch
+from nflows_mixer._checks import check_channels, check_choice, check_positive, check_sizes, mismatch
 from nflows_mixer._modes import running_statistics
 from nflows_mixer.core.as_transform import built
 from nflows_mixer.core.composite import run_chain
@@ -91,8 +91,7 @@ class DenseFlowBlock(StochasticTransform):
     ) -> None:
         super().__init__()
         owner = "DenseFlowBlock"
-        check_positive(owner, "channels", channels)
-        check_positive(owner, "num_units", num_units)
+        check_sizes(owner, channels=channels, num_units=num_units)
         check_choice(owner, "preconditioning", preconditioning, PRECONDITIONING)
         if growth != 0:
             check_positive(owner, "growth", growth)

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from nflows_mixer._checks import ROWS_ADVICE, wrong_event
 from nflows_mixer._modes import EVALUATING, running_statistics, without_autocast
 from nflows_mixer.core.as_transform import FlowLike, as_transform
-from nflows_mixer.core.composite import inverse_function, run_chain
+from nflows_mixer.core.composite import run_chain
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.nn.conditioner import Conditioner, Statistics, append_context
 from nflows_mixer.nn.norm import track_statistics
+from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.compiled import CompiledCalls
 from nflows_mixer.transforms.coupling import AffineCoupling, Coupling
@@ -178,7 +179,7 @@ class FlowLayer(Transform):
         if weights.network is not None and (maps is not None or not affine):
             return self._coupled(inputs, context, weights.network, maps, inverse)
         steps: list[tuple[Any, bool]] = [
-            (inverse_function(part) if inverse else part, passes) for part, passes in self.chain()
+            (inverse_of(part) if inverse else part, passes) for part, passes in self.chain()
         ]
         if weights.network is not None:
             steps[-1] = partial(self._coupled, network=weights.network, inverse=inverse), True

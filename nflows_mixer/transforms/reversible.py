@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
-from nflows_mixer._checks import check_choice, check_positive, mismatch
+from nflows_mixer._checks import check_choice, check_sizes, mismatch
 from nflows_mixer._distributed import all_reduce_max, world_size
 from nflows_mixer._modes import autocast_dtype, running_statistics, without_autocast
 from nflows_mixer.core.composite import CompositeTransform, Passage, run_chain
@@ -124,8 +124,7 @@ class ReversibleCompositeTransform(CompositeTransform):
         super().__init__(transforms)
         owner = "ReversibleCompositeTransform"
         check_choice(owner, "memory", memory, MEMORY)
-        check_positive(owner, "anchors", anchors)
-        check_positive(owner, "check_every", check_every)
+        check_sizes(owner, anchors=anchors, check_every=check_every)
         if compile and memory != "full" and not COMPILES:
             raise mismatch(
                 owner,

@@ -19,8 +19,8 @@ from nflows_mixer.distributions import standard_normal_log_prob
 from nflows_mixer.nn import DenseConditioner, DenseEncoder
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.coupling import AffineCoupling
-from nflows_mixer.transforms.dequantize import Dequantization
 from nflows_mixer.transforms.linear import InvertibleConv1x1
+from nflows_mixer.transforms.stochastic import Dequantization
 
 
 class ConditionalNoise(CompositeTransform):
