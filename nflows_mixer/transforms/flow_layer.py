@@ -384,11 +384,13 @@ def prepare_layers(
         weights[layer] = LayerWeights()
         if _have_hooks(layer._modules.values()):
             continue
-        if (actnorm or linear) and _folds(actnorm) and _folds(linear):
+        parts = [part for part in (actnorm, linear) if part is not None]
+        folds = [stands_for_forward(type(part), "affine_maps") for part in parts]
+        if parts and all(folds):
             like = next((linear or actnorm).parameters(), torch.empty(0))
             kinds = type(actnorm), type(linear), getattr(linear, "bias", None) is None
             key = (*kinds, layer.features, like.dtype, like.device)
-            affine[key].append((layer, [part for part in (actnorm, linear) if part is not None]))
+            affine[key].append((layer, parts))
         network = getattr(flow, "conditioner", None)
         if isinstance(network, Conditioner) and isinstance(flow, Coupling):
             if stands_for_forward(type(flow), "elementwise"):
@@ -408,12 +410,6 @@ def prepare_layers(
         for (layer, _), network in zip(alike, prepared):
             weights[layer] = weights[layer]._replace(network=network)
     return weights
-
-
-def _folds(part: Transform | None) -> bool:
-    return part is None or (
-        hasattr(part, "affine_maps") and stands_for_forward(type(part), "affine_maps")
-    )
 
 
 def is_untouched(module: nn.Module, method: str, deep: bool = True) -> bool:

@@ -382,15 +382,15 @@ def _evaluate(call: _Call, inputs: Tensor, context: Tensor | None) -> tuple[Tens
     """Evaluate a part, and note in ``call`` what its backward pass needs."""
     part = call.part
     context = context if call.passes_context else None
-    if _offers(part, "passage"):
+    if is_untouched(part, "passage", deep=False):
         passage = call.passage = part.passage(inputs)
         inner = _Call(passage.child, True)
         call.children = [inner]
         rows, logabsdet = _evaluate(inner, passage.enter(inputs), passage.context(context))
         outputs = passage.leave(rows.to(inputs.dtype), inputs)
         return outputs, _wide(logabsdet).unflatten(0, (-1, passage.rows)).sum(1)
-    rebuilds = _offers(part, "rebuild") and getattr(part, "rebuilds", True)
-    if not rebuilds and _offers(part, "chain"):
+    rebuilds = is_untouched(part, "rebuild", deep=False) and getattr(part, "rebuilds", True)
+    if not rebuilds and is_untouched(part, "chain", deep=False):
         call.children = [_Call(child, passes) for child, passes in part.chain()]
         functions = [(partial(_evaluate, child), True) for child in call.children]
         return run_chain(functions, inputs, context)
@@ -429,7 +429,7 @@ def _rebuild(
     inputs = call.kept
     try:
         with _random(call.random):
-            if inputs is None and _offers(part, "rebuild"):
+            if inputs is None and is_untouched(part, "rebuild", deep=False):
                 return part.rebuild(outputs, grads, context, gradients)
             inputs = inputs_of(part, outputs, context) if inputs is None else inputs
     except torch.cuda.OutOfMemoryError:
@@ -437,10 +437,6 @@ def _rebuild(
     except Exception as error:  # of whatever kind a transform of others raises
         raise NotInvertible(f"{type(part).__name__}.inverse: {error}") from error
     return inputs, call.again(inputs, grads, context, gradients)[0]
-
-
-def _offers(part: Transform, method: str) -> bool:
-    return hasattr(part, method) and is_untouched(part, method, deep=False)
 
 
 def _has_batch_statistics(part: nn.Module) -> bool:
