@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,20 +43,11 @@ class _AllReduced(nn.modules.batchnorm._BatchNorm):
         normalised = (shifted - mean.reshape(aligned)) * (variance + self.eps).rsqrt().reshape(
             aligned
         )
-        self._track(mean.detach(), (variance * rows / (rows - 1).clamp_min(1)).detach())
+        unbiased = (variance * rows / (rows - 1).clamp_min(1)).detach()
+        track_statistics([([self], [self.running_mean + mean.detach(), unbiased])])
         if self.weight is None:
             return normalised
         return normalised * self.weight.reshape(aligned) + self.bias.reshape(aligned)
-
-    def _track(self, shifted_mean: Tensor, variance: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        momentum = self.momentum
-        if momentum is None:  # torch's sign for a plain average over all batches
-            momentum = 1 / self.num_batches_tracked.item()
-        self.running_mean.add_(shifted_mean * momentum)
-        self.running_var.lerp_(variance, momentum)
 
 
 class BatchNorm1d(_AllReduced, nn.BatchNorm1d):
@@ -155,7 +147,7 @@ def normalize_batch(
 
 @torch.no_grad()
 def track_statistics(
-    batches: Iterable[tuple[Sequence[nn.BatchNorm1d], Sequence[Tensor]]],
+    batches: Iterable[tuple[Sequence[Any], Sequence[Tensor]]],
 ) -> None:
     r"""Let batch normalizations keep the statistics of a batch, all in a few operations.
 
@@ -172,8 +164,10 @@ def track_statistics(
     for norms, statistics in batches:
         for norm, mean, variance in zip(norms, statistics[::2], statistics[1::2]):
             turn = seen[norm] = seen.get(norm, 0) + 1
-            assert norm.momentum is not None
-            running, batch, counts = rounds.setdefault((turn, norm.momentum), ([], [], []))
+            momentum = norm.momentum
+            if momentum is None:  # torch's sign for a plain average over all batches
+                momentum = 1 / (norm.num_batches_tracked.item() + 1)
+            running, batch, counts = rounds.setdefault((turn, momentum), ([], [], []))
             running += [norm.running_mean, norm.running_var]
             batch += [mean, variance]
             counts.append(norm.num_batches_tracked)

@@ -313,16 +313,11 @@ class MLP(nn.Module):
     The last layer starts at zero, so that a coupling starts at the identity.
 
     Args:
-        in_features: length of the conditioning part.
-        out_features: number of parameters to give.
+        in_features, out_features, context_features, norm: as ``ResidualMLP``.
         hidden_features: width of every hidden layer.
         num_layers: hidden layers; 2 is "one hidden 128 x 128 layer" between the outer two.
-        context_features: length of the context, concatenated to the input; None takes no context.
-        norm: "layer", "batch" or None.
 
-    Raises:
-        ValueError: if a size is not positive, the norm is unknown, or the context is missing,
-            unexpected or of another length.
+    Errors: as ``ResidualMLP``.
 
     References:
         English, Integrating structured transformations into probabilistic generative models

@@ -184,9 +184,8 @@ def identity_maf(
     """Return nflows' ``MaskedAffineAutoregressiveTransform`` with its last layer at the identity.
 
     Args:
-        features: row length D.
+        features, context_features: as ``AffineAutoregressive``.
         hidden_features: width of its masked network.
-        context_features: length of the context; None takes none.
         norm: of its masked network, None or "batch"; a LayerNorm would break the masks.
         num_blocks: residual blocks of its network.
 
@@ -212,7 +211,7 @@ def identity_maf(
         use_batch_norm=norm == "batch",
     )
     # Its outputs are pairs (u, shift), and its scale softplus(u) + 1e-3: 1 at this u.
-    start = torch.tensor([math.log(math.expm1(1 - 1e-3)), 0.0])
+    start = torch.tensor([math.log(math.expm1(1 - NFLOWS_EPSILON)), 0.0])
     final = maf.autoregressive_net.final_layer
     with torch.no_grad():
         final.weight.zero_()
