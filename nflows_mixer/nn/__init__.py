@@ -2,9 +2,14 @@
 
 from nflows_mixer.nn.conditioner import Conditioner
 from nflows_mixer.nn.context import ClassEmbedding, learned_positions, sinusoidal_positions
-from nflows_mixer.nn.convolutional import ConvConditioner, CrossUnitNetwork
 from nflows_mixer.nn.dense_attention import DenseAttentionConditioner
-from nflows_mixer.nn.dense_block import DenseBlock, DenseConditioner, DenseEncoder
+from nflows_mixer.nn.dense_block import (
+    ConvConditioner,
+    CrossUnitNetwork,
+    DenseBlock,
+    DenseConditioner,
+    DenseEncoder,
+)
 from nflows_mixer.nn.lipschitz import LipschitzMLP
 from nflows_mixer.nn.masked import MaskedMLP, MaskedResidualMLP
 from nflows_mixer.nn.norm import BatchNorm1d, BatchNorm2d, ChannelLayerNorm, all_reduce_batch_norm
