@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer._distributed import all_reduce_sum
-from nflows_mixer.transforms.affine import AffineMaps
+from nflows_mixer.transforms.linear import AffineMaps
 
 
 class ActNorm(Transform):
