@@ -28,13 +28,14 @@ from nflows_mixer.transforms.mixing import (
     PatchMixingTransform,
 )
 from nflows_mixer.transforms.multiscale import MultiScaleTransform
-from nflows_mixer.transforms.patches import PatchTransform, SqueezeAndSplit, SqueezeTransform
+from nflows_mixer.transforms.patches import PatchTransform
 from nflows_mixer.transforms.permute import PermutePixels
 from nflows_mixer.transforms.pixels import LogitTransform, PixelScaling
 from nflows_mixer.transforms.residual import ResidualTransform
 from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
 from nflows_mixer.transforms.shift import ShiftTransform
 from nflows_mixer.transforms.spline import RationalQuadraticCoupling
+from nflows_mixer.transforms.squeeze import SqueezeAndSplit, SqueezeTransform
 from nflows_mixer.transforms.stochastic import StochasticTransform, UniformDequantization
 from nflows_mixer.transforms.structured import ButterflyLinear, KroneckerLinear
 from nflows_mixer.transforms.variational import ConditionalNoise, VariationalDequantization

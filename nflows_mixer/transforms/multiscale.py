@@ -15,7 +15,7 @@ from nflows_mixer.core.as_transform import adapted
 from nflows_mixer.core.context import shape_after, takes_context
 from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms.dense_flow_block import DenseFlowBlock
-from nflows_mixer.transforms.patches import SqueezeAndSplit, SqueezeTransform
+from nflows_mixer.transforms.squeeze import SqueezeAndSplit, SqueezeTransform
 from nflows_mixer.transforms.stochastic import StochasticTransform, check_noise_is_passed, cut
 
 
