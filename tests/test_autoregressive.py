@@ -23,14 +23,7 @@ from nflows_mixer.transforms import (
     RLULinear,
     identity_maf,
 )
-
-
-def moved(transform, std=0.1):
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in transform.parameters():
-            parameter += std * torch.randn_like(parameter)
-    return transform
+from tests.helpers import moved
 
 
 def count_passes(*networks):

@@ -12,6 +12,7 @@ from nflows_mixer.flows import mixerflow
 from nflows_mixer.likelihood import bits_per_dim
 from nflows_mixer.transforms import AdditiveCoupling, AffineCoupling, RationalQuadraticCoupling
 from nflows_mixer.transforms.reversible import COMPILES
+from tests.helpers import moved
 
 SMALL = {"image_shape": (1, 8, 8), "patch_size": 2, "hidden_features": 8}
 """Rows of 4 channels, of 16 patches, and of 9 inside a shift."""
@@ -22,10 +23,7 @@ def flows(**options):
     torch.manual_seed(0)
     options = {**SMALL, "num_layers": 5, **options}
     images = torch.randint(256, (20, 1, 8, 8), dtype=torch.uint8)
-    plain = mixerflow(**options).double().initialize(images)
-    with torch.no_grad():
-        for parameter in plain.parameters():
-            parameter += 0.02 * torch.randn_like(parameter)
+    plain = moved(mixerflow(**options).double().initialize(images), 0.02)
     compiled = mixerflow(**options, compile=True).double()
     compiled.load_state_dict(plain.state_dict())
     compiled._transform.compiled.backend = "aot_eager"

@@ -16,6 +16,7 @@ from nflows_mixer.transforms import (
     RLULinear,
     identity_maf,
 )
+from tests.helpers import moved
 
 
 def conditional(**options):
@@ -28,9 +29,7 @@ def conditional(**options):
     if options.get("num_classes") is None:
         context = torch.randn(60, options["context_features"])
     flow.initialize(images, context)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
+    moved(flow, 0.05)
     return flow.double().eval(), images, context
 
 

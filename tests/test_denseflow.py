@@ -37,7 +37,7 @@ from nflows_mixer.transforms import (
     VariationalDequantization,
 )
 from nflows_mixer.transforms.reversible import COMPILES
-from tests.test_errors import expect
+from tests.helpers import expect, moved, pixels, size
 from tests.test_noise import NORMAL
 from tests.test_reversible import saved_numbers
 
@@ -62,10 +62,6 @@ SMALL = {
 CONV = {"conditioner": partial(ConvConditioner, hidden_channels=8)}
 
 
-def pixels(count: int, shape=SHAPE, levels=17) -> Tensor:
-    return torch.randint(levels, (count, *shape), dtype=torch.uint8)
-
-
 def build(std=0.05, seed=0, **options) -> ImageFlow:
     """A small flow in float64 and evaluation mode, its parameters away from their start."""
     if options.get("dequantization") == "uniform":
@@ -81,18 +77,11 @@ def build(std=0.05, seed=0, **options) -> ImageFlow:
     elif options.get("context_features"):
         context = torch.randn(40, options["context_features"]).double()
     flow.initialize(pixels(40, flow.image_shape, flow.dequantization.levels), context)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += std * torch.randn_like(parameter)
-    return flow.eval()
+    return moved(flow, std).eval()
 
 
 def noise_of(flow: ImageFlow, count: int, step=0) -> Tensor:
     return flow.draw_noise(3, step, torch.arange(count), torch.float64)
-
-
-def size(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count_of(flow: ImageFlow, kind: type) -> int:
@@ -313,7 +302,7 @@ def test_options_reach_the_modules():
 )
 def test_log_prob_is_a_function_of_the_noise_and_latents_invert(options):
     flow = build(**options)
-    images, noise = pixels(5), noise_of(flow, 5)
+    images, noise = pixels(5, SHAPE), noise_of(flow, 5)
     context = torch.randn(5, 3).double() if "context_features" in options else None
     first = flow.log_prob(images, context, noise)
     assert first.shape == (5,) and first.isfinite().all()
@@ -335,7 +324,7 @@ def test_log_prob_is_a_function_of_the_noise_and_latents_invert(options):
 @torch.no_grad()
 def test_log_prob_is_the_sum_of_what_the_parts_say():
     flow = build()
-    images, noise = pixels(4), noise_of(flow, 4)
+    images, noise = pixels(4, SHAPE), noise_of(flow, 4)
     own, appended = noise.split([64, 2 * 4 * 4 + 2 * 2 * 2], dim=1)
     values, of_pixels = flow.dequantization(images, noise=own.reshape(4, 4, 4, 4))
     latents, logabsdet = flow._transform(values, noise=appended)
@@ -410,7 +399,7 @@ def test_temperature():
 @torch.no_grad()
 def test_class_conditional():
     flow = build(num_classes=3, std=0.1)
-    images, labels, noise = pixels(6), torch.tensor([0, 1, 2, 0, 1, 2]), noise_of(flow, 6)
+    images, labels, noise = pixels(6, SHAPE), torch.tensor([0, 1, 2, 0, 1, 2]), noise_of(flow, 6)
     of_labels = flow.log_prob(images, labels, noise)
     others = flow.log_prob(images, (labels + 1) % 3, noise)
     assert not torch.isclose(of_labels, others).any()
@@ -430,7 +419,7 @@ def test_class_conditional():
 
 def test_labels_reach_every_network_that_takes_them():
     flow = build(num_classes=3, context_features=5, std=0.1)
-    flow.log_prob(pixels(6), torch.arange(6) % 3, noise_of(flow, 6)).sum().backward()
+    flow.log_prob(pixels(6, SHAPE), torch.arange(6) % 3, noise_of(flow, 6)).sum().backward()
     read = [
         m.initial.weight.grad[:, -5:]
         for m in flow.modules()
@@ -461,7 +450,7 @@ def test_flow_with_noise_has_no_density():
 @torch.no_grad()
 def test_latents_are_a_function_of_each_image():
     flow = build()
-    images = pixels(4)
+    images = pixels(4, SHAPE)
     latents = flow.transform_to_noise(images)
     assert torch.equal(flow.train().transform_to_noise(images), latents)
     torch.testing.assert_close(flow.transform_to_noise(images[2:3])[0], latents[2])
@@ -552,7 +541,7 @@ def test_memory_that_is_kept():
     for memory, modules in [*both, ("checkpoint", 12)]:
         sizes = {"units": (1,), "modules": (modules,), "growth": 0}
         flow = build(**sizes, dequantization="uniform", memory=memory)
-        images, noise = pixels(4), noise_of(flow, 4)
+        images, noise = pixels(4, SHAPE), noise_of(flow, 4)
         sizes = [saved_numbers(flow, images[:n], noise[:n]) for n in (2, 4)]
         kept[memory, modules] = (sizes[1] - sizes[0]) / 2
     assert kept["full", 12] > 1.8 * kept["full", 6]
@@ -564,7 +553,7 @@ def test_memory_that_is_kept():
 @torch.no_grad()
 def test_copies_and_dtypes(tmp_path):
     flow = build()
-    images, noise = pixels(3), noise_of(flow, 3)
+    images, noise = pixels(3, SHAPE), noise_of(flow, 3)
     expected = flow.log_prob(images, noise=noise)
     torch.save(flow.state_dict(), tmp_path / "flow.pt")
     loaded = denseflow(**SMALL).double().eval()
@@ -585,8 +574,8 @@ def test_first_training_step_initialises_every_norm():
     norms = [module for module in flow.modules() if isinstance(module, ActNorm)]
     assert not any(norm.initialized for norm in norms[:-1])
     with pytest.raises(RuntimeError, match="initialize"):
-        flow.eval().log_prob(pixels(2))
-    flow.train().log_prob(pixels(20)).mean().backward()
+        flow.eval().log_prob(pixels(2, SHAPE))
+    flow.train().log_prob(pixels(20, SHAPE)).mean().backward()
     assert all(norm.initialized for norm in norms)
 
 
@@ -645,7 +634,7 @@ def test_wrong_arguments():
 
 def test_wrong_calls():
     flow = build()
-    images = pixels(3)
+    images = pixels(3, SHAPE)
     with expect(ValueError, r"noise of shape \[3, 104\], got \[3, 1, 8, 8\]; .*draw_noise"):
         flow.log_prob(images, noise=torch.rand(3, *SHAPE))
     with expect(ValueError, r"no context, as no part of this flow takes one, got .*\[3, 2\]"):

@@ -25,7 +25,7 @@ from nflows_mixer.nn import (
     nystrom,
 )
 from nflows_mixer.nn.nystrom import pseudo_inverse
-from tests.test_errors import expect
+from tests.helpers import expect, size
 
 small = {"hidden_channels": 8, "num_layers": 2, "growth": 4, "attention_channels": 4}
 
@@ -37,10 +37,6 @@ def moved(net: nn.Module, std: float = 0.1) -> nn.Module:
         for tensor in [*net.parameters(), *(b for b in net.buffers() if b.is_floating_point())]:
             tensor += std * torch.rand_like(tensor)
     return net
-
-
-def parameters(net: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
 
 
 def maps(*shape: int) -> Tensor:
@@ -221,7 +217,7 @@ def test_sizes_of_dense_blocks(width, growth, layers, out):
     for w in range(width, width + growth * layers, growth):
         expected += w * w + w + 9 * w * growth + growth
     expected += (width + growth * layers + 1) * 3 * out
-    assert parameters(DenseBlock(width, out, layers, growth)) == expected
+    assert size(DenseBlock(width, out, layers, growth)) == expected
 
 
 @torch.no_grad()
@@ -290,7 +286,7 @@ def test_batch_norm_alone_depends_on_the_batch(norm, depends):
         net = moved(make(3, 6, norm=norm)).train()
         inputs = maps(*shape)
         assert torch.allclose(net(inputs)[:2], net(inputs[:2])) != depends
-        sizes = {parameters(make(3, 6, norm=kind)) for kind in ("layer", "batch")}
+        sizes = {size(make(3, 6, norm=kind)) for kind in ("layer", "batch")}
         assert len(sizes) == 1
         with expect(ValueError, "norm to be one of 'layer', 'batch', None, got 'group'"):
             make(3, 6, norm="group")
@@ -300,13 +296,13 @@ def test_sizes_of_dense_attention_conditioners():
     """The module of the reference: C^2 + 75 C + 1,568,840, of which C^2 + 2 C are no network's."""
     for channels in (12, 62, 308):
         with torch.device("meta"):
-            count = parameters(DenseAttentionConditioner(channels // 2, channels))
+            count = size(DenseAttentionConditioner(channels // 2, channels))
         assert count + channels**2 + 2 * channels == channels**2 + 75 * channels + 1_568_840
     with torch.device("meta"):
-        whole = parameters(DenseAttentionConditioner(6, 12))
-        no_attention = parameters(DenseAttentionConditioner(6, 12, attention=False))
-        no_dense = parameters(DenseAttentionConditioner(6, 12, dense=False))
-        dense = parameters(DenseBlock(48, 48))
+        whole = size(DenseAttentionConditioner(6, 12))
+        no_attention = size(DenseAttentionConditioner(6, 12, attention=False))
+        no_dense = size(DenseAttentionConditioner(6, 12, dense=False))
+        dense = size(DenseBlock(48, 48))
     # Attention: 48 -> 24, four times 24 x 24, 24 -> 48; and 48 channels less to normalize and join.
     joining = 2 * 48 + 48 * 48
     assert whole - no_attention == 24 * 49 + 4 * 24 * 24 + 48 * 25 + joining

@@ -26,6 +26,7 @@ from nflows_mixer.transforms import (
     PatchMixerTransform,
     PixelScaling,
 )
+from tests.helpers import moved
 from tests.registry import narrow
 
 
@@ -54,9 +55,7 @@ def test_linear_mixer_has_the_density_of_its_normal_distribution():
     shape = (2, 4, 4)
     transform = PatchMixerTransform(shape, 2, LULinear, LULinear)
     flow = ImageFlow(transform, shape, levels=4).double().eval()
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+    moved(flow, 0.1)
     images = torch.randint(4, (6, *shape), dtype=torch.uint8)
     noise = torch.rand(6, *shape, dtype=torch.float64)
     zero = torch.zeros(shape, dtype=torch.float64)
@@ -81,9 +80,7 @@ def test_density_of_two_pixels_integrates_to_one():
     transform = PatchMixerTransform(shape, 1, LULinear, coupling)
     flow = ImageFlow(transform, shape, levels=4).double()
     flow.initialize(torch.randint(4, (200, *shape), dtype=torch.uint8))
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+    moved(flow, 0.1)
     flow.eval()
     axis = torch.linspace(-20, 24, 1201, dtype=torch.float64)
     points = torch.cartesian_prod(axis, axis).reshape(-1, *shape)
@@ -104,9 +101,7 @@ BASES = {
 @pytest.mark.parametrize("name", BASES)
 def test_base_integrates_to_one_and_its_dimensions_multiply(name):
     base = BASES[name]((1, 1, 2)).double()
-    with torch.no_grad():
-        for parameter in base.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
+    moved(base, 0.3)
     # tan maps a bounded grid to the real line, heavy tails and all.
     angles = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000 * math.pi - math.pi / 2
     points, weights = angles.tan(), math.pi / 20_000 / angles.cos() ** 2
@@ -123,9 +118,7 @@ def test_base_integrates_to_one_and_its_dimensions_multiply(name):
 def test_base_samples_follow_its_density(name):
     """The mean of a bounded function of samples against its integral."""
     base = BASES[name]((1,)).double()
-    with torch.no_grad():
-        for parameter in base.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
+    moved(base, 0.3)
     samples = base.sample(200_000)
     assert samples.shape == (200_000, 1) and samples.dtype == torch.float64
     angles = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000 * math.pi - math.pi / 2
@@ -230,9 +223,7 @@ def test_evaluate_uses_running_statistics():
     flow = small_flow()
     images = torch.randint(17, (20, 1, 6, 6), dtype=torch.uint8)
     flow.initialize(images)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
+    moved(flow, 0.05)
     flow.train()
     alone = evaluate(flow, images, batch_size=1)
     torch.testing.assert_close(evaluate(flow, images), alone, rtol=1e-4, atol=1e-4)

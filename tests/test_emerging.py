@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from benchmarks.baselines.emerging import AutoregressiveConvolution, EmergingConvolution, emerging
 from nflows_mixer.nn import ConvConditioner
+from tests.helpers import size
 from tests.jacobian import jacobian_logabsdet
 
 
@@ -161,8 +162,7 @@ def test_each_half_of_the_channels_conditions_the_other_in_turn():
 
 
 def test_published_number_of_parameters():
-    count = sum(parameter.numel() for parameter in emerging((3, 32, 32)).parameters())
-    assert count == pytest.approx(11.43e6, rel=0.01)
+    assert size(emerging((3, 32, 32))) == pytest.approx(11.43e6, rel=0.01)
 
 
 def test_kernel_without_a_centre_is_an_error():

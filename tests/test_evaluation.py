@@ -24,21 +24,14 @@ from nflows_mixer.likelihood import (
 )
 from nflows_mixer.noise import uniform_noise
 from nflows_mixer.transforms import PixelScaling
-
-
-def pixels(count, shape=(1, 6, 6), levels=17):
-    return torch.randint(levels, (count, *shape), dtype=torch.uint8)
+from tests.helpers import moved, pixels
 
 
 def small_flow(**options):
     arguments = {"image_shape": (1, 6, 6), "patch_size": 2, "levels": 17, "num_layers": 2}
     flow = mixerflow(**{**arguments, "hidden_features": 16, **options}).double()
     context = options.get("num_classes") and torch.randint(options["num_classes"], (60,))
-    flow.initialize(pixels(60), context)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    return flow
+    return moved(flow.initialize(pixels(60), context), 0.05)
 
 
 def normal_flow(shape=(1, 1, 2), levels=4):

@@ -29,7 +29,7 @@ from nflows_mixer.flows import ImageFlow, denseflow, save_weights
 from nflows_mixer.likelihood import bits_per_dim
 from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.transforms import PixelScaling
-from tests.test_evaluation import pixels
+from tests.helpers import moved, pixels
 
 SMALL = {
     "image_shape": (1, 8, 8),
@@ -48,11 +48,7 @@ def dense_flow(**options):
     """A small flow with its parameters drawn around their start, in float64."""
     flow = denseflow(**{**SMALL, **options}).double()
     labels = options.get("num_classes") and torch.randint(options["num_classes"], (60,))
-    flow.initialize(pixels(60, SHAPE), labels)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    return flow.eval()
+    return moved(flow.initialize(pixels(60, SHAPE), labels), 0.05).eval()
 
 
 @pytest.fixture(scope="module")

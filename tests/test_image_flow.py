@@ -21,6 +21,7 @@ from nflows_mixer.transforms import (
     PixelScaling,
     UniformDequantization,
 )
+from tests.helpers import moved
 from tests.jacobian import jacobian_logabsdet
 
 SHAPE = (1, 6, 6)
@@ -31,11 +32,7 @@ def build(std=0.05, **options) -> ImageFlow:
     flow = mixerflow(**{**sizes, "hidden_features": 16, "num_flow_layers": 2, **options})
     features = options.get("context_features")
     context = features and torch.randn(64, features)
-    flow.initialize(images(64), context)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += std * torch.randn_like(parameter)
-    return flow.eval()
+    return moved(flow.initialize(images(64), context), std).eval()
 
 
 def images(count, levels=17):

@@ -14,6 +14,7 @@ from nflows_mixer.transforms import (
     LULinear,
     RLULinear,
 )
+from tests.helpers import Constant
 
 
 def test_lu_by_hand():
@@ -61,17 +62,6 @@ def test_conv1x1_is_a_matrix_on_the_channels():
     torch.testing.assert_close(outputs, expected)
     full = 20 * torch.linalg.slogdet(weight).logabsdet
     torch.testing.assert_close(logabsdet, full.expand(2))
-
-
-class Constant(nn.Module):
-    """A conditioner that gives the same parameters for every row."""
-
-    def __init__(self, values):
-        super().__init__()
-        self.values = torch.tensor(values)
-
-    def forward(self, inputs):
-        return self.values.expand(len(inputs), -1)
 
 
 def test_affine_coupling_by_hand():

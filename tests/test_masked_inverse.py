@@ -15,18 +15,16 @@ from nflows_mixer.nn import MaskedMLP, MaskedResidualMLP
 from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.numerics.foldable import why_not_foldable
 from nflows_mixer.transforms import AffineAutoregressive
+from tests.helpers import moved
 
 
-def moved(flow, context=None, std=0.1):
+@torch.no_grad()
+def settled(flow, context=None):
     """Parameters and running statistics away from their start; float64, evaluation mode."""
     torch.manual_seed(0)
-    flow.double()
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += std * torch.randn_like(parameter)
-        features = flow.features
-        given = context and torch.randn(200, context).double()
-        flow.train()(1 + 2 * torch.randn(200, features).double(), given)
+    moved(flow.double())
+    given = context and torch.randn(200, context).double()
+    flow.train()(1 + 2 * torch.randn(200, flow.features).double(), given)
     return flow.eval()
 
 
@@ -55,7 +53,7 @@ contexts = pytest.mark.parametrize("context", [None, 3], ids=["", "context"])
 
 
 def maf(features, hidden, context=None, **options):
-    return moved(MAF(features, hidden, context_features=context, **options), context)
+    return settled(MAF(features, hidden, context_features=context, **options), context)
 
 
 @every_kind
@@ -111,7 +109,7 @@ def test_one_row_of_context_for_all():
 
 def ours(features, hidden=16, context=None, **options):
     flow = AffineAutoregressive(features, hidden, context_features=context, **options)
-    return moved(flow, context)
+    return settled(flow, context)
 
 
 OURS = {

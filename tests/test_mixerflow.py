@@ -29,12 +29,8 @@ from nflows_mixer.transforms import (
     ShiftTransform,
     identity_maf,
 )
+from tests.helpers import expect, moved, size
 from tests.jacobian import jacobian_logabsdet
-from tests.test_errors import expect
-
-
-def count(flow) -> int:
-    return sum(p.numel() for p in flow.parameters())
 
 
 @pytest.mark.parametrize(
@@ -49,7 +45,7 @@ def count(flow) -> int:
     ],
 )
 def test_parameters_of_the_presets(preset, parameters):
-    assert count(mixerflow(preset)) == parameters
+    assert size(mixerflow(preset)) == parameters
 
 
 @pytest.mark.parametrize("builder", [mixerflow, denseflow])
@@ -308,7 +304,7 @@ def test_parts_of_couplings_alternate_without_a_linear_block(num_flow_layers):
     options = {"linear": None, "shift": None, "pixels": Pixels(conv1x1=False)}
     flow = mixerflow(**SMALL, **options, num_flow_layers=num_flow_layers)
     images = torch.randint(256, (16, *flow.image_shape), dtype=torch.uint8)
-    moved(flow, images, std=0.1)
+    drawn(flow, images, std=0.1)
     jacobian = torch.autograd.functional.jacobian(
         lambda x: flow._transform(x.reshape(1, *flow.image_shape))[0].flatten(),
         images[0].double().flatten() + 0.5,
@@ -345,28 +341,26 @@ def real_images(size: int, number: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
 
 
-def moved(flow, images, std=0.01):
+@torch.no_grad()
+def drawn(flow, images, std=0.01):
     """Move every parameter off its start, then initialise ActNorm from data."""
-    flow.double().eval()
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += std * torch.randn_like(parameter)
-        for module in flow.modules():
-            if isinstance(module, ActNorm):
-                module.train()
-        flow.log_prob(images)
+    moved(flow.double().eval(), std)
+    for module in flow.modules():
+        if isinstance(module, ActNorm):
+            module.train()
+    flow.log_prob(images)
     return flow.eval()
 
 
 def test_thirty_layers_in_float64_invert():
     images = real_images(32, 24)
-    flow = moved(mixerflow("cifar10"), images)
+    flow = drawn(mixerflow("cifar10"), images)
     assert round_trip_error(flow, images[:8]) < 1e-8
 
 
 def test_thirty_layers_in_float64_have_the_logabsdet_of_their_jacobian():
     images = real_images(6, 200)
-    flow = moved(mixerflow(image_shape=(3, 6, 6), patch_size=2, hidden_features=32), images)
+    flow = drawn(mixerflow(image_shape=(3, 6, 6), patch_size=2, hidden_features=32), images)
     pixels = images[:2].double() + 0.5
     latents, logabsdet = flow._transform(pixels)
     expected = jacobian_logabsdet(flow._transform.forward, pixels)

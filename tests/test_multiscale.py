@@ -31,8 +31,8 @@ from nflows_mixer.transforms import (
     SqueezeAndSplit,
     SqueezeTransform,
 )
+from tests.helpers import expect, moved
 from tests.registry import conv, glow
-from tests.test_errors import expect
 
 
 def randomized(transform, std=0.1):
@@ -41,10 +41,7 @@ def randomized(transform, std=0.1):
     for module in transform.modules():
         if isinstance(module, ActNorm):
             module.initialize_identity()
-    with torch.no_grad():
-        for parameter in transform.parameters():
-            parameter += std * torch.randn_like(parameter)
-    return transform
+    return moved(transform, std)
 
 
 def pieces(latents, shapes):

@@ -27,6 +27,7 @@ from nflows_mixer.transforms import (
     UniformDequantization,
     VariationalDequantization,
 )
+from tests.helpers import moved
 from tests.jacobian import jacobian_logabsdet
 from tests.registry import TRANSFORMS, Case
 from tests.test_noise import NORMAL, UNIFORM
@@ -49,8 +50,7 @@ def built(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[Transfo
     transform.train()
     with torch.no_grad():
         transform(*case.draw(64, dtype, device))
-        for parameter in transform.parameters():
-            parameter += case.std * torch.randn_like(parameter)
+        moved(transform, case.std)
     return transform.eval(), torch.get_rng_state()
 
 

@@ -29,8 +29,8 @@ from nflows_mixer.transforms import (
     UniformDequantization,
     reversible,
 )
+from tests.helpers import moved
 from tests.registry import DETERMINISTIC
-from tests.test_flow_layer import moved
 from tests.test_properties import build
 
 MEMORIES = ("constant", "checkpoint")

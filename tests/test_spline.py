@@ -9,6 +9,7 @@ from torch import nn
 
 from nflows_mixer.nn import ResidualMLP
 from nflows_mixer.transforms.spline import RationalQuadraticCoupling, rational_quadratic_spline
+from tests.helpers import Constant
 
 
 def pieces(parameters, inputs):
@@ -234,17 +235,6 @@ def test_wrong_shapes_of_parameters(wrong):
     shapes[wrong] = (1, shapes[wrong][1])
     with pytest.raises(ValueError, match="expected .* of shape .*, got .*;"):
         rational_quadratic_spline(torch.randn(7), *map(torch.zeros, shapes), tail_bound=3.0)
-
-
-class Constant(nn.Module):
-    """A conditioner that gives the same parameters for every row."""
-
-    def __init__(self, values):
-        super().__init__()
-        self.values = torch.as_tensor(values)
-
-    def forward(self, inputs):
-        return self.values.expand(len(inputs), -1)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import torch
 
 from nflows_mixer.transforms import LULinear
 from nflows_mixer.transforms.structured import ButterflyLinear, KroneckerLinear, nearly_square
+from tests.helpers import moved
 from tests.jacobian import jacobian_logabsdet
 
 KINDS = [ButterflyLinear, KroneckerLinear]
@@ -15,12 +16,8 @@ every_case = pytest.mark.parametrize("kind", KINDS)
 every_size = pytest.mark.parametrize("features, factors", SIZES)
 
 
-def moved(kind, features, factors=None, **options):
-    linear = kind(features, factors, **options).double()
-    with torch.no_grad():
-        for parameter in linear.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
-    return linear
+def drawn(kind, features, factors=None, **options):
+    return moved(kind(features, factors, **options).double(), 0.3)
 
 
 def block(packed):
@@ -59,7 +56,7 @@ def dense(linear):
 @every_size
 @torch.no_grad()
 def test_is_the_dense_product_of_its_stages(kind, features, factors):
-    linear = moved(kind, features, factors)
+    linear = drawn(kind, features, factors)
     rows = torch.randn(5, features).double()
     matrix = dense(linear)
     outputs, logabsdet = linear(rows)
@@ -87,7 +84,7 @@ def test_butterfly_by_hand():
 
 @torch.no_grad()
 def test_kronecker_product_is_torchs():
-    linear = moved(KroneckerLinear, 12, (3, 4), bias=False)
+    linear = drawn(KroneckerLinear, 12, (3, 4), bias=False)
     first, second = (block(stage.packed[0]) for stage in linear.stages)
     rows = torch.eye(12).double()
     torch.testing.assert_close(linear(rows)[0].T, torch.kron(first, second))
@@ -95,7 +92,7 @@ def test_kronecker_product_is_torchs():
 
 @torch.no_grad()
 def test_kronecker_is_the_butterfly_of_equal_blocks():
-    kronecker, butterfly = moved(KroneckerLinear, 30), ButterflyLinear(30).double()
+    kronecker, butterfly = drawn(KroneckerLinear, 30), ButterflyLinear(30).double()
     for shared, stage in zip(kronecker.stages, butterfly.stages):
         stage.packed.copy_(shared.packed.expand_as(stage.packed))
     butterfly.bias.copy_(kronecker.bias)
@@ -108,7 +105,7 @@ def test_kronecker_is_the_butterfly_of_equal_blocks():
 @every_case
 @torch.no_grad()
 def test_one_factor_is_the_dense_block(kind):
-    linear, dense_block = moved(kind, 6, (6,)), LULinear(6).double()
+    linear, dense_block = drawn(kind, 6, (6,)), LULinear(6).double()
     dense_block.packed.copy_(linear.stages[0].packed[0])
     dense_block.bias.copy_(linear.bias)
     rows = torch.randn(5, 6).double()
@@ -130,7 +127,7 @@ def test_starts_at_the_identity(kind, features, factors):
 @every_size
 @pytest.mark.parametrize("bias", [True, False])
 def test_round_trip_and_jacobian_both_ways(kind, features, factors, bias):
-    linear = moved(kind, features, factors, bias=bias)
+    linear = drawn(kind, features, factors, bias=bias)
     rows = torch.randn(3, features).double()
     outputs, logabsdet = linear(rows)
     back, logabsdet_back = linear.inverse(outputs)
@@ -143,7 +140,7 @@ def test_round_trip_and_jacobian_both_ways(kind, features, factors, bias):
 @every_case
 @every_size
 def test_gradients_both_ways(kind, features, factors):
-    linear = moved(kind, features, factors)
+    linear = drawn(kind, features, factors)
     rows = torch.randn(3, features).double().requires_grad_()
     names = [name for name, _ in linear.named_parameters()]
 
@@ -174,7 +171,7 @@ class _Direction(torch.nn.Module):
 @every_case
 @pytest.mark.parametrize("features", [4, 7, 12, 49])
 def test_every_input_reaches_every_output(kind, features):
-    linear = moved(kind, features, bias=False)
+    linear = drawn(kind, features, bias=False)
     # Of two stages no entry is a sum, so that none is zero by chance.
     assert linear(torch.eye(features).double())[0].abs().min() > 1e-9
 
@@ -209,7 +206,7 @@ def test_rows_are_contiguous(kind):
 @every_case
 @torch.no_grad()
 def test_strided_rows_and_no_rows(kind):
-    linear = moved(kind, 12)
+    linear = drawn(kind, 12)
     rows = torch.randn(12, 5).double().T
     torch.testing.assert_close(linear(rows), linear(rows.contiguous()))
     for direction in (linear.forward, linear.inverse):
@@ -220,7 +217,7 @@ def test_strided_rows_and_no_rows(kind):
 @every_case
 @torch.no_grad()
 def test_autocast_does_not_reach_it(kind):
-    linear = moved(kind, 12).float()
+    linear = drawn(kind, 12).float()
     rows = torch.randn(5, 12)
     expected = linear(rows), linear.inverse(rows)
     with torch.autocast("cpu", torch.bfloat16):
@@ -231,7 +228,7 @@ def test_autocast_does_not_reach_it(kind):
 @every_case
 @torch.no_grad()
 def test_compiles_whole(kind):
-    linear = moved(kind, 12)
+    linear = drawn(kind, 12)
     rows = torch.randn(5, 12).double()
     torch._dynamo.reset()
     for function in (linear.forward, linear.inverse):

@@ -36,6 +36,7 @@ from nflows_mixer.transforms import (
     RLULinear,
     identity_maf,
 )
+from tests.helpers import moved
 from tests.training import SHAPE, noise_data, plain, train
 
 
@@ -62,10 +63,7 @@ def trained(**options):
     flow = build(**options)
     shape = options.get("image_shape", SHAPE)
     flow.initialize(pixels(40, shape), context_for(options, 40))
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    return flow.eval()
+    return moved(flow, 0.05).eval()
 
 
 SPLINES = partial(RationalQuadraticCoupling, num_bins=4)
@@ -115,10 +113,7 @@ def small_denseflow(conditioner=None, **options):
 def trained_denseflow(**options):
     flow = small_denseflow(**options)
     flow.initialize(pixels(40), context_for(options, 40))
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    return flow.eval()
+    return moved(flow, 0.05).eval()
 
 
 @pytest.mark.parametrize(

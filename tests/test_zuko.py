@@ -27,21 +27,15 @@ from nflows_mixer.transforms import (
     SqueezeTransform,
     UniformDequantization,
 )
+from tests.helpers import expect, moved
 from tests.jacobian import jacobian_logabsdet
 
 small = {"hidden_features": (16,)}
 
 
-def expect(kind, pattern):
-    return pytest.raises(kind, match=f"(?s)(?=.*expected .*got .*; ).*{pattern}")
-
-
-def moved(flow, std=0.05):
+def exact(flow, std=0.05):
     """In float64, with every parameter off its start."""
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += std * torch.randn_like(parameter)
-    return flow.double()
+    return moved(flow, std).double()
 
 
 # zuko's flows as nflows transforms.
@@ -62,7 +56,7 @@ def moved(flow, std=0.05):
 def test_gradients_in_evaluation_mode(make, step, direction):
     """Where zuko's own are wrong (UNAF) or missing (CNF); against central differences."""
     torch.manual_seed(0)
-    transform = moved(from_zuko(make(3))).eval()
+    transform = exact(from_zuko(make(3))).eval()
     inputs = 0.5 * torch.randn(4, 3, dtype=torch.float64)
     weights = torch.randn(4, 3, dtype=torch.float64)
 
@@ -129,7 +123,7 @@ def test_inverse_without_a_solution_is_an_error():
 def test_free_form_flow_to_the_precision_it_is_asked_for():
     torch.manual_seed(0)
     make = partial(zuko.flows.CNF, atol=1e-9, rtol=1e-9, **small)
-    layer = ChannelMixingTransform(moved(from_zuko(make(4)))).eval()
+    layer = ChannelMixingTransform(exact(from_zuko(make(4)))).eval()
     matrix = torch.randn(2, 3, 4, dtype=torch.float64)
     with torch.no_grad():
         outputs, logabsdet = layer(matrix)
@@ -186,7 +180,7 @@ def test_flows_turned_round_are_solved_by_the_same_solver(make):
 def test_log_det_is_the_slope_of_what_is_computed(kind):
     """By differences: zuko's UNAF gives autograd the integrand for the slope of its quadrature."""
     torch.manual_seed(0)
-    transform = moved(from_zuko(getattr(zuko.flows, kind)(2, transforms=1, **small)), 0.5)
+    transform = exact(from_zuko(getattr(zuko.flows, kind)(2, transforms=1, **small)), 0.5)
     rows = torch.randn(50, 2, dtype=torch.float64)
     step = 1e-5 * torch.eye(2, dtype=torch.float64)
     with torch.no_grad():
@@ -390,7 +384,7 @@ def small_mixerflow(**options):
     images = torch.randint(4, (64, 1, 4, 4), dtype=torch.uint8)
     context = options.get("context_features")
     flow.initialize(images, context and torch.randn(64, context))
-    return moved(flow)
+    return exact(flow)
 
 
 def test_log_prob_is_that_of_the_nflows_side():
@@ -466,9 +460,9 @@ def test_shapes_that_change():
 
 INSIDE = {
     "MixerFlow": lambda: (small_mixerflow(context_features=5), (1, 4, 4)),
-    "FlowLayer": lambda: (moved(conditional_layer(6, 5)), (6,)),
+    "FlowLayer": lambda: (exact(conditional_layer(6, 5)), (6,)),
     "residual": lambda: (
-        moved(ResidualTransform(3, partial(LipschitzMLP, hidden_features=8, context_features=5))),
+        exact(ResidualTransform(3, partial(LipschitzMLP, hidden_features=8, context_features=5))),
         (3,),
     ),
 }
@@ -523,7 +517,7 @@ def test_generic_checks_of_zuko(name, tmp_path):
 
 def test_among_the_transforms_of_zuko():
     torch.manual_seed(0)
-    layer = moved(conditional_layer(4, 2)).eval()
+    layer = exact(conditional_layer(4, 2)).eval()
     own = zuko.flows.MaskedAutoregressiveTransform(4, 2, **small).double()
     flow = zuko.lazy.Flow([own, to_zuko(layer, 2), own.inv], normal((4,), torch.float64))
     context = torch.randn(6, 2, dtype=torch.float64)

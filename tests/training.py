@@ -13,6 +13,7 @@ from nflows_mixer.likelihood import bits_per_dim
 from nflows_mixer.noise import uniform_noise
 from nflows_mixer.training import ImageDataModule, ShuffledBatches, fit
 from nflows_mixer.transforms import ActNorm
+from tests.helpers import moved
 
 SHAPE = (1, 4, 4)
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -44,11 +45,7 @@ def noise_data(sizes=(20, 12, 8), classes=None):
 
 def initialized(flow, context=None, amount=0.1):
     """The flow some way from where it starts, so that all its parts matter."""
-    flow.initialize(pixels(40), context)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += amount * torch.randn_like(parameter)
-    return flow
+    return moved(flow.initialize(pixels(40), context), amount)
 
 
 def plain_trainer(steps=-1, **options):
