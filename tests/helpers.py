@@ -39,3 +39,23 @@ class Constant(nn.Module):
 
     def forward(self, inputs):
         return self.values.expand(len(inputs), -1)
+
+
+@torch.no_grad()
+def central_difference(loss, tensor, direction, step=1e-6):
+    """Slope of a loss along a direction of one of the tensors that it is made of."""
+    ends = []
+    for factor in (1, -2):
+        tensor.add_(direction, alpha=factor * step)
+        ends.append(loss())
+    tensor.add_(direction, alpha=step)
+    return (ends[0] - ends[1]) / (2 * step)
+
+
+@torch.no_grad()
+def settled(net: nn.Module, std: float = 0.1) -> nn.Module:
+    """In float64 and evaluation mode, all parameters and statistics away from their start."""
+    net.double().eval()
+    for tensor in [*net.parameters(), *(b for b in net.buffers() if b.is_floating_point())]:
+        tensor += std * torch.rand_like(tensor)
+    return net

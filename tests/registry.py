@@ -219,6 +219,7 @@ TRANSFORMS: dict[str, Case] = {
     "ButterflyLinear-three": Case(lambda: ButterflyLinear(12, (2, 3, 2)), (12,)),
     "ButterflyLinear-prime": odd_row(lambda: ButterflyLinear(7, bias=False)),
     "KroneckerLinear": row(lambda: KroneckerLinear(6)),
+    "KroneckerLinear-three": Case(lambda: KroneckerLinear(12, (2, 3, 2), bias=False), (12,)),
     "AffineAutoregressive": row(lambda: AffineAutoregressive(6, 16)),
     "AffineAutoregressive-narrow": Case(
         lambda: AffineAutoregressive(11, 4, num_blocks=2, scale="tanh"), (11,)
@@ -469,6 +470,7 @@ TRANSFORMS: dict[str, Case] = {
 # does not have.
 NOT_COMPILED = """
 PatchTransform-band PatchTransform-stripe LULinear-no-bias ButterflyLinear-three
+KroneckerLinear-three
 ButterflyLinear-prime AffineAutoregressive-narrow AffineAutoregressive-nflows
 AffineAutoregressive-batch-norm PatchMixing-autoregressive FlowLayer-autoregressive Reversible
 Composite-images AffineCoupling-second AffineCoupling-softplus AffineCoupling-mlp-batch-norm

@@ -7,7 +7,7 @@ import pytest
 import torch
 from nflows.transforms import CompositeTransform, IdentityTransform, ReversePermutation, Transform
 from nflows.transforms import LULinear as nflows_LULinear
-from torch import nn
+from torch import nn, zeros
 
 from nflows_mixer.distributions import DiagonalNormal, NormalMixture, StudentT
 from nflows_mixer.flows import ImageFlow, Pixels, mixerflow
@@ -41,11 +41,15 @@ def small(**options) -> ImageFlow:
 
 
 def images(*shape, dtype=torch.uint8):
-    return torch.zeros(*(shape or (4, *SHAPE)), dtype=dtype)
+    return zeros(*(shape or (4, *SHAPE)), dtype=dtype)
 
 
 def ready():
     return small().initialize(images())
+
+
+def conditional():
+    return small(context_features=3)
 
 
 def masked():
@@ -78,33 +82,21 @@ def refused(call, pattern, kind=ValueError):
         (lambda: small().log_prob(np.zeros((4, *SHAPE), np.uint8)), "tensor, got ndarray"),
         (lambda: ready().deterministic.log_prob(broken(torch.nan)), "finite pixels, got 1 that"),
         (lambda: small().deterministic.log_prob(images()), "floating point, got torch.uint8"),
-        (lambda: small().log_prob(images(), torch.zeros(4, 3)), r"no context.*got .* \[4, 3\]"),
-        (
-            lambda: small(context_features=3).log_prob(images(), torch.zeros(5, 3)),
-            r"context of shape \[4, F\], one row per image, got \[5, 3\]",
-        ),
-        (lambda: small(context_features=3).log_prob(images()), "of 3 features, got None"),
-        (
-            lambda: small(context_features=3).log_prob(images(), torch.zeros(4, 5)),
-            "context of 3 features, got 5 features",
-        ),
-        (lambda: masked().log_prob(images(), torch.zeros(4, 5)), "3 features, got 5 features"),
+        (lambda: small().log_prob(images(), zeros(4, 3)), r"no context.*got .* \[4, 3\]"),
+        (lambda: conditional().log_prob(images(), zeros(5, 3)), r"\[4, F\], .* got \[5, 3\]"),
+        (lambda: conditional().log_prob(images(), zeros(4, 5)), "3 features, got 5 features"),
+        (lambda: conditional().log_prob(images()), "context of 3 features, got None"),
+        (lambda: masked().log_prob(images(), zeros(4, 5)), "3 features, got 5 features"),
         (lambda: masked().log_prob(images()), "context of 3 features, got None"),
         (lambda: masked().sample(2), "context of 3 features, got None"),
-        (
-            lambda: small().log_prob(images(), noise=torch.rand(1)),
-            r"noise of shape \[4, 1, 6, 6\], got \[1\]",
-        ),
-        (
-            lambda: small().log_prob(images(), noise=torch.full((4, *SHAPE), -7.0)),
-            "noise from 0 to 1, got -7 to -7",
-        ),
+        (lambda: small().log_prob(images(), None, zeros(1)), r"noise .*\[4, 1, 6, 6\], got \[1\]"),
+        (lambda: small().log_prob(images(), None, zeros(4, *SHAPE) - 7), "0 to 1, got -7 to -7"),
         (lambda: ready().sample(0), "num_samples to be a positive integer, got 0"),
         (lambda: ready().sample(-1), "num_samples to be a positive integer, got -1"),
         (lambda: ready().sample(2.5), "num_samples to be a positive integer, got 2.5"),
         (lambda: ready().sample(2, batch_size=0), "batch_size to be a positive integer, got 0"),
         (lambda: ready().sample(2, temperature=-1.0), "temperature of at least 0, got -1"),
-        (lambda: ActNorm(4).initialize(torch.zeros(0, 4)), "to initialise from, got none"),
+        (lambda: ActNorm(4).initialize(zeros(0, 4)), "to initialise from, got none"),
     ],
 )
 def test_images_noise_and_context_are_checked_at_the_boundary(call, pattern):
@@ -137,30 +129,18 @@ def test_calls_that_a_flow_cannot_answer_are_refused(call, pattern):
             )
             for shift in (0, -1, 2, 3)
         ],
-        (
-            lambda: ShiftTransform((1, 12, 6), 6, 2, IdentityTransform()),
-            "width of two or more patches of 6, got 6",
-        ),
-        (
-            lambda: ShiftTransform((1, 7, 8), 2, 1, IdentityTransform()),
-            "height of two or more patches of 2, got 7",
-        ),
+        (lambda: ShiftTransform((1, 12, 6), 6, 2, LULinear), "width .* patches of 6, got 6"),
+        (lambda: ShiftTransform((1, 7, 8), 2, 1, LULinear), "height .* patches of 2, got 7"),
         (lambda: small(image_shape=(1, 4, 4)), "at least 2 features, got 1"),
         (lambda: small(image_shape=(8, 8)), r"\(channels, height, width\), got \(8, 8\)"),
-        (lambda: LULinear(6)(torch.zeros(2, 4, 6)), r"\[B, 6\], got \[2, 4, 6\].*ChannelMixing"),
+        (lambda: LULinear(6)(zeros(2, 4, 6)), r"\[B, 6\], got \[2, 4, 6\].*ChannelMixing"),
         (
-            lambda: FlowLayer(6, None, nflows_LULinear, None)(torch.zeros(2, 4, 6)),
+            lambda: FlowLayer(6, None, nflows_LULinear, None)(zeros(2, 4, 6)),
             r"\[B, 6\], got \[2, 4, 6\].*ChannelMixing",
         ),
-        (
-            lambda: ChannelMixingTransform(LULinear(6))(torch.zeros(2, 1, 4, 6)),
-            r"matrices.*got \[2, 1, 4, 6\]",
-        ),
-        (lambda: SqueezeTransform(2)(torch.zeros(1, 1, 3, 4)), r"of 2, got \[1, 1, 3, 4\]"),
-        (
-            lambda: SqueezeTransform(2).inverse(torch.zeros(1, 3, 2, 2)),
-            r"C a multiple of 4, got \[1, 3, 2, 2\]",
-        ),
+        (lambda: ChannelMixingTransform(LULinear(6))(zeros(2, 1, 4, 6)), r"got \[2, 1, 4, 6\]"),
+        (lambda: SqueezeTransform(2)(zeros(1, 1, 3, 4)), r"of 2, got \[1, 1, 3, 4\]"),
+        (lambda: SqueezeTransform(2).inverse(zeros(1, 3, 2, 2)), r"of 4, got \[1, 3, 2, 2\]"),
         (
             lambda: small(image_shape=(1, 7, 8), patch_size=1, pixels=Pixels(squeeze=2)),
             r"a squeeze that divides \(7, 8\), got 2",
@@ -177,18 +157,12 @@ NO_COUPLINGS = {"channel_flow": LULinear, "patch_flow": LULinear, "hidden_featur
 @pytest.mark.parametrize(
     "call, pattern",
     [
-        (
-            lambda: small(linear=RLULinear, num_flow_layers=3),
-            "even number of RLU flow layers before a shift, got 3",
-        ),
+        (lambda: small(linear=RLULinear, num_flow_layers=3), "even number of RLU .*, got 3"),
         (
             lambda: small(linear=None, num_flow_layers=1, channel_flow=RLULinear),
             "even number of RLU flow layers before a shift, got 1",
         ),
-        (
-            lambda: PatchMixerTransform(SHAPE, 2, LULinear(4), LULinear(4)),
-            "rows of length 9, got LULinear of length 4",
-        ),
+        (lambda: PatchMixerTransform(SHAPE, 2, LULinear(4), LULinear(4)), "9, got .* length 4"),
         (
             lambda: PatchMixerTransform(
                 SHAPE, 2, lambda d: CompositeTransform([IdentityTransform(), LULinear(5)]), LULinear
@@ -201,24 +175,18 @@ NO_COUPLINGS = {"channel_flow": LULinear, "patch_flow": LULinear, "hidden_featur
             ),
             "rows of length 4, got CompositeTransform of length 4, 5",
         ),
-        (
-            lambda: ChannelMixingTransform(Cut())(torch.zeros(2, 4, 6)),
-            r"keeps rows of shape \[8, 6\], got \[8, 5\] from Cut",
-        ),
+        (lambda: ChannelMixingTransform(Cut())(zeros(2, 4, 6)), r"\[8, 6\], got \[8, 5\] from Cut"),
         (
             lambda: ShiftTransform(
                 (1, 6, 6), 2, 1, PatchMixerTransform((1, 6, 6), 2, LULinear, LULinear)
             ),
             r"inner shape \(1, 4, 4\), got PatchMixerTransform of \(1, 6, 6\)",
         ),
-        (
-            lambda: AffineCoupling(6, nn.Linear(3, 5))(torch.zeros(2, 6)),
-            r"parameters of shape \[2, 6\], got \[2, 5\]",
-        ),
+        (lambda: AffineCoupling(6, nn.Linear(3, 5))(zeros(2, 6)), r"\[2, 6\], got \[2, 5\]"),
         # One that would broadcast.
         (
             lambda: AffineCoupling(4, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 4, 1)))(
-                torch.zeros(1, 4, 3, 3)
+                zeros(1, 4, 3, 3)
             ),
             r"shape \[1, 4, 3, 3\], got \[1, 4, 1, 1\]",
         ),
@@ -226,23 +194,14 @@ NO_COUPLINGS = {"channel_flow": LULinear, "patch_flow": LULinear, "hidden_featur
             (lambda n=name: small(**{n: LULinear(4)}), f"{name} as a factory, got a ready LULinear")
             for name in ("channel_flow", "patch_flow", "conditioner", "linear")
         ],
-        (
-            lambda: small(channel_flow=identity_maf, linear=None),
-            "a linear block between autoregressive flows.*got linear=None",
-        ),
-        (
-            lambda: small(**NO_COUPLINGS, context_features=3),
-            "a part that takes context of 3 features, got none",
-        ),
-        (
-            lambda: ChannelMixingTransform(LULinear(6), sinusoidal_positions(4, 2)),
-            "transform that takes context, to be given positions, got LULinear",
-        ),
+        (lambda: small(channel_flow=identity_maf, linear=None), "a linear block .*got linear=None"),
+        (lambda: small(**NO_COUPLINGS, context_features=3), "context of 3 features, got none"),
+        (lambda: ChannelMixingTransform(LULinear(6), sinusoidal_positions(4, 2)), "got LULinear"),
         (
             lambda: ChannelMixingTransform(
                 AffineCoupling(6, partial(ResidualMLP, context_features=2)),
                 sinusoidal_positions(4, 2),
-            )(torch.zeros(2, 5, 6)),
+            )(zeros(2, 5, 6)),
             "one position for each of 5 rows, got 4 positions",
         ),
         (lambda: mixerflow("cifar"), "preset to be one of 'cifar10', .*, got 'cifar'"),

@@ -2,7 +2,6 @@
 
 import json
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -25,30 +24,11 @@ from nflows_mixer.evaluation import (
     temperature_grid,
     top_level_layers,
 )
-from nflows_mixer.flows import ImageFlow, denseflow, save_weights
+from nflows_mixer.flows import save_weights
 from nflows_mixer.likelihood import bits_per_dim
-from nflows_mixer.nn import DenseAttentionConditioner
-from nflows_mixer.transforms import PixelScaling
-from tests.helpers import moved, pixels
-
-SMALL = {
-    "image_shape": (1, 8, 8),
-    "levels": 17,
-    "units": (2, 2),
-    "modules": (1, 1),
-    "growth": 2,
-    "conditioner": partial(
-        DenseAttentionConditioner, hidden_channels=8, num_layers=1, growth=4, attention_channels=4
-    ),
-}
-SHAPE = SMALL["image_shape"]
-
-
-def dense_flow(**options):
-    """A small flow with its parameters drawn around their start, in float64."""
-    flow = denseflow(**{**SMALL, **options}).double()
-    labels = options.get("num_classes") and torch.randint(options["num_classes"], (60,))
-    return moved(flow.initialize(pixels(60, SHAPE), labels), 0.05).eval()
+from tests.helpers import pixels
+from tests.test_denseflow import SHAPE
+from tests.test_denseflow import build as dense_flow
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +49,6 @@ def test_bounds_are_those_of_all_noise(flow):
         # Per pixel value of an image, of which the latents have more.
         torch.testing.assert_close(found[name], bits_per_dim(log_prob, SHAPE))
     assert (found["importance"] < found["average"]).all()
-
-
-def test_a_thousand_draws_in_bounded_memory(monkeypatch):
-    sizes = []
-    flow = ImageFlow(PixelScaling(17), SHAPE, levels=17)
-    log_prob = flow.log_prob
-
-    def counting(images, context, noise):
-        sizes.append(max(len(images), len(noise)))
-        return log_prob(images, context, noise)
-
-    monkeypatch.setattr(flow, "log_prob", counting)
-    evaluate(flow, pixels(70, SHAPE), batch_size=50, draws=1000, bound="importance")
-    assert max(sizes) == 50 and sum(sizes) == 70_000
 
 
 def test_round_trip_starts_from_the_pixels_of_the_learned_dequantisation(flow, monkeypatch):

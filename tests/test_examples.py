@@ -1,4 +1,4 @@
-"""The other example scripts, end to end at tiny budgets, and the runs that are kept of them."""
+"""The example scripts, end to end at tiny budgets, and the runs that are kept of them."""
 
 import difflib
 import json
@@ -8,8 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from nflows.flows import Flow
 
+from nflows_mixer.data import load_images
+from nflows_mixer.evaluation import evaluate, evaluate_bounds, nearest_images
+from nflows_mixer.flows import load_weights
 from nflows_mixer.training import table as results_table
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -19,17 +23,12 @@ RESULTS = EXAMPLES / "results"
 MOONS = {"train_seconds", "machine", "parameters", "reference_models", "steps", "seed", "layer"}
 MOONS |= {"log_density", "worst_point"}
 IMAGES = {"data", "split_hash", "train_images", "test_images", "bits_per_dim", "worst_image"}
-IMAGES |= {
-    "reference_models",
-    "parameters",
-    "recipe",
-    "seed",
-    "machine",
-    "versions",
-    "train_seconds",
-}
+IMAGES |= {"reference_models", "parameters", "recipe", "seed", "machine", "versions"}
+IMAGES |= {"train_seconds"}
+BOUNDS = {"draws", "average_bits_per_dim", "importance_weighted_bits_per_dim", "recipe"}
 KEYS = {
     "train_mixerflow": IMAGES | {"model"},
+    "train_denseflow": BOUNDS | {"distance_to_training_images"},
     "maf_mnist": IMAGES | {"passes", "row_lengths", "maf"},
     "zuko_spline": IMAGES | {"logabsdet_error"},
     "hybrid_digits": IMAGES | {"linear_probe", "hybrid", "out_of_distribution"},
@@ -43,6 +42,7 @@ KEPT = [
     ("train_mixerflow", "cifar10-fresh/results"),
     ("train_mixerflow", "cifar10-unshuffled/results"),
     ("train_mixerflow", "cifar10-shuffled/results"),
+    ("train_denseflow", "denseflow-digits/results"),
     ("maf_mnist", "maf-mnist/results"),
     ("maf_mnist", "maf-mnist-6-layers/results"),
     ("maf_mnist", "maf-mnist-zuko/results"),
@@ -82,6 +82,42 @@ def strokes(tmp_path_factory):
         image[top - 5 : top + 5, column : column + 3] = generator.integers(100, 256, size=(10, 3))
     np.savez(path, images=images)
     return path
+
+
+QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+
+
+def test_mixerflow_ends_with_figures_pictures_and_weights(tmp_path, monkeypatch, capsys):
+    flags = [*QUIET, "--recipe.steps=50", "--model.num_layers=2"]
+    results = run(monkeypatch, capsys, "train_mixerflow", tmp_path / "out", *flags)
+    # 50 steps are enough to be far below the uniform model.
+    bits = results["bits_per_dim"]["test"]
+    assert 1 < bits < 3.2 < results["reference_models"]["uniform, 17 levels"]
+    assert results["worst_image"]["test"] >= bits and results["round_trip_error"] < 1e-4
+    for name in ("samples.png", "curve.png", "samples/step-00000050.png"):
+        assert is_png(tmp_path / "out" / name)
+    flow = load_weights(tmp_path / "out" / "weights.safetensors")
+    found = evaluate(flow, load_images("digits").test).mean().item()
+    assert found == pytest.approx(bits, abs=1e-6)
+
+
+def test_denseflow_ends_with_bounds_and_neighbours(tmp_path, monkeypatch, capsys):
+    flags = [*QUIET, "--model.modules=[1, 1]", "--model.conditioner.hidden_channels=8", "--seed=3"]
+    flags += ["--recipe.steps=6", "--evaluation_images=20"]
+    results = run(monkeypatch, capsys, "train_denseflow", tmp_path / "out", *flags)
+    assert all(is_png(tmp_path / f"out/{name}.png") for name in ("samples", "neighbours", "curve"))
+    data = load_images("digits", seed=3)
+    flow = load_weights(tmp_path / "out" / "weights.safetensors")
+    held_out = data.test.subset(slice(20))
+    bounds = evaluate_bounds(flow, held_out, seed=3, draws=results["draws"])
+    for name, found in (("importance", "importance_weighted"), ("average", "average")):
+        expected = bounds[name].double().mean().item()
+        assert results[f"{found}_bits_per_dim"] == pytest.approx(expected, abs=1e-6)
+    assert results["importance_weighted_bits_per_dim"] < results["average_bits_per_dim"]
+    # The reference is of held-out images, against those that were trained on.
+    _, distances = nearest_images(held_out.images(), data.train)
+    usual = results["distance_to_training_images"]["held-out images"]
+    assert usual == pytest.approx(distances[:, 0].quantile(0.5).item())
 
 
 @pytest.mark.parametrize("maf", ["nflows", "zuko"])
@@ -180,6 +216,19 @@ def test_kept_run_is_what_the_script_writes(script, path):
     assert kept.with_suffix(".md").read_text() == table(figures)
     picture = f"{kept.stem}.png" if script.startswith("moons") else "samples.png"
     assert is_png(kept.parent / picture)
+
+
+def test_kept_denseflow_is_its_configuration_and_copies_no_image():
+    folder = RESULTS / "denseflow-digits"
+    results = json.loads((folder / "results.json").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["recipe"] == results["recipe"]
+    assert config["model"]["class_path"] == "nflows_mixer.denseflow"
+    assert results["importance_weighted_bits_per_dim"] < results["average_bits_per_dim"]
+    # Copies would be far nearer than images that were not trained on.
+    distances = results["distance_to_training_images"]
+    assert distances["samples"] > 0.5 * distances["held-out images"]
+    assert all(is_png(folder / f"{name}.png") for name in ("samples", "neighbours", "curve"))
 
 
 def test_spline_coupling_fits_the_moons_at_least_as_well():

@@ -14,7 +14,7 @@ from nflows_mixer.transforms import (
     LULinear,
     RLULinear,
 )
-from tests.helpers import Constant
+from tests.helpers import Constant, settled
 
 
 def test_lu_by_hand():
@@ -123,21 +123,13 @@ def gelu(x):
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
 
-def moved_off_its_start(net):
-    net.double().eval()
-    with torch.no_grad():
-        for tensor in [*net.parameters(), *(b for b in net.buffers() if b.is_floating_point())]:
-            tensor += 0.3 * torch.rand_like(tensor)
-    return net
-
-
 def normalised(norm, inputs):
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     return (inputs - norm.running_mean) * scale + norm.bias
 
 
 def test_residual_mlp_is_its_formula():
-    net = moved_off_its_start(ResidualMLP(3, 4, 5, num_blocks=2, context_features=2, norm="batch"))
+    net = settled(ResidualMLP(3, 4, 5, num_blocks=2, context_features=2, norm="batch"), 0.3)
     rows, context = torch.randn(7, 3).double(), torch.randn(7, 2).double()
     hidden = torch.cat([rows, context], 1) @ net.initial.weight.T + net.initial.bias
     for block in net.blocks:
@@ -148,7 +140,7 @@ def test_residual_mlp_is_its_formula():
 
 
 def test_mlp_is_its_formula():
-    net = moved_off_its_start(MLP(3, 4, hidden_features=5, num_layers=2, norm="batch"))
+    net = settled(MLP(3, 4, hidden_features=5, num_layers=2, norm="batch"), 0.3)
     hidden = rows = torch.randn(7, 3).double()
     linear1, norm1, _, linear2, norm2, _, final = net.layers
     for linear, norm in [(linear1, norm1), (linear2, norm2)]:

@@ -15,7 +15,7 @@ from nflows_mixer.nn import MaskedMLP, MaskedResidualMLP
 from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.numerics.foldable import why_not_foldable
 from nflows_mixer.transforms import AffineAutoregressive
-from tests.helpers import moved
+from tests.helpers import central_difference, moved
 
 
 @torch.no_grad()
@@ -150,16 +150,6 @@ def test_jacobian_is_triangular_and_gives_the_log_det(context, options):
         torch.testing.assert_close(function(rows, given)[1], expected)
 
 
-def central_differences(loss, tensor, direction, step=1e-6):
-    with torch.no_grad():
-        tensor += step * direction
-        above = loss()
-        tensor -= 2 * step * direction
-        below = loss()
-        tensor += step * direction
-    return (above - below) / (2 * step)
-
-
 @pytest.mark.parametrize("make", [ours, maf], ids=["ours", "nflows"])
 @contexts
 def test_gradient_of_the_inverse(make, context):
@@ -175,7 +165,7 @@ def test_gradient_of_the_inverse(make, context):
     for tensor in [latents, *flow.parameters(), *([given] if context else [])]:
         direction = torch.randn_like(tensor)
         slope = (tensor.grad * direction).sum()
-        expected = central_differences(loss, tensor, direction)
+        expected = central_difference(loss, tensor, direction)
         torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -311,23 +301,6 @@ def test_starts_at_the_identity(context):
         outputs, logabsdet = flow(rows, given)
         torch.testing.assert_close(outputs, rows)
         torch.testing.assert_close(logabsdet, torch.zeros(20), atol=1e-5, rtol=0)
-
-
-def test_first_feature_by_hand():
-    """Nothing is before the first feature, so that its scale and shift are the last biases."""
-    flow = ours(3, 8)
-    unconstrained, shift = flow.network.final_layer.bias[:2]
-    rows, _ = drawn(3)
-    expected = rows[:, 0] * unconstrained.exp() + shift
-    torch.testing.assert_close(flow(rows)[0][:, 0], expected)
-
-
-@pytest.mark.parametrize("grad", [False, True])
-def test_empty_batch(grad):
-    latents, _ = drawn(11, count=0, grad=grad)
-    with torch.set_grad_enabled(grad):
-        outputs, logabsdet = inverse_of(maf(11, 16))(latents)
-    assert outputs.shape == (0, 11) and logabsdet.shape == (0,)
 
 
 @contexts

@@ -42,29 +42,6 @@ def test_equals_a_convolution_with_circular_padding(height, width):
     torch.testing.assert_close(convolution(images)[0], expected)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("height, width", SIZES)
-def test_inverse_and_logabsdet_are_those_of_the_dense_matrix(height, width):
-    convolution = moved(2)
-    size = 2 * height * width
-    unit = torch.eye(size, dtype=torch.float64).reshape(size, 2, height, width)
-    padded = F.pad(unit, (1, 1, 1, 1), mode="circular")
-    matrix = F.conv2d(padded, convolution.weight).reshape(size, size).mT
-    outputs = torch.randn(3, 2, height, width, dtype=torch.float64)
-    inputs, logabsdet = convolution.inverse(outputs)
-    expected = torch.linalg.solve(matrix, outputs.flatten(1).mT).mT
-    torch.testing.assert_close(inputs.flatten(1), expected)
-    torch.testing.assert_close(logabsdet, -torch.linalg.slogdet(matrix).logabsdet.expand(3))
-
-
-@pytest.mark.parametrize("height, width", SIZES)
-def test_matrices_are_the_fourier_transform_of_the_kernel(height, width):
-    convolution = moved(3)
-    kernel = F.pad(convolution.weight, (0, width - 3, 0, height - 3)).roll((-1, -1), (2, 3))
-    expected = torch.fft.rfft2(kernel).conj().permute(2, 3, 0, 1)
-    torch.testing.assert_close(convolution.matrices(height, width), expected)
-
-
 def test_commutes_with_rolling_the_image():
     convolution = moved(2)
     images = torch.randn(2, 2, 4, 5, dtype=torch.float64)

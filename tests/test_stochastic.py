@@ -48,24 +48,6 @@ def test_white_noise_is_standard_normal_with_its_density():
 
 
 @torch.no_grad()
-def test_white_noise_of_a_block_is_recovered_from_its_outputs():
-    case = TRANSFORMS["DenseFlowBlock-white"]
-    block = build(case)
-    inputs = torch.randn(1000, *case.shape, dtype=torch.float64)
-    outputs, logabsdet = block(inputs)
-    of_units, noise = torch.zeros(1000, dtype=torch.float64), []
-    for unit in reversed(block.units):
-        outputs, of_unit = unit.inverse(outputs)
-        of_units -= of_unit
-        noise.append(outputs[:, -2:])
-        outputs = outputs[:, :-2]
-    noise = torch.cat(noise[:-1][::-1], dim=1)
-    assert gap_to(NORMAL, noise) < 1.95
-    torch.testing.assert_close(block.noise_shape(case.shape), noise.shape[1:])
-    torch.testing.assert_close(logabsdet, of_units - NORMAL.log_prob(noise).flatten(1).sum(1))
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("scale", ["tanh", "exp"])
 def test_preconditioned_noise_has_the_mean_and_the_scale_of_its_network(scale):
     coupling = CrossUnitCoupling(1, 2, 3, scale=scale).double()
