@@ -172,16 +172,13 @@ def glow(channels: int, steps: int = 2, composite=CompositeTransform) -> Transfo
     return composite([GlowStep(channels, conv) for _ in range(steps)])
 
 
-def whole(
-    shape=(1, 6, 4), context_features=None, out_shape=None, compiles=False, **options
-) -> Case:
+def whole(shape=(1, 6, 4), context_features=None, out_shape=None, **options) -> Case:
     """A small MixerFlow, of dequantized pixels."""
     return Case(
         lambda: image_flow(image_shape=shape, context_features=context_features, **options),
         shape,
         context_features,
         lambda *sizes, **like: 4 * torch.rand(*sizes, **like),
-        compiles=compiles,
         out_shape=out_shape,
     )
 
@@ -313,8 +310,9 @@ TRANSFORMS: dict[str, Case] = {
         (1, 6, 4),
         context_features=3,
     ),
-    "MixerFlow": whole(compiles=True),
-    "MixerFlow-constant-memory": whole(compiles=True, memory="constant"),
+    "MixerFlow": whole(),
+    "MixerFlow-small": whole(num_layers=1, num_flow_layers=1),
+    "MixerFlow-constant-memory": whole(memory="constant"),
     "MixerFlow-butterfly": whole(linear=ButterflyLinear),
     "MixerFlow-kronecker": whole((2, 6, 4), linear=KroneckerLinear),
     "MixerFlow-bounded": whole(
@@ -470,17 +468,21 @@ TRANSFORMS: dict[str, Case] = {
 # does not have.
 NOT_COMPILED = """
 PatchTransform-band PatchTransform-stripe LULinear-no-bias ButterflyLinear-three
-KroneckerLinear-three
-ButterflyLinear-prime AffineAutoregressive-narrow AffineAutoregressive-nflows
-AffineAutoregressive-batch-norm PatchMixing-autoregressive FlowLayer-autoregressive Reversible
-Composite-images AffineCoupling-second AffineCoupling-softplus AffineCoupling-mlp-batch-norm
-AdditiveCoupling-second RationalQuadraticCoupling-second RationalQuadraticCoupling-context
-ResidualTransform ResidualTransform-context FlowLayer-maf ChannelMixing ChannelMixing-nflows
-PatchMixing PatchMixing-maf PatchMixing-maf-context PatchMixing-positions PatchMixer
-PatchMixer-dilated PatchMixer-band Shift Shift-rectangular ChannelMixing-zuko
-PatchMixing-zuko-context PatchMixing-zuko-positions PatchMixing-normflows PatchMixer-libraries
-InverseTransform-maf Composite-mixed-context InvertibleConv1x1-full GlowStep GlowStep-no-swap
-GlowStep-odd ConditionalNoise-vector MultiScale-mixer MultiScale-context Composite-of-nflows
+KroneckerLinear-three ButterflyLinear-prime AffineAutoregressive-narrow
+AffineAutoregressive-nflows AffineAutoregressive-batch-norm PatchMixing-autoregressive
+FlowLayer-autoregressive Reversible Composite-images AffineCoupling-second AffineCoupling-softplus
+AffineCoupling-mlp-batch-norm AdditiveCoupling-second RationalQuadraticCoupling-second
+RationalQuadraticCoupling-context ResidualTransform ResidualTransform-context FlowLayer-maf
+ChannelMixing ChannelMixing-nflows PatchMixing PatchMixing-maf PatchMixing-maf-context
+PatchMixing-positions PatchMixer PatchMixer-dilated PatchMixer-band Shift Shift-rectangular
+ChannelMixing-zuko PatchMixing-zuko-context PatchMixing-zuko-positions PatchMixing-normflows
+PatchMixer-libraries InverseTransform-maf Composite-mixed-context InvertibleConv1x1-full GlowStep
+GlowStep-no-swap GlowStep-odd ConditionalNoise-vector MultiScale-mixer MultiScale-context
+Composite-of-nflows PatchMixer-context ChannelMixing-context FlowLayer-context
+AffineAutoregressive Composite-glow RationalQuadraticCoupling-images MixerFlow
+MixerFlow-constant-memory MixerFlow-butterfly MixerFlow-kronecker MixerFlow-bounded MixerFlow-maf
+MixerFlow-additive-squeezed MixerFlow-positions MixerFlow-batch-norm MixerFlow-batch-norm-mlp
+MixerFlow-patch-sizes MixerFlow-spline MixerFlow-residual
 """.split()
 for name in NOT_COMPILED:
     TRANSFORMS[name] = replace(TRANSFORMS[name], compiles=False)
@@ -621,3 +623,4 @@ TRANSFORMS |= {
 }
 
 DETERMINISTIC = {name: case for name, case in TRANSFORMS.items() if case.noise is None}
+LEARNABLE = {name for name, case in TRANSFORMS.items() if list(case.make().parameters())}
