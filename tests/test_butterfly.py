@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.baselines.butterfly import ButterflyTransform, butterfly, prime_factors
+from benchmarks.baselines.butterfly import ButterflyTransform, butterfly
 from tests.helpers import moved
 
 
@@ -126,13 +126,6 @@ def test_the_layers_of_butterfly_flow_replace_the_convolutions():
     flow = butterfly((3, 8, 8), hidden_channels=8, scales=2, steps=2)
     layers = [part for part in flow.modules() if isinstance(part, ButterflyTransform)]
     assert [layer.image_shape for layer in layers] == [(12, 4, 4)] * 2 + [(24, 2, 2)] * 2
-
-
-@pytest.mark.parametrize(
-    "number, factors", [(1, ()), (2, (2,)), (7, (7,)), (48, (2, 2, 2, 2, 3)), (49, (7, 7))]
-)
-def test_prime_factors(number, factors):
-    assert prime_factors(number) == factors
 
 
 def test_wrong_shape():

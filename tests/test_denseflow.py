@@ -24,7 +24,6 @@ from nflows_mixer.nn import (
     DenseEncoder,
     NystromAttention,
 )
-from nflows_mixer.noise import uniform_noise
 from nflows_mixer.transforms import (
     ActNorm,
     CrossUnitCoupling,
@@ -398,27 +397,6 @@ def test_latents_are_a_function_of_each_image():
     expected = uniform.transform_and_log_prob(images, noise=zero)[0]
     torch.testing.assert_close(uniform.transform_to_noise(images), expected)
     torch.testing.assert_close(uniform.dequantize_mid(images), images.double() + 0.5)
-
-
-# Noise.
-
-
-@pytest.mark.parametrize("dequantization", ["uniform", "variational"])
-def test_noise_is_a_function_of_seed_step_and_index(dequantization):
-    flow = build(dequantization=dequantization)
-    assert flow.noise_shape == (64 + 2 * 4 * 4 + 2 * 2 * 2,)
-    index = torch.tensor([5, 0, 77, 3])
-    noise = flow.draw_noise(1, 2, index, torch.float64)
-    assert noise.shape == (4, *flow.noise_shape) and noise.dtype == torch.float64
-    assert torch.equal(flow.draw_noise(1, 2, index, torch.float64), noise)
-    for part in (slice(0, 1), slice(1, 4)):
-        assert torch.equal(flow.draw_noise(1, 2, index[part], torch.float64), noise[part])
-    torch.testing.assert_close(flow.draw_noise(1, 2, index), noise.float(), atol=1e-5, rtol=1e-5)
-    for other in ((2, 2, index), (1, 3, index), (1, 2, index + 1)):
-        assert (flow.draw_noise(*other, torch.float64) == noise).float().mean() < 0.02
-    if dequantization == "uniform":
-        own = uniform_noise(1, 2, index, (64,), torch.float64)
-        assert torch.equal(noise[:, :64], own)
 
 
 # Memory, copies, dtypes.

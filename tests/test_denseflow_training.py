@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,13 +33,6 @@ from tests.training import (
 
 TUNED = {"warmup": 3, "decay": 0.7, "decay_every": 2, "fine_tune_steps": 2, "fine_tune_rate": 1e-3}
 TUNED |= {"optimizer": "adamax", "gradient_clip": None, "flip": True}
-
-
-class OfRank:
-    """What a module reads of its trainer to know its place among several processes."""
-
-    def __init__(self, rank, world_size):
-        self.global_rank, self.world_size = rank, world_size
 
 
 # Flips.
@@ -86,7 +80,7 @@ def test_images_and_noise_of_a_step_do_not_depend_on_how_it_is_split(parts):
     # As two processes see them, which have every other image of each part.
     for rank in range(2):
         ranked = FlowModule(module.flow, recipe, seed=4)
-        ranked.trainer = OfRank(rank, 2)
+        ranked.trainer = SimpleNamespace(global_rank=rank, world_size=2)
         ranked._micro_batch = (3, 0)
         for part, (images, noise) in zip(batches[3].chunk(parts), module.seen[3 * parts :]):
             mine = data.train.images(part)[rank::2]

@@ -10,6 +10,7 @@ from nflows_mixer.cli import run
 from nflows_mixer.data import load_images
 from nflows_mixer.evaluation import draw_samples, evaluate, nearest_images
 from nflows_mixer.flows import load_weights, mixerflow, save_weights
+from tests.training import QUIET_COMMAND
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +94,8 @@ def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("trained") / "run"
     flags = ["--model.num_layers=1", "--recipe.steps=3", "--seed=3", "--shuffle=local"]
     flags += ["--model.patch_flow=zuko.flows.NSF", "--model.patch_flow.transforms=1"]
-    flags += ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
-    return out / "weights.safetensors", run(["train", *flags, "--out", str(out)])
+    flags += [*QUIET_COMMAND, "--out", str(out)]
+    return out / "weights.safetensors", run(["train", *flags])
 
 
 def test_split_shuffle_and_flow_are_those_of_the_training_run(trained, tmp_path):

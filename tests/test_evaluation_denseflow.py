@@ -8,20 +8,15 @@ import pytest
 import torch
 
 from nflows_mixer.cli import run
-from nflows_mixer.data.dataset import ImageDataset
 from nflows_mixer.evaluation import (
     Evaluation,
-    draw_samples,
     embeddings,
     evaluate,
     evaluate_bounds,
     evaluate_weights,
     interpolation,
-    ood_report,
-    probe_depths,
     reconstruction,
     round_trip_error,
-    temperature_grid,
     top_level_layers,
 )
 from nflows_mixer.flows import save_weights
@@ -97,16 +92,6 @@ def test_embeddings_of_every_depth_by_hand(preconditioning):
         torch.testing.assert_close(flow.transform_to_noise(images).float(), latents.float())
 
 
-def test_probes_by_depth(flow):
-    dark = torch.arange(40) % 2
-    images = (pixels(40, SHAPE) // 2 + 8 * dark[:, None, None, None]).to(torch.uint8)
-    dataset = ImageDataset(images, dark)
-    table = probe_depths(flow, dataset, dataset, depths=[1, -1], steps=30)
-    expected = [(1, "SqueezeTransform"), (4, "DenseFlowBlock")]
-    assert [(row["depth"], row["layer"]) for row in table] == expected
-    assert all(row["accuracy"] == 1 for row in table)
-
-
 def test_interpolation_by_hand():
     """Half way between standardised latents, with a base of parts that differ."""
     flow, first, second = dense_flow(), pixels(4, SHAPE), pixels(4, SHAPE)
@@ -127,25 +112,6 @@ def test_interpolation_by_hand():
         middle = (ends[0] + ends[1]) / (2 * (cosine.acos() / 2).cos())
         values, _ = flow._transform.inverse(middle * deviation + mean)
     assert torch.equal(way[:, 1], flow.dequantization.inverse(values)[0])
-
-
-def test_samples_at_several_temperatures(flow):
-    panels = temperature_grid(flow, [0.0, 0.5, 1.0], num_samples=5, seed=2, batch_size=3)
-    none, _, one = panels.values()
-    assert torch.equal(one, draw_samples(flow, 5, seed=2, batch_size=3))
-    assert len(one.unique(dim=0)) == 5
-    location = torch.cat([p.as_torch().mean.flatten() for p in flow._distribution.parts.values()])
-    with torch.no_grad():
-        values, _ = flow._transform.inverse(location[None])
-    assert torch.equal(none, flow.dequantization.inverse(values)[0].expand(5, -1, -1, -1))
-
-
-def test_out_of_distribution_report(flow):
-    images, outside = pixels(12, SHAPE), pixels(6, SHAPE, 3)
-    report = ood_report(flow, images, images[:6], {"dark": outside}, seed=3, draws=2)
-    bits = evaluate(flow, outside, seed=3, draws=2)
-    assert report["bits_per_dim"]["dark"]["mean"] == pytest.approx(bits.mean().item())
-    assert all(0 <= score <= 1 for score in report["auroc"]["dark"].values())
 
 
 def test_conditional_flows_keep_the_context():

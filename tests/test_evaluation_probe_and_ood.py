@@ -59,19 +59,6 @@ def test_embeddings_of_a_conditional_flow_and_of_a_single_layer():
     assert torch.equal(embeddings(scaled, images), images.flatten(1) + 0.5)
 
 
-def test_probe_reads_labels_that_are_linear_in_pixels():
-    images = pixels(400)
-    labels = (images[:, 0, 0, 0] > 8).long() + (images[:, 0, 0, 0] > 8) * (images[:, 0, 1, 1] < 8)
-    features = images.flatten(1).float()
-    # Two half-planes and a quadrant: linear once the indicators are among the features.
-    indicators = torch.stack([labels == label for label in range(3)], dim=1).float()
-    features = torch.cat([features, indicators, torch.full((400, 1), 7.0)], dim=1)
-    result = linear_probe(features[:300], labels[:300], features[300:], labels[300:], steps=300)
-    assert result.accuracy == 1 and result.train_accuracy == 1 and result.loss < 0.1
-    again = linear_probe(features[:300], labels[:300], features[300:], labels[300:], steps=300)
-    assert again == result
-
-
 def test_probe_of_random_labels_is_chance():
     features, labels = torch.randn(3000, 5), torch.randint(4, (3000,))
     result = linear_probe(features[:1500], labels[:1500], features[1500:], labels[1500:], steps=300)

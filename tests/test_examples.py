@@ -15,6 +15,7 @@ from nflows_mixer.data import load_images
 from nflows_mixer.evaluation import evaluate, evaluate_bounds, nearest_images
 from nflows_mixer.flows import load_weights
 from nflows_mixer.training import table as results_table
+from tests.training import QUIET_COMMAND
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
@@ -84,11 +85,8 @@ def strokes(tmp_path_factory):
     return path
 
 
-QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
-
-
 def test_mixerflow_ends_with_figures_pictures_and_weights(tmp_path, monkeypatch, capsys):
-    flags = [*QUIET, "--recipe.steps=50", "--model.num_layers=2"]
+    flags = [*QUIET_COMMAND, "--recipe.steps=50", "--model.num_layers=2"]
     results = run(monkeypatch, capsys, "train_mixerflow", tmp_path / "out", *flags)
     # 50 steps are enough to be far below the uniform model.
     bits = results["bits_per_dim"]["test"]
@@ -102,8 +100,13 @@ def test_mixerflow_ends_with_figures_pictures_and_weights(tmp_path, monkeypatch,
 
 
 def test_denseflow_ends_with_bounds_and_neighbours(tmp_path, monkeypatch, capsys):
-    flags = [*QUIET, "--model.modules=[1, 1]", "--model.conditioner.hidden_channels=8", "--seed=3"]
-    flags += ["--recipe.steps=6", "--evaluation_images=20"]
+    flags = [
+        *QUIET_COMMAND,
+        "--model.modules=[1, 1]",
+        "--model.conditioner.hidden_channels=8",
+        "--seed=3",
+    ]
+    flags += ["--recipe.steps=6", "--evaluation_images=20", "--seed=3"]
     results = run(monkeypatch, capsys, "train_denseflow", tmp_path / "out", *flags)
     assert all(is_png(tmp_path / f"out/{name}.png") for name in ("samples", "neighbours", "curve"))
     data = load_images("digits", seed=3)

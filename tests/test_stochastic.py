@@ -15,7 +15,6 @@ from nflows.transforms import CompositeTransform, Transform
 from torch import Tensor, distributions, nn
 
 from nflows_mixer.core.as_transform import deterministic_transform
-from nflows_mixer.distributions import standard_normal_log_prob
 from nflows_mixer.transforms import (
     ConditionalNoise,
     CrossUnitCoupling,
@@ -300,10 +299,3 @@ def test_wrong_calls():
         MultiScaleTransform([UniformDequantization(17)], (2, 4, 4))
     with expect(ValueError, "parts that are given their noise, got CrossUnitCoupling at"):
         MultiScaleTransform([CompositeTransform([CrossUnitCoupling(2, 1)])], (2, 4, 4))
-
-
-def test_density_of_standard_normal_noise():
-    noise = torch.randn(4, 2, 3, dtype=torch.float64)
-    expected = NORMAL.log_prob(noise).flatten(1).sum(1)
-    torch.testing.assert_close(standard_normal_log_prob(noise), expected)
-    assert standard_normal_log_prob(noise[:, :0]).tolist() == [0] * 4

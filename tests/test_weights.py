@@ -17,7 +17,6 @@ from nflows_mixer.flows import (
     Pixels,
     grow,
     load_weights,
-    mixerflow,
     read_metadata,
     save_weights,
 )
@@ -458,16 +457,6 @@ def test_flow_that_does_not_start_at_the_identity_is_refused():
     flow = trained(channel_flow=not_identity)
     with pytest.raises(ValueError, match="expected new layers that are the identity, got some tha"):
         grow(flow, 2)
-
-
-@pytest.mark.parametrize("number", [1, 2])
-def test_flow_of_factories_that_start_at_the_identity_grows(number):
-    options = dict(zip(("channel_flow", "patch_flow")[:number], [AffineCoupling] * number))
-    flow = mixerflow(
-        image_shape=SHAPE, patch_size=2, levels=17, num_layers=1, shift=None, **options
-    )
-    flow.initialize(pixels(40)).eval()
-    assert_same_map(grow(flow, 2), flow)
 
 
 def test_odd_number_of_reversals_grows_by_pairs():

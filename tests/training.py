@@ -21,6 +21,7 @@ from tests.helpers import moved
 
 SHAPE = (1, 4, 4)
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
+QUIET_COMMAND = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
 
 def plain(test):
