@@ -432,6 +432,11 @@ TRANSFORMS: dict[str, Case] = {
         (1, 8, 4),
         out_shape=(32,),
     ),
+    "MultiScale-small": Case(
+        lambda: MultiScaleTransform([glow(4, 1), SqueezeAndSplit(2), glow(8, 1)], (4, 4, 2)),
+        (4, 4, 2),
+        out_shape=(32,),
+    ),
     "MultiScale-mixer": Case(
         lambda: MultiScaleTransform(
             [mixer((1, 8, 4)), SqueezeAndSplit(2, 3), mixer((3, 4, 2), (2, 1))], (1, 8, 4)
@@ -483,6 +488,7 @@ AffineAutoregressive Composite-glow RationalQuadraticCoupling-images MixerFlow
 MixerFlow-constant-memory MixerFlow-butterfly MixerFlow-kronecker MixerFlow-bounded MixerFlow-maf
 MixerFlow-additive-squeezed MixerFlow-positions MixerFlow-batch-norm MixerFlow-batch-norm-mlp
 MixerFlow-patch-sizes MixerFlow-spline MixerFlow-residual
+MultiScale-glow Reversible-glow-checkpoint
 """.split()
 for name in NOT_COMPILED:
     TRANSFORMS[name] = replace(TRANSFORMS[name], compiles=False)

@@ -4,6 +4,7 @@ import difflib
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from nflows.flows import Flow
 
+import nflows_mixer.data
 from nflows_mixer.data import load_images
 from nflows_mixer.evaluation import evaluate, evaluate_bounds, nearest_images
 from nflows_mixer.flows import load_weights
@@ -70,6 +72,19 @@ def run(monkeypatch, capsys, name, out, *flags):
 
 def is_png(path):
     return path.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """Fewer of them, which scripts load like all."""
+
+    def load_few(*arguments, **options):
+        digits = load_images(*arguments, **options)
+        return replace(
+            digits, train=digits.train.subset(range(400)), test=digits.test.subset(range(80))
+        )
+
+    monkeypatch.setattr(nflows_mixer.data, "load_images", load_few)
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +151,8 @@ def test_maf_counts_the_passes_of_its_samples(strokes, tmp_path, monkeypatch, ca
     assert is_png(tmp_path / "out" / "samples.png") and is_png(tmp_path / "out" / "curve.png")
 
 
-def test_zuko_spline_checks_its_log_determinant(tmp_path, monkeypatch, capsys):
-    results = run(monkeypatch, capsys, "zuko_spline", tmp_path / "out", "--steps", 20)
+def test_zuko_spline_checks_its_log_determinant(few_digits, tmp_path, monkeypatch, capsys):
+    results = run(monkeypatch, capsys, "zuko_spline", tmp_path / "out", "--steps", 15)
     assert 0 <= results["logabsdet_error"] < 1e-8
     assert (
         1 < results["bits_per_dim"]["test"] < 4 < results["reference_models"]["uniform, 17 levels"]
@@ -145,7 +160,7 @@ def test_zuko_spline_checks_its_log_determinant(tmp_path, monkeypatch, capsys):
     assert is_png(tmp_path / "out" / "samples.png")
 
 
-def test_class_conditional_flow_classifies(tmp_path, monkeypatch, capsys):
+def test_class_conditional_flow_classifies(few_digits, tmp_path, monkeypatch, capsys):
     flags = ["--steps", 40, "--layers", 1]
     results = run(monkeypatch, capsys, "class_conditional", tmp_path / "out", *flags)
     # A tenth would be chance.
@@ -156,7 +171,7 @@ def test_class_conditional_flow_classifies(tmp_path, monkeypatch, capsys):
     assert is_png(tmp_path / "out" / "samples.png") and is_png(tmp_path / "out" / "classes.png")
 
 
-def test_hybrid_trains_with_all_labels_and_with_few(tmp_path, monkeypatch, capsys):
+def test_hybrid_trains_with_all_labels_and_with_few(few_digits, tmp_path, monkeypatch, capsys):
     flags = ["--steps", 6, "--probe_steps", 20]
     results = run(monkeypatch, capsys, "hybrid_digits", tmp_path / "out", *flags)
     assert len(results["hybrid"]) == 4

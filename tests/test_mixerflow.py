@@ -315,15 +315,15 @@ def drawn(flow, images, std=0.01):
 
 
 def test_thirty_layers_in_float64_invert():
-    images = real_images(32, 24)
+    images = real_images(32, 8)
     flow = drawn(mixerflow("cifar10"), images)
-    assert round_trip_error(flow, images[:8]) < 1e-8
+    assert round_trip_error(flow, images[:4]) < 1e-8
 
 
 def test_thirty_layers_in_float64_have_the_logabsdet_of_their_jacobian():
     images = real_images(6, 200)
     flow = drawn(mixerflow(image_shape=(3, 6, 6), patch_size=2, hidden_features=32), images)
-    pixels = images[:2].double() + 0.5
+    pixels = images[:1].double() + 0.5
     latents, logabsdet = flow._transform(pixels)
     expected = jacobian_logabsdet(flow._transform.forward, pixels)
     torch.testing.assert_close(logabsdet, expected, rtol=1e-8, atol=0)
@@ -334,6 +334,6 @@ def test_thirty_layers_in_float64_have_the_logabsdet_of_their_jacobian():
 
 
 def test_fresh_cifar10_preset_inverts_real_images_in_float32():
-    images = real_images(32, 64)
+    images = real_images(32, 24)
     flow = mixerflow("cifar10").initialize(images)
     assert round_trip_error(flow, images) < 1e-4
