@@ -93,13 +93,6 @@ def test_samples_of_each_class():
     assert not torch.equal(samples, flow.sample(4, torch.tensor([1, 1])))
 
 
-def test_latents_given_labels_invert():
-    flow, images, labels = conditional(num_classes=3)
-    latents = flow.transform_to_noise(images, labels)
-    back, _ = flow._transform.inverse(latents, flow._embedding_net(labels))
-    torch.testing.assert_close(back, images.double() + 0.5, atol=1e-8, rtol=1e-8)
-
-
 def test_layers_that_take_no_context_are_told_of():
     sizes = {"image_shape": (1, 4, 4), "patch_size": 2, "num_layers": 2, "shift": None}
     with pytest.warns(UserWarning, match="8 of 16 flow layers take no context"):

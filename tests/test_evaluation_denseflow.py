@@ -150,11 +150,7 @@ def test_command_over_weights(tmp_path):
         "DenseFlowBlock",
         "SqueezeAndSplit",
     ]
-    copies = report["memorisation"]
-    assert copies["crop"] == [6, 6] and copies["flipped"] is True
-    assert copies["held_out"]["images"] == 20
-    assert len(copies["distances"]) == copies["samples"]["images"] == 64
-    assert {len(row) for row in copies["indices"]} == {3}
+    assert report["memorisation"]["crop"] == [6, 6] and report["memorisation"]["flipped"] is True
     assert len(list((tmp_path / "out").glob("*.png"))) == 4
 
 

@@ -32,7 +32,6 @@ DRIVER = textwrap.dedent(
     """
     import functools, os, signal, sys
     from lightning.pytorch import Callback
-from torch.utils._pytree import tree_flatten
     from nflows_mixer import _files
     from nflows_mixer import cli
     from nflows_mixer.training import run

@@ -42,15 +42,6 @@ def test_equals_a_convolution_with_circular_padding(height, width):
     torch.testing.assert_close(convolution(images)[0], expected)
 
 
-def test_commutes_with_rolling_the_image():
-    convolution = moved(2)
-    images = torch.randn(2, 2, 4, 5, dtype=torch.float64)
-    outputs, logabsdet = convolution(images)
-    rolled, logabsdet_rolled = convolution(images.roll((1, -2), (2, 3)))
-    torch.testing.assert_close(rolled, outputs.roll((1, -2), (2, 3)))
-    torch.testing.assert_close(logabsdet_rolled, logabsdet)
-
-
 def test_receptive_field_wraps_around():
     point = torch.randn(1, 2, 5, 6, dtype=torch.float64)
     convolution = moved(2)
