@@ -17,10 +17,12 @@ from nflows_mixer.core.composite import (
     run_chain,
 )
 from nflows_mixer.core.context import row_lengths, shape_after, takes_context
-from nflows_mixer.core.factory import call_factory, named_keywords
+from nflows_mixer.core.factory import UNSET, Unset, call_factory, named_keywords
 from nflows_mixer.core.probe import check_usable
 
 __all__ = [
+    "UNSET",
+    "Unset",
     "CompositeTransform",
     "FlowLike",
     "InverseTransform",

@@ -26,7 +26,7 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
     ``core.takes_context``). Inputs may be integers where the first part makes them real. What
     a part computes in half precision, under autocast, goes on in the precision of the inputs.
     An inverse runs in evaluation mode, whatever the mode is, and masked flows are inverted by
-    ``core.inverse_of``.
+    ``numerics.inverse_of``.
 
     Args:
         transforms: the parts, from data to noise; flows of zuko and normflows are adapted.
@@ -90,7 +90,7 @@ class InverseTransform(nflows_transforms.InverseTransform):
 
     .. math:: f^{-1}, \qquad \log|\det J| \text{ of } f^{-1}
 
-    Masked flows are inverted by ``core.inverse_of``.
+    Masked flows are inverted by ``numerics.inverse_of``.
 
     Args:
         transform: what to turn round; a flow of zuko or normflows is adapted.

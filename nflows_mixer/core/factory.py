@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
+
+
+class Unset(Enum):
+    """The value of an argument that was not given, where None is a choice of its own."""
+
+    UNSET = "unset"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+UNSET = Unset.UNSET
 
 
 def call_factory(factory: Callable[..., Any], *arguments: Any, **offered: Any) -> Any:
@@ -16,7 +29,8 @@ def call_factory(factory: Callable[..., Any], *arguments: Any, **offered: Any) -
     Args:
         factory: a class, a function, or a ``functools.partial``, whose keywords come first.
         arguments: what every factory takes, by position.
-        offered: what it takes if its signature names it; ``**kwargs`` does not count.
+        offered: what it takes if its signature names it; ``**kwargs`` does not count, and what is
+            ``UNSET`` is not offered.
 
     Returns:
         What the factory returns.
@@ -26,7 +40,9 @@ def call_factory(factory: Callable[..., Any], *arguments: Any, **offered: Any) -
         (48, 3)
     """
     names = named_keywords(factory, len(arguments))
-    return factory(*arguments, **{name: offered[name] for name in offered if name in names})
+    return factory(
+        *arguments, **{k: v for k, v in offered.items() if k in names and v is not UNSET}
+    )
 
 
 def named_keywords(factory: Callable[..., Any], positional: int = 1) -> set[str]:

@@ -1,6 +1,7 @@
 """Ready flows on images."""
 
-from nflows_mixer.flows.architecture import UNSET, Architecture
+from nflows_mixer.core.factory import UNSET
+from nflows_mixer.flows.architecture import Architecture
 from nflows_mixer.flows.denseflow import denseflow
 from nflows_mixer.flows.grow import grow
 from nflows_mixer.flows.image_flow import DequantizedFlow, ImageFlow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from importlib import import_module
 from numbers import Integral, Real
@@ -14,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from nflows_mixer._checks import mismatch
+from nflows_mixer.core.factory import UNSET
 from nflows_mixer.flows.pixels import Pixels
 
 ROOMS = (
@@ -25,18 +25,6 @@ ROOMS = (
 )
 """Modules whose classes and functions a weights file may name."""
 ADVICE = "build the flow, and pass it: load_weights(path, flow)"
-
-
-class Unset(Enum):
-    """The value of an argument that was not given, where None is a choice of its own."""
-
-    UNSET = "unset"
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-UNSET = Unset.UNSET
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,8 +19,8 @@ from nflows_mixer._checks import (
     check_positive,
     mismatch,
 )
-from nflows_mixer.core.factory import call_factory
-from nflows_mixer.flows.architecture import UNSET, Architecture, Unset
+from nflows_mixer.core.factory import UNSET, Unset, call_factory
+from nflows_mixer.flows.architecture import Architecture
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.pixels import NOISE_CHANNELS, DequantizationLike, noise_networks
 from nflows_mixer.flows.presets import Preset

@@ -11,9 +11,8 @@ from nflows.transforms import Transform
 from torch import nn
 
 from nflows_mixer._checks import check_choice, check_image_shape, check_positive, mismatch
-from nflows_mixer.core.factory import named_keywords
+from nflows_mixer.core.factory import UNSET, Unset, named_keywords
 from nflows_mixer.distributions import BaseDistribution, DiagonalNormal, ProductDistribution
-from nflows_mixer.flows.architecture import UNSET, Unset
 from nflows_mixer.flows.builder import Spec, specify
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.pixels import (

@@ -18,9 +18,8 @@ from nflows_mixer._checks import check_choice, check_image_shape, mismatch
 from nflows_mixer.core.as_transform import as_transform
 from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.core.context import takes_context
-from nflows_mixer.core.factory import named_keywords
+from nflows_mixer.core.factory import UNSET, Unset, named_keywords
 from nflows_mixer.distributions import DiagonalNormal
-from nflows_mixer.flows.architecture import UNSET, Unset
 from nflows_mixer.flows.builder import Spec, specify
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.pixels import Pixels

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from nflows_mixer import __version__
 from nflows_mixer._checks import mismatch
 from nflows_mixer._files import replace_file
-from nflows_mixer.flows.architecture import ADVICE, UNSET, decoded, encoded
+from nflows_mixer.core.factory import UNSET
+from nflows_mixer.flows.architecture import ADVICE, decoded, encoded
 from nflows_mixer.flows.denseflow import DenseFlowSpec, build_denseflow
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.mixerflow import MixerFlowSpec, build_mixerflow

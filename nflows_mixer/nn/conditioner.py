@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from einops import repeat
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer.nn.norm import track_statistics
@@ -67,8 +68,21 @@ class Conditioner(nn.Module):
 
         Args:
             networks: of any sizes.
+
+        Raises:
+            ValueError: if parameters have parametrizations, which ``parameters`` looks behind.
         """
+        if any(is_parametrized(part) for network in networks for part in network.modules()):
+            got, advice = "parametrized ones", "define prepare, which reads them by their names"
+            raise mismatch(f"{cls.__name__}.prepare", "plain parameters", got, advice)
         return [tuple(network.parameters()) for network in networks]
+
+    def prepares(self) -> bool:
+        """Whether ``prepare`` and ``evaluate`` know all that this network is made of.
+
+        One whose parts somebody has exchanged is called as it is.
+        """
+        return True
 
     @staticmethod
     @abstractmethod

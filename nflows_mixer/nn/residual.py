@@ -14,6 +14,8 @@ from nflows_mixer._distributed import world_size
 from nflows_mixer.nn.conditioner import Conditioner, Statistics, append_context, zero_linear
 from nflows_mixer.nn.norm import BatchNorm1d, make_norm, normalize_batch
 
+BATCH_NORMS = (BatchNorm1d, nn.BatchNorm1d)
+
 
 class ResidualBlock(nn.Module):
     r"""Pre-activation residual block on rows of features.
@@ -122,6 +124,23 @@ class ResidualMLP(Conditioner):
         """Map [N, in_features] (and context [N, context_features]) to [N, out_features]."""
         hidden = self.initial(append_context(inputs, context, self.context_features))
         return self.final(self.blocks(hidden))
+
+    def prepares(self) -> bool:
+        """Whether it is of plain linear layers, and of norms that agree in their mode."""
+        parts: list[Any] = [self.initial, self.final]
+        norms: list[Any] = []
+        for block in self.blocks:
+            if type(block) is not ResidualBlock:
+                return False
+            parts += [block.linear1, block.linear2]
+            norms += [block.norm1, block.norm2]
+        alike = {(type(norm), norm.training, getattr(norm, "eps", None)) for norm in norms}
+        kinds = {None: (nn.Identity,), "layer": (nn.LayerNorm,), "batch": BATCH_NORMS}
+        return (
+            len(alike) == 1
+            and type(norms[0]) in kinds[self.norm]
+            and all(type(part) is nn.Linear for part in parts)
+        )
 
     def options(self, inputs: Tensor) -> tuple:
         """Norm, its eps, whether it is over the batch of all processes, half precision or None."""

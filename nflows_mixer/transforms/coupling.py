@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from nflows_mixer._checks import check_choice, check_outputs, mismatch
 from nflows_mixer._modes import running_statistics
 from nflows_mixer.core.context import takes_context
-from nflows_mixer.core.factory import call_factory
+from nflows_mixer.core.factory import UNSET, Unset, call_factory
 from nflows_mixer.nn import ResidualMLP
 from nflows_mixer.transforms.gradients import Gradients, Pair
 
@@ -51,8 +51,9 @@ class Coupling(Transform):
             gives ``parameters_per_feature * floor(D / 2)`` features.
         conditioning: which part conditions, "first" or "second".
         context_features: length of the context, for the factory.
-        norm: of the conditioner, for the factory: "layer", "batch" or None.
-        hidden_features: width of the conditioner, for the factory.
+        norm: of the conditioner, for the factory: "layer", "batch" or None; its own default where
+            not given.
+        hidden_features: width of the conditioner, for the factory; its own default likewise.
 
     Shapes:
         inputs and outputs [N, D], or [B, D, H, W] with a conditioner of images.
@@ -88,8 +89,8 @@ class Coupling(Transform):
         conditioning: str = "first",
         *,
         context_features: int | None = None,
-        norm: str | None = "layer",
-        hidden_features: int = 128,
+        norm: str | None | Unset = UNSET,
+        hidden_features: int | Unset = UNSET,
     ) -> None:
         super().__init__()
         owner = type(self).__name__
@@ -114,7 +115,7 @@ class Coupling(Transform):
                 conditioner,
                 self.conditioning_features,
                 self.parameters_per_feature * self.transformed_features,
-                context_features=context_features,
+                context_features=UNSET if context_features is None else context_features,
                 norm=norm,
                 hidden_features=hidden_features,
             )
@@ -282,8 +283,8 @@ class AffineCoupling(Coupling):
         conditioning: str = "first",
         *,
         context_features: int | None = None,
-        norm: str | None = "layer",
-        hidden_features: int = 128,
+        norm: str | None | Unset = UNSET,
+        hidden_features: int | Unset = UNSET,
     ) -> None:
         super().__init__(
             features,

@@ -13,7 +13,7 @@ import torch
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflows_mixer._checks import ROWS_ADVICE, wrong_event
+from nflows_mixer._checks import ROWS_ADVICE, check_outputs, wrong_event
 from nflows_mixer._modes import EVALUATING, running_statistics, without_autocast
 from nflows_mixer.core.as_transform import FlowLike, as_transform
 from nflows_mixer.core.composite import run_chain
@@ -25,7 +25,7 @@ from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.compiled import CompiledCalls
 from nflows_mixer.transforms.coupling import AffineCoupling, Coupling
 from nflows_mixer.transforms.gradients import Gradients, Pair, inputs_of, recompute, tensors_in
-from nflows_mixer.transforms.linear import AffineMaps, LULinear, fold
+from nflows_mixer.transforms.linear import AffineMaps, LinearBlock, LULinear, fold
 
 Maps = tuple[Tensor, Tensor, Tensor]
 
@@ -99,21 +99,27 @@ class FlowLayer(Transform):
             owner = f"FlowLayer.{name}"
             made = None if part is None else as_transform(part, features, owner, **offered)
             setattr(self, name, made)
-        parts = [part for part in (self.actnorm, self.linear, self.flow) if part is not None]
-        self._passes_context = [takes_context(part) for part in parts]
+        self._passes_context = {
+            name: takes_context(part) for name, part in self._parts().items() if part is not None
+        }
         self.compiled: CompiledCalls | None = None
 
     def chain(self) -> list[tuple[Transform, bool]]:
         """Its parts in their order, and whether each is given the context."""
-        parts = [part for part in (self.actnorm, self.linear, self.flow) if part is not None]
-        return list(zip(parts, self._passes_context))
+        passes = self._passes_context
+        return [
+            (part, passes.get(name, False))
+            for name, part in self._parts().items()
+            if part is not None
+        ]
+
+    def _parts(self) -> dict[str, Any]:
+        return {"actnorm": self.actnorm, "linear": self.linear, "flow": self.flow}
 
     @property
     def rebuilds(self) -> bool:
-        """Whether ``rebuild`` can be called: if it has a coupling, or no row flow."""
-        return self.flow is None or (
-            isinstance(self.flow, Coupling) and is_untouched(self.flow, "rebuild")
-        )
+        """Whether to go back by ``rebuild``: with a coupling, or without a row flow."""
+        return self.flow is None or (_is_plain(self.flow) and not _have_hooks([self.flow]))
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D]."""
@@ -151,7 +157,7 @@ class FlowLayer(Transform):
                 state, grads, context, gradients, parameters_of, tensors_in(network)
             )
         elif self.flow is not None:
-            given = context if self._passes_context[-1] else None
+            given = context if self._passes_context["flow"] else None
             state, grad = self.flow.rebuild(state, grads, given, gradients)
         if weights.maps is None or weights.inverse is None:
             for part in reversed(self._affine_parts()):
@@ -206,6 +212,7 @@ class FlowLayer(Transform):
         with torch.autocast(kind, enabled=False) if casts else nullcontext():
             outputs, logabsdet, statistics = self._call(
                 *(flow_layer, rows, maps, network, context, coupling.split, inverse),
+                coupling.parameters_per_feature,
                 coupling.elementwise_inverse if inverse else coupling.elementwise,
                 *(coupling.constants, conditioner.evaluate, options),
             )
@@ -225,9 +232,11 @@ class FlowLayer(Transform):
         weights = None if current is None else current[0].get(self)
         if weights is not None:
             maps, of_inverse, _ = weights
-            if (of_inverse if inverse else maps) is not None or (
-                maps is None and of_inverse is None
-            ):
+            # Beside the maps the inverse carries no gradient: it is there to go back.
+            detached = inverse and maps is not None and torch.is_grad_enabled()
+            if maps is None and of_inverse is None:
+                return weights
+            if (of_inverse if inverse else maps) is not None and not detached:
                 return weights
         return prepare_layers([self], inverse).get(self, LayerWeights())
 
@@ -239,6 +248,7 @@ def flow_layer(
     context: Tensor | None,
     split: tuple[int, bool],
     inverse: bool,
+    per_feature: int,
     elementwise: Callable[..., tuple[Tensor, Tensor]],
     constants: tuple,
     evaluate: Callable[..., tuple[Tensor, Statistics]],
@@ -258,6 +268,7 @@ def flow_layer(
         context: [N, F], or None.
         split: see ``Coupling.split``.
         inverse: whether the map comes behind the coupling.
+        per_feature: parameters that f gives for each feature that moves.
         elementwise: g, or its inverse.
         constants: of g.
         evaluate: f, see ``nn.Conditioner.evaluate``.
@@ -272,6 +283,9 @@ def flow_layer(
     fixed, moved = rows.tensor_split((count,), 1) if first else rows.tensor_split((count,), 1)[::-1]
     given = fixed if context is None else torch.cat([fixed, context], 1)
     parameters, statistics = evaluate(given, network, options)
+    check_outputs(
+        parameters, (len(moved), per_feature * moved.shape[1]), "conditioner", "parameters"
+    )
     moved, logabsdet = elementwise(moved, parameters, *constants)
     rows = torch.cat((fixed, moved) if first else (moved, fixed), 1)
     if maps is not None:
@@ -349,8 +363,10 @@ def layers_in(module: nn.Module) -> list[FlowLayer]:
         module = rest.pop()
         if isinstance(module, FlowLayer):
             found.append(module)
-        else:
-            rest += [part for part in module._modules.values() if part is not None][::-1]
+        # Inside of these there are none, and they are most of what a flow is made of.
+        elif isinstance(module, (Coupling, LinearBlock, ActNorm)):
+            continue
+        rest += [part for part in module._modules.values() if part is not None][::-1]
     return list(dict.fromkeys(found))
 
 
@@ -392,10 +408,9 @@ def prepare_layers(
             key = (*kinds, layer.features, like.dtype, like.device)
             affine[key].append((layer, parts))
         network = getattr(flow, "conditioner", None)
-        if isinstance(network, Conditioner) and isinstance(flow, Coupling):
-            if stands_for_forward(type(flow), "elementwise"):
-                if stands_for_forward(type(network), "evaluate"):
-                    networks[type(network)].append((layer, network))
+        if isinstance(network, Conditioner) and _is_plain(flow):
+            if stands_for_forward(type(network), "evaluate") and network.prepares():
+                networks[type(network)].append((layer, network))
     for members in affine.values():
         of_layers, of_parts = zip(*members)
         maps = fold([list(parts) for parts in zip(*of_parts)])
@@ -412,11 +427,22 @@ def prepare_layers(
     return weights
 
 
+def _is_plain(flow: Any) -> bool:
+    """Whether a row flow is a coupling that does what ``elementwise`` says, and no more."""
+    kind = type(flow)
+    return (
+        isinstance(flow, Coupling)
+        and kind.forward is Coupling.forward
+        and kind.inverse is Coupling.inverse
+        and kind.rebuild is Coupling.rebuild
+    )
+
+
 def is_untouched(module: nn.Module, method: str, deep: bool = True) -> bool:
     """Whether a faster method may stand for a module's ``forward``.
 
-    Not if a subclass has overridden ``forward`` and not the method, if ``forward`` was replaced on
-    the object, or if somebody listens to it or to a part of it by a hook.
+    Not if a subclass has overridden ``forward`` or ``inverse`` and not the method, if one of these
+    was replaced on the object, or if somebody listens to it or to a part of it by a hook.
 
     Args:
         module: any.
@@ -437,11 +463,11 @@ def is_untouched(module: nn.Module, method: str, deep: bool = True) -> bool:
 # Not as a decorator: functools says that a class, as an argument, could not be hashed.
 @cast(Callable[[Any], Any], cache)
 def stands_for_forward(kind: type, method: str) -> bool:
-    """Whether no subclass of the class that defines a method has overridden ``forward`` since.
+    """Whether no subclass of the class that defines a method has overridden a direction since.
 
     Args:
         kind: a class of modules.
-        method: name of the method that does what ``forward`` does.
+        method: name of the method that does what ``forward`` and ``inverse`` do.
 
     Example:
         >>> class Own(nn.Linear):
@@ -450,12 +476,12 @@ def stands_for_forward(kind: type, method: str) -> bool:
         >>> stands_for_forward(nn.Linear, "forward"), stands_for_forward(Own, "reset_parameters")
         (True, False)
     """
-    defined = [{"forward", method} & vars(base).keys() for base in kind.__mro__]
+    defined = [{"forward", "inverse", method} & vars(base).keys() for base in kind.__mro__]
     return method in next((names for names in defined if names), ())
 
 
 def _have_hooks(modules: Iterable[nn.Module | None], deep: bool = True) -> bool:
-    """Whether somebody listens to modules or their parts, or has replaced their ``forward``."""
+    """Whether somebody listens to modules or their parts, or has replaced a direction of theirs."""
     rest = list(modules)
     while rest:
         part = rest.pop()
@@ -466,6 +492,7 @@ def _have_hooks(modules: Iterable[nn.Module | None], deep: bool = True) -> bool:
                 or part._backward_hooks
                 or part._backward_pre_hooks
                 or "forward" in part.__dict__
+                or "inverse" in part.__dict__
             ):
                 return True
             rest += part._modules.values() if deep else ()

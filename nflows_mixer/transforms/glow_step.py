@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from nflows_mixer._checks import check_channels
 from nflows_mixer._modes import running_statistics, without_autocast
 from nflows_mixer.core.composite import CompositeTransform, run_chain
+from nflows_mixer.core.factory import UNSET, Unset
 from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.coupling import AffineCoupling, ConditionerLike
@@ -64,7 +65,7 @@ class GlowStep(CompositeTransform):
         swap: bool = True,
         *,
         context_features: int | None = None,
-        norm: str | None = "layer",
+        norm: str | None | Unset = UNSET,
     ) -> None:
         coupling = AffineCoupling(
             channels, conditioner, scale, context_features=context_features, norm=norm

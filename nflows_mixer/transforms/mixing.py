@@ -127,7 +127,7 @@ class ChannelMixingTransform(_MixingTransform):
 
     Shapes:
         inputs and outputs [B, P, c]; context [B, F] is repeated for each row of its image where
-        ``transform`` takes one (see ``bridges.takes_context``), and withheld where not.
+        ``transform`` takes one (see ``core.takes_context``), and withheld where not.
 
     Raises:
         ValueError: if inputs are no matrices, the context is not one row per image, or the

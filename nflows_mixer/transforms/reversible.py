@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint, get_device_states, set_device_sta
 
 from nflows_mixer._checks import check_choice, check_sizes, mismatch
 from nflows_mixer._distributed import all_reduce_max, world_size
-from nflows_mixer._modes import autocast_dtype, running_statistics, without_autocast
+from nflows_mixer._modes import autocast_dtype, is_transformed, running_statistics, without_autocast
 from nflows_mixer.core.composite import CompositeTransform, Passage, run_chain
 from nflows_mixer.nn.norm import scratch_buffers
 from nflows_mixer.numerics.autoregressive import inverse_of
@@ -158,6 +158,10 @@ class ReversibleCompositeTransform(CompositeTransform):
             return super().forward(inputs, context)
         layers = layers_in(self)
         constant = gradients and self.memory == "constant" and autocast_dtype(inputs) is None
+        if constant and is_transformed():
+            expected, got = "memory='full' under torch.func", "'constant'"
+            advice = "set flow._transform.memory, or build the flow so"
+            raise mismatch("ReversibleCompositeTransform", expected, got, advice)
         with torch.autocast(inputs.device.type, enabled=False):
             weights = prepare_layers(layers, None if constant else False)
         if self.training and len(weights) < len(layers):
@@ -168,7 +172,8 @@ class ReversibleCompositeTransform(CompositeTransform):
                 using_weights(weights, tracks=False),
             ):
                 super().forward(inputs, context)
-            return self.forward(inputs, context)
+            with torch.autocast(inputs.device.type, enabled=False):
+                weights = prepare_layers(layers, None if constant else False)
         if not gradients:
             with using_weights(weights):
                 return super().forward(inputs, context)
@@ -184,6 +189,8 @@ class ReversibleCompositeTransform(CompositeTransform):
             outputs, logabsdet = self._rebuilt(chain, weights, inputs, context)
         return outputs, logabsdet if total is None else logabsdet + total
 
+    chain = CompositeTransform.chain
+
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map back through the parts in reverse order, in evaluation mode."""
         if torch.compiler.is_compiling() or is_in_pass():
@@ -196,7 +203,7 @@ class ReversibleCompositeTransform(CompositeTransform):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles begin to measure anew."""
-        return {**self.__dict__, "_error": None}
+        return {**super().__getstate__(), "_error": None}
 
     def _checkpointed(
         self, chain: Chain, weights: Weights, inputs: Tensor, context: Tensor | None

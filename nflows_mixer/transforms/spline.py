@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nflows_mixer._checks import check_positive, mismatch
+from nflows_mixer.core.factory import UNSET, Unset
 from nflows_mixer.nn import ResidualMLP
 from nflows_mixer.transforms.coupling import ConditionerLike, Coupling
 
@@ -215,8 +216,8 @@ class RationalQuadraticCoupling(Coupling):
         conditioning: str = "first",
         *,
         context_features: int | None = None,
-        norm: str | None = "layer",
-        hidden_features: int = 128,
+        norm: str | None | Unset = UNSET,
+        hidden_features: int | Unset = UNSET,
     ) -> None:
         owner = "RationalQuadraticCoupling"
         check_positive(owner, "num_bins", num_bins)
