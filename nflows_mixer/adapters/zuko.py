@@ -449,8 +449,11 @@ class LazyNflowsTransform(LazyTransform):
         return NflowsTransform(self, c)
 
 
-class NflowsTransform(TorchTransform):
+class NflowsTransform(TorchTransform, nn.Module):
     """What ``LazyNflowsTransform`` builds: it runs over any batch shape, as zuko's own.
+
+    A module too, so that who holds one (a guide of pyro, a ``TransformedDistribution`` in a module)
+    holds its parameters.
 
     Args:
         lazy: where it comes from.
@@ -469,7 +472,8 @@ class NflowsTransform(TorchTransform):
     def __init__(
         self, lazy: LazyNflowsTransform, context: Tensor | None, inverted: bool = False
     ) -> None:
-        super().__init__()
+        TorchTransform.__init__(self)
+        nn.Module.__init__(self)
         self.lazy = lazy
         self.context = context
         self.inverted = inverted
