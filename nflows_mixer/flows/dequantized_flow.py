@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from nflows.distributions.base import Distribution
@@ -65,6 +66,10 @@ class CheckedFlow(Flow):
                 "none",
                 f"{CONTEXT_ADVICE}, and set takes_context = True on a part of your own",
             )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """``log_prob``: what wraps a module (DDP, accelerate) runs its forward."""
+        return self.log_prob(*args, **kwargs)
 
     def _check_images(self, images: Tensor) -> None:
         owner = type(self).__name__
