@@ -21,8 +21,8 @@ from nflows_mixer._checks import (
 )
 from nflows_mixer._modes import in_mode
 from nflows_mixer.core.as_transform import adapted
-from nflows_mixer.core.context import takes_context
-from nflows_mixer.distributions import BaseDistribution, DiagonalNormal
+from nflows_mixer.core.context import shape_after, takes_context
+from nflows_mixer.distributions import BaseDistribution, DiagonalNormal, as_base
 from nflows_mixer.nn import ClassEmbedding
 
 CONTEXT_ADVICE = "build it with context_features=..., or num_classes=... for labels"
@@ -47,8 +47,11 @@ class CheckedFlow(Flow):
     ) -> None:
         owner = type(self).__name__
         image_shape = check_image_shape(image_shape, owner)
+        transform = adapted(transform, owner)
         base = DiagonalNormal(image_shape) if base is None else base
-        super().__init__(adapted(transform, owner), base, embedding_net)
+        if not isinstance(base, Distribution):
+            base = as_base(base, shape_after(transform, image_shape), owner)
+        super().__init__(transform, base, embedding_net)
         self.image_shape = image_shape
         self.context_features = context_features
         self.validate_args = validate_args
@@ -79,7 +82,8 @@ class CheckedFlow(Flow):
         if images.shape[1:] != self.image_shape:
             raise wrong_event(images, self.image_shape, owner, advice)
 
-    def _check_context(self, context: Tensor | None, batch: int) -> None:
+    def _check_context(self, context: Tensor | None, batch: int) -> Tensor | None:
+        """Return the context in the precision of the flow."""
         owner, length = type(self).__name__, self.context_features
         if context is None:
             if length is not None:
@@ -87,7 +91,7 @@ class CheckedFlow(Flow):
                 if isinstance(self._embedding_net, ClassEmbedding):
                     expected = f"class labels, 0 to {self._embedding_net.num_embeddings - 1}"
                 raise mismatch(owner, expected, "None", "pass one row per image")
-            return
+            return None
         if not isinstance(context, Tensor):
             got = type(context).__name__
             raise mismatch(owner, "context as a tensor", got, "torch.as_tensor it")
@@ -103,6 +107,8 @@ class CheckedFlow(Flow):
         elif _rows(context) != batch or context.dim() == 0:
             expected = f"context with one row for each of {batch} images"
             raise mismatch(owner, expected, list(context.shape), "pass one row per image")
+        own = next((p.dtype for p in self.parameters() if p.is_floating_point()), context.dtype)
+        return context.to(own) if context.is_floating_point() else context
 
     @torch.no_grad()
     def sample(
@@ -132,7 +138,7 @@ class CheckedFlow(Flow):
         check_positive("sample", "num_samples", num_samples)
         if batch_size is not None:
             check_positive("sample", "batch_size", batch_size)
-        self._check_context(context, _rows(context))
+        context = self._check_context(context, _rows(context))
         if context is not None and _rows(context) == 0:
             got = list(context.shape)
             raise mismatch(type(self).__name__, "a row of context or more", got, "or leave it out")
@@ -185,7 +191,7 @@ class DequantizedFlow(CheckedFlow):
     Args:
         transform: from images to the base's shape.
         image_shape: (C, H, W).
-        base: distribution of [B, ...]; ``DiagonalNormal(image_shape)`` where None.
+        base: distribution of [B, ...], see ``as_base``; ``DiagonalNormal(image_shape)`` where None.
         context_features: length of the context that has to be given; None where there is none.
         embedding_net: encoder of the context, as for nflows' flows.
         validate_args: whether images are checked to be finite.
@@ -205,12 +211,11 @@ class DequantizedFlow(CheckedFlow):
 
     def log_prob(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density of dequantized images [B, C, H, W], in nats, [B]."""
-        self._check_values(inputs, context)
-        return super()._log_prob(inputs, context)
+        return super()._log_prob(inputs, self._check_values(inputs, context))
 
     def transform_to_noise(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Latents of dequantized images [B, C, H, W], of the base's shape."""
-        self._check_values(inputs, context)
+        context = self._check_values(inputs, context)
         with in_mode(self, training=False):
             return super().transform_to_noise(inputs, context)
 
@@ -218,11 +223,11 @@ class DequantizedFlow(CheckedFlow):
         self, num_samples: int, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draw dequantized images, in evaluation mode, with their log-densities."""
-        self._check_context(context, _rows(context))
+        context = self._check_context(context, _rows(context))
         with in_mode(self, training=False):
             return super().sample_and_log_prob(num_samples, context)
 
-    def _check_values(self, images: Tensor, context: Tensor | None) -> None:
+    def _check_values(self, images: Tensor, context: Tensor | None) -> Tensor | None:
         self._check_images(images)
         if not images.is_floating_point():
             expected = "dequantized pixels, floating point"
@@ -231,7 +236,7 @@ class DequantizedFlow(CheckedFlow):
         if self.validate_args and (broken := (~torch.isfinite(images)).sum().item()):
             got = f"{broken} that are NaN or infinite"
             raise mismatch("DequantizedFlow", "finite pixels", got, "look at the data")
-        self._check_context(context, len(images))
+        return self._check_context(context, len(images))
 
 
 def _rows(context: Tensor | None) -> int:

@@ -212,7 +212,7 @@ class ImageFlow(CheckedFlow):
 
         For objectives that read both, in the mode that the flow is in; arguments as ``log_prob``.
         """
-        values, of_noise, given = self._dequantize(inputs, context, noise)
+        values, of_noise, given, context = self._dequantize(inputs, context, noise)
         embedded = self._embedding_net(context)
         latents, logabsdet = self._transform(values, embedded, *given)
         log_prob = self._distribution.log_prob(latents, embedded)
@@ -225,7 +225,8 @@ class ImageFlow(CheckedFlow):
         the parameters. Arguments as ``log_prob``.
         """
         with in_mode(self, training=False):
-            values, _, given = self._dequantize(inputs, context, self._median_noise(inputs))
+            noise = self._median_noise(inputs)
+            values, _, given, context = self._dequantize(inputs, context, noise)
             return self._transform(values, self._embedding_net(context), *given)[0]
 
     def dequantize_mid(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
@@ -281,19 +282,19 @@ class ImageFlow(CheckedFlow):
 
     def _dequantize(
         self, images: Tensor, context: Tensor | None, noise: Tensor | None
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Real pixels, the log-det of making them so, and the transform's own noise if given."""
+    ) -> tuple[Tensor, Tensor, list[Tensor], Tensor | None]:
+        """Real pixels, the log-det of making them so, the transform's noise, and the context."""
         self._check_images(images)
         top = self.dequantization.levels - 1
         if images.dtype != torch.uint8:
             expected = f"uint8 pixels from 0 to {top}"
             advice = "pass raw pixels, .to(torch.uint8): the flow dequantizes and scales them"
             raise mismatch("ImageFlow", expected, images.dtype, advice)
-        self._check_context(context, len(images))
+        context = self._check_context(context, len(images))
         own, given = self._split_noise(noise, len(images))
         if self.validate_args and images.numel():
             self._check_range(images, own)
-        return (*self.dequantization(images, noise=own), given)
+        return (*self.dequantization(images, noise=own), given, context)
 
     def _check_range(self, images: Tensor, noise: Tensor | None) -> None:
         top = self.dequantization.levels - 1

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union
 
 from nflows.distributions.base import Distribution
 from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
-from torch import Tensor, nn
+from torch import Tensor, distributions, nn
 
 from nflows_mixer._checks import (
     check_choice,
@@ -23,7 +23,7 @@ from nflows_mixer._checks import (
 from nflows_mixer.core.as_transform import as_transform
 from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.core.context import takes_context
-from nflows_mixer.distributions import DiagonalNormal
+from nflows_mixer.distributions import DiagonalNormal, as_base
 from nflows_mixer.flows.architecture import (
     UNSET,
     Architecture,
@@ -59,7 +59,8 @@ RowFlowFactory = Callable[..., Union[Transform, nn.Module]]
 PatchSize = Union[int, Sequence[int], Callable[[tuple[int, int, int]], PatchTransform]]
 """p, (height, width), or image shape -> patches."""
 Shift = Union[int, Sequence[int], None]
-Base = Union[Distribution, Callable[[tuple[int, int, int]], Distribution]]
+Base = Union[Distribution, distributions.Distribution, nn.Module, Callable[..., Any]]
+"""A distribution of nflows, torch, zuko or normflows, or a factory of one: shape -> base."""
 
 
 def mixerflow(
@@ -118,7 +119,7 @@ def mixerflow(
         shift: s of the shift layers, or (height, width), which are layers 0, 4, 8, ...; None for
             no shift layers; or a list with one entry for each layer. 1 where not given.
         base: a factory ``shape -> distribution``, ``DiagonalNormal`` where not given, or a
-            distribution.
+            distribution of nflows, torch, zuko or normflows, see ``as_base``.
         context_features: length of the context, [B, context_features]; None for none.
         num_classes: of class labels, given as context in the place of vectors: integers [B], of
             which each has a learned vector of ``context_features`` (16 where that is None).
@@ -201,7 +202,7 @@ class MixerFlowSpec:
         for name in ("channel_flow", "patch_flow", "linear", "conditioner", "positions"):
             if name.endswith("flow") or getattr(self, name) is not None:
                 check_factory(OWNER, name, getattr(self, name))
-        if not isinstance(self.base, Distribution):
+        if not _is_ready(self.base):
             check_factory(OWNER, "base", self.base)
         if not isinstance(self.pixels, Pixels):
             raise mismatch(OWNER, "pixels as Pixels(...)", repr(self.pixels), "build one")
@@ -253,6 +254,14 @@ def _is_one(value: Any) -> bool:
     return value is None or isinstance(value, Integral) or callable(value)
 
 
+def _is_ready(base: Any) -> bool:
+    return isinstance(base, (Distribution, distributions.Distribution, nn.Module))
+
+
+def _base(base: Any, shape: tuple[int, int, int]) -> Distribution:
+    return as_base(base if _is_ready(base) else base(shape), shape, f"{OWNER}.base")
+
+
 def build_mixerflow(spec: MixerFlowSpec, compile: bool, memory: str) -> ImageFlow:
     """Build what ``mixerflow`` builds.
 
@@ -281,7 +290,7 @@ def build_mixerflow(spec: MixerFlowSpec, compile: bool, memory: str) -> ImageFlo
     flow = ImageFlow(
         ReversibleCompositeTransform(transforms, memory=memory, compile=compile),
         image_shape,
-        spec.base if isinstance(spec.base, Distribution) else spec.base(shape),
+        _base(spec.base, shape),
         spec.levels,
         features,
         None if classes is None else ClassEmbedding(classes, features or 0),

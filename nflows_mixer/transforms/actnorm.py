@@ -124,9 +124,9 @@ class ActNorm(Transform):
     def _aligned(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         if not self.initialized:
             raise RuntimeError(
-                "ActNorm: expected to be initialised before it is evaluated or inverted, got no batch "
-                "yet; call nflows_mixer.transforms.initialize(flow, batch), or initialize_identity("
-                "flow) where there are no data, or train on a batch first"
+                "ActNorm: expected to be initialised before it is evaluated or inverted, got no "
+                "batch yet; call nflows_mixer.transforms.initialize(flow, batch), or, where there are "
+                "no data, initialize_identity(flow), or train on a batch first"
             )
         self._check_shape(inputs)
         shared = (1,) * (inputs.dim() - 1 - len(self.shape))
