@@ -20,7 +20,7 @@ def mixer():
 
 def glow():
     conv = partial(ConvConditioner, hidden_channels=8)
-        return ImageFlow(
+    return ImageFlow(
         CompositeTransform([PixelScaling(256), SqueezeTransform(2), GlowStep(4, conv)]),
         SHAPE,
         base=torch.distributions.Normal(torch.zeros(4, 4, 4), torch.ones(4, 4, 4)),
