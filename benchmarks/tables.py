@@ -3,7 +3,8 @@
     python -m benchmarks.tables                                  # all pages and pictures anew
     python -m benchmarks.tables --results runs/papers/results    # pages of your own runs
 
-A page is a function of what a JSON file holds; ``KINDS`` has all of them.
+A page is a function of what a JSON file holds; ``KINDS`` has all of them. What the columns mean is
+said in ``benchmarks/README.md`` and in the documentation, which has the same tables.
 """
 
 from __future__ import annotations
@@ -13,23 +14,23 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
-from math import isfinite, nan, sqrt
+from math import nan
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from benchmarks import pictures
 from benchmarks.denseflow.convolutions import ALONE
 from benchmarks.denseflow.rows import ROWS as ABLATED
 from benchmarks.denseflow.rows import TABLE, TEXT, WORSE
-from benchmarks.papers.claims import Comparison
 from benchmarks.papers.figures import worst_image
-from benchmarks.papers.kept import RESULTS, Column, Kept, columns, command, label_of, read
+from benchmarks.papers.kept import RESULTS, Column, Comparison, Kept, columns, label_of, read
 from benchmarks.papers.models import MODELS
 from benchmarks.papers.rows import FIGURES, ROWS, TABLES
 from benchmarks.scaling.models import NAMES, WAYS
+from nflows_mixer._files import replace_file
 
 BENCHMARKS = Path(__file__).parent
 Results = Mapping[str, Any]
@@ -62,39 +63,49 @@ def page(*parts: str | None) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def ratio(values: Mapping[str, float] | None) -> str:
+def facts(results: Results, *left_out: str) -> str:
+    """Return the setting in one line: every number and word of the results, by name.
+
+    Args:
+        results: what a JSON file holds.
+        left_out: names of what the tables have.
+    """
+    kept = {name: value for name, value in results.items() if name not in left_out}
+    (flat,) = pd.json_normalize(kept).to_dict("records")
+    return "; ".join(
+        f"{_name(name)}: {_word(name, value)}"
+        for name, value in flat.items()
+        if str(value) not in ("", "None", "[]", "{}")
+    )
+
+
+def _name(path: str) -> str:
+    plain = re.sub(r"^((setting|recipe|versions|data|scale|model|budget)\.)*", "", path)
+    return plain.replace(".", ", ").replace("_", " ")
+
+
+def _word(name: str, value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return (" x " if name.endswith("shape") else ", ").join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if type(value) is int else str(value)
+
+
+def ratio(values: Mapping[str, float] | None) -> str | None:
     """Return the median and, in brackets, the smallest of the ratios of all rounds."""
-    return "" if values is None else f"{values['median']:.2f} ({values['min']:.2f})"
+    return None if values is None else f"{values['median']:.2f} ({values['min']:.2f})"
 
 
 def spread(values: Sequence[float], places: int = 3, sign: str = "", error: bool = False) -> str:
     """Return mean ± standard deviation over seeds, or ± standard error of the mean."""
-    if not values:
+    if not len(values):
         return ""
-    center = sum(values) / len(values)
-    text = f"{center:{sign if isfinite(center) else ''},.{places}f}"
+    text = f"{np.mean(values):{sign},.{places}f}"
     if len(values) == 1:
         return text
-    deviation = stdev(values) if all(map(isfinite, values)) else nan
-    return f"{text} ± {deviation / (sqrt(len(values)) if error else 1):.{places}f}"
-
-
-def size(shape: Iterable[int]) -> str:
-    """Return a shape as C x H x W."""
-    return " x ".join(map(str, shape))
-
-
-def yes(flag: Any) -> str:
-    """Return "yes", or nothing."""
-    return "yes" if flag else ""
-
-
-def measured_on(results: Results) -> str:
-    """Return rounds, clock, machine and the version of torch, as far as they are there."""
-    rounds = f"medians of {results['rounds']} interleaved rounds" if "rounds" in results else ""
-    clock = f" of {results['clock']}" if "clock" in results else ""
-    before = f"{rounds}{clock} on " if rounds else ""
-    return f"{before}{results['machine']}, torch {results['versions']['torch']}"
+    deviation = np.std(values, ddof=1) / (np.sqrt(len(values)) if error else 1)
+    return f"{text} ± {deviation:.{places}f}"
 
 
 def skipped(results: Results) -> str:
@@ -107,69 +118,41 @@ def skipped(results: Results) -> str:
 
 def speed_page(results: Results) -> str:
     """Milliseconds, images a second and ratios to both floors, of each measure."""
-    adds, variants, peak = results["multiply_adds"], results["variants"], results["peak_tflops"]
-    text = (
-        f"{results['preset']} preset, images of {size(results['image_shape'])}, "
-        f"{results['num_layers']} mixer layers, batches of {results['batch_size']}, "
-        f"{results['dtype']}; {measured_on(results)}. Multiply-adds of an image, forward: "
-        f"{adds['floor'] / 1e9:.3f} G, collapsed {adds['collapsed floor'] / 1e9:.3f} G.\n\n"
-        "The floor is the model's matrix products alone, the collapsed floor those that are left "
-        "when the linear tails of conditioners are multiplied out, as the library does it. Ratios "
-        "are of times of the same round, median (smallest). checkpoint and constant change "
-        "training alone."
-    )
-    parts = []
+    variants = results["variants"]
+    head = "millions of parameters {:.2f} | ms {:,.1f} | images/s {:,.0f} | / floor"
+    tables = []
     for kind in dict.fromkeys(k for entry in variants.values() for k in entry["measures"]):
         rows = []
         for name, entry in variants.items():
-            if (timed := entry["measures"].get(kind)) is None:
-                continue
-            floors = [ratio(timed.get(key)) for key in ("to_floor", "to_collapsed_floor")]
-            speed, count = timed["images_per_second"], entry.get("parameters")
-            millions = None if count is None else count / 1e6
-            used = None
-            if peak and count and "to_floor" in timed:
-                # Of the products that have to be made: what collapses is no work done.
-                passes = 1 if kind in ("log_prob", "sampling") else 3
-                used = 2 * passes * adds["collapsed floor"] * speed / (1e12 * peak)
-            rows.append([name, millions, timed["milliseconds"], speed, *floors, used])
-        head = f"{kind} | millions of parameters {{:.2f}} | ms {{:,.1f}} | images/s {{:,.0f}}"
-        head += " | / floor | / collapsed floor"
-        parts.append(table(head + (" | of bf16 peak {:.2%}" if peak else ""), rows))
+            if timed := entry["measures"].get(kind):
+                millions = entry["parameters"] / 1e6 if "parameters" in entry else None
+                floors = [ratio(timed.get(key)) for key in ("to_floor", "to_collapsed_floor")]
+                figures = [timed["milliseconds"], timed["images_per_second"]]
+                rows.append([name, millions, *figures, *floors])
+        tables.append(table(f"{kind} | {head} | / collapsed floor", rows))
     kinds = ("forward and backward", "training step")
-    rows = [
-        [
-            name,
-            entry["compile_seconds"],
-            *(ratio(entry["measures"].get(kind, {}).get("to_compiled")) for kind in kinds),
-        ]
+    compiled = [
+        [name, entry["compile_seconds"]]
+        + [ratio(entry["measures"].get(kind, {}).get("to_compiled")) for kind in kinds]
         for name, entry in variants.items()
         if "compile_seconds" in entry
     ]
-    head = "compiled from nothing | s {:,.0f} | " + " | ".join(f"{k} / compiled" for k in kinds)
-    return page(text, *parts, table(head, rows) if rows else None, skipped(results))
+    if compiled:
+        head = "compiled from nothing | s {:,.0f} | " + " | ".join(f"{k} / compiled" for k in kinds)
+        tables.append(table(head, compiled))
+    return page(facts(results, "variants", "skipped"), *tables, skipped(results))
 
 
 def memory_page(results: Results) -> str:
     """MiB of one image at the peak of a training step, by depth."""
-    small, large = results["batch_sizes"]
-    text = (
-        f"MiB for one image more, between batches of {small} and {large}, at the peak of forward "
-        f"and backward; {results['preset']} preset, images of {size(results['image_shape'])}, "
-        f"{measured_on(results)}."
-    )
     head = "mixer layers" + "".join(f" | {depth} {{:.2f}}" for depth in results["depths"])
     rows = ([name, *values] for name, values in results["mib_per_image"].items())
-    return page(text, table(head, rows), skipped(results))
+    said = facts(results, "depths", "mib_per_image", "skipped")
+    return page(said, table(head, rows), skipped(results))
 
 
 def maf_page(results: Results) -> str:
     """Milliseconds of inverses and of one forward, and their ratio."""
-    text = (
-        f"Masked affine autoregressive flow, {results['hidden_features']} hidden features, one "
-        f"residual block with batch normalization, {results['dtype']}; {measured_on(results)}. "
-        "Ratios are median (smallest)."
-    )
     head = "D | rows | inverse | forward, ms {:,.1f} | inverse, ms {:,.1f} | inverse / forward"
     rows = (
         [case["features"], case["rows"], name]
@@ -178,27 +161,28 @@ def maf_page(results: Results) -> str:
         for case in results["cases"]
         for name, timed in case["inverses"].items()
     )
-    return page(text, table(head, rows), skipped(results))
+    return page(facts(results, "cases", "skipped"), table(head, rows), skipped(results))
 
 
 def exactness_page(results: Results) -> str:
     """Errors of gradients, bits/dim in two precisions, and errors of round trips."""
-    text = (
-        f"{results['preset']} preset, {results['num_layers']} mixer layers, "
-        f"{results['parameters']:,} parameters, {results['data']} (split "
-        f"{results['split_hash']}), seed {results['seed']}; steps of {results['batch_size']} at "
-        f"a rate of {results['learning_rate']:g}; {measured_on(results)}."
-    )
-    states, bits = results["gradient_errors"], results["bits_per_dim"]
+    tabulated = ("gradient_errors", "bits_per_dim", "round_trip_errors")
+    states, bits, trips = (results[name] for name in tabulated)
     head = "error of the gradients" + "".join(f" | {state} {{:.1e}}" for state in states)
     first = next(iter(states.values()))
-    errors = table(head, ([name, *(of[name] for of in states.values())] for name in first))
     bits = {**bits, "difference": abs(bits["bf16"] - bits["float32"])}
-    evaluated = f"conditioners, {results['evaluated']} test images | bits/dim {{:.4f}}"
-    trips = table(
-        "round trip | largest error, of the range {:.1e}", results["round_trip_errors"].items()
+    return page(
+        facts(results, *tabulated),
+        table(head, ([name, *(of[name] for of in states.values())] for name in first)),
+        table("conditioners | bits/dim {:.4f}", bits.items()),
+        table("round trip | largest error, of the range {:.1e}", trips.items()),
     )
-    return page(text, errors, table(evaluated, bits.items()), trips)
+
+
+def own_parts_page(results: Results) -> str:
+    """Time of a flow with a part of one's own, in parts of that with the built-in one."""
+    rows = ([name, ratio(of)] for name, of in results["own / built-in"].items())
+    return page(facts(results, "own / built-in"), table("part | own / built-in", rows))
 
 
 # DenseFlow
@@ -206,37 +190,23 @@ def exactness_page(results: Results) -> str:
 
 def cost_page(results: Results) -> str:
     """Times and their ratios to the convolutions alone, and the memory of an image."""
-    adds = results["multiply_adds"]
-    products = ", ".join(f"{value / 1e9:.2f} G in {kind}" for kind, value in adds.items())
-    text = (
-        f"{results['preset']}, {results['parameters']:,} parameters, images of "
-        f"{size(results['image_shape'])}, batches of {results['batch_size']}, {results['dtype']}; "
-        f"{measured_on(results)}. Multiply-adds of the convolutions for one image: {products}.\n\n"
-        "Ratios are to the same convolutions alone in the same round, median (smallest); the "
-        "invertible 1x1 convolutions are among them. Training is forward and backward."
-    )
     rows = []
     for kind, variants in results["measures"].items():
+        adds = results["multiply_adds"][kind]
         for name, timed in variants.items():
             floor = None if name == ALONE else ratio(timed["to_floor"])
             full = None if name in (ALONE, "full") else ratio(timed["to_full"])
             speed = timed["images_per_second"]
             each = timed["milliseconds"] / results["batch_size"]
-            rows.append([kind, name, each, speed, floor, full, 2e-9 * adds[kind] * speed])
+            rows.append([kind, name, each, speed, floor, full, 2e-9 * adds * speed])
     head = "measure | memory | ms an image {:,.1f} | images/s {:,.2f} | / convolutions | / full"
-    small, large = results["memory_batch_sizes"]
-    memory = (
-        f"MiB for one image more, between batches of {small} and {large}: kept for the backward "
-        "pass beyond parameters and buffers, and at the peak of forward and backward:"
-    )
     kept = ([name, of["kept"], of["peak"]] for name, of in results["mib_per_image"].items())
     # Their inputs were kept after all.
     inexact = f"Parts whose inverses were not exact enough: {len(results['inexact'])}."
     return page(
-        text,
+        facts(results, "measures", "mib_per_image", "inexact"),
         table(head + " | GFLOP/s {:,.0f}", rows),
-        memory,
-        table("memory | kept {:,.1f} | at the peak {:,.1f}", kept),
+        table("memory | MiB an image, kept {:,.1f} | at the peak {:,.1f}", kept),
         inexact if results["inexact"] else None,
     )
 
@@ -250,16 +220,18 @@ CHANGES += [("1", "4"), ("2", "5"), ("3", "6"), *(("6", name) for name in TEXT)]
 
 def ablation_page(results: Results) -> str:
     """Bits/dim of each row beside the published ones, and what each step changes."""
-    setting, by_row = results["setting"], jobs_of(results)
+    by_row, setting = jobs_of(results), results["setting"]
     rows = []
     for name, found in by_row.items():
         row, job = ABLATED[name], found[0]
         growth = "" if job["dense_growth"] is None else f" + {job['dense_growth']}"
+        flags = (row.augmented, row.preconditioned, row.fused)
         rows.append(
-            [TEXT.get(name, name), *map(yes, (row.augmented, row.preconditioned, row.fused))]
-            + [row.published, *(spread([job[bound] for job in found]) for bound in BOUNDS)]
+            [TEXT.get(name, name), *("yes" if flag else "" for flag in flags), row.published]
+            + [spread([job[bound] for job in found]) for bound in BOUNDS]
             + [job["parameters"], job["cross_unit_parameters"] or None]
-            + [f"{job['hidden_channels']}{growth}", mean(j["train_cpu_seconds"] for j in found)]
+            + [f"{job['hidden_channels']}{growth}"]
+            + [np.mean([job["train_cpu_seconds"] for job in found])]
         )
     changes = []
     for one, other in CHANGES:
@@ -270,30 +242,15 @@ def ablation_page(results: Results) -> str:
             changes.append(
                 [f"{one} → {TEXT.get(other, other)}", by, spread(once, sign="+")]
                 + [spread(weighted, sign="+"), ", ".join(f"{value:+.3f}" for value in weighted)]
-                + ["yes" if (mean(weighted) < 0) == (by < 0) else "no"]
+                + ["yes" if (np.mean(weighted) < 0) == (by < 0) else "no"]
             )
-    scale, recipe, data = setting["scale"], setting["recipe"], setting["data"]
-    text = (
-        "Published: DenseFlow-45-6 and its ablations, CIFAR-10, 310 epochs, as many modules in "
-        f"each row. Here: {setting['name']} averaged down to {size(data['image_shape'])}, "
-        f"{recipe['steps']} steps of {recipe['batch_size']} of {data['train_images']:,} images, "
-        f"split {data['split_hash']}, Adamax at {recipe['learning_rate']:g}, as near to "
-        f"{setting['parameters']:,} parameters in each row as widths allow; units "
-        f"{scale['units']}, modules in each {scale['modules']}, growth {scale['growth']}, uniform "
-        f"dequantization. Bits/dim of the first {setting['evaluated_images']:,} test images; mean "
-        f"± standard deviation over seeds. {measured_on(results)}. Only what changes from row to "
-        "row is to be compared with the paper. Width: hidden channels, and growth of the dense "
-        "block."
-    )
-    here = f"here, one draw | here, {setting['draws']} draws"
-    head = (
-        f"row | augmentation | preconditioned noise | two-way fusion | published {{:.2f}} | {here}"
-    )
-    sizes = " | parameters {:,} | cross-unit {:,} | width | CPU s {:.0f}"
     claims = ablation_claims(by_row)
+    here = f"here, one draw | here, {setting['draws']} draws"
+    head = "row | augmentation | preconditioned noise | two-way fusion | published {:.2f} | "
+    head += here + " | parameters {:,} | cross-unit {:,} | width | CPU s {:.0f}"
     return page(
-        text,
-        table(head + sizes, rows),
+        facts(results, "jobs"),
+        table(head, rows),
         table(f"change | published {{:+.2f}} | {here} | each seed | same sign", changes)
         if changes
         else None,
@@ -335,52 +292,33 @@ def scaling_page(results: Results) -> str:
     """Cost of an image by its size."""
     rows = {(row["model"], row["way"], row["size"]): row for row in results["rows"]}
     sizes = sorted({row["size"] for row in results["rows"]})
+    head = "".join(f" | {side} x {side} {{:,.1f}}" for side in sizes)
+    head += " | exponent {:.2f} | of the last {:.2f} | parameters, largest {:,}"
     costs = []
-    for key, unit, form in [("cpu_seconds", 1e3, "{:,.1f}"), ("multiply_adds", 1e-6, "{:,.1f}")]:
+    for name, key, unit in [
+        ("CPU ms of a step", "cpu_seconds", 1e3),
+        ("millions of multiply-adds", "multiply_adds", 1e-6),
+    ]:
         lines = (
             [NAMES[e["model"]], WAYS[e["way"]]]
             + [unit * rows[e["model"], e["way"], side][key] for side in sizes]
-            + [e[key], e[f"last_{key}"]]
-            + [rows[e["model"], e["way"], sizes[-1]]["parameters"]]
+            + [e[key], e[f"last_{key}"], rows[e["model"], e["way"], sizes[-1]]["parameters"]]
             for e in results["exponents"]
         )
-        head = "flow | at | " + " | ".join(f"{side} x {side} {form}" for side in sizes)
-        head += " | exponent {:.2f} | of the last {:.2f} | parameters, largest {:,}"
-        costs.append(table(head, lines))
-    batches = {row["batch_size"] for row in results["rows"]}
-    text = (
-        "The exponent is the slope of the logarithm of the cost on that of the number of pixels, "
-        "fitted to all sizes; the last is that between the two largest. MixerFlows of "
-        f"{results['layers']} layers with {results['flow_layers']} flow layers in each flow, a "
-        f"Glow of {results['glow_steps']} steps with {results['glow_channels']} hidden channels; "
-        f"{results['pixels_per_batch']:,} pixels in a batch, of {max(batches):,} to "
-        f"{min(batches):,} images; {results['data']}; seed {results['seed']}; "
-        f"{measured_on(results)}."
-    )
-    step = "CPU time of one training step for one image, in ms:"
-    return page(step, costs[0], "Multiply-adds of the same, in millions:", costs[1], text)
+        costs.append(table(f"{name}, of one image | at{head}", lines))
+    return page(*costs, facts(results, "rows", "exponents"))
 
 
 def likelihood_page(results: Results) -> str:
     """Bits/dim of MixerFlows that differ in the linear block."""
-    model, budget, runs = results["model"], results["budget"], pd.DataFrame(results["runs"])
     rows = []
-    for linear, of in runs.groupby("linear", sort=False):
+    for linear, of in pd.DataFrame(results["runs"]).groupby("linear", sort=False):
         bits = of["bits_per_dim"].tolist()
         row = [NAMES[str(linear)], of["parameters"].iloc[0], *bits, spread(bits, error=True)]
         rows.append([*row, of["train_cpu_seconds"].mean()])
-    text = (
-        f"Bits/dim of the first {results['evaluated_images']:,} test images of {results['name']}, "
-        "one dequantization draw each; ± the standard error of the mean over seeds. "
-        f"{model['num_layers']} layers, {model['num_flow_layers']} flow layers in each flow, "
-        f"{model['hidden_features']} hidden features, patches of {model['patch_size']} x "
-        f"{model['patch_size']} (rows of {3 * model['patch_size'] ** 2}); {budget['steps']} steps "
-        f"of {budget['batch_size']} of {results['train_images']:,} training images, rate "
-        f"{budget['learning_rate']:g}, split {results['split_hash']}; {measured_on(results)}."
-    )
     seeds = " | ".join(f"seed {seed} {{:.3f}}" for seed in results["seeds"])
     head = f"linear block | parameters {{:,}} | {seeds} | mean | CPU s to train {{:.0f}}"
-    return page(table(head, rows), text)
+    return page(table(head, rows), facts(results, "runs", "seeds"))
 
 
 def loading_page(results: Results) -> str:
@@ -388,14 +326,10 @@ def loading_page(results: Results) -> str:
     speeds = results["loader_images_per_second"].items()
     rows = ([name, speed, results["ratio"][name]] for name, speed in speeds)
     head = "images | a second, through the loader {:,.0f} | times the training rate {:,.0f}"
-    text = (
-        f"Training, cifar10 preset: {results['training_images_per_second']:.1f} images a second. "
-        f"Batches of {results['batch_size']}; {measured_on(results)}."
-    )
-    return page(table(head, rows), text)
+    return page(table(head, rows), facts(results, "loader_images_per_second", "ratio"))
 
 
-# Precision and compatibility, pages of the documentation
+# Precision and compatibility
 
 
 def precision_page(results: Results) -> str:
@@ -403,20 +337,10 @@ def precision_page(results: Results) -> str:
     models, found = results["models"], results["two_pixels"]
     trips = "precision | images | largest, levels {:.1e} | mean, levels {:.1e} | largest, of the "
     trips += "range {:.1e} | mean, of the range {:.1e} | log-det, nats {:.1e} | not finite {:.3%}"
-    (low, high), far = found["square"], found["far"]
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    samples = "flow | precision | samples | largest {:.1e} | mean {:.1e} | not finite {:.3%}"
+    square = "flow | bits/dim {:.3f} | integral {:.8f} | with half the points {:.8f} | mass of the "
+    square += "range {:.8f} | sum over images | not finite far away {:.3%}"
     return page(
-        "# How precise the figures are",
-        "Made by `python -m benchmarks.precision.run`; not written by hand.",
-        "*Round trip* is |x - inverse(forward(x))| of dequantized images x, in pixel levels and as "
-        "a part of their range. *Log-det* is its largest difference, in nats, from that of "
-        "autograd's Jacobian in float64. *Not finite* is the share of latents, log-dets and pixels "
-        "that are NaN or infinite; errors are of the images of which nothing is. All are of flows "
-        "in evaluation mode. Autocast reaches the conditioners only, and those of an untrained "
-        "flow answer zero in any precision. *bf16 autocast* has it in both directions, the rows "
-        "below it in forward alone: there the inverse, in float32, undoes a slightly different "
-        "function. *Uniform noise*, *constant* images, *checkerboards* and *inverted* test images "
-        "are like nothing that the flows have seen.",
         table("flow | parameters {:,} | images | how it was made", map(_model, models)),
         *(
             part
@@ -427,33 +351,12 @@ def precision_page(results: Results) -> str:
             )
         ),
         "## Own samples: log_prob against sample_and_log_prob",
-        "Of the deterministic part, `flow.deterministic`; differences in nats, of the samples of "
-        "which everything is finite.",
-        table(
-            "flow | precision | samples | largest {:.1e} | mean {:.1e} | not finite {:.3%}",
-            (row for model in models for row in _own_samples(model)),
-        ),
+        table(samples, (row for model in models for row in _own_samples(model))),
         "## Singular values of the Jacobian by depth",
-        "Of the flow up to each layer, from dequantized pixels on, in float64: the largest; the "
-        "smallest, over the images of a kind. Errors of rounding grow by up to their ratio.",
-        "![Largest and smallest singular values by depth](precision.png)",
         *(f"### {model['name']}\n\n{_singular_values(model)}" for model in models),
         "## Flows of two pixels: the integral of the density",
-        f"In float64, over the square from {low:g} to {high:g} by {found['points']:,} points a "
-        "side, dense in the middle. What lies in the pixels' range of "
-        f"{found['levels']} levels is integrated too, and is the sum over all "
-        f"{found['levels'] ** 2} images of P(x), here with {found['draws']:,} importance-weighted "
-        "draws each (± the standard error): at most 1. Flows are moved off their start by "
-        f"{found['moved']:g}, or trained for {found['steps']} steps on toy images, whose entropy "
-        f"is {found['entropy_bits_per_dim']:.3f} bits/dim; seed {found['seed']}. The last column "
-        f"is the share of an even grid from {-far:g} to {far:g} where the log-density is NaN or "
-        "infinite: far from the data an exponential scale overflows.",
-        table(
-            "flow | bits/dim {:.3f} | integral {:.8f} | with half the points {:.8f} | mass of the "
-            f"range {{:.8f}} | sum over images | not finite out to {far:g} {{:.3%}}",
-            map(_integral, found["rows"]),
-        ),
-        f"{results['device']}; {versions}; {results['seconds']} seconds for the whole page.",
+        table(square, map(_integral, found["rows"])),
+        facts({**results, "two_pixels": {**found, "rows": []}}, "models"),
     )
 
 
@@ -463,7 +366,7 @@ def _model(model: Results) -> list[Any]:
         recipe, bits = model["recipe"], model["bits_per_dim"]["test"]
         made += f", {recipe['steps']} steps of {recipe['batch_size']}"
         made += f" at {recipe['learning_rate']:g}: {bits:.3f} bits/dim of the test images"
-    data = f"{model['data']}, {size(model['image_shape'])}, {model['levels']} levels"
+    data = f"{model['data']}, {_word('shape', model['image_shape'])}, {model['levels']} levels"
     data += f", split {model['split_hash']}" if "split_hash" in model else ""
     return [model["name"], model["parameters"], data, made]
 
@@ -477,8 +380,7 @@ def _round_trips(model: Results) -> Iterator[list[Any]]:
     for name, precision in model["precisions"].items():
         if "why" in precision:
             yield [name, precision["why"]]
-            continue
-        for kind, figures in precision["inputs"].items():
+        for kind, figures in precision.get("inputs", {}).items():
             error, logabsdet = figures["round_trip"], figures.get("logabsdet")
             pixels = [_either(error, key) for key in ("largest", "mean")]
             parts = [_either(error, key, model["levels"]) for key in ("largest", "mean")]
@@ -507,10 +409,8 @@ def _singular_values(model: Results) -> str:
         + [each.get("why") or f"{each['largest']:.1e}; {each['smallest']:.1e}" for each in layers]
         for depth, layers in enumerate(depths, 1)
     )
-    return table(
-        " | ".join(["up to layer", *(f"{k} ({entry['images']})" for k, entry in kinds.items())]),
-        rows,
-    )
+    head = ["up to layer", *(f"{kind} ({entry['images']})" for kind, entry in kinds.items())]
+    return table(" | ".join(head), rows)
 
 
 def _integral(row: Results) -> list[Any]:
@@ -522,18 +422,7 @@ def _integral(row: Results) -> list[Any]:
 
 def compatibility_page(results: Results) -> str:
     """Which flows can be a channel or a patch flow, and which cannot and why."""
-    parts = [
-        "# Which flows can be a channel or a patch flow",
-        "Made by `python -m benchmarks.compatibility.run`; not written by hand. "
-        f"{results['machine']}.",
-        "Correctness is measured on images of 1 x 4 x 6 in patches of 2 (rows of 4 and of 6), at "
-        "parameters moved off their start by a standard deviation of 0.05; times on 4 images of "
-        "3 x 32 x 32 in patches of 4 (rows of 48 and of 64), without gradients, on one thread, "
-        "relative to this package's affine coupling in the same place, measured right before each "
-        "row, and good to about a factor of two. Errors are the larger of the two places, relative "
-        "to max(1, |value|); times are given as channel flow; as patch flow. *Compiles*: the "
-        "forward pass, in one graph.",
-    ]
+    parts = [results["machine"] + "."]
     head = "flow | round trip, float32 {:.0e} | float64 {:.0e} | log-det error {:.0e} | forward | "
     head += "inverse | takes context | compiles | because"
     for library in dict.fromkeys(row["library"] for row in results["rows"]):
@@ -552,17 +441,10 @@ def _working(row: Results) -> list[Any]:
         for way in ("forward", "inverse")
     ]
     trips = [max(p[dtype]["round_trip"] for p in places) for dtype in ("float32", "float64")]
-    compiles = "yes" if all(place["compiles"] for place in places) else "no"
     logabsdet = max(place["logabsdet"] for place in places)
-    return [
-        row["name"],
-        *trips,
-        logabsdet,
-        *times,
-        yes(row["context"]),
-        compiles,
-        row.get("reason"),
-    ]
+    context = "yes" if row["context"] else ""
+    compiles = "yes" if all(place["compiles"] for place in places) else "no"
+    return [row["name"], *trips, logabsdet, *times, context, compiles, row.get("reason")]
 
 
 # The papers' tables
@@ -588,30 +470,19 @@ def step_times_page(results: Results) -> str:
         [MODELS[name].label, 1000 * seconds, results["ratios"][name]["median"]]
         for name, seconds in sorted(results["seconds"].items(), key=lambda item: item[1])
     )
-    head = f"model | training step of {results['batch_size']} images, ms {{:.0f}}"
-    text = (
-        f"CPU time, images of 3 x 16 x 16; {measured_on(results)}, {results['date']}. "
-        "`python -m benchmarks.papers.step_time`"
-    )
-    return page(table(head + " | median ratio within a round to Glow's {:.2f}", rows), text)
+    head = "model | CPU ms of a training step {:.0f}"
+    text = table(head + " | median ratio within a round to Glow's {:.2f}", rows)
+    return page(text, facts(results, "seconds", "ratios"))
 
 
 DECIMALS = {"probe_accuracy": 2, "training_hours": 0, "fid": 2}
 """Figure -> places behind the point, where they are not three."""
 VERDICTS = ("as published", "undecided", "the other way", "not finite", "one seed")
-SHUFFLE = (
-    "Published costs of a shuffle take the figures without a shuffle from Table 1, which are of "
-    "smaller baselines."
-)
-NOTES = {
-    "mixerflow-4": SHUFFLE,
-    "mixerflow-5": SHUFFLE,
-    "mixerflow-9": "Scaled down, 30 layers are 4 and 60 layers 8. The row of both, linear blocks "
-    "and shift layers, is MixerFlow with this table's learning rate; its published figure is that "
-    "of Table 1.",
-    "denseflow-2": "Here: what the published training would take at the speed of the run.",
-}
-"""Table -> what has to be known beside it."""
+SETTING = ("steps", "recipe.batch_size", "recipe.optimizer", "recipe.learning_rate", "data.version")
+SETTING += ("data.split_hash", "data.train_images", "data.image_shape", "evaluated_images.test")
+SETTING += ("probe.train_images", "probe.test_images", "importance_bits_per_dim.draws")
+SETTING += ("importance_bits_per_dim.test_images", "machine", "versions.torch", "date")
+"""What is said of the results of a table, as far as they have it."""
 
 
 def counted(claims: Iterable[Comparison]) -> str:
@@ -624,30 +495,24 @@ def papers_page(kept: Kept) -> str:
     """Return all tables of one size and budget that have a result, and what they claim."""
     found = [c for c in columns(kept.size) if any(kept.figures(row) for _, row in c.rows)]
     claims = {column: column.claims(kept) for column in found}
-    small = " of scaled-down models on images averaged down to 16 x 16 (MNIST: 28 x 28)"
     parts: list[str] = [
         f"# {'Published sizes' if kept.size == 'paper' else 'Scaled down'}, budget {kept.budget}",
-        "Made by `python -m benchmarks.tables`; not written by hand.",
-        "Published figures are of full-size models and full training; ours are of the budget"
-        f"{small if kept.size == 'small' else ''}. What can be compared is the order of rows and "
-        "what changes between them. Ours are means ± standard deviations over seeds; differences "
-        "are means ± standard errors, of seeds that both rows have, above 0 as published. "
-        "Undecided is what the 95% interval of Student's t has 0 in; of one seed nothing is "
-        "decided. The row in brackets is the best of three simple models of the same images "
-        "(uniform, a histogram of each pixel, a normal distribution with full covariance). Seconds "
-        "are wall times of one thread beside other work.",
+        "Published figures are of full-size models and full training. Ours are means ± standard "
+        "deviations over seeds; differences are means ± standard errors, of seeds that both rows "
+        "have, above 0 as published. Undecided is what the 95% interval of Student's t has 0 in; "
+        "of one seed nothing is decided. The row in brackets is the best of three simple models "
+        "of the same images.",
         table("table | differences", ([_title(c), counted(of)] for c, of in claims.items() if of)),
     ]
     for column in found:
-        parts += [f"## {_title(column)}", _figures(column, kept), NOTES.get(column.table, "")]
-        parts += _failures(column, kept)
-        rows = (
+        parts += [f"## {_title(column)}", _figures(column, kept), _failures(column, kept)]
+        rows = [
             [c.words, c.published, spread(c.here, sign="+", error=True), len(c.here), c.verdict]
             for c in claims[column]
-        )
-        if claims[column]:
+        ]
+        if rows:
             parts.append(table("claim | published: by {:+.2f} | ours: by | seeds | verdict", rows))
-        parts.append(_setting(column, kept))
+        parts.append(_setting([result for _, row in column.rows for result in kept.having(row)]))
     if kept.left_out:
         parts.append(f"Left out: {kept.left_out} of other images than the tables'.")
     return page(*parts)
@@ -663,15 +528,17 @@ def _figures(column: Column, kept: Kept) -> str:
     for original, row in column.rows:
         results = kept.having(row)
         cells = [label_of(row), original.published, MODELS[original.run.model].parameters]
-        cells.append(spread(kept.figures(row), places) or "not run")
+        cells.append(spread(list(kept.figures(row).values()), places) or "not run")
         if results:
-            worst = [worst_image(row, result) for result in results]
             counts = dict.fromkeys(f"{result['parameters']:,}" for result in results)
-            cells += [", ".join(counts), len(results)]
-            cells.append(max(worst) if all(map(isfinite, worst)) else nan)
+            # NumPy's is NaN where one is.
             cells += [
-                mean(r[key] for r in results) for key in ("train_seconds", "images_per_second")
+                ", ".join(counts),
+                len(results),
+                np.max([worst_image(row, r) for r in results]),
             ]
+            for key in ("train_seconds", "images_per_second"):
+                cells.append(np.mean([result[key] for result in results]))
         rows.append(cells)
     if reference := column.reference(kept):
         rows.append([f"({reference[0]})", None, None, f"{reference[1]:.{places}f}"])
@@ -680,52 +547,24 @@ def _figures(column: Column, kept: Kept) -> str:
     return table(head + " | images/s {:,.0f}", rows)
 
 
-def _failures(column: Column, kept: Kept) -> list[str]:
+def _failures(column: Column, kept: Kept) -> str:
     failed = [
         f"{label_of(row)}, seed {seed} ({why.split(':')[0]})"
         for _, row in column.rows
         for (name, seed), why in sorted(kept.failed.items())
         if name == row.run.name
     ]
-    text = "In no mean above, as the loss was not finite: " + "; ".join(failed) + "."
-    return [text] if failed else []
+    return f"In no mean above, as the loss was not finite: {'; '.join(failed)}." if failed else ""
 
 
-def _setting(column: Column, kept: Kept) -> str:
-    """How the results of a table were made."""
-    results = [result for _, row in column.rows for result in kept.having(row)]
-    facts: list[list[str]] = [[] for _ in range(7)]
-    for result in results:
-        recipe, data = result["recipe"], result["data"]
-        where = f"{data['data']} {data['version']}".strip()
-        for texts, text in zip(
-            facts,
-            (
-                f"{result['steps']:,} steps of {recipe['batch_size']} images",
-                f"{recipe['optimizer'].capitalize()} at {recipe['learning_rate']:g}",
-                f"{where}, split {data['split_hash']}, {data['train_images']:,} images of "
-                f"{size(data['image_shape'])} to train on",
-                _evaluated(result, column.figure),
-                result["machine"],
-                f"torch {result['versions']['torch']}",
-                result["date"],
-            ),
-        ):
-            texts.append(text)
-    seeds = {result["seed"] for result in results}
-    asked = command(kept.size, kept.budget, f"{column.table}-{column.data}", seeds)
-    return "; ".join(", ".join(dict.fromkeys(texts)) for texts in facts) + f". `{asked}`"
-
-
-def _evaluated(result: Results, figure: str) -> str:
-    if figure == "importance_bits_per_dim":
-        bound = result[figure]
-        return f"figures of {bound['test_images']:,} test images, {bound['draws']:,} draws of each"
-    if figure.startswith("probe"):
-        probe = result["probe"]
-        return f"probes of {probe['train_images']:,} images, {probe['test_images']:,} test images"
-    part, count = list(result["evaluated_images"].items())[-1]
-    return f"figures of {count:,} {part} images"
+def _setting(results: Sequence[Results]) -> str:
+    """How the results of a table were made: each fact as often as it differs."""
+    flat = [record for of in results for record in pd.json_normalize(of).to_dict("records")]
+    found = {
+        name: dict.fromkeys(_word(name, of[name]) for of in flat if of.get(name, "") != "")
+        for name in SETTING
+    }
+    return "; ".join(f"{_name(name)}: {', '.join(w)}" for name, w in found.items() if w)
 
 
 # What is kept
@@ -744,6 +583,7 @@ KINDS = {
     "memory": Kind("speed/results/memory-*.json", memory_page, pictures.save_memory),
     "maf": Kind("speed/results/maf-*.json", maf_page),
     "exactness": Kind("speed/results/exactness-*.json", exactness_page),
+    "own parts": Kind("speed/results/own-parts-*.json", own_parts_page),
     "cost": Kind("denseflow/results/cost-*.json", cost_page, pictures.save_cost),
     "ablation": Kind("denseflow/results/ablation-*.json", ablation_page, pictures.save_ablation),
     "scaling": Kind("scaling/results.json", scaling_page, pictures.save_scaling),
@@ -751,8 +591,8 @@ KINDS = {
     "loading": Kind("loading/results.json", loading_page),
     "parameters": Kind("papers/results/parameters.json", parameters_page),
     "step times": Kind("papers/results/step-times.json", step_times_page),
-    "precision": Kind("../docs/precision.json", precision_page, pictures.save_singular_values),
-    "compatibility": Kind("../docs/compatibility.json", compatibility_page),
+    "precision": Kind("precision/results.json", precision_page, pictures.save_singular_values),
+    "compatibility": Kind("compatibility/results.json", compatibility_page),
 }
 
 
@@ -766,9 +606,7 @@ def write(kind: str, path: Path, results: Results) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # In one step, so that a command that is killed leaves what was there before.
-    whole = path.with_suffix(".part")
-    whole.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
-    whole.replace(path)
+    replace_file(path, (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
     print(render(kind, path))
 
 

@@ -20,7 +20,7 @@ from benchmarks.papers.figures import figure_of, with_figure
 from benchmarks.papers.images import SMALL, Absent, first_images, images_of, noise_images
 from benchmarks.papers.kept import columns, read
 from benchmarks.papers.rows import ROWS_OF
-from benchmarks.papers.run import result_of
+from benchmarks.papers.run import Job
 
 MARKS = {"paper": pytest.mark.gpu, "small": pytest.mark.cpu}
 CASES = [
@@ -55,10 +55,11 @@ def test_row(size, row, seed, folders, pytestconfig):
             pytest.skip(str(absent))
         images = noise_images(row.run.data, height)
     accelerator = "auto" if size == "paper" else "cpu"
-    result = result_of(
+    job = Job(
         row.run, size, budget, seed, images, out, scratch, accelerator, option("--accumulate")
     )
-    result = with_figure(row, result, images, out, scratch, accelerator, option("--inception"))
+    job.result()
+    result = with_figure(row, job, option("--inception"))
     figure = figure_of(row, result)
     print(f"{row.name}: {figure:.4f}, published {row.published}")
     assert isfinite(figure)

@@ -38,6 +38,9 @@ BENCHMARKS = {
     "exactness": ["speed/results/exactness-*.md"],
     "scaling": ["scaling/results.md", "scaling/results.png"],
     "structured": ["scaling/likelihood.md"],
+    "precision": ["precision/results.md", "precision/results.png"],
+    "compatibility": ["compatibility/results.md"],
+    "own_parts": ["speed/results/own-parts-*.md"],
     "parameters": ["papers/results/parameters.md"],
     "step_times": ["papers/results/step-times.md"],
     **{

@@ -16,7 +16,6 @@ import torch
 import yaml
 
 from nflows_mixer import cli
-from nflows_mixer.data import ImageSource
 from nflows_mixer.evaluation import Evaluation, evaluate_weights
 from nflows_mixer.training import write_results
 
@@ -35,8 +34,8 @@ def main(argv):
     config = yaml.safe_load((out / "config.yaml").read_text())
     report = evaluate_weights(
         out / "weights.safetensors",
-        ImageSource(**{name: config[name] for name in ("data", "test_data", "root", "size")}),
-        Evaluation(draws=DRAWS, images=config["evaluation_images"], seed=config["seed"]),
+        **{name: config[name] for name in ("data", "test_data", "root", "size")},
+        options=Evaluation(draws=DRAWS, images=config["evaluation_images"], seed=config["seed"]),
         out=out,
     )
     average = report["bits_per_dim"]["mean"]

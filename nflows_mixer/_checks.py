@@ -34,6 +34,16 @@ def check_channels(inputs: Tensor, channels: int, owner: str) -> None:
         raise mismatch(owner, expected, list(inputs.shape), "build it for this number of channels")
 
 
+def check_outputs(outputs: Tensor, shape: Sequence[int], owner: str, what: str) -> None:
+    """Raise unless a network gives outputs of this shape.
+
+    One that broadcasts would be a right map with a wrong log-det.
+    """
+    if tuple(outputs.shape) != tuple(shape):
+        expected, advice = f"{what} of shape {list(shape)}", "give the network this many outputs"
+        raise mismatch(owner, expected, list(outputs.shape), f"{advice}, or pass a factory of it")
+
+
 def check_context(context: Tensor, batch: int, owner: str) -> None:
     """Raise unless ``context`` is one row of features per image, [B, F]."""
     if context.dim() != 2 or context.shape[0] != batch:
@@ -56,6 +66,12 @@ def check_positive(owner: str, name: str, value: object) -> None:
     """Raise unless ``value`` is a positive integer."""
     if not isinstance(value, (int, Integral)) or isinstance(value, bool) or int(value) < 1:
         raise mismatch(owner, f"{name} to be a positive integer", repr(value), "give 1 or more")
+
+
+def check_sizes(owner: str, **sizes: object) -> None:
+    """Raise unless all of these are positive integers."""
+    for name, size in sizes.items():
+        check_positive(owner, name, size)
 
 
 def check_levels(owner: str, levels: object) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -32,3 +34,8 @@ def replace_file(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, as ``replace_file`` writes."""
+    replace_file(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -33,7 +33,7 @@ def running_statistics(module: nn.Module) -> AbstractContextManager[None]:
     if EVALUATING.get():
         return nullcontext()
     # Traced code cannot set a context variable.
-    return in_mode(module, training=False) if is_compiling() else _evaluating(module)
+    return in_mode(module, training=False) if torch.compiler.is_compiling() else _evaluating(module)
 
 
 @contextmanager
@@ -67,8 +67,3 @@ def is_transformed() -> bool:
     """Whether ``torch.func`` or forward-mode differentiation watches what is computed."""
     forward_level = torch.autograd.forward_ad._current_level
     return forward_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def is_compiling() -> bool:
-    """Whether ``torch.compile`` is tracing."""
-    return torch.compiler.is_compiling()

@@ -20,7 +20,7 @@ from nflows_mixer._checks import mismatch
 from nflows_mixer._distributed import is_first_process
 from nflows_mixer._files import replace_file
 from nflows_mixer.core.factory import call_factory
-from nflows_mixer.data import ImageData, ImageSource
+from nflows_mixer.data import ImageData, load_images
 from nflows_mixer.evaluation import Evaluation, evaluate_weights
 from nflows_mixer.flows import MIXERFLOW_PRESETS, ImageFlow, Pixels
 from nflows_mixer.training import FlowModule, Recipe, fit, table
@@ -126,7 +126,7 @@ def train_parser() -> ArgumentParser:
         fail_untyped=False,
         help="dotted name of a function that builds a flow on images; --model.NAME is an argument",
     )
-    parser.add_class_arguments(ImageSource, as_group=False)
+    parser.add_function_arguments(load_images, as_group=False, skip={"seed", "shuffle_patch"})
     parser.add_class_arguments(Recipe, "recipe")
     parser.add_class_arguments(FlowModule, as_group=False, skip={"flow", "recipe"})
     start = "weights (.safetensors) to start from, of this flow or of one with fewer layers"
@@ -148,8 +148,7 @@ def evaluate_parser() -> ArgumentParser:
     """Return the parser of ``nflows-mixer evaluate``."""
     parser = ArgumentParser(description=(evaluate_weights.__doc__ or "").split("\n")[0])
     parser.add_argument("--config", action="config", help="a YAML file with any of these")
-    parser.add_function_arguments(evaluate_weights, as_group=False, skip={"source", "options"})
-    parser.add_class_arguments(ImageSource, as_group=False, skip={"shuffle"})
+    parser.add_function_arguments(evaluate_weights, as_group=False, skip={"options"})
     parser.add_class_arguments(Evaluation, as_group=False)
     return parser
 
@@ -162,7 +161,7 @@ def train(arguments: Namespace) -> dict[str, Any]:
     config = yaml.safe_load(text)
     recipe, seed = Recipe(**vars(arguments.recipe)), arguments.seed
     torch.manual_seed(seed)
-    images = ImageSource(**_of(ImageSource, arguments)).load(seed)
+    images = load_images(**_of(load_images, arguments))
     flow = build_flow(arguments.model, images, arguments.conditional)
     if arguments.start_from is not None:
         start_from(arguments.start_from, flow)
@@ -189,9 +188,8 @@ def train(arguments: Namespace) -> dict[str, Any]:
 
 def evaluate(arguments: Namespace) -> dict[str, Any]:
     """Evaluate as the arguments of ``nflows-mixer evaluate`` say; print and return the figures."""
-    source = ImageSource(**_of(ImageSource, arguments))
     options = Evaluation(**_of(Evaluation, arguments))
-    report = evaluate_weights(source=source, options=options, **_of(evaluate_weights, arguments))
+    report = evaluate_weights(options=options, **_of(evaluate_weights, arguments))
     shown = {name: value for name, value in report.items() if name != "weights"}
     lists = ("indices", "distances")
     shown["memorisation"] = {k: v for k, v in shown["memorisation"].items() if k not in lists}
@@ -215,7 +213,7 @@ def build_flow(model: Namespace, images: ImageData, conditional: bool) -> ImageF
 
     Example:
         >>> config = build_parser().parse_args(["train", "--model.num_layers=1"]).train
-        >>> build_flow(config.model, ImageSource("digits").load(), conditional=False).image_shape
+        >>> build_flow(config.model, load_images("digits"), conditional=False).image_shape
         (1, 8, 8)
     """
     builder = factory_of(model)

@@ -131,9 +131,8 @@ class StudentT(BaseDistribution):
     .. math:: p(z) = \prod_d t_\nu\big((z_d - m_d) e^{-s_d}\big)\, e^{-s_d}
 
     Args:
-        shape: event shape, such as (C, H, W).
+        shape, learnable: as ``DiagonalNormal``.
         degrees_of_freedom: ``nu``; 1 is the Cauchy distribution, large values approach the normal.
-        learnable: whether location and log-scale are parameters (2 per dimension) or fixed at 0.
 
     Raises:
         ValueError: if ``degrees_of_freedom`` is not above 0.
@@ -171,7 +170,7 @@ class NormalMixture(BaseDistribution):
               \qquad \pi_{dk} = \mathrm{softmax}_k(w_{dk})
 
     Args:
-        shape: event shape, such as (C, H, W).
+        shape: as ``DiagonalNormal``.
         scales: standard deviations at the start, one per component; they differ so that the
             components do not stay copies of each other.
         learnable: whether weights, means and log-scales are parameters (3 per dimension and

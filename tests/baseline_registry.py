@@ -33,7 +33,6 @@ FLOWS = {
     # Masked convolutions of an image of one pixel have nothing to read.
     "MaCow": lambda: values(macow(SHAPE, **{**SMALL, "scales": 1}, masked_channels=3)),
     "Woodbury": lambda: values(woodbury(SHAPE, rank=2, **SMALL)),
-    "Woodbury-axes": lambda: values(woodbury(SHAPE, rank=2, spatial="axes", **SMALL)),
 }
 """Whole baselines, of images of SHAPE with 4 levels, whose latents are rows of 16."""
 
@@ -55,7 +54,6 @@ LAYERS = {
     "ButterflyTransform-odd": (lambda: ButterflyTransform((3, 5, 2)), (3, 5, 2)),
     "ButterflyTransform-prime": (lambda: ButterflyTransform((5, 1, 1)), (5, 1, 1)),
     "WoodburyTransform": (lambda: WoodburyTransform((4, 4, 4), 3), (4, 4, 4)),
-    "WoodburyTransform-axes": (lambda: WoodburyTransform((2, 5, 4), 2, "axes"), (2, 5, 4)),
     "WoodburyTransform-high-rank": (lambda: WoodburyTransform((2, 3, 1), 8), (2, 3, 1)),
 }
 """What a baseline adds: name -> (constructor, shape of one input)."""

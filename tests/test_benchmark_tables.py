@@ -29,7 +29,7 @@ def test_means_and_deviations_by_hand():
     assert spread([1.0, 2.0, 3.0], 2) == "2.00 ± 1.00"
     assert spread([1.0, 2.0, 3.0], 2, "+", error=True) == "+2.00 ± 0.58"
     assert (spread([1.5], 1), spread([], 1)) == ("1.5", "")
-    assert spread([1.0, math.nan], 2, "+") == "nan ± nan"
+    assert spread([1.0, math.nan], 2, "+") == "+nan ± nan"
 
 
 def test_ablation_counts_pairs_of_rows_in_the_published_order():

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from nflows_mixer.data import ImageData, ImageDataset, load_images
-from nflows_mixer.data.split import split, validation_size
+from nflows_mixer.data.image_data import split, validation_size
 from nflows_mixer.data.torchvision_sets import DOWNLOADS
 from nflows_mixer.transforms.permute import PermutePixels
 
@@ -200,15 +200,15 @@ def test_shuffle_is_permute_pixels_in_all_parts(mode, patch, used):
 @pytest.mark.parametrize(
     "arguments, pattern",
     [
-        ({"source": "nothing"}, "'galaxy32', an .npz file or a folder that exists, got 'nothing'"),
-        ({"source": "none.npz"}, "that exists, got 'none.npz'"),
-        ({"source": ".", "size": 0}, "size to be a positive integer, got 0"),
-        ({"source": "digits", "test": "x.npz"}, "no test images beside 'digits', got x.npz"),
-        ({"source": "digits", "size": 8}, "no size but with a folder of image files, got 'digits'"),
-        ({"source": "digits", "shuffle": "all"}, "shuffle to be one of 'global', 'local', got"),
-        ({"source": "digits", "shuffle_patch": 2}, "with shuffle='local' alone, got shuffle=None"),
+        ({"data": "nothing"}, "'galaxy32', an .npz file or a folder that exists, got 'nothing'"),
+        ({"data": "none.npz"}, "that exists, got 'none.npz'"),
+        ({"data": ".", "size": 0}, "size to be a positive integer, got 0"),
+        ({"data": "digits", "test_data": "x.npz"}, "no test images beside 'digits', got x.npz"),
+        ({"data": "digits", "size": 8}, "no size but with a folder of image files, got 'digits'"),
+        ({"data": "digits", "shuffle": "all"}, "shuffle to be one of 'global', 'local', got"),
+        ({"data": "digits", "shuffle_patch": 2}, "with shuffle='local' alone, got shuffle=None"),
         (
-            {"source": "digits", "shuffle": "local", "shuffle_patch": 3},
+            {"data": "digits", "shuffle": "local", "shuffle_patch": 3},
             "divides the image's height 8, got 3",
         ),
     ],

@@ -43,14 +43,14 @@ def test_npz_without_labels_and_stored_by_columns(tmp_path):
 def test_second_file_is_held_out_whole(tmp_path):
     for name, count in [("a", 50), ("b", 3)]:
         np.savez(tmp_path / f"{name}.npz", images=np.full((count, 4, 4), count, np.uint8))
-    data = load_images(tmp_path / "a.npz", test=tmp_path / "b.npz")
+    data = load_images(tmp_path / "a.npz", test_data=tmp_path / "b.npz")
     assert [len(part) for part in parts(data)] == [48, 2, 3]
     assert (data.train.images() == 50).all() and (data.test.images() == 3).all()
     rows = torch.cat([data.train.rows, data.validation.rows]).numpy().astype("<i8")
     assert data.split_hash == hashlib.sha256(rows.tobytes()).hexdigest()[:16]
     np.savez(tmp_path / "c.npz", images=np.zeros((2, 6, 6, 3), np.uint8))
     with pytest.raises(ValueError, match=r"images of \[1, 4, 4\], got \[3, 6, 6\]"):
-        load_images(tmp_path / "a.npz", test=tmp_path / "c.npz")
+        load_images(tmp_path / "a.npz", test_data=tmp_path / "c.npz")
 
 
 @pytest.mark.parametrize(
@@ -138,11 +138,11 @@ def test_second_folder_has_the_classes_of_the_first(tmp_path):
         write_images(tmp_path / "train" / name, 4, first=first)
     for name in ("eels", "dogs"):
         write_images(tmp_path / "test" / name, 2)
-    data = load_images(tmp_path / "train", test=tmp_path / "test")
+    data = load_images(tmp_path / "train", test_data=tmp_path / "test")
     assert data.name == "train" and data.test.labels().tolist() == [1, 1, 2, 2]
     write_images(tmp_path / "test" / "foxes", 1)
     with pytest.raises(ValueError, match=r"class folders \['cats', 'dogs', 'eels'\], got foxes"):
-        load_images(tmp_path / "train", test=tmp_path / "test")
+        load_images(tmp_path / "train", test_data=tmp_path / "test")
 
 
 def test_size_resizes_as_torchvision_does_with_antialias(tmp_path):

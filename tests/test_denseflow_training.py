@@ -16,7 +16,7 @@ from nflows_mixer.likelihood import bits_per_dim
 from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.noise import uniform_noise
 from nflows_mixer.training import FlowModule, HybridModule, Recipe, ShuffledBatches
-from nflows_mixer.training.step_inputs import FLIPS, draw_step, random_flips
+from nflows_mixer.training.flips import FLIPS, random_flips
 from tests.training import (
     SHAPE,
     assert_same,
@@ -94,6 +94,12 @@ def test_flips_have_a_stream_of_their_own():
 # Batches, whole and split.
 
 
+def draw_step(flow, images, seed, step, index):
+    """Mirrored images and noise of a step, of which the noise is number 1 + step."""
+    noise = flow.draw_noise(seed, 1 + step, index, next(flow.parameters()).dtype)
+    return random_flips(images, seed, 1 + step, index), noise
+
+
 @plain
 @pytest.mark.parametrize("parts", [1, 2])
 def test_images_and_noise_of_a_step_do_not_depend_on_how_it_is_split(parts):
@@ -102,7 +108,7 @@ def test_images_and_noise_of_a_step_do_not_depend_on_how_it_is_split(parts):
     batches = list(ShuffledBatches(20, 12, 4, seed=4))
     for step, rows in enumerate(batches):
         images, index = data.train.images(rows), torch.arange(12)
-        expected = draw_step(module.flow, images, 4, step, index, flip=True)
+        expected = draw_step(module.flow, images, 4, step, index)
         for whole, *got in zip(expected, *module.seen[parts * step : parts * (step + 1)]):
             assert torch.equal(torch.cat(got), whole)
     # As two processes see them, which have every other image of each part.
@@ -121,7 +127,7 @@ def test_images_and_noise_of_a_step_do_not_depend_on_how_it_is_split(parts):
 def test_first_batch_initialises_with_its_flips_and_noise():
     data, flow = noise_data(), small().double()
     rows = next(iter(ShuffledBatches(20, 10, 1, seed=3)))
-    images, noise = draw_step(flow, data.train.images(rows), 3, 0, torch.arange(10), flip=True)
+    images, noise = draw_step(flow, data.train.images(rows), 3, 0, torch.arange(10))
     expected = copy.deepcopy(flow).initialize(images, noise=noise)
     unflipped = copy.deepcopy(flow).initialize(data.train.images(rows), noise=noise)
     train(FlowModule(flow, Recipe(1e-300, steps=1, batch_size=10, flip=True), seed=3), data)
@@ -134,7 +140,7 @@ def test_run_of_no_steps_initialises_as_the_first_step_would(tmp_path):
     data, flow = noise_data(), small()
     twin = copy.deepcopy(flow)
     images = data.train.images(slice(10))
-    images, noise = draw_step(twin, images, 5, 0, torch.arange(10), flip=True)
+    images, noise = draw_step(twin, images, 5, 0, torch.arange(10))
     twin.initialize(images, noise=noise)
     run(FlowModule(flow, Recipe(steps=0, batch_size=10, flip=True), seed=5), data, tmp_path)
     assert_same(flow, twin)

@@ -13,7 +13,6 @@ from nflows_mixer.evaluation import (
     gaussian_bits_per_dim,
     histogram_bits_per_dim,
     round_trip_error,
-    uniform_bits_per_dim,
 )
 from nflows_mixer.flows import ImageFlow, mixerflow
 from nflows_mixer.likelihood import bits_per_dim
@@ -161,7 +160,6 @@ def test_bits_per_dim_keeps_nan():
 
 
 def test_reference_models_by_hand():
-    assert uniform_bits_per_dim(16) == 4
     # Pixel 0 is always 1, pixel 1 is 0 or 1: counts + 1 over 4 images + 2 levels.
     train = torch.tensor([[1, 0], [1, 1], [1, 0], [1, 1]], dtype=torch.uint8).reshape(4, 1, 1, 2)
     expected = -(math.log2(5 / 6) + math.log2(3 / 6)) / 2

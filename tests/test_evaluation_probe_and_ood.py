@@ -66,7 +66,7 @@ def test_probe_reads_labels_that_are_linear_in_pixels():
     indicators = torch.stack([labels == label for label in range(3)], dim=1).float()
     features = torch.cat([features, indicators, torch.full((400, 1), 7.0)], dim=1)
     result = linear_probe(features[:300], labels[:300], features[300:], labels[300:], steps=300)
-    assert result.accuracy == 1 and result.train_accuracy == 1 and result.loss < 0.1
+    assert result["accuracy"] == 1 and result["train_accuracy"] == 1 and result["loss"] < 0.1
     again = linear_probe(features[:300], labels[:300], features[300:], labels[300:], steps=300)
     assert again == result
 
@@ -74,8 +74,8 @@ def test_probe_reads_labels_that_are_linear_in_pixels():
 def test_probe_of_random_labels_is_chance():
     features, labels = torch.randn(3000, 5), torch.randint(4, (3000,))
     result = linear_probe(features[:1500], labels[:1500], features[1500:], labels[1500:], steps=300)
-    assert result.accuracy == pytest.approx(0.25, abs=0.06)
-    assert result.loss == pytest.approx(math.log(4), abs=0.05)
+    assert result["accuracy"] == pytest.approx(0.25, abs=0.06)
+    assert result["loss"] == pytest.approx(math.log(4), abs=0.05)
 
 
 def test_probe_reaches_the_minimum():
@@ -86,10 +86,10 @@ def test_probe_reaches_the_minimum():
     features[:, 0] += labels
     result = linear_probe(features, labels, features, labels, steps=1500)
     standard = (features - features.mean(0)) / features.std(0, correction=0)
-    reference = LogisticRegression(C=1 / (result.penalty * 300), tol=1e-8, max_iter=1000)
+    reference = LogisticRegression(C=1 / (result["penalty"] * 300), tol=1e-8, max_iter=1000)
     probabilities = reference.fit(standard, labels).predict_proba(standard)
     expected = -np.log(probabilities[np.arange(300), labels]).mean()
-    assert result.train_loss == pytest.approx(expected, abs=2e-3)
+    assert result["train_loss"] == pytest.approx(expected, abs=2e-3)
 
 
 def test_probes_of_digits_by_depth():

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.nn import MaskedMLP, MaskedResidualMLP
-from nflows_mixer.numerics.autoregressive import inverse_of
-from nflows_mixer.numerics.foldable import why_not_foldable
+from nflows_mixer.numerics.autoregressive import inverse_of, why_not_foldable
 from nflows_mixer.transforms import AffineAutoregressive
 
 

@@ -12,7 +12,6 @@ from lightning.pytorch import Callback
 from matplotlib.figure import Figure
 
 from benchmarks.papers import run as runs
-from benchmarks.papers.claims import Comparison, comparisons, degradations
 from benchmarks.papers.figures import figure_of, worst_image
 from benchmarks.papers.images import (
     NOISE,
@@ -24,20 +23,12 @@ from benchmarks.papers.images import (
     images_of,
     noise_images,
 )
-from benchmarks.papers.kept import (
-    RESULTS,
-    columns,
-    command,
-    read,
-    unshuffled,
-    without_shuffle,
-)
+from benchmarks.papers.kept import RESULTS, Comparison, Kept, columns, comparisons, read
 from benchmarks.papers.models import MODELS
-from benchmarks.papers.rows import FIGURES, ROWS, ROWS_OF, TABLES, Run, scaled_down
-from benchmarks.papers.run import curve, describe, path_of, result_of
-from benchmarks.papers.samples import PANELS
-from benchmarks.papers.samples import main as samples_main
-from benchmarks.pictures import COLORS, save_curves, save_shuffles
+from benchmarks.papers.rows import FIGURES, ROWS, ROWS_OF, TABLES, Run
+from benchmarks.papers.run import Job, curve
+from benchmarks.pictures import save_shuffles
+from benchmarks.sizes import parameters_of
 from benchmarks.tables import papers_page
 from nflows_mixer.training import FlowModule, fit
 
@@ -59,58 +50,25 @@ def test_every_row_has_a_table_a_model_and_a_data_set(size):
         assert row.version == (imagenet if row.run.data.startswith("imagenet") else "")
 
 
-def test_names_of_rows_are_all_different():
-    for rows in ROWS_OF.values():
-        assert len({row.name for row in rows}) == len(rows)
-
-
-@pytest.mark.parametrize(
-    "name, published",
-    {
-        "mixerflow-1-cifar10-plain-mixerflow-32": 3.46,
-        "mixerflow-1-imagenet32-plain-woodbury": 4.22,
-        "mixerflow-2-animefaces-plain-glow-37": 3.21,
-        "mixerflow-3-mnist-plain-mixerflow-mnist": 1.22,
-        "mixerflow-4-imagenet32-global-butterfly": 6.18,
-        "mixerflow-5-cifar10-local-mixerflow-32": 3.49,
-        "mixerflow-6-galaxy32-plain-spline-11": 2.25,
-        "mixerflow-7-cifar10-plain-glow-11-probe_accuracy": 41.23,
-        "mixerflow-9-cifar10-plain-mixerflow-base-60": 3.52,
-        "denseflow-1-celeba64-plain-denseflow-74-10-celeba-importance_bits_per_dim": 1.99,
-        "denseflow-2-cifar10-plain-denseflow-74-10-training_hours": 250,
-        "denseflow-4-cifar10-plain-denseflow-45-6-importance_bits_per_dim": 3.07,
-    }.items(),
-)
-def test_published_figures(name, published):
-    assert [row.published for row in ROWS if row.name == name] == [published]
-
-
-def test_larger_baselines_share_the_scaled_down_model_of_the_smaller():
-    row = next(row for row in ROWS if row.run.model == "glow-44" and row.run.shuffle)
-    assert scaled_down(row).run == Run("glow-11", "cifar10", "global")
-    assert scaled_down(next(row for row in ROWS if row.table == "mixerflow-2")) is None
-
-
-def parameters_of(model, size, shape):
+def size_of(model, size, shape):
     with torch.device("meta"):
-        flow = MODELS[model].at(size, shape, 256)
-    return sum(parameter.numel() for parameter in flow.parameters())
+        return parameters_of(MODELS[model].at(size, shape, 256))
 
 
 @pytest.mark.parametrize("model", PARAMETERS)
 def test_models_are_as_large_as_published(model):
     shape = (3, 64, 64) if model in ("glow-37", "spline-38", "mixerflow-64") else (3, 32, 32)
-    count = parameters_of(model, "paper", shape) / 1e6
+    count = size_of(model, "paper", shape) / 1e6
     assert count == pytest.approx(MODELS[model].parameters, rel=0.01)
 
 
 @pytest.mark.parametrize("table", ["mixerflow-1", "mixerflow-4", "mixerflow-5", "mixerflow-7"])
 def test_scaled_down_models_of_a_table_are_as_large_as_each_other(table):
     models = {row.run.model for row in ROWS_OF["small"] if row.table == table}
-    ours = parameters_of("mixerflow-32", "small", (3, 16, 16))
+    ours = size_of("mixerflow-32", "small", (3, 16, 16))
     assert len(models) > 2 and "mixerflow-32" in models
     for model in models:
-        count = parameters_of(model, "small", (3, 16, 16))
+        count = size_of(model, "small", (3, 16, 16))
         assert count == pytest.approx(ours, rel=0.01), model
 
 
@@ -175,25 +133,27 @@ def results_of(figures, table="mixerflow-1-cifar10-plain", **more):
     return found
 
 
+def kept_of(results):
+    return Kept("small", "short", Path(), results)
+
+
 def test_verdict_by_hand():
     # Mean 0.3, standard deviation 0.1, standard error 0.058; of Student's t with two degrees of
     # freedom 95% are within 4.303, here 0.248, and with one within 12.706.
     claim = Comparison("", 0.05, (0.2, 0.3, 0.4))
     assert claim.mean == pytest.approx(0.3)
-    assert claim.error == pytest.approx(0.1 / math.sqrt(3))
     assert claim.verdict == "as published"
     assert Comparison("", 0.05, (-0.2, -0.3, -0.4)).verdict == "the other way"
     assert Comparison("", 0.05, (0.1, 0.2, 0.3)).verdict == "undecided"
     assert Comparison("", 0.05, (0.12, 0.14)).verdict == "as published"  # 0.13, 0.127
     assert Comparison("", 0.05, (0.11, 0.13)).verdict == "undecided"  # 0.12, 0.127
     assert Comparison("", 0.05, (-0.1,)).verdict == "one seed"
-    assert Comparison("", 0.05, (-0.1,)).error is None
 
 
 def test_claims_are_of_the_seeds_that_both_rows_have():
     figures = {("glow-11", 0): 5.0, ("glow-11", 1): 5.2, ("glow-11", 7): 9.0}
     figures |= {("mixerflow-32", 0): 4.9, ("mixerflow-32", 1): 5.3}
-    [claim] = comparisons(rows_of("mixerflow-1"), results_of(figures))
+    [claim] = comparisons(rows_of("mixerflow-1"), kept_of(results_of(figures)))
     assert claim.words == "MixerFlow better than Glow"
     assert claim.published == pytest.approx(0.05)
     assert claim.here == pytest.approx((0.1, -0.1))
@@ -206,7 +166,7 @@ def test_of_accuracies_the_higher_is_better():
     for (name, _), result in results.items():
         better = "mixerflow" in name
         result["probe"] = {"loss": 1.9 if better else 1.6, "accuracy": 0.45 if better else 0.4}
-    loss, accuracy = comparisons(rows_of("mixerflow-7"), results)
+    loss, accuracy = comparisons(rows_of("mixerflow-7"), kept_of(results))
     assert (loss.published, accuracy.published) == pytest.approx((0.15, 3.88))
     assert loss.here == pytest.approx((-0.3,))  # the other way
     assert accuracy.here == pytest.approx((5.0,))
@@ -219,21 +179,11 @@ def shuffled_results(**more):
 
 
 def test_degradation_by_hand():
-    rows = [row_of(f"mixerflow-4-cifar10-global-{m}") for m in ("glow-11", "mixerflow-32")]
-    plain = [without_shuffle(row) for row in rows]
-    [claim] = degradations(rows, plain, unshuffled("cifar10"), shuffled_results())
-    assert claim.words == "the shuffle costs MixerFlow less than Glow"
-    assert claim.published == pytest.approx((5.18 - 3.51) - (4.09 - 3.46))
-    assert claim.here == pytest.approx(((6.0 - 4.9) - (5.6 - 4.8),))
-
-
-def test_degradation_is_of_bits_per_dim_where_there_are_probes_too(tmp_path):
-    keep(tmp_path, shuffled_results(probe=PROBE))
-    [kept] = read(tmp_path)
-    column = next(c for c in columns("small") if c.table == "mixerflow-4")
-    better, cheaper = column.claims(kept)
+    better, cheaper = column_of("mixerflow-4").claims(kept_of(shuffled_results(probe=PROBE)))
     assert better.here == pytest.approx((0.4,))
-    assert cheaper.here == pytest.approx((0.3,))
+    assert cheaper.words == "the shuffle costs MixerFlow less than Glow"
+    assert cheaper.published == pytest.approx((5.18 - 3.51) - (4.09 - 3.46))
+    assert cheaper.here == pytest.approx(((6.0 - 4.9) - (5.6 - 4.8),))
 
 
 def column_of(table, figure="bits_per_dim"):
@@ -248,47 +198,22 @@ def column_of(table, figure="bits_per_dim"):
         ("accumulate", 2, "accumulate"),
     ],
 )
-def test_results_on_unequal_terms_are_not_compared(tmp_path, key, value, words):
+def test_results_on_unequal_terms_are_not_compared(key, value, words):
     results = shuffled_results()
     results["cifar10-global-mixerflow-32", 0][key] = value
-    keep(tmp_path, results)
-    [kept] = read(tmp_path)
     names = r".*cifar10-global-glow-11-0 and .*cifar10-global-mixerflow-32-0"
     with pytest.raises(ValueError, match=rf"equal terms \({words}\), got {names}"):
-        column_of("mixerflow-4").claims(kept)
+        column_of("mixerflow-4").claims(kept_of(results))
 
 
-def test_terms_that_may_differ_are_compared(tmp_path):
-    results = shuffled_results()
-    for (name, _), result in results.items():
-        if "plain" in name:  # of the same images, in another order of pixels
-            result["data"]["split_hash"] = "ffff"
-        if "glow" in name:
-            result["recipe"]["learning_rate"] = 0.003
-            result["accumulate"] = 1  # which is none
-    keep(tmp_path, results)
-    [kept] = read(tmp_path)
-    assert len(column_of("mixerflow-4").claims(kept)) == 2
-
-
-def test_seeds_of_one_row_are_of_equal_terms(tmp_path):
-    results = results_of({("glow-11", 0): 5.0, ("glow-11", 1): 5.0})
-    results["cifar10-plain-glow-11", 1]["budget"] = {"name": "short", "steps": 1}
-    keep(tmp_path, results)
-    [kept] = read(tmp_path)
-    with pytest.raises(ValueError, match="cifar10-plain-glow-11-0 and .*-plain-glow-11-1"):
-        column_of("mixerflow-1").claims(kept)
-
-
-def test_reference_is_the_lowest_of_the_simple_models(tmp_path):
+def test_reference_is_the_lowest_of_the_simple_models():
     results = results_of({("glow-11", 0): 5.0}, probe=PROBE)
     mnist = row_of("mixerflow-3-mnist-plain-made-mnist")
     lower = {"normal, full covariance": 5.3, "histogram of each pixel": 1.7, "uniform": 8.0}
     results[mnist.run.name, 0] = made_up(mnist, 0, 2.0, reference_models=lower)
     maf = row_of("mixerflow-3-cifar10-plain-maf")
     results[maf.run.name, 0] = made_up(maf, 0, 2.0, reference_models={})
-    keep(tmp_path, results)
-    [kept] = read(tmp_path)
+    kept = kept_of(results)
     assert column_of("mixerflow-1").reference(kept) == ("normal, full covariance", 5.5)
     assert column_of("mixerflow-3").reference(kept) == ("histogram of each pixel", 1.7)
     other = next(c for c in columns("small") if (c.table, c.data) == ("mixerflow-3", "cifar10"))
@@ -332,22 +257,10 @@ def save_images(folder, data, count=60, height=4):
         np.savez(folder / f"{data}_{part}.npz", images=pixels, labels=np.arange(count) % 10)
 
 
-def test_images_that_are_absent_are_named(tmp_path):
-    with pytest.raises(Absent, match="expected galaxy32_train.npz and galaxy32_test.npz") as absent:
-        images_of("galaxy32", str(tmp_path))
-    assert str(tmp_path) in str(absent.value)
-
-
 def test_images_of_another_version_are_refused(tmp_path):
     save_images(tmp_path, "imagenet32")
     with pytest.raises(Absent, match="expected the old version of imagenet32.*do not compare"):
         images_of("imagenet32", str(tmp_path), version="old")
-
-
-def test_test_images_alone_are_called_that(tmp_path):
-    save_images(tmp_path, "cifar10")
-    (tmp_path / "cifar10_train.npz").unlink()
-    assert images_of("cifar10", str(tmp_path)).version == "of the test images alone"
 
 
 def test_averages_by_hand():
@@ -369,51 +282,36 @@ def test_images_are_averaged_down_with_their_labels(tmp_path):
         averaged_down(whole, 3)
 
 
-def test_noise_is_marked_synthetic():
-    images = noise_images("mnist")
-    assert images.version == NOISE
-    assert images.image_shape == SIZES["mnist"]
-    assert describe(RUN, "paper", "smoke", 0, images)["synthetic"]
-
-
 # Runs
 
 
 @pytest.fixture(scope="module")
 def trained_once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("papers")
-    return folder, result(folder)
+    return folder, job_in(folder).result()
 
 
-def result(folder, seed=0, images=None):
-    return result_of(
-        RUN,
-        "paper",
-        "smoke",
-        seed,
-        images or noise_images("mnist"),
-        folder / "results",
-        folder / "runs",
-        "cpu",
-    )
+def job_in(folder, images=None):
+    images = images or noise_images("mnist")
+    return Job(RUN, "paper", "smoke", 0, images, folder / "results", folder / "runs", "cpu")
 
 
 def test_a_result_that_is_kept_is_read(trained_once, monkeypatch):
     folder, first = trained_once
     monkeypatch.setattr(runs, "fit", None)  # nothing is trained
-    assert result(folder) == first
-    path = path_of(RUN, "paper", "smoke", 0, folder / "results")
+    assert job_in(folder).result() == first
+    path = job_in(folder).path
     assert json.loads(path.read_text()) == first
     assert first["synthetic"] and math.isfinite(first["bits_per_dim"]["test"])
 
 
 def test_a_result_of_another_setting_is_refused(trained_once):
     folder, _ = trained_once
-    path = path_of(RUN, "paper", "smoke", 0, folder / "results")
+    path = job_in(folder).path
     before = path.read_text()
     path.write_text(before.replace('"batch_size": 4', '"batch_size": 5'))
     with pytest.raises(ValueError, match="budget, recipe differ; delete it, or give another --out"):
-        result(folder)
+        job_in(folder).result()
     path.write_text(before)
 
 
@@ -432,7 +330,7 @@ def test_a_run_that_is_stopped_goes_on(trained_once, tmp_path, monkeypatch):
     stopped = partial(fit, callbacks=(StopAt(1),))
     monkeypatch.setattr(runs, "fit", stopped)
     with pytest.raises(InterruptedError):
-        result(tmp_path)
+        job_in(tmp_path).result()
     assert not (tmp_path / "results").exists()
 
     trained = []
@@ -441,7 +339,7 @@ def test_a_run_that_is_stopped_goes_on(trained_once, tmp_path, monkeypatch):
         FlowModule, "training_step", lambda self, *a: (trained.append(1), step(self, *a))[1]
     )
     monkeypatch.setattr(runs, "fit", fit)
-    found = result(tmp_path)
+    found = job_in(tmp_path).result()
     assert len(trained) == 1  # of two steps
     whole = trained_once[1]
     assert found["bits_per_dim"] == pytest.approx(whole["bits_per_dim"], rel=1e-6)
@@ -505,26 +403,7 @@ def test_figures_that_are_not_finite_are_shown(tmp_path):
     cells = cells_of(tmp_path, results_of(figures | {("mixerflow-32", 1): 4.9}))
     assert cells["Glow"][3] == "nan ± nan" and cells["Glow"][6] == "nan"
     claim = cells["MixerFlow better than Glow"]
-    assert claim[1:] == ["+0.05", "nan ± nan", "2", "not finite"]
-
-
-def test_importance_weighted_figures_stand_beside_their_draws(tmp_path):
-    row = next(row for row in ROWS if row.figure == "importance_bits_per_dim")
-    bound = {"test": 3.456, "worst_image": 5.0, "draws": 16, "test_images": 1000}
-    found = made_up(row, 0, 4.0, size="paper", importance_bits_per_dim=bound)
-    cells = cells_of(tmp_path, {(row.run.name, 0): found}, "paper-short")
-    assert cells["DenseFlow-74-10"][1:6] == ["2.98", "130", "3.456", "455,131", "1"]
-    assert any("1,000 test images, 16 draws of each" in line for line in cells)
-
-
-def test_probes_are_reported_of_the_seeds_that_have_them(tmp_path):
-    results = results_of({("glow-11", 0): 5.0, ("glow-11", 1): 6.0})
-    results["cifar10-plain-glow-11", 0]["probe"] = PROBE
-    keep(tmp_path, results)
-    [kept] = read(tmp_path)
-    probes = column_of("mixerflow-7", "probe_loss")
-    glow = next(row for _, row in probes.rows if row.label == "Glow")
-    assert kept.figures(glow) == [1.5] and len(kept.of(glow)) == 2
+    assert claim[1:] == ["+0.05", "+nan ± nan", "2", "not finite"]
 
 
 def test_worst_image_is_of_the_bound_that_is_reported():
@@ -537,58 +416,22 @@ def test_worst_image_is_of_the_bound_that_is_reported():
     assert worst_image(row_of("mixerflow-1-cifar10-plain-glow-11"), result) == 8.0
 
 
-def test_pictures_of_one_seed_say_so_and_leave_out_what_has_none(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
-    results = shuffled_results()
-    del results["cifar10-global-glow-11", 1]
-    keep(tmp_path, results)
-    [kept] = read(tmp_path)
-    save_shuffles(kept)
-    curves, costs = drawn
-    assert curves.get_suptitle().endswith("400 steps; one seed")
-    published, ours = costs.axes
-    assert ours.get_title().endswith("(one seed)")
-    names = [text.get_text() for text in published.get_yticklabels()]
-    assert names == ["Glow, global shuffle", "MixerFlow, global shuffle"]
-    assert published.get_xlim() == ours.get_xlim()
-    # The difference of 5.6 and 4.8 in the colour of MixerFlow in the curves.
-    [line] = [line for line in ours.lines if line.get_color() == COLORS["MixerFlow"]]
-    assert line.get_xdata() == pytest.approx([0.8])
-    mixed = [h for h in curves.legends[0].legend_handles if h.get_label() == "MixerFlow"]
-    assert [handle.get_color() for handle in mixed] == [COLORS["MixerFlow"]]
-    assert len(set(COLORS.values())) == len(COLORS)
-
-
-def test_curves_have_the_reference_in_sight(tmp_path, monkeypatch):
+def test_pictures_have_every_row_and_the_reference(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     keep(tmp_path, shuffled_results())
     [kept] = read(tmp_path)
-    save_curves(tmp_path / "curves.png", column_of("mixerflow-4"), kept)
-    [figure] = drawn
-    for axis in figure.axes:
+    save_shuffles(kept)
+    curves, costs = drawn
+    for axis in curves.axes:
         [line] = [line for line in axis.lines if line.get_linestyle() == ":"]
         assert set(line.get_ydata()) == {5.5}
         assert axis.get_ylim()[0] < 5.5 < axis.get_ylim()[1]
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels[-1] == "(normal, full covariance)"
-
-
-def test_commands_name_what_is_not_usual():
-    assert command("paper", "short", "a-b", [0]) == "pytest benchmarks -m gpu -k a-b"
-    words = "pytest benchmarks -m cpu -k a --budget long --seeds 1,2"
-    assert command("small", "long", "a", [2, 1]) == words
-
-
-def test_samples_say_what_was_not_trained(tmp_path, capsys):
-    save_images(tmp_path, "cifar10", height=32)
-    with pytest.raises(SystemExit, match="expected weights of one model or more"):
-        samples_main(str(tmp_path), str(tmp_path), str(tmp_path / "samples.png"))
-    said = capsys.readouterr().out
-    assert all(f"left out: {title}: " in said for title in PANELS.values())
-    assert "pytest benchmarks -m cpu -k mixerflow-9-cifar10-plain-mixerflow-base-linear" in said
-    assert not (tmp_path / "samples.png").exists()
+    published, ours = costs.axes
+    names = [text.get_text() for text in published.get_yticklabels()]
+    assert names == ["Glow, global shuffle", "MixerFlow, global shuffle"]
+    values = [list(line.get_xdata()) for line in ours.lines if line.get_marker() == "o"]
+    assert values == [pytest.approx([6.0 - 4.9]), pytest.approx([5.6 - 4.8])]
 
 
 # What is kept

@@ -9,20 +9,19 @@ import torch
 from nflows.transforms import CompositeTransform, Transform
 from torch import distributions
 
-from benchmarks.precision.inputs import checkerboards, input_images, made_images
 from benchmarks.precision.measure import (
     PRECISIONS,
-    Precision,
     in_precision,
     jacobian_figures,
     own_samples,
     round_trip,
     square_integral,
 )
+from benchmarks.precision.models import checkerboards, input_images, made_images
 from nflows_mixer.flows import ImageFlow, mixerflow
 from nflows_mixer.transforms import PixelScaling
 
-DOCS = Path(__file__).parents[1] / "docs"
+KEPT = Path(__file__).parents[1] / "benchmarks/precision/results.json"
 FLOAT64, FLOAT32 = PRECISIONS[:2]
 FIGURES = ("largest", "mean", "smallest", "value")
 KINDS = {"test", "uniform noise", "constant", "checkerboard", "inverted test"}
@@ -30,7 +29,7 @@ KINDS = {"test", "uniform noise", "constant", "checkerboard", "inverted test"}
 
 @pytest.fixture(scope="module")
 def written():
-    return json.loads((DOCS / "precision.json").read_text())
+    return json.loads(KEPT.read_text())
 
 
 class Wrong(Transform):
@@ -71,17 +70,6 @@ def test_every_figure_is_finite_or_says_why_there_is_none(written):
             assert math.isfinite(value)
 
     look({key: value for key, value in written.items() if key != "versions"})
-
-
-def test_page_covers_all_precisions_and_inputs(written):
-    for model in written["models"]:
-        assert list(model["precisions"]) == [precision.name for precision in PRECISIONS]
-        assert model["jacobian"].get("why") or set(model["jacobian"]["inputs"]) <= KINDS
-        for name, precision in model["precisions"].items():
-            if "why" in precision:
-                assert name == "TF32" and precision["why"] == "needs CUDA"
-            else:
-                assert set(precision["inputs"]) == KINDS
 
 
 def test_trained_flow_is_exact_in_float64(written):
@@ -178,13 +166,6 @@ def test_own_samples_find_a_log_det_of_another_sign():
     found = own_samples(in_precision(ImageFlow(broken, (1, 1, 2), levels=4), FLOAT64), 4, FLOAT64)
     # 8 values, the 4 log-probabilities that could not be found, of 16.
     assert found["non_finite"] == pytest.approx(12 / 16) and found["difference"]["why"]
-
-
-def test_tf32_needs_cuda():
-    tf32 = Precision("TF32", tf32=True)
-    assert tf32.missing(torch.device("cpu")) == "needs CUDA"
-    assert tf32.missing(torch.device("cuda")) is None
-    assert all(p.missing(torch.device("cpu")) is None for p in PRECISIONS if not p.tf32)
 
 
 @pytest.mark.parametrize("stretched", [False, True])

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks.scaling import likelihood, measure
-from benchmarks.scaling.models import mixer, parameters
+from benchmarks.scaling.models import mixer
+from benchmarks.sizes import parameters_of
 
 
 def test_exponents_of_costs_that_are_known():
@@ -34,7 +35,7 @@ def test_flows_differ_in_the_linear_block_alone(name):
     flow, plain = (mixer(each, 24, 8, **options) for each in (name, "none"))
     images = torch.randint(256, (9, 3, 24, 24), dtype=torch.uint8)
     assert flow.initialize(images).log_prob(images).shape == (9,)
-    more = parameters(flow) - parameters(plain)
+    more = parameters_of(flow) - parameters_of(plain)
     # Rows of 192, and columns of the 4 patches inside the shift, each in two flow layers: D + D^2
     # for a full block.
     assert (more > 0) == (name != "none")

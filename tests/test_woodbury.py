@@ -5,11 +5,9 @@ import torch
 
 from benchmarks.baselines.woodbury import LowRankUpdate, WoodburyTransform, woodbury
 
-both = pytest.mark.parametrize("spatial", ["full", "axes"])
 
-
-def moved(shape, rank, spatial="full"):
-    transform = WoodburyTransform(shape, rank, spatial).double()
+def moved(shape, rank):
+    transform = WoodburyTransform(shape, rank).double()
     with torch.no_grad():
         for parameter in transform.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
@@ -44,12 +42,10 @@ def test_inverse_and_determinant_are_those_of_the_dense_matrix(size, rank):
     torch.testing.assert_close(update.logabsdet(), torch.linalg.slogdet(dense(update)).logabsdet)
 
 
-@both
 @torch.no_grad()
-def test_is_a_product_of_matrices_from_both_sides(spatial):
-    transform = moved((3, 2, 4), 2, spatial)
-    of_channels, *of_positions = map(dense, transform.maps)
-    positions = of_positions[0] if spatial == "full" else torch.kron(*of_positions)
+def test_is_a_product_of_matrices_from_both_sides():
+    transform = moved((3, 2, 4), 2)
+    of_channels, positions = map(dense, transform.maps)
     images = torch.randn(5, 3, 2, 4, dtype=torch.float64)
     outputs, logabsdet = transform(images)
     expected = of_channels @ images.flatten(2) @ positions.T
@@ -70,9 +66,8 @@ def test_without_map_of_positions_it_is_a_1x1_convolution():
     torch.testing.assert_close(logabsdet, 20 * torch.linalg.slogdet(kernel).logabsdet.expand(2))
 
 
-@both
-def test_starts_near_the_identity_and_every_factor_gets_a_gradient(spatial):
-    transform = WoodburyTransform((12, 16, 16), spatial=spatial)
+def test_starts_near_the_identity_and_every_factor_gets_a_gradient():
+    transform = WoodburyTransform((12, 16, 16))
     images = torch.randn(4, 12, 16, 16)
     outputs, logabsdet = transform(images)
     assert 0 < (outputs - images).norm() < 0.05 * images.norm()
@@ -80,17 +75,15 @@ def test_starts_near_the_identity_and_every_factor_gets_a_gradient(spatial):
     assert all(parameter.grad.norm() > 0 for parameter in transform.parameters())
 
 
-@both
-def test_every_value_depends_on_every_other(spatial):
-    transform = moved((2, 3, 2), 1, spatial)
+def test_every_value_depends_on_every_other():
+    transform = moved((2, 3, 2), 1)
     image = torch.randn(1, 2, 3, 2, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(lambda x: transform(x)[0].flatten(), image)
     assert (jacobian != 0).all()
 
 
-@both
-def test_default_has_the_published_number_of_parameters(spatial):
-    flow = woodbury((3, 32, 32), spatial=spatial)
+def test_default_has_the_published_number_of_parameters():
+    flow = woodbury((3, 32, 32))
     count = sum(parameter.numel() for parameter in flow.parameters())
     assert count == pytest.approx(11.02e6, rel=0.01)
 
@@ -99,7 +92,6 @@ def test_default_has_the_published_number_of_parameters(spatial):
     "options, message",
     [
         ({"rank": 0}, "rank to be a positive integer"),
-        ({"spatial": "height"}, "spatial to be one of 'full', 'axes'"),
         ({"image_shape": (3, 4)}, "image_shape"),
     ],
 )

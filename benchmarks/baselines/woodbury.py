@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import cast
 
 import torch
-from einops import rearrange
 from nflows.transforms import Transform
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.baselines.backbone import multi_scale_flow
 from benchmarks.baselines.glow import affine_coupling
-from nflows_mixer._checks import check_choice, check_event, check_image_shape, check_positive
+from nflows_mixer._checks import check_event, check_image_shape, check_positive
 from nflows_mixer.flows import ImageFlow
-
-_LAYOUTS = {
-    "full": ("b h w c", "b c (h w)"),
-    "axes": ("b h w c", "b c w h", "b c h w"),
-}
-"""Of the images, for each map in its turn: the last axis is the one that it acts on."""
 
 
 class LowRankUpdate(nn.Module):
@@ -86,25 +78,18 @@ class WoodburyTransform(Transform):
     .. math:: Y = (I + U_c V_c)\, X\, (I + U_s V_s)^\top, \qquad
               \log|\det J| = H W \log|\det(I_d + V_c U_c)| + C \log|\det(I_d + V_s U_s)|
 
-    With ``spatial="axes"`` (ME-Woodbury) the map of the positions is one along the height and then
-    one along the width of every channel, with factors of size H and W instead of HW:
-
-    .. math:: \log|\det J| = H W \log|\det(I_d + V_c U_c)| + C W \log|\det(I_d + V_h U_h)|
-              + C H \log|\det(I_d + V_w U_w)|
-
-    2 d (C + HW) or 2 d (C + H + W) parameters, and O(d C H W) per image both ways. Starts near the
-    identity (see ``LowRankUpdate``).
+    2 d (C + HW) parameters, and O(d C H W) per image both ways. Starts near the identity (see
+    ``LowRankUpdate``).
 
     Args:
         image_shape: (C, H, W).
         rank: d, of all factors.
-        spatial: "full" or "axes".
 
     Shapes:
         inputs and outputs [B, C, H, W].
 
     Raises:
-        ValueError: if a size is not positive, ``spatial`` is unknown, or inputs have another shape.
+        ValueError: if a size is not positive, or inputs have another shape.
 
     References:
         Lu and Huang, Woodbury transformations for deep generative flows, 2020, Section 3.
@@ -119,50 +104,37 @@ class WoodburyTransform(Transform):
         True
     """
 
-    def __init__(self, image_shape: Sequence[int], rank: int = 16, spatial: str = "full") -> None:
+    def __init__(self, image_shape: Sequence[int], rank: int = 16) -> None:
         super().__init__()
-        owner = "WoodburyTransform"
-        self.image_shape = check_image_shape(image_shape, owner)
-        check_positive(owner, "rank", rank)
-        check_choice(owner, "spatial", spatial, tuple(_LAYOUTS))
+        self.image_shape = check_image_shape(image_shape, "WoodburyTransform")
+        check_positive("WoodburyTransform", "rank", rank)
         channels, height, width = self.image_shape
-        sizes = {"full": (channels, height * width), "axes": (channels, height, width)}[spatial]
-        self.layouts = _LAYOUTS[spatial]
+        sizes = (channels, height * width)
         self.maps = nn.ModuleList(LowRankUpdate(size, rank) for size in sizes)
-        self.uses = tuple(math.prod(self.image_shape) // size for size in sizes)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map images, the channels first."""
-        self._check(inputs)
-        outputs = inputs
+        check_event(inputs, self.image_shape, "WoodburyTransform", "build it for these images")
+        of_channels, of_positions = self.maps
         with torch.autocast(inputs.device.type, enabled=False):
-            for layout, matrix in zip(self.layouts, self._matrices()):
-                outputs = self._along(layout, matrix.forward, outputs)
-            return outputs, self._logabsdet(inputs)
+            outputs = of_channels(inputs.flatten(2).transpose(1, 2))
+            outputs = of_positions(outputs.transpose(1, 2))
+            return outputs.reshape(inputs.shape), self._logabsdet(inputs)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map images back, by a d x d system for each axis."""
-        self._check(inputs)
-        outputs = inputs
+        """Map images back, by a d x d system for each side."""
+        check_event(inputs, self.image_shape, "WoodburyTransform", "build it for these images")
+        of_channels, of_positions = self.maps
         with torch.autocast(inputs.device.type, enabled=False):
-            for layout, matrix in zip(self.layouts[::-1], self._matrices()[::-1]):
-                outputs = self._along(layout, matrix.inverse, outputs)
-            return outputs, -self._logabsdet(inputs)
-
-    def _along(self, layout: str, function, images: Tensor) -> Tensor:
-        _, height, width = self.image_shape
-        vectors = function(rearrange(images, f"b c h w -> {layout}"))
-        return rearrange(vectors, f"{layout} -> b c h w", h=height, w=width).contiguous()
+            outputs = of_positions.inverse(inputs.flatten(2))
+            outputs = of_channels.inverse(outputs.transpose(1, 2)).transpose(1, 2)
+            return outputs.reshape(inputs.shape), -self._logabsdet(inputs)
 
     def _logabsdet(self, inputs: Tensor) -> Tensor:
-        logabsdets = [uses * m.logabsdet() for uses, m in zip(self.uses, self._matrices())]
-        return torch.stack(logabsdets).sum() * inputs.new_ones(inputs.shape[0])
-
-    def _matrices(self) -> list[LowRankUpdate]:
-        return list(cast(Iterable[LowRankUpdate], self.maps))
-
-    def _check(self, inputs: Tensor) -> None:
-        check_event(inputs, self.image_shape, "WoodburyTransform", "build it for these images")
+        of_channels, of_positions = (each.logabsdet() for each in self.maps)
+        channels, height, width = self.image_shape
+        logabsdet = height * width * of_channels + channels * of_positions
+        return logabsdet * inputs.new_ones(inputs.shape[0])
 
 
 def woodbury(
@@ -171,15 +143,14 @@ def woodbury(
     scales: int = 3,
     steps: int = 8,
     rank: int = 16,
-    spatial: str = "full",
     levels: int = 256,
 ) -> ImageFlow:
     r"""Build Glow with Woodbury transformations in the place of the 1x1 convolutions.
 
     .. math:: g = \mathrm{coupling} \circ \mathrm{Woodbury} \circ \mathrm{ActNorm}
 
-    11.07 million parameters for 3 x 32 x 32, and 11.00 million with ``spatial="axes"``, where
-    MixerFlow's tables have 11.02; the rank was chosen for this count.
+    11.07 million parameters for 3 x 32 x 32, where MixerFlow's tables have 11.02; the rank was
+    chosen for this count.
 
     Args:
         image_shape: (C, H, W).
@@ -187,7 +158,6 @@ def woodbury(
         scales: number of resolutions.
         steps: of flow at each scale.
         rank: of all factors.
-        spatial: "full", or "axes" for ME-Woodbury (see ``WoodburyTransform``).
         levels: number of pixel values.
 
     References:
@@ -197,6 +167,6 @@ def woodbury(
         >>> sum(parameter.numel() for parameter in woodbury((3, 32, 32)).parameters())
         11073804
     """
-    linear = partial(WoodburyTransform, rank=rank, spatial=spatial)
+    linear = partial(WoodburyTransform, rank=rank)
     coupling = affine_coupling(hidden_channels)
     return multi_scale_flow(image_shape, linear, coupling, scales, steps, levels)

@@ -19,7 +19,6 @@ done, with the table and the picture of what is there; a command that was stoppe
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,12 @@ from benchmarks.denseflow.rows import (
     arguments_of,
     conditioner_of,
     cross_unit_parameters,
-    parameters_of,
     widths_of,
 )
 from benchmarks.papers.images import averaged_down
 from benchmarks.scaling.likelihood import trained
-from benchmarks.speed.environment import machine, versions
+from benchmarks.sizes import parameters_of
+from benchmarks.timing import environment
 from nflows_mixer.data import ImageData, ImageDataset, load_images
 from nflows_mixer.evaluation import evaluate
 from nflows_mixer.flows import denseflow
@@ -81,7 +80,7 @@ def main(
         out: folder for the results.
     """
     torch.set_num_threads(1)
-    images, scale = averaged_down(load_images(data, test=test), size), Scale()
+    images, scale = averaged_down(load_images(data, test_data=test), size), Scale()
     name = name or images.name
     recipe = Recipe(
         learning_rate,
@@ -120,9 +119,7 @@ def main(
             }
             results = {
                 "setting": setting,
-                "machine": machine("cpu", 1),
-                "cores": os.cpu_count(),
-                "versions": versions(),
+                **environment(),
                 # Of another process, too, that does other rows.
                 "jobs": sorted(
                     [*jobs_in(path, setting).values(), job],
@@ -130,12 +127,6 @@ def main(
                 ),
             }
             tables.write("ablation", path, results)
-            print(
-                f"{row}, seed {seed}: {job['parameters']:,} parameters, "
-                f"{job['bits_per_dim']:.4f} bits/dim, {job['importance_bits_per_dim']:.4f} "
-                f"importance-weighted, {job['train_cpu_seconds']:.0f} s"
-            )
-    print(path.with_suffix(".md").read_text())
 
 
 def run(
@@ -151,13 +142,12 @@ def run(
     flow = denseflow(**arguments)
     seconds = trained(flow, images, recipe, seed)
     held_out = reported(images).images(slice(evaluated))
+    weighted = evaluate(flow, held_out, draws=draws, bound="importance")
     return {
         "parameters": parameters_of(flow),
         "cross_unit_parameters": cross_unit_parameters(flow),
         "bits_per_dim": evaluate(flow, held_out).mean().item(),
-        "importance_bits_per_dim": evaluate(flow, held_out, draws=draws, bound="importance")
-        .mean()
-        .item(),
+        "importance_bits_per_dim": weighted.mean().item(),
         "train_cpu_seconds": round(seconds, 1),
     }
 

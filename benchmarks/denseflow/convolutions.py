@@ -28,12 +28,12 @@ class Convolution:
 
     in_channels: int
     out_channels: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    inputs: tuple[int, int]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    inputs: tuple[int, ...]
     """Height and width that it reads."""
-    outputs: tuple[int, int]
+    outputs: tuple[int, ...]
     """Height and width that it writes."""
 
     @property
@@ -50,12 +50,14 @@ class Convolution:
 def convolutions(flow: nn.Module, task: Callable[[], object]) -> list[Convolution]:
     """Return the convolutions of a call: those of networks in their order, then the invertible."""
     found: list[Convolution] = []
-    sizes: dict[nn.Module, tuple[int, int]] = {}
+    sizes: dict[nn.Module, tuple[int, ...]] = {}
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
-        convolution = _of_module(module, inputs[0], outputs)
-        found.append(convolution)
-        sizes[module] = convolution.outputs
+        assert isinstance(module, nn.Conv2d)
+        sizes[module] = tuple(outputs.shape[2:])
+        geometry = (module.kernel_size, module.stride, module.padding)
+        of = (module.in_channels, module.out_channels, *geometry)
+        found.append(Convolution(*of, tuple(inputs[0].shape[2:]), sizes[module]))
 
     hooks = [
         part.register_forward_hook(record) for part in flow.modules() if isinstance(part, nn.Conv2d)
@@ -70,7 +72,8 @@ def convolutions(flow: nn.Module, task: Callable[[], object]) -> list[Convolutio
         inside = [sizes[part] for part in step.modules() if part in sizes]
         for part in step._transforms:
             if inside and isinstance(part, InvertibleConv1x1):
-                found.append(_pointwise(part.channels, inside[-1]))
+                of = (part.channels, part.channels, (1, 1), (1, 1), (0, 0))
+                found.append(Convolution(*of, inside[-1], inside[-1]))
     return found
 
 
@@ -101,25 +104,3 @@ class _Buffers:
             (True, True, False),
         )
         return inputs_gradient, weight_gradient
-
-
-def _of_module(module: nn.Module, inputs: Tensor, outputs: Tensor) -> Convolution:
-    assert isinstance(module, nn.Conv2d) and not isinstance(module.padding, str)
-    return Convolution(
-        module.in_channels,
-        module.out_channels,
-        _pair(module.kernel_size),
-        _pair(module.stride),
-        _pair(module.padding),
-        _pair(inputs.shape[2:]),
-        _pair(outputs.shape[2:]),
-    )
-
-
-def _pointwise(channels: int, size: tuple[int, int]) -> Convolution:
-    return Convolution(channels, channels, (1, 1), (1, 1), (0, 0), size, size)
-
-
-def _pair(values: tuple[int, ...]) -> tuple[int, int]:
-    one, other = values
-    return one, other

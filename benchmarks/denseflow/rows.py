@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from benchmarks.sizes import nearest, parameters_of
 from nflows_mixer.flows import denseflow
 from nflows_mixer.nn import ConvConditioner, CrossUnitNetwork, DenseAttentionConditioner
 
@@ -128,22 +129,6 @@ def widths_of(row: Row, scale: Scale, arguments: dict[str, Any], parameters: int
         for offset in (OFFSETS if row.fused else (0,))
     ]
     return widths(*min(found, key=lambda pair: abs(count(*pair) - parameters)))
-
-
-def nearest(count: Callable[[int], int], aim: int) -> int:
-    """Return the integer, 1 or more, whose count comes nearest to an aim, by bisection."""
-    low, high = 1, 2
-    while count(high) < aim:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if count(middle) < aim else (low, middle)
-    return min((low, high), key=lambda width: abs(count(width) - aim))
-
-
-def parameters_of(flow: nn.Module) -> int:
-    """Return the number of parameters of a model."""
-    return sum(parameter.numel() for parameter in flow.parameters())
 
 
 def cross_unit_parameters(flow: nn.Module) -> int:

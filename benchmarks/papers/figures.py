@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.papers.budgets import BUDGETS, PROBE_STEPS, Budget, draws_of
+from benchmarks.papers.budgets import PROBE_STEPS, draws_of
 from benchmarks.papers.rows import Row
-from benchmarks.papers.run import folder_of, locked, path_of, trained, write
-from nflows_mixer.data import ImageData
+from benchmarks.papers.run import Job, write
 from nflows_mixer.evaluation import (
     draw_samples,
     embeddings,
@@ -21,7 +17,6 @@ from nflows_mixer.evaluation import (
     frechet_inception_distance,
     linear_probe,
 )
-from nflows_mixer.flows import ImageFlow
 from nflows_mixer.training import Recipe
 
 PLACES = {
@@ -58,62 +53,41 @@ def worst_image(row: Row, result: Mapping[str, Any]) -> float:
     return held_out(result["worst_image"])
 
 
-def with_figure(
-    row: Row,
-    result: Mapping[str, Any],
-    images: ImageData,
-    out: str | Path,
-    scratch: str | Path,
-    accelerator: str = "auto",
-    inception: str | Path | None = None,
-) -> dict[str, Any]:
+def with_figure(row: Row, job: Job, inception: str | Path | None = None) -> dict[str, Any]:
     """Return a result with the figure of a row, which is computed and kept where it is missing.
 
     Args:
         row: what is asked for.
-        result: of its run.
-        images: that it was trained on.
-        out: folder of the results.
-        scratch: folder of the weights.
-        accelerator: "cpu", or "auto" for a GPU where there is one.
+        job: its run, which has a result.
         inception: weights of the Inception network; without them no FID is computed.
 
     Raises:
         FileNotFoundError: if the weights are needed and gone.
     """
     part = PLACES[row.figure][0]
-    size, budget, seed = result["size"], result["budget"]["name"], result["seed"]
-    path = path_of(row.run, size, budget, seed, out)
-    with locked(folder_of(row.run, size, budget, seed, scratch)):
+    with job.locked():
         # Another row of this run may have added to it by now.
-        result = json.loads(path.read_text())
+        result = json.loads(job.path.read_text())
         if part in result or (part == "fid" and inception is None):
-            return dict(result)
+            return result
         if part == "published_training":
             found = published_training(row, result)
+        elif part == "probe":
+            found = probe(job)
+        elif part == "importance_bits_per_dim":
+            found = importance(job, draws_of(job.run, job.budget))
         else:
-            device = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-            flow = trained(row.run, size, budget, seed, images, scratch).to(device)
-            allowed = BUDGETS[size][budget]
-            if part == "probe":
-                found = probe(flow, images, allowed, seed, PROBE_STEPS[budget])
-            elif part == "importance_bits_per_dim":
-                found = importance(flow, images, allowed, draws_of(row.run, budget))
-            else:
-                assert inception is not None
-                found = fid(flow, images, allowed, seed, inception)
+            found = fid(job, inception)
         result = {**result, part: found}
-        write(path, result)
+        write(job.path, result)
     return result
 
 
-def importance(
-    flow: ImageFlow, images: ImageData, budget: Budget, draws: int
-) -> dict[str, float | int]:
+def importance(job: Job, draws: int) -> dict[str, float | int]:
     """Evaluate the importance-weighted bound of test images, which a DenseFlow is reported by."""
-    assert images.test is not None
-    part = images.test.subset(slice(budget.evaluated))
-    bits = evaluate(flow, part, draws=draws, bound="importance")
+    assert job.images.test is not None
+    part = job.images.test.subset(slice(job.allowed.evaluated))
+    bits = evaluate(job.trained(), part, draws=draws, bound="importance")
     return {
         "test": bits.mean().item(),
         "worst_image": bits.max().item(),
@@ -122,31 +96,25 @@ def importance(
     }
 
 
-def probe(
-    flow: ImageFlow, images: ImageData, budget: Budget, seed: int, steps: int
-) -> dict[str, Any]:
+def probe(job: Job) -> dict[str, Any]:
     """Fit a linear classifier to the latents of labelled images; test it on those of others."""
+    images, count, flow = job.images, job.allowed.probed, job.trained()
     assert images.test is not None
-    parts = (
-        images.train.subset(slice(budget.probed)),
-        images.test.subset(slice(None if budget.probed is None else budget.probed // 5)),
-    )
+    train = images.train.subset(slice(count))
+    test = images.test.subset(slice(None if count is None else count // 5))
     found: list[Any] = []
-    for part in parts:
+    for part in (train, test):
         found += [embeddings(flow, part), part.labels()]
-    device = next(flow.parameters()).device
-    fitted = asdict(linear_probe(*found, seed=seed, steps=steps, device=device))
-    return {**fitted, "train_images": len(parts[0]), "test_images": len(parts[1])}
+    steps = PROBE_STEPS[job.budget]
+    fitted = linear_probe(*found, seed=job.seed, steps=steps, device=job.device)
+    return {**fitted, "train_images": len(train), "test_images": len(test)}
 
 
-def fid(
-    flow: ImageFlow, images: ImageData, budget: Budget, seed: int, inception: str | Path
-) -> dict[str, Any]:
+def fid(job: Job, inception: str | Path) -> dict[str, Any]:
     """Compare samples with as many training images, at most, as there are."""
-    samples = draw_samples(flow, budget.generated, seed=seed)
-    real = images.train.subset(slice(budget.generated))
-    device = next(flow.parameters()).device
-    distance = frechet_inception_distance(samples, real, inception, images.levels, device=device)
+    samples = draw_samples(job.trained(), job.allowed.generated, seed=job.seed)
+    real, levels = job.images.train.subset(slice(job.allowed.generated)), job.images.levels
+    distance = frechet_inception_distance(samples, real, inception, levels, device=job.device)
     return {"distance": distance, "samples": len(samples), "images": len(real)}
 
 

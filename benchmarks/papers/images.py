@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from einops import reduce
 from torch import Tensor
+from torch.nn import functional as F
 
 from nflows_mixer.data import ImageData, ImageDataset, load_images, shuffled
 
@@ -65,7 +65,7 @@ def images_of(
     folder = Path(root).absolute()
     train, test = (folder / f"{data}_{part}.npz" for part in ("train", "test"))
     if train.exists() and test.exists():
-        images = replace(load_images(train, test=test), name=data)
+        images = replace(load_images(train, test_data=test), name=data)
     elif test.exists():
         images = replace(load_images(test), name=data, version="of the test images alone")
     elif (folder / FOLDERS.get(data, data)).is_dir():
@@ -136,9 +136,5 @@ def averaged_down(images: ImageData, size: int) -> ImageData:
 
 def averaged(pixels: Tensor, factor: int) -> Tensor:
     """Return means over squares of ``factor`` by ``factor`` pixels, rounded, uint8 [N, C, H, W]."""
-    pattern = "n c (h s) (w t) -> n c h w"
-    parts = [
-        reduce(part.float(), pattern, "mean", s=factor, t=factor).round()
-        for part in pixels.split(5000)
-    ]
+    parts = [F.avg_pool2d(part.float(), factor).round() for part in pixels.split(5000)]
     return torch.cat(parts).to(torch.uint8)

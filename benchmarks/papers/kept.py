@@ -1,23 +1,63 @@
-"""Results that are kept: which there are, of which rows, and what they say of the claims."""
+"""Results that are kept, and what they say of the order of rows that the tables claim."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy.stats import t as student_t
+
 from benchmarks.papers.budgets import BUDGETS
-from benchmarks.papers.claims import SHUFFLED, Comparison, comparisons, degradations
 from benchmarks.papers.figures import figure_of
 from benchmarks.papers.images import NOISE
-from benchmarks.papers.rows import ROWS, ROWS_OF, Row, scaled_down
+from benchmarks.papers.rows import HIGHER_IS_BETTER, ROWS, ROWS_OF, Row, scaled_down
 from nflows_mixer._checks import mismatch
 
 RESULTS = Path(__file__).parent / "results"
 BITS = ("bits_per_dim", "importance_bits_per_dim")
 """Figures that simple models of the same images have, too."""
+SHUFFLED = ("mixerflow-4", "mixerflow-5")
+"""Tables of shuffled images."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """That one row is better than another.
+
+    Args:
+        words: which is better than which, as published.
+        published: by how much, above 0.
+        here: by how much, of each seed that both have; below 0 where it comes out the other way.
+    """
+
+    words: str
+    published: float
+    here: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return float(np.mean(self.here))
+
+    @property
+    def verdict(self) -> str:
+        """As published, the other way, or why it is neither.
+
+        Of one seed nothing is decided; of more, what is outside of the 95% of Student's t.
+        """
+        if not np.isfinite(self.mean):
+            return "not finite"
+        if len(self.here) == 1:
+            return "one seed"
+        error = np.std(self.here, ddof=1) / np.sqrt(len(self.here))
+        if abs(self.mean) < student_t.ppf(0.975, len(self.here) - 1) * error:
+            return "undecided"
+        return "as published" if self.mean > 0 else "the other way"
 
 
 @dataclass(frozen=True)
@@ -49,10 +89,15 @@ class Kept:
         """Return the results of a row that have what it reports, by seed."""
         return [result for result in self.of(row) if figure_of(row, result) is not None]
 
-    def figures(self, row: Row) -> list[float]:
-        """Return what a row reports, of each seed that has it."""
-        found = (figure_of(row, result) for result in self.of(row))
-        return [value for value in found if value is not None]
+    def figures(self, row: Row) -> dict[int, float]:
+        """Return seed -> what a row reports, of each seed that has it."""
+        found = {result["seed"]: figure_of(row, result) for result in self.of(row)}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def differences(self, one: Row, other: Row) -> dict[int, float]:
+        """Return seed -> by how much more the other row reports, of the seeds that both have."""
+        start, end = self.figures(one), self.figures(other)
+        return {seed: end[seed] - start[seed] for seed in start if seed in end}
 
 
 def read(results: str | Path) -> list[Kept]:
@@ -130,21 +175,63 @@ class Column:
     def claims(self, kept: Kept) -> list[Comparison]:
         """Return what the rows claim beside each other, as far as there are results.
 
+        Of shuffled images also by how much less a shuffle costs the last row than each other.
+
         Raises:
             ValueError: if these are of different budgets or splits of the data.
         """
-        rows = [row for _, row in self.rows]
         if self.table not in SHUFFLED:
+            rows = [row for _, row in self.rows]
             _check_terms(self.name, [result for row in rows for result in kept.of(row)])
-            return comparisons(rows, kept.results)
-        shuffled = [row for row in rows if row.run.shuffle]
-        published = unshuffled(self.data)
-        plain = [without_shuffle(row) for row in shuffled if row.label in published]
-        _check_terms(self.name, [r for row in (*shuffled, *plain) for r in kept.of(row)])
-        return [
-            *comparisons(shuffled, kept.results),
-            *degradations(shuffled, plain, published, kept.results),
-        ]
+            return comparisons(rows, kept)
+        shuffled = [row for _, row in self.rows if row.run.shuffle]
+        costs = self.costs(kept)
+        compared = [*shuffled, *map(without_shuffle, costs)]
+        _check_terms(self.name, [result for row in compared for result in kept.of(row)])
+        found = comparisons(shuffled, kept)
+        *others, (ours, (by, own)) = costs.items()
+        for other, (difference, theirs) in others:
+            words = f"the shuffle costs {ours.label} less than {other.label}"
+            here = tuple(theirs[seed] - own[seed] for seed in theirs if seed in own)
+            if here:
+                found.append(Comparison(words, round(difference - by, 4), here))
+        return found
+
+    def costs(self, kept: Kept) -> dict[Row, tuple[float, dict[int, float]]]:
+        """Return shuffled row -> bits/dim more than without the shuffle: published, by seed.
+
+        Published ones without a shuffle are those of Table 1, of smaller baselines.
+        """
+        plain = {
+            row.label: row.published
+            for row in ROWS
+            if row.table == "mixerflow-1" and row.run.data == self.data
+        }
+        return {
+            row: (
+                row.published - plain[row.label],  # type: ignore[operator]
+                kept.differences(without_shuffle(row), row),
+            )
+            for _, row in self.rows
+            if row.run.shuffle and row.label in plain
+        }
+
+
+def comparisons(rows: Iterable[Row], kept: Kept) -> list[Comparison]:
+    """Return all pairs of rows of a column that were published in an order."""
+    found = []
+    for first, second in combinations(rows, 2):
+        alike = (first.figure, first.run.shuffle) == (second.figure, second.run.shuffle)
+        if not alike or first.published is None or second.published is None:
+            continue
+        sign = -1 if first.figure in HIGHER_IS_BETTER else 1
+        difference = sign * (second.published - first.published)
+        better, worse = (first, second) if difference > 0 else (second, first)
+        here = tuple(sign * value for value in kept.differences(better, worse).values())
+        if difference and here:
+            words = f"{better.label} better than {worse.label}"
+            found.append(Comparison(words, round(abs(difference), 4), here))
+    return found
 
 
 def columns(size: str) -> list[Column]:
@@ -178,15 +265,6 @@ def _check_terms(owner: str, results: Iterable[Mapping[str, Any]]) -> None:
                 )
 
 
-def unshuffled(data: str) -> dict[str, float]:
-    """Return label -> bits/dim without a shuffle, as published; of models of other sizes, too."""
-    return {
-        row.label: row.published
-        for row in ROWS
-        if row.table == "mixerflow-1" and row.run.data == data and row.published is not None
-    }
-
-
 def without_shuffle(row: Row) -> Row:
     """Return the row of the same model on the same images as they are."""
     return replace(row, run=replace(row.run, shuffle=None))
@@ -196,13 +274,3 @@ def label_of(row: Row) -> str:
     """Return what the table calls the model, with the shuffle in tables of shuffled images."""
     shuffle = f", {row.run.shuffle or 'no'} shuffle" if row.table in SHUFFLED else ""
     return row.label + shuffle
-
-
-def command(size: str, budget: str, expression: str, seeds: Iterable[int] = (0,)) -> str:
-    """Return the command that runs what an expression of pytest's ``-k`` selects."""
-    words = ["pytest benchmarks -m", "gpu" if size == "paper" else "cpu", "-k", expression]
-    if budget != "short":
-        words += ["--budget", budget]
-    if (listed := ",".join(map(str, sorted(seeds)))) not in ("", "0"):
-        words += ["--seeds", listed]
-    return " ".join(words)

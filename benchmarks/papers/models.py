@@ -52,7 +52,7 @@ class Model:
     label: str
     build: Callable[..., ImageFlow]
     paper: Mapping[str, Any] = field(default_factory=dict)
-    small: Mapping[str, Any] | None = None
+    small: Mapping[str, Any] | str | None = None
     smoke: Mapping[str, Any] = field(default_factory=dict)
     parameters: float | None = None
     rates: Mapping[str, float] = field(default_factory=dict)
@@ -72,18 +72,6 @@ class Model:
         return self.build(image_shape=tuple(image_shape), levels=levels, **arguments)
 
 
-# All that builders take, whatever their defaults come to be. The papers say neither widths nor
-# bins, kernels and ranks: they are those that give the published numbers of parameters.
-_GLOW: dict[str, Any] = {"hidden_channels": 512, "scales": 3, "steps": 8}
-_SPLINE: dict[str, Any] = {
-    "hidden_channels": 256,
-    "scales": 3,
-    "steps": 8,
-    "num_bins": 4,
-    "tail_bound": 3.0,
-}
-_MADE: dict[str, Any] = {"hidden_features": 1024, "hidden_layers": 1, "logit": None}
-_MAF: dict[str, Any] = {**_MADE, "num_layers": 10}
 _TINY: dict[str, Any] = {"hidden_channels": 8, "scales": 2, "steps": 1}
 _TINY_MIXER: dict[str, Any] = {"num_layers": 2, "num_flow_layers": 1, "hidden_features": 8}
 _TINY_DENSE: dict[str, Any] = {
@@ -95,9 +83,6 @@ _TINY_DENSE: dict[str, Any] = {
         DenseAttentionConditioner, hidden_channels=8, num_layers=1, growth=4, attention_channels=4
     ),
 }
-# Of images of 16 x 16: MixerFlow, and baselines of two scales with eight steps each, whose
-# widths give them its number of parameters.
-_SMALL: dict[str, Any] = {"scales": 2, "steps": 8}
 # Of the ablation: without linear blocks eight layers overflow at 0.01.
 _ABLATED = {"small": 3e-3}
 _SMALL_MIXER: dict[str, Any] = {
@@ -107,6 +92,47 @@ _SMALL_MIXER: dict[str, Any] = {
     "norm": "batch",
 }
 _MAF_FLOWS: dict[str, Any] = {"channel_flow": identity_maf, "patch_flow": identity_maf}
+
+
+def _glow(
+    label: str,
+    build: Callable[..., ImageFlow],
+    parameters: float | None,
+    small: int | str | None,
+    **changes: Any,
+) -> Model:
+    """A model of Glow's backbone, with all that builders take, whatever their defaults come to be.
+
+    The papers say neither widths nor bins, kernels and ranks: they are those that give the
+    published numbers of parameters. Scaled down there are two scales of eight steps, whose width
+    ``small`` gives them MixerFlow's number.
+    """
+    paper = {"hidden_channels": 512, "scales": 3, "steps": 8} | changes
+    scaled = small
+    if isinstance(small, int):
+        scaled = {"scales": 2, "steps": 8, "hidden_channels": small}
+    return Model(label, build, paper, scaled, _TINY, parameters)
+
+
+def _spline(parameters: float, small: int | str | None, **changes: Any) -> Model:
+    sizes = {"hidden_channels": 256, "num_bins": 4, "tail_bound": 3.0} | changes
+    return _glow("Neural Spline", neural_spline, parameters, small, **sizes)
+
+
+def _rows(
+    label: str,
+    build: Callable[..., ImageFlow],
+    num_layers: int | None = None,
+    small: int | None = None,
+    logit: float | None = None,
+    rates: Mapping[str, float] = {},  # noqa: B006 (read only)
+) -> Model:
+    """A model of rows of all values: MADE, or so many of them."""
+    scales: list[dict[str, Any]] = []
+    for layers, width in ((num_layers, 1024), (small, 512), (num_layers and 2, 8)):
+        sizes = {"num_layers": layers, "hidden_features": width, "logit": logit}
+        scales.append({name: value for name, value in sizes.items() if value is not None})
+    return Model(label, build, *scales, rates=rates)
 
 
 def _without_images(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,66 +168,17 @@ def _dense(preset: str, label: str, parameters: float | None = None) -> Model:
 
 
 MODELS: dict[str, Model] = {
-    "glow-11": Model("Glow", glow, _GLOW, _SMALL | {"hidden_channels": 85}, _TINY, 11.02),
-    "glow-37": Model("Glow", glow, _GLOW | {"scales": 4, "steps": 16}, None, _TINY, 37.04),
-    "glow-44": Model("Glow", glow, _GLOW | {"steps": 32}, "glow-11", _TINY, 44.24),
-    "spline-11": Model(
-        "Neural Spline",
-        neural_spline,
-        _SPLINE,
-        _SMALL | {"hidden_channels": 28},
-        _TINY,
-        10.91,
-    ),
-    "spline-38": Model(
-        "Neural Spline",
-        neural_spline,
-        _SPLINE | {"hidden_channels": 224, "scales": 4, "steps": 16},
-        None,
-        _TINY,
-        38.31,
-    ),
-    "spline-90": Model(
-        "Neural Spline",
-        neural_spline,
-        _SPLINE | {"hidden_channels": 472, "steps": 32},
-        "spline-11",
-        _TINY,
-        89.9,
-    ),
-    "macow": Model(
-        "MaCow",
-        macow,
-        _GLOW | {"kernel_size": (2, 3), "masked_channels": 20},
-        _SMALL | {"hidden_channels": 54},
-        _TINY,
-        11.43,
-    ),
-    "woodbury": Model(
-        "Woodbury",
-        woodbury,
-        _GLOW | {"rank": 16, "spatial": "full"},
-        _SMALL | {"hidden_channels": 81},
-        _TINY,
-        11.02,
-    ),
-    "emerging": Model(
-        "Emerging",
-        emerging,
-        _GLOW | {"kernel_size": 3},
-        _SMALL | {"hidden_channels": 70},
-        _TINY,
-        11.43,
-    ),
-    "periodic": Model(
-        "Periodic",
-        periodic,
-        _GLOW | {"kernel_size": 3},
-        _SMALL | {"hidden_channels": 78},
-        _TINY,
-        11.21,
-    ),
-    "butterfly": Model("ButterflyFlow", butterfly, _GLOW, _SMALL | {"hidden_channels": 30}, _TINY),
+    "glow-11": _glow("Glow", glow, 11.02, 85),
+    "glow-37": _glow("Glow", glow, 37.04, None, scales=4, steps=16),
+    "glow-44": _glow("Glow", glow, 44.24, "glow-11", steps=32),
+    "spline-11": _spline(10.91, 28),
+    "spline-38": _spline(38.31, None, hidden_channels=224, scales=4, steps=16),
+    "spline-90": _spline(89.9, "spline-11", hidden_channels=472, steps=32),
+    "macow": _glow("MaCow", macow, 11.43, 54, kernel_size=(2, 3), masked_channels=20),
+    "woodbury": _glow("Woodbury", woodbury, 11.02, 81, rank=16),
+    "emerging": _glow("Emerging", emerging, 11.43, 70, kernel_size=3),
+    "periodic": _glow("Periodic", periodic, 11.21, 78, kernel_size=3),
+    "butterfly": _glow("ButterflyFlow", butterfly, None, 30),
     "mixerflow-32": _mixer("cifar10", 11.34, small={}),
     "mixerflow-64": _mixer("imagenet64", 18.90),
     "mixerflow-galaxy": _mixer("galaxy32"),
@@ -220,30 +197,11 @@ MODELS: dict[str, Model] = {
     "mixerflow-base-shift": _mixer("cifar10", None, {}, "shift layers", _ABLATED, linear=None),
     # At its published size this is MixerFlow itself; scaled down it has the rate of the ablation.
     "mixerflow-both": _mixer("cifar10", 11.34, {}, "linear blocks, shift layers", _ABLATED),
-    "made": Model("MADE", made, _MADE, {"hidden_features": 512}, {"hidden_features": 8}),
-    "maf": Model(
-        "MAF",
-        maf,
-        _MAF,
-        {"num_layers": 5, "hidden_features": 512},
-        {"num_layers": 2, "hidden_features": 8},
-        rates={"small": 3e-3},  # at 0.01 its first steps overflow
-    ),
+    "made": _rows("MADE", made),
+    "maf": _rows("MAF", maf, 10, 5, rates={"small": 3e-3}),  # at 0.01 its first steps overflow
     "mixerflow-maf": _mixer("cifar10", None, {}, "MixerFlow with MAF", **_MAF_FLOWS),
-    "made-mnist": Model(
-        "MADE",
-        made,
-        _MADE | {"logit": LOGIT},
-        {"hidden_features": 512, "logit": LOGIT},
-        {"hidden_features": 8, "logit": LOGIT},
-    ),
-    "maf-mnist": Model(
-        "MAF",
-        maf,
-        _MAF | {"logit": LOGIT},
-        {"num_layers": 5, "hidden_features": 512, "logit": LOGIT},
-        {"num_layers": 2, "hidden_features": 8, "logit": LOGIT},
-    ),
+    "made-mnist": _rows("MADE", made, logit=LOGIT),
+    "maf-mnist": _rows("MAF", maf, 10, 5, logit=LOGIT),
     "mixerflow-mnist": _mixer(
         "mnist",
         None,

@@ -14,18 +14,7 @@ from benchmarks.papers.images import SIZES
 from benchmarks.papers.kept import RESULTS
 from benchmarks.papers.models import MODELS
 from benchmarks.papers.rows import ROWS
-
-
-def counts() -> dict[str, int]:
-    """Return the number of parameters of every model of the tables."""
-    shapes = {row.run.model: SIZES[row.run.data] for row in ROWS}
-    return {name: parameters_of(name, shape) for name, shape in shapes.items()}
-
-
-def parameters_of(model: str, image_shape: tuple[int, int, int]) -> int:
-    """Return the number of parameters of a model at its published size."""
-    flow = MODELS[model].at("paper", image_shape, 256)
-    return sum(parameter.numel() for parameter in flow.parameters())
+from benchmarks.sizes import parameters_of
 
 
 def main(out: str = str(RESULTS)):
@@ -34,7 +23,11 @@ def main(out: str = str(RESULTS)):
     Args:
         out: folder for parameters.json and parameters.md.
     """
-    tables.write("parameters", Path(out, "parameters.json"), counts())
+    shapes = {row.run.model: SIZES[row.run.data] for row in ROWS}
+    found = {
+        name: parameters_of(MODELS[name].at("paper", shape, 256)) for name, shape in shapes.items()
+    }
+    tables.write("parameters", Path(out, "parameters.json"), found)
 
 
 if __name__ == "__main__":

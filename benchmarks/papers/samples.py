@@ -6,8 +6,7 @@ The picture that is kept is written by `--out benchmarks/papers/results/small-sh
 
 Glow and MixerFlow, and MixerFlow with and without shift layers at the learning rate of the
 ablation: 64 samples each at temperature 1, with the same seed. Models are those that
-`pytest benchmarks -m cpu` left; one that was not trained is left out, and the command says how to
-train it.
+`pytest benchmarks -m cpu` left; one that was not trained is left out.
 """
 
 from __future__ import annotations
@@ -17,9 +16,8 @@ from pathlib import Path
 from jsonargparse import auto_cli
 
 from benchmarks.papers.images import SMALL, images_of
-from benchmarks.papers.kept import command
-from benchmarks.papers.rows import ROWS_OF, Run
-from benchmarks.papers.run import trained
+from benchmarks.papers.rows import Run
+from benchmarks.papers.run import Job
 from nflows_mixer.evaluation import draw_samples, save_grids
 
 DATA, SIZE, BUDGET, SEED, COUNT = "cifar10", "small", "short", 0, 64
@@ -48,11 +46,11 @@ def main(
     assert images.test is not None
     panels = {"held-out images": images.test.images(slice(COUNT))}
     for model, title in PANELS.items():
-        run = Run(model, DATA)
         try:
-            flow = trained(run, SIZE, BUDGET, SEED, images, scratch)
+            job = Job(Run(model, DATA), SIZE, BUDGET, SEED, images, Path(), Path(scratch), "cpu")
+            flow = job.trained()
         except FileNotFoundError as missing:
-            print(f"left out: {title}: {missing}: {_command(run)}")
+            print(f"left out: {title}: {missing}")
             continue
         panels[title] = draw_samples(flow, COUNT, temperature=1.0, seed=SEED)
     if len(panels) == 1:
@@ -60,12 +58,6 @@ def main(
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     save_grids(out, panels, images.levels)
     print(out)
-
-
-def _command(run: Run) -> str:
-    """Of the first row that trains it."""
-    row = next(row for row in ROWS_OF[SIZE] if row.run == run)
-    return command(SIZE, BUDGET, row.name)
 
 
 if __name__ == "__main__":

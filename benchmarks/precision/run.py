@@ -1,24 +1,19 @@
-"""Measure the figures of precision, and write docs/precision.json, its page and picture.
+"""Measure the figures of precision, and write results.json, results.md and results.png.
 
 python -m benchmarks.precision.run    # under 6 minutes on two cores
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
-import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import auto_cli
 from tqdm import tqdm
 
 from benchmarks import tables
-from benchmarks.precision.inputs import input_images
 from benchmarks.precision.measure import (
     PRECISIONS,
     in_precision,
@@ -26,12 +21,12 @@ from benchmarks.precision.measure import (
     own_samples,
     round_trip,
 )
-from benchmarks.precision.models import Model, digits_models, preset_models
+from benchmarks.precision.models import Model, digits_models, input_images, preset_models
 from benchmarks.precision.two_pixels import measure_two_pixels
+from benchmarks.timing import environment
 from nflows_mixer.evaluation import top_level_layers
 from nflows_mixer.noise import uniform_noise
 
-DOCS = Path(__file__).parents[2] / "docs"
 # Of images of more values than the first no Jacobian is computed; up to the second, many are.
 LARGEST, SMALL = 512, 100
 # In between, one of each of these kinds is.
@@ -82,37 +77,25 @@ def measure(model: Model, device: torch.device) -> dict[str, Any]:
     return found
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """Return what the figures were measured with."""
-    packages = ("torch", "nflows", "zuko", "lightning")
-    name = f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} used"
-    if device.type == "cuda":
-        name = f"{torch.cuda.get_device_name(device)}, {name}"
-    versions = {package: version(package) for package in packages}
-    return {"device": name, "versions": {**versions, "Python": platform.python_version()}}
+def main(
+    device: str = "cuda" if torch.cuda.is_available() else "cpu",
+    out: str = str(Path(__file__).parent),
+):
+    """Measure the figures of precision.
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=DOCS, help="folder to write to")
-    given = parser.parse_args()
-    tables.write("precision", given.out / "precision.json", measure_all(given))
-
-
-def measure_all(given: argparse.Namespace) -> dict[str, Any]:
-    """What the JSON file holds."""
+    Args:
+        device: cpu or cuda.
+        out: folder for results.json, results.md and results.png.
+    """
     warnings.simplefilter("ignore")
-    start, device = time.perf_counter(), torch.device(given.device)
     models = [*digits_models(), *preset_models()]
-    results: dict[str, Any] = {"models": []}
-    for model in (progress := tqdm(models, unit="model")):
-        progress.set_postfix_str(model.name)
-        results["models"].append(measure(model, device))
-    results["two_pixels"] = measure_two_pixels()
-    results |= machine(device)
-    return {**results, "seconds": round(time.perf_counter() - start)}
+    results = {
+        "models": [measure(model, torch.device(device)) for model in tqdm(models, unit="model")],
+        "two_pixels": measure_two_pixels(),
+        **environment(device),
+    }
+    tables.write("precision", Path(out, "results.json"), results)
 
 
 if __name__ == "__main__":
-    main()
+    auto_cli(main)

@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.environment import machine, versions
 from benchmarks.speed.maf import measure as measure_masked
 from benchmarks.speed.memory import mib_per_image
 from benchmarks.speed.variants import Setting
+from benchmarks.timing import environment
 
 WORKER = Path(__file__).with_name("speed_worker.py")
 TREE = Path(__file__).parents[2]
@@ -92,11 +92,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="JSON file of what was measured")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results: dict[str, Any] = {
-        "machine": machine("cpu", 1),
-        "versions": versions(),
-        "rounds": arguments.rounds,
-    }
+    results: dict[str, Any] = {**environment(), "rounds": arguments.rounds}
     lines: list[tuple[str, float, float | None]] = []
     if "time" in arguments.parts:
         sides = {"old": Side(arguments.old), "new": Side(arguments.new)}

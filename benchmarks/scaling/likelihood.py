@@ -10,8 +10,6 @@ likelihood.md here.
 """
 
 import logging
-import os
-import platform
 import time
 import warnings
 from pathlib import Path
@@ -21,8 +19,9 @@ from jsonargparse import auto_cli
 from lightning.pytorch import Trainer
 
 from benchmarks import tables
-from benchmarks.scaling.models import NAMES, mixer, parameters
-from nflows_mixer import __version__
+from benchmarks.scaling.models import NAMES, mixer
+from benchmarks.sizes import parameters_of
+from benchmarks.timing import environment, given
 from nflows_mixer.data import load_images
 from nflows_mixer.likelihood import bits_per_dim, log_prob_draws
 from nflows_mixer.training import FlowModule, ImageDataModule, Recipe
@@ -92,8 +91,9 @@ def main(
         evaluated: test images.
         out: folder for likelihood.json and likelihood.md.
     """
+    asked = given(locals())
     torch.set_num_threads(1)
-    images = load_images(data, test=test)
+    images = load_images(data, test_data=test)
     recipe = Recipe(learning_rate, steps=steps, batch_size=batch_size, warmup=0.05)
     model = {
         "patch_size": patch_size,
@@ -101,7 +101,7 @@ def main(
         "num_flow_layers": flow_layers,
         "hidden_features": hidden_features,
     }
-    start, runs = time.process_time(), []
+    runs = []
     for seed in seeds:
         for linear in linears:
             torch.manual_seed(seed)
@@ -112,33 +112,17 @@ def main(
                 {
                     "linear": linear,
                     "seed": seed,
-                    "parameters": parameters(flow),
+                    "parameters": parameters_of(flow),
                     "bits_per_dim": found,
                     "train_cpu_seconds": round(seconds, 1),
                 }
             )
             print(f"{NAMES[linear]}, seed {seed}: {found:.3f} bits/dim, {seconds:.0f} s")
     results = {
-        "name": name,
         **images.describe(),
-        "evaluated_images": min(evaluated, len(images.test)),
-        "seeds": seeds,
-        "model": model,
-        "budget": {
-            "steps": steps,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "warmup": recipe.warmup,
-        },
+        **asked,
         "runs": runs,
-        "seconds": round(time.process_time() - start),
-        "machine": f"CPU, {torch.get_num_threads()} thread",
-        "cores": os.cpu_count(),
-        "versions": {
-            "nflows_mixer": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        **environment(),
     }
     tables.write("likelihood", Path(out, "likelihood.json"), results)
 

@@ -11,9 +11,6 @@ counted in the same step.
 """
 
 import math
-import os
-import platform
-import time
 from pathlib import Path
 from statistics import median
 
@@ -24,7 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import tables
 from benchmarks.baselines.glow import glow
-from benchmarks.scaling.models import PATCH_SIZE, PATCHES, mixer, parameters
+from benchmarks.scaling.models import PATCH_SIZE, PATCHES, mixer
+from benchmarks.speed.variants import Setting, Variant
+from benchmarks.timing import environment, given, interleaved
 
 HERE = Path(__file__).parent
 LAYERS, FLOW_LAYERS = 2, 4
@@ -46,40 +45,25 @@ def build(name, size, patch_size):
     return mixer(name, size, patch_size, num_layers=LAYERS, num_flow_layers=FLOW_LAYERS)
 
 
-def training_step(flow, optimizer, images):
-    optimizer.zero_grad()
-    loss = -flow.log_prob(images).mean()
-    loss.backward()
-    optimizer.step()
-
-
 def measured(names, pixels_per_batch, rounds, seed):
     """CPU seconds of each round and multiply-adds, of one image in a step of training."""
     torch.manual_seed(seed)
     steps, figures = {}, {}
-    for name, size, patch_size in names:
-        flow = build(name, size, patch_size)
-        # So small a rate that random images, which no flow fits, do no harm in a few steps.
-        optimizer = torch.optim.Adam(flow.parameters(), lr=1e-6)
+    for key in names:
+        name, size, patch_size = key
         batch = max(1, pixels_per_batch // size**2)
-        images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8)
-        training_step(flow, optimizer, images)  # which initialises ActNorm
+        setting = Setting(batch_size=batch, changes={"image_shape": (3, size, size)})
+        variant = Variant(build(name, size, patch_size), setting)
+        steps[key] = variant.training_step
         with FlopCounterMode(display=False) as counter:
-            training_step(flow, optimizer, images)
-        key = (name, size, patch_size)
-        steps[key] = (flow, optimizer, images)
+            steps[key]()
         figures[key] = {
-            "parameters": parameters(flow),
+            "parameters": variant.num_parameters,
             "batch_size": batch,
             "multiply_adds": counter.get_total_flops() / 2 / batch,
-            "rounds": [],
         }
-    for _ in range(rounds):
-        for key, step in steps.items():
-            start = time.process_time()
-            training_step(*step)
-            seconds = time.process_time() - start
-            figures[key]["rounds"].append(seconds / figures[key]["batch_size"])
+    for key, seconds in interleaved(steps, rounds).items():
+        figures[key]["rounds"] = [each / figures[key]["batch_size"] for each in seconds]
     return figures
 
 
@@ -119,7 +103,7 @@ def main(
         seed: of the parameters and of the random images.
         out: folder for results.json, results.md and results.png.
     """
-    start = time.process_time()
+    asked = given(locals())
     torch.set_num_threads(1)
     wanted = list(configurations(sizes, linears))
     # The two ways meet in one size, which is measured once.
@@ -141,16 +125,11 @@ def main(
         "flow_layers": FLOW_LAYERS,
         "glow_steps": 2 * LAYERS * FLOW_LAYERS,
         "glow_channels": GLOW_CHANNELS,
-        "pixels_per_batch": pixels_per_batch,
-        "rounds": rounds,
-        "seed": seed,
+        **asked,
         "data": "uniform random pixels, 3 channels",
         "rows": rows,
         "exponents": exponents(rows),
-        "seconds": round(time.process_time() - start),
-        "machine": f"CPU, {torch.get_num_threads()} thread",
-        "cores": os.cpu_count(),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        **environment(),
     }
     tables.write("scaling", Path(out, "results.json"), results)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nflows.transforms import Transform
-from torch import nn
 
 from nflows_mixer.flows import ImageFlow, mixerflow
 from nflows_mixer.transforms import ButterflyLinear, KroneckerLinear, LULinear
@@ -46,8 +45,3 @@ def mixer(linear: str, size: int, patch_size: int, **options) -> ImageFlow:
         norm="batch",
         **options,
     )
-
-
-def parameters(flow: nn.Module) -> int:
-    """Return the number of parameters."""
-    return sum(parameter.numel() for parameter in flow.parameters())

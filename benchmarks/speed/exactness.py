@@ -19,7 +19,8 @@ from jsonargparse import auto_cli
 
 from benchmarks import tables
 from benchmarks.scaling.likelihood import trained
-from benchmarks.speed.environment import machine, versions
+from benchmarks.sizes import parameters_of
+from benchmarks.timing import environment, given
 from nflows_mixer.data import load_images
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.likelihood import bits_per_dim
@@ -107,9 +108,10 @@ def main(
         threads: of torch.
         out: folder for the results.
     """
+    asked = given(locals())
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    parts = load_images(data, test=test, seed=seed)
+    parts = load_images(data, test_data=test, seed=seed)
     batch = parts.train.images(slice(gradient_images))
     flow = mixerflow("cifar10", num_layers=num_layers)
     flow.initialize(parts.train.images(slice(64)))
@@ -120,21 +122,13 @@ def main(
     bits, errors = precision(flow, parts.test.images(slice(evaluated)), seed)
     results = {
         "preset": "cifar10",
-        "num_layers": num_layers,
-        "parameters": sum(parameter.numel() for parameter in flow.parameters()),
-        "data": name,
+        **asked,
+        "parameters": parameters_of(flow),
         "split_hash": parts.split_hash,
-        "seed": seed,
-        "steps": steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "gradient_images": gradient_images,
-        "evaluated": evaluated,
         "gradient_errors": {"fresh": fresh, f"after {steps} steps": after},
         "bits_per_dim": bits,
         "round_trip_errors": errors,
-        "machine": machine("cpu", threads),
-        "versions": versions(),
+        **environment(),
     }
     tables.write("exactness", Path(out, "exactness-cpu.json"), results)
 

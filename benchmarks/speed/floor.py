@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,18 +78,7 @@ def collapsed_sizes(network: ResidualMLP) -> list[tuple[int, int]]:
     return [*kept, (hidden, outputs), (skip, outputs)]
 
 
-class Operation(Protocol):
-    """What a floor is made of: hashable, so that equal ones can share their buffers."""
-
-    @property
-    def multiply_adds(self) -> int:
-        """Of one image, forward."""
-
-    def buffers(self, batch_size: int, device: str, dtype: torch.dtype) -> Any:
-        """Return what runs it for a batch: an object with ``forward`` and ``backward``."""
-
-
-def multiply_adds(operations: Sequence[Operation]) -> int:
+def multiply_adds(operations: Sequence[Any]) -> int:
     """Multiply-adds of one image, forward."""
     return sum(operation.multiply_adds for operation in operations)
 
@@ -98,7 +87,7 @@ class Floor:
     """Runs operations for a batch; equal ones share their buffers, which stay in the cache.
 
     Args:
-        operations: of one image.
+        operations: of one image; each has ``buffers``, which return what runs it for a batch.
         batch_size: images.
         device: of the buffers.
         dtype: of the buffers.
@@ -106,7 +95,7 @@ class Floor:
 
     def __init__(
         self,
-        operations: Sequence[Operation],
+        operations: Sequence[Any],
         batch_size: int,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,

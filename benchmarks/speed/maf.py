@@ -4,7 +4,7 @@
 
 The MAF of the mnist preset (one residual block with batch normalization), in evaluation mode and
 without gradients, at weights moved off their start. Times are of interleaved rounds, see
-``interleaved.py``; each inverse is divided by a forward of the same flow in the same round.
+``benchmarks/timing.py``; each inverse is divided by a forward of the same flow in the same round.
 """
 
 from __future__ import annotations
@@ -21,38 +21,18 @@ from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
 from torch import Tensor
 
 from benchmarks import tables
-from benchmarks.speed.environment import machine, versions
-from benchmarks.speed.interleaved import Task, clock, interleaved, ratios
+from benchmarks.timing import Task, environment, given, interleaved, ratios
 from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms import AffineAutoregressive
 
-Inverse = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-def stock(features: int, hidden_features: int) -> tuple[Transform, Inverse]:
-    """nflows' MAF and its own inverse, of D passes."""
-    maf = _nflows_maf(features, hidden_features)
-    return maf, maf.inverse
-
-
-def bridged(features: int, hidden_features: int) -> tuple[Transform, Inverse]:
-    """nflows' MAF and this package's inverse of it."""
-    maf = _nflows_maf(features, hidden_features)
-    return maf, inverse_of(maf)
-
-
-def own(features: int, hidden_features: int) -> tuple[Transform, Inverse]:
-    """This package's MAF, with the norm that the one of nflows has."""
-    maf = AffineAutoregressive(features, hidden_features, num_blocks=1, norm="batch")
-    return maf, maf.inverse
-
-
-MAFS = {
-    "nflows, D passes": stock,
-    "nflows, inverse_of": bridged,
-    "AffineAutoregressive": own,
+NFLOWS = partial(MaskedAffineAutoregressiveTransform, num_blocks=1, use_batch_norm=True)
+OURS = partial(AffineAutoregressive, num_blocks=1, norm="batch")
+MAFS: dict[str, tuple[Callable[..., Transform], Callable[[Transform], Callable]]] = {
+    "nflows, D passes": (NFLOWS, lambda maf: maf.inverse),
+    "nflows, inverse_of": (NFLOWS, inverse_of),
+    "AffineAutoregressive": (OURS, lambda maf: maf.inverse),
 }
-"""Name -> ((features, hidden features) -> (transform, its inverse))."""
+"""Name -> (row length, hidden features) -> flow, and flow -> its inverse."""
 
 
 def main(
@@ -75,23 +55,16 @@ def main(
         rounds: in each of which everything runs once.
         out: folder for the results.
     """
+    asked = given(locals())
     torch.set_num_threads(threads)
     like = torch.zeros((), device=device, dtype=getattr(torch, dtype))
     cases = [
-        {
-            "features": features,
-            "rows": rows,
-            "inverses": measure(features, rows, hidden_features, like, rounds),
-        }
-        for features, rows in sizes
+        {"features": d, "rows": rows, "inverses": measure(d, rows, hidden_features, like, rounds)}
+        for d, rows in sizes
     ]
     results = {
-        "hidden_features": hidden_features,
-        "dtype": dtype,
-        "rounds": rounds,
-        "clock": clock(device),
-        "machine": machine(device, threads),
-        "versions": versions(),
+        **asked,
+        **environment(device),
         "cases": cases,
         "skipped": {},
     }
@@ -106,14 +79,13 @@ def measure(
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(rows, features, generator=generator).to(like)
     tasks: dict[str, Task] = {}
-    for name, build in MAFS.items():
-        maf, inverse = build(features, hidden_features)
-        maf.to(like).eval()
+    for name, (build, inverse) in MAFS.items():
+        maf = build(features, hidden_features).to(like).eval()
         for parameter in maf.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.add_(0.05 * noise.to(parameter))
         tasks[f"{name}, forward"] = partial(maf, inputs)
-        tasks[f"{name}, inverse"] = partial(inverse, inputs)
+        tasks[f"{name}, inverse"] = partial(inverse(maf), inputs)
     seconds = interleaved(tasks, rounds, like.device.type)
     found = {}
     for name in MAFS:
@@ -126,12 +98,6 @@ def measure(
             "inverse_rounds": [1000 * value for value in seconds[back]],
         }
     return found
-
-
-def _nflows_maf(features: int, hidden_features: int) -> MaskedAffineAutoregressiveTransform:
-    return MaskedAffineAutoregressiveTransform(
-        features, hidden_features, num_blocks=1, use_batch_norm=True
-    )
 
 
 if __name__ == "__main__":

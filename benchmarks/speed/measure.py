@@ -1,13 +1,12 @@
 """Training, log-likelihoods and sampling: how fast, and how near to the products alone.
 
     python -m benchmarks.speed.measure            # writes to runs/benchmarks
-    python -m benchmarks.speed.measure --variants "eager, stock nflows parts" --rounds 5
-    python -m benchmarks.speed.measure --device cuda --num_layers 30 --batch_size 512 \
-        --peak_tflops 989 --calls 5
+    python -m benchmarks.speed.measure --variants '["eager", "constant"]' --rounds 5
+    python -m benchmarks.speed.measure --device cuda --num_layers 30 --batch_size 512 --calls 5
 
 Ratios are to the floor, see ``floor.py``: the same model's matrix products alone, forward for
 log-likelihoods and sampling, forward and backward for training; of times in the same round, see
-``interleaved.py``. What is timed:
+``benchmarks/timing.py``. What is timed:
 
 - forward and backward: mean bits/dim of a batch, and its gradients;
 - training step: the same, the gradient's norm bounded by 5, and Adam (fused=False);
@@ -23,21 +22,23 @@ long they compile in a process that finds nothing compiled.
 
 from __future__ import annotations
 
-import warnings
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import torch
 from jsonargparse import auto_cli
+from torch import nn
 
 from benchmarks import tables
-from benchmarks.speed.compilation import cold_seconds
-from benchmarks.speed.environment import machine, versions
 from benchmarks.speed.floor import Floor, matrix_products, multiply_adds
-from benchmarks.speed.interleaved import clock, interleaved, ratios
 from benchmarks.speed.variants import VARIANTS, Setting, Unavailable, Variant
-from nflows_mixer.flows import MIXERFLOW_PRESETS
+from benchmarks.timing import environment, given, interleaved, ratios, timed
 
 MEASURES = {
     "forward and backward": ("forward_backward", True),
@@ -50,6 +51,8 @@ FLOORS = {"floor": False, "collapsed floor": True}
 """Name -> whether the linear tails of conditioners are collapsed."""
 FRUGAL = ("compiled checkpoint", "compiled constant")
 """What is divided by "compiled" too, to say what the saved memory costs."""
+Name = Literal[tuple(VARIANTS)]
+Measure = Literal[tuple(MEASURES)]
 
 
 def main(
@@ -61,11 +64,9 @@ def main(
     threads: int = 1,
     rounds: int = 9,
     calls: int = 1,
-    variants: str = "all",
-    measures: str = "all",
-    peak_tflops: float | None = None,
-    hidden_features: int | None = None,
-    image_size: int | None = None,
+    variants: Sequence[Name] = tuple(VARIANTS),
+    measures: Sequence[Measure] = tuple(MEASURES),
+    changes: Mapping[str, Any] = {},  # noqa: B006 (read only)
     out: str = "runs/benchmarks",
 ):
     """Time variants of a MixerFlow beside the floor of its matrix products.
@@ -79,58 +80,25 @@ def main(
         threads: of torch, on the CPU.
         rounds: in each of which every variant runs once.
         calls: of a variant in each round.
-        variants: names with commas between, or all.
-        measures: names with commas between, or all.
-        peak_tflops: what the device's bf16 products can reach, to say what share is used.
-        hidden_features: of the conditioners, where not the preset's.
-        image_size: height and width of the images, where not the preset's.
+        variants: which are timed.
+        measures: what is timed of them.
+        changes: arguments of ``mixerflow`` that are not the preset's.
         out: folder for the results.
     """
+    asked = given(locals())
     torch.set_num_threads(threads)
-    changes = changes_of(preset, hidden_features, image_size)
-    setting = Setting(
-        preset, num_layers, batch_size, device, getattr(torch, dtype), changes=changes
-    )
+    setting = Setting(preset, num_layers, batch_size, device, getattr(torch, dtype), changes)
     results = {
-        "preset": preset,
+        **asked,
         "image_shape": setting.image_shape,
-        "num_layers": num_layers,
-        "batch_size": batch_size,
-        "dtype": dtype,
-        "rounds": rounds,
-        "calls": calls,
-        "clock": clock(device),
-        "machine": machine(device, threads),
-        "versions": versions(),
-        "peak_tflops": peak_tflops,
-        **measure(setting, chosen(variants, VARIANTS), chosen(measures, MEASURES), rounds, calls),
+        **environment(device),
+        **measure(setting, variants, measures, rounds, calls),
     }
     tables.write("speed", Path(out, f"speed-{device}.json"), results)
 
 
-def changes_of(preset: str, hidden_features: int | None, image_size: int | None) -> dict[str, Any]:
-    """Arguments of ``mixerflow`` that are not the preset's."""
-    changes: dict[str, Any] = {}
-    if hidden_features is not None:
-        changes["hidden_features"] = hidden_features
-    if image_size is not None:
-        channels = MIXERFLOW_PRESETS[preset].arguments["image_shape"][0]
-        changes["image_shape"] = (channels, image_size, image_size)
-    return changes
-
-
-def chosen(names: str, known: dict[str, Any]) -> list[str]:
-    """Split names at commas, and check them."""
-    if names == "all":
-        return list(known)
-    found = [name.strip() for name in names.split(",")]
-    if unknown := sorted(set(found) - set(known)):
-        raise ValueError(f"expected names among {', '.join(known)}, got {', '.join(unknown)}")
-    return found
-
-
 def measure(
-    setting: Setting, names: list[str], measures: list[str], rounds: int, calls: int = 1
+    setting: Setting, names: Sequence[str], measures: Sequence[str], rounds: int, calls: int = 1
 ) -> dict[str, Any]:
     """Return what the tables are made of, of the named variants."""
     model = setting.flow()
@@ -142,17 +110,13 @@ def measure(
             built[name] = variant = VARIANTS[name](setting)
         except Unavailable as reason:
             skipped[name] = str(reason)
-            print(f"skipped: {name}: {reason}")
             continue
         entries[name] = {"parameters": variant.num_parameters, "measures": {}}
         if variant.compiled:
             entries[name]["compile_seconds"] = cold_seconds(setting, name)
-            print(f"{name}: compiled in {entries[name]['compile_seconds']:.0f} s")
     for kind in measures if built else []:
-        timed_here = {n: v for n, v in built.items() if MEASURES[kind][0] in v.methods}
-        print(f"{kind}: {', '.join(timed_here)}")
-        for name, timed in time_all(setting, model, timed_here, kind, rounds, calls).items():
-            entries[name]["measures"][kind] = timed
+        for name, found in time_all(setting, model, built, kind, rounds, calls).items():
+            entries[name]["measures"][kind] = found
     return {
         "multiply_adds": {
             name: multiply_adds(matrix_products(model, collapsed))
@@ -165,8 +129,8 @@ def measure(
 
 def time_all(
     setting: Setting,
-    model: torch.nn.Module,
-    built: dict[str, Variant],
+    model: nn.Module,
+    built: Mapping[str, Variant],
     kind: str,
     rounds: int,
     calls: int,
@@ -181,23 +145,41 @@ def time_all(
     for name, variant in built.items():
         variant.flow.train(training)
         tasks[name] = getattr(variant, method)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # old parts of torch that nflows still calls
-        seconds = interleaved(tasks, rounds, setting.device, calls)
-    timed: dict[str, dict[str, Any]] = {}
+    seconds = interleaved(tasks, rounds, setting.device, calls)
+    found = {name: timed(seconds[name], setting.batch_size) for name in tasks}
     for name in tasks:
-        middle = median(seconds[name])
-        timed[name] = {
-            "milliseconds": 1000 * middle,
-            "images_per_second": setting.batch_size / middle,
-            "rounds": [1000 * value for value in seconds[name]],
-        }
         if name not in built or built[name].products:
-            timed[name]["to_floor"] = ratios(seconds, name, "floor")
-            timed[name]["to_collapsed_floor"] = ratios(seconds, name, "collapsed floor")
+            found[name]["to_floor"] = ratios(seconds, name, "floor")
+            found[name]["to_collapsed_floor"] = ratios(seconds, name, "collapsed floor")
         if training and "compiled" in built and name in FRUGAL:
-            timed[name]["to_compiled"] = ratios(seconds, name, "compiled")
-    return timed
+            found[name]["to_compiled"] = ratios(seconds, name, "compiled")
+    return found
+
+
+def cold_seconds(setting: Setting, name: str) -> float:
+    """Wall time to build a variant and to train on one batch, beyond that of it uncompiled.
+
+    In a process of its own, whose compiler finds nothing that was kept from before.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(_compile, setting, name, torch.get_num_threads()).result()
+
+
+def _compile(setting: Setting, name: str, threads: int) -> float:
+    torch.set_num_threads(threads)
+    uncompiled = name.removeprefix("compiled").strip() or "eager"
+    with TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        plain = _first_use(setting, uncompiled)
+        return _first_use(setting, name) - plain
+
+
+def _first_use(setting: Setting, name: str) -> float:
+    start = time.perf_counter()
+    VARIANTS[name](setting).forward_backward()
+    if setting.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

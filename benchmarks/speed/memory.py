@@ -1,7 +1,7 @@
 """Memory of a training step, for one image more, by depth.
 
     python -m benchmarks.speed.memory             # writes to runs/benchmarks
-    python -m benchmarks.speed.memory --depths "[4, 8]" --variants "eager, stock nflows parts"
+    python -m benchmarks.speed.memory --depths "[4, 8]" --variants '["eager"]'
 
 The peak of forward and backward above what was there before, at two batch sizes: the slope is
 what an image costs, free of parameters, their gradients (there before) and whatever else does not
@@ -13,7 +13,7 @@ back. On CUDA it is the caching allocator's peak.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,12 @@ from jsonargparse import auto_cli
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import tables
-from benchmarks.speed.environment import machine, versions
-from benchmarks.speed.measure import changes_of, chosen
+from benchmarks.speed.measure import Name
 from benchmarks.speed.variants import VARIANTS, Setting, Unavailable
+from benchmarks.timing import environment, given
 
-NAMES = (
-    "stock nflows parts, eager, compiled, checkpoint, compiled checkpoint, constant, "
-    "compiled constant"
-)
+NAMES = ("stock nflows parts", "eager", "compiled", "checkpoint", "compiled checkpoint")
+NAMES += ("constant", "compiled constant")
 
 
 def main(
@@ -39,9 +37,8 @@ def main(
     batch_sizes: tuple[int, int] = (8, 16),
     device: str = "cpu",
     threads: int = 1,
-    variants: str = NAMES,
-    hidden_features: int | None = None,
-    image_size: int | None = None,
+    variants: Sequence[Name] = NAMES,
+    changes: Mapping[str, Any] = {},  # noqa: B006 (read only)
     out: str = "runs/benchmarks",
 ):
     """Measure the memory of a training step for one image more, by depth.
@@ -52,43 +49,31 @@ def main(
         batch_sizes: two, the smaller first.
         device: cpu or cuda.
         threads: of torch, on the CPU.
-        variants: names with commas between.
-        hidden_features: of the conditioners, where not the preset's.
-        image_size: height and width of the images, where not the preset's.
+        variants: which are measured.
+        changes: arguments of ``mixerflow`` that are not the preset's.
         out: folder for the results.
     """
+    asked = given(locals())
     torch.set_num_threads(threads)
-    changes = changes_of(preset, hidden_features, image_size)
     setting = Setting(preset, device=device, changes=changes)
-    results = {
-        "preset": preset,
-        "image_shape": setting.image_shape,
-        "depths": list(depths),
-        "batch_sizes": list(batch_sizes),
-        "machine": machine(device, threads),
-        "versions": versions(),
-        **measure(setting, chosen(variants, VARIANTS), depths, batch_sizes),
-    }
-    tables.write("memory", Path(out, f"memory-{device}.json"), results)
-
-
-def measure(
-    setting: Setting, names: list[str], depths: tuple[int, ...], batch_sizes: tuple[int, int]
-) -> dict[str, Any]:
-    """Return MiB for one image more, by variant and depth, and which variants were skipped."""
     found: dict[str, list[float]] = {}
     skipped = {}
-    for name in names:
+    for name in variants:
         try:
-            values = []
-            for depth in depths:
-                values.append(mib_per_image(replace(setting, num_layers=depth), name, batch_sizes))
-                print(f"{name}, {depth} layers: {values[-1]:.2f} MiB for one image")
-            found[name] = values
+            found[name] = [
+                mib_per_image(replace(setting, num_layers=depth), name, batch_sizes)
+                for depth in depths
+            ]
         except Unavailable as reason:
             skipped[name] = str(reason)
-            print(f"skipped: {name}: {reason}")
-    return {"mib_per_image": found, "skipped": skipped}
+    results = {
+        **asked,
+        "image_shape": setting.image_shape,
+        **environment(device),
+        "mib_per_image": found,
+        "skipped": skipped,
+    }
+    tables.write("memory", Path(out, f"memory-{device}.json"), results)
 
 
 def mib_per_image(setting: Setting, name: str, batch_sizes: tuple[int, int]) -> float:

@@ -10,19 +10,16 @@ own part to that of the built-in one, medians of the rounds.
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
+from jsonargparse import auto_cli
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.speed.environment import machine, versions
-from benchmarks.speed.interleaved import interleaved, ratios
-from nflows_mixer import ImageFlow, mixerflow
+from benchmarks import tables
+from benchmarks.speed.variants import Setting, Variant
+from benchmarks.timing import environment, interleaved, ratios
 from nflows_mixer.nn import MLP, Conditioner
 from nflows_mixer.nn.conditioner import zero_linear
 from nflows_mixer.transforms import Coupling, LinearBlock
@@ -95,39 +92,32 @@ PAIRS: dict[str, tuple[dict, dict]] = {
 """Part -> arguments of the flow with the own part, and with the built-in one."""
 
 
-def training_step(flow: ImageFlow, images: Tensor) -> None:
-    """Forward and backward."""
-    flow.zero_grad()
-    (-flow.log_prob(images).mean()).backward()
+def main(rounds: int = 9, out: str = str(Path(__file__).parent / "results")):
+    """Time flows with a part of one's own beside those with the built-in one.
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    folder = Path(__file__).parent / "results"
-    parser.add_argument("--out", type=Path, default=folder / "own-parts-cpu.json")
-    arguments = parser.parse_args()
+    Args:
+        rounds: in each of which every flow runs once.
+        out: folder for the results.
+    """
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    images = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8)
-    tasks: dict[str, Callable[[], None]] = {}
+    tasks = {}
     for part, both in PAIRS.items():
-        for kind, options in zip(("own", "built-in"), both):
-            flow = mixerflow("cifar10", num_layers=2, **options)
-            flow.initialize(images)
-            for size in (64, 8):
-                step = partial(training_step, flow, images[:size])
-                tasks[f"{part}, batch {size}, {kind}"] = step
-    seconds = interleaved(tasks, arguments.rounds)
-    found = {}
-    for name in tasks:
-        if name.endswith(", own"):
-            title = name.removesuffix(", own")
-            found[title] = ratios(seconds, name, f"{title}, built-in")
-            print(f"{title:24} {found[title]['median']:.3f}")
-    result = {"own / built-in": found, "machine": machine("cpu", 1), "versions": versions()}
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        for size in (64, 8):
+            for kind, options in zip(("own", "built-in"), both):
+                setting = Setting(num_layers=2, batch_size=size, changes=options)
+                variant = Variant(setting.flow(), setting)
+                tasks[f"{part}, batch {size}, {kind}"] = variant.forward_backward
+    seconds = interleaved(tasks, rounds)
+    titles = [name.removesuffix(", own") for name in tasks if name.endswith(", own")]
+    results = {
+        "rounds": rounds,
+        "own / built-in": {
+            title: ratios(seconds, f"{title}, own", f"{title}, built-in") for title in titles
+        },
+        **environment(),
+    }
+    tables.write("own parts", Path(out, "own-parts-cpu.json"), results)
 
 
 if __name__ == "__main__":
-    main()
+    auto_cli(main)

@@ -91,12 +91,6 @@ class NormflowsTransform(Transform):
     Args:
         flow: a flow with both directions.
         features: row length, or None where it is not known.
-
-    Example:
-        >>> import torch
-        >>> import normflows as nf
-        >>> NormflowsTransform(nf.flows.Permute(4))(torch.randn(3, 4))[1]
-        tensor([0., 0., 0.])
     """
 
     def __init__(self, flow: nn.Module, features: int | None = None) -> None:
@@ -171,12 +165,6 @@ class NflowsFlow(nf.flows.Flow):
 
     Args:
         transform: nflows transform, data to noise.
-
-    Example:
-        >>> import torch
-        >>> from nflows_mixer.transforms import LULinear
-        >>> NflowsFlow(LULinear(4))(torch.zeros(3, 4))[1].shape
-        torch.Size([3])
     """
 
     def __init__(self, transform: Transform) -> None:

@@ -6,8 +6,8 @@ Importing this module imports zuko, which changes torch.distributions for the wh
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from nflows.transforms import Transform
 from torch import Size, Tensor, nn
 from torch.distributions import Transform as TorchTransform
 from torch.distributions import constraints
+from torch.distributions.transforms import _InverseTransform
+from zuko import transforms
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.flows.continuous import FFJTransform
 from zuko.flows.coupling import GeneralCouplingTransform
@@ -29,13 +31,19 @@ from zuko.lazy import (
     LazyTransform,
     UnconditionalTransform,
 )
+from zuko.utils import GaussLegendre
 
 from nflows_mixer._checks import check_event, mismatch
 from nflows_mixer._modes import in_mode
-from nflows_mixer.adapters.zuko_inverse import invert, iterates, row_sum, run
 from nflows_mixer.core.as_transform import deterministic_transform
 from nflows_mixer.core.context import row_lengths, takes_context
-from nflows_mixer.numerics.autoregressive import inverse_of
+from nflows_mixer.numerics.autoregressive import inverse_of, until_unchanged
+from nflows_mixer.numerics.implicit import (
+    check_solution,
+    first_order,
+    invert_monotone,
+    with_implicit_gradient,
+)
 
 
 def from_zuko(
@@ -135,12 +143,6 @@ class ZukoTransform(Transform):
         transform: lazy transform, data to noise.
         features: row length.
         context_features: length of the context, 0 for none, None where it is to be found out.
-
-    Example:
-        >>> import zuko
-        >>> lazy = zuko.flows.MaskedAutoregressiveTransform(6)
-        >>> ZukoTransform(lazy, 6, 0)(torch.randn(5, 6))[1].shape
-        torch.Size([5])
     """
 
     def __init__(
@@ -152,10 +154,8 @@ class ZukoTransform(Transform):
         self.features = features
         self._free_form = [part for part in transform.modules() if isinstance(part, FFJTransform)]
         self.context_features = context_features
-        if context_features is None and not self._fails_without_context():
-            self.context_features = 0
+        self.iterative = self._look()
         self.takes_context = self.context_features != 0
-        self.iterative = self._iterates()
 
     def _get_name(self) -> str:
         return self._owner
@@ -169,7 +169,7 @@ class ZukoTransform(Transform):
         return self._run(inputs, context, self._invert)
 
     def _invert(self, built: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        outputs, ladj = invert(built, inputs)
+        outputs, ladj = run(built, inputs, inverse=True)
         again = run(built, outputs)[0] if self._free_form else inputs
         for part in self._free_form:
             # Integrating back and forth need not meet where the ODE is stiff.
@@ -199,20 +199,13 @@ class ZukoTransform(Transform):
                 inputs, context = inputs.clone(), None if context is None else context.clone()
             # In half precision its splines and integrals would be off, not its networks alone.
             stack.enter_context(torch.autocast(inputs.device.type, enabled=False))
-            stack.enter_context(self._gradients_for_all())
+            for module in self.transform.modules() if torch.is_grad_enabled() else ():
+                # In evaluation mode these three hide parameters from their solvers.
+                if isinstance(module, (FFJTransform, MNN, UMNN)):
+                    stack.enter_context(in_mode(module, training=True))
             # The search for a spline's bin warns of inputs that it would have to copy.
             outputs, ladj = function(self.transform(context), inputs.contiguous())
             return outputs, row_sum(ladj, inputs)
-
-    def _gradients_for_all(self) -> AbstractContextManager:
-        """Put those modules of zuko into training mode that hide parameters from it otherwise."""
-        stack = ExitStack()
-        if torch.is_grad_enabled():
-            for module in self.transform.modules():
-                # In evaluation mode these three tell their solvers of no parameters.
-                if isinstance(module, (FFJTransform, MNN, UMNN)):
-                    stack.enter_context(in_mode(module, training=True))
-        return stack
 
     def _checked(self, inputs: Tensor, context: Tensor | None) -> Tensor | None:
         check_event(inputs, (self.features,), self._owner, "build it for these rows")
@@ -265,40 +258,39 @@ class ZukoTransform(Transform):
         return copied(context), values(2, self.features).to(like)
 
     @torch.no_grad()
-    def _fails_without_context(self) -> bool:
-        """Whether it takes a context, of a length that is not known; zuko does not say."""
+    def _look(self) -> bool:
+        """Whether it iterates; and find out whether it takes a context, which zuko does not say."""
+        known = self.context_features is not None
         try:
             built, rows = self._built_apart(torch.zeros)
-            built.call_and_ladj(rows)
+            if not known:
+                built.call_and_ladj(rows)
+                self.context_features = 0
         except Exception as error:
             plain = (LazyComposedTransform, LazyInverse, UnconditionalTransform)
             parts = [m for m in self.transform.modules() if isinstance(m, LazyTransform)]
-            if not all(isinstance(part, plain) for part in parts):
-                return True
-            raise mismatch(
-                self._owner,
-                f"a transform of rows of length {self.features}",
-                f"{type(error).__name__}: {error}",
-                "build it for these rows",
-            ) from error
-        return False
-
-    @torch.no_grad()
-    def _iterates(self) -> bool:
-        if self.context_features is None:
+            if known or all(isinstance(part, plain) for part in parts):
+                raise mismatch(
+                    self._owner,
+                    f"a transform of rows of length {self.features}",
+                    f"{type(error).__name__}: {error}",
+                    "build it for these rows",
+                ) from error
             return False
-        return iterates(*self._built_apart(torch.zeros))
+        return iterates(built, rows)
 
 
-def _known_parts(lazy: nn.Module) -> Iterator[Any]:
-    """Yield the parts of a lazy transform whose sizes can be read from them."""
-    known = (
-        MaskedAutoregressiveTransform,
-        GeneralCouplingTransform,
-        ElementWiseTransform,
-        FFJTransform,
-    )
-    return (module for module in lazy.modules() if isinstance(module, known))
+_KNOWN = (
+    MaskedAutoregressiveTransform,
+    GeneralCouplingTransform,
+    ElementWiseTransform,
+    FFJTransform,
+)
+
+
+def _known_parts(lazy: nn.Module) -> list[Any]:
+    """The parts of a lazy transform whose sizes can be read from them."""
+    return [module for module in lazy.modules() if isinstance(module, _KNOWN)]
 
 
 def _sizes(part: Any) -> tuple[int, int]:
@@ -408,12 +400,6 @@ class LazyNflowsTransform(LazyTransform):
         event_shape: shape of one input.
         noise_shape: shape of one output.
         context_features: length of the context, 0 for none.
-
-    Example:
-        >>> from nflows.transforms import LULinear
-        >>> lazy = LazyNflowsTransform(LULinear(4), (4,), (4,), context_features=0)
-        >>> lazy()(torch.zeros(7, 2, 4)).shape
-        torch.Size([7, 2, 4])
     """
 
     def __init__(
@@ -462,9 +448,8 @@ class NflowsTransform(TorchTransform, nn.Module):
 
     Example:
         >>> from nflows.transforms import LULinear
-        >>> built = NflowsTransform(LazyNflowsTransform(LULinear(4), (4,), (4,), 0), None)
-        >>> built.call_and_ladj(torch.zeros(4))[1].shape
-        torch.Size([])
+        >>> to_zuko(LULinear(4))().call_and_ladj(torch.zeros(7, 2, 4))[1].shape
+        torch.Size([7, 2])
     """
 
     bijective = True
@@ -540,3 +525,165 @@ class NflowsTransform(TorchTransform, nn.Module):
     def inverse_shape(self, shape: Size) -> Size:
         """Shape of the inputs for outputs of ``shape``."""
         return Size((*shape[: len(shape) - len(self.out_shape)], *self.in_shape))
+
+
+def run(built: Any, values: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+    """Outputs and log-det of a transformation that a lazy one has built, or of its inverse.
+
+    That is zuko's own wherever it is in closed form. Masked flows are inverted by as many passes as
+    change something, and monotone ones by Newton's steps; such outputs have gradients of first
+    order.
+
+    Args:
+        built: a transformation of rows, or of elements.
+        values: [N, D]; for the inverse, what the outputs are to be mapped to.
+        inverse: which way.
+
+    Returns:
+        outputs [N, D], and a log-det of each row [N], or of each element of an elementary part.
+
+    Raises:
+        ValueError: if a part that runs backwards has no solution.
+
+    Example:
+        >>> import zuko
+        >>> built = zuko.flows.MAF(3).transform()
+        >>> rows = torch.randn(2, 3)
+        >>> torch.allclose(run(built, run(built, rows)[0], inverse=True)[0], rows, atol=1e-4)
+        True
+    """
+    if isinstance(built, _InverseTransform):
+        return run(built.inv, values, not inverse)
+    if isinstance(built, transforms.ComposedTransform):
+        total = values.new_zeros(values.shape[0])
+        for part in built.transforms[::-1] if inverse else built.transforms:
+            values, ladj = run(part, values, inverse)
+            total = total + row_sum(ladj, values)
+        return values, total
+    if isinstance(built, transforms.DependentTransform):
+        outputs, ladj = run(built.base, values, inverse)
+        return outputs, row_sum(ladj, outputs)
+    if isinstance(built, transforms.CouplingTransform):
+        fixed, moved = built.split(values)
+        moved, ladj = run(built.meta(fixed), moved, inverse)
+        return built.merge(fixed, moved, values.shape), ladj
+    if inverse:
+        if isinstance(built, (transforms.AutoregressiveTransform, transforms.MonotonicTransform)):
+            return _invert_by_iteration(built, values)
+        if isinstance(built, transforms.SoftclipTransform) and (values.abs() >= built.bound).any():
+            raise mismatch(
+                "from_zuko(SoftclipTransform).inverse",
+                f"values between {-built.bound} and {built.bound}, its range",
+                f"{values.abs().max().item():g} in size",
+                "zuko puts it between the transforms of SOSPF, NAF and UNAF; use transforms=1, "
+                "standardize the inputs (ActNorm before it), or lower the temperature of samples",
+            )
+        outputs = built.inv(values)
+        return outputs, -run(built, outputs)[1]
+    if isinstance(built, transforms.AutoregressiveTransform):
+        return run(built.meta(values), values)
+    quadrature = isinstance(built, transforms.UnconstrainedMonotonicTransform)
+    # Of a polynomial the quadrature is exact.
+    if quadrature and not isinstance(built, transforms.SOSPolynomialTransform):
+        return _integrate(built, values)
+    return built.call_and_ladj(values)
+
+
+def iterates(built: Any, rows: Tensor) -> bool:
+    """Whether a transformation has a part without inverse in closed form: monotone, or an ODE.
+
+    Args:
+        built: a transformation of rows, or of elements.
+        rows: a few inputs [N, D], to build the elementwise transformations with.
+
+    Example:
+        >>> import zuko
+        >>> iterates(zuko.flows.NAF(3).transform(), torch.zeros(2, 3))
+        True
+    """
+    if isinstance(built, _InverseTransform):
+        return iterates(built.inv, rows)
+    if isinstance(built, transforms.ComposedTransform):
+        return any(iterates(part, rows) for part in built.transforms)
+    if isinstance(built, transforms.DependentTransform):
+        return iterates(built.base, rows)
+    if isinstance(built, transforms.AutoregressiveTransform):
+        return iterates(built.meta(rows), rows)
+    if isinstance(built, transforms.CouplingTransform):
+        fixed, moved = built.split(rows)
+        return iterates(built.meta(fixed), moved)
+    endless = (transforms.MonotonicTransform, transforms.FreeFormJacobianTransform)
+    return isinstance(built, endless)
+
+
+def row_sum(ladj: Tensor, inputs: Tensor) -> Tensor:
+    """Log-det of each row, of one that may be of each row, of each element, or one for all.
+
+    Args:
+        ladj: of shape [], [N] or [N, ...].
+        inputs: [N, ...].
+
+    Example:
+        >>> row_sum(torch.ones(2, 3), torch.zeros(2, 3))
+        tensor([3., 3.])
+    """
+    if ladj.dim() < 2:
+        return ladj.expand(inputs.shape[0])
+    return ladj.flatten(1).sum(1)
+
+
+def _integrate(built: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs of an integral by quadrature, and the logarithm of the quadrature's own slope.
+
+    zuko reports the integrand, which is the slope of the integral: apart by 1e-5 and more.
+    """
+    with_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # A view, so that the slope is that at the inputs, and the graph goes on to them.
+        upper = inputs.view_as(inputs) if inputs.requires_grad else inputs.clone().requires_grad_()
+        outputs = GaussLegendre.quadrature(built.g, torch.zeros_like(upper), upper, built.n)
+        (slope,) = torch.autograd.grad(outputs.sum(), upper, create_graph=with_graph)
+        # zuko before 1.5 keeps the constant here, later a transform of its own.
+        outputs = outputs + getattr(built, "C", 0.0)
+    return (outputs, slope.log()) if with_graph else (outputs.detach(), slope.log())
+
+
+def _invert_by_iteration(built: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+    masked = isinstance(built, transforms.AutoregressiveTransform)
+
+    def one_pass(x: Tensor) -> tuple[Tensor, None]:
+        return _invert_elementwise(built.meta(x), targets, x), None
+
+    with torch.no_grad():
+        if masked:
+            solution, _ = until_unchanged(one_pass, torch.zeros_like(targets))
+        else:
+            solution = _invert_elementwise(built, targets, None)
+    last = built.meta(solution) if masked else built
+    values, ladj = run(last, solution)
+    # Of a masked flow the parameters of a pass are not yet its own, so that the end alone counts.
+    if iterates(last, solution):
+        check_solution(values.detach(), targets, f"from_zuko({type(built).__name__}).inverse")
+    if not torch.is_grad_enabled():
+        return solution, -ladj
+    if masked:
+        solution = with_implicit_gradient(lambda x: run(built, x)[0], solution, targets)
+    else:
+        solution = first_order(solution, (targets - values) / ladj.detach().exp())
+    return solution, -run(built, solution)[1]
+
+
+def _invert_elementwise(built: Any, targets: Tensor, start: Tensor | None) -> Tensor:
+    """Solve an elementwise ``built(x) = targets``, from a first guess where it iterates."""
+    if isinstance(built, transforms.DependentTransform):
+        return _invert_elementwise(built.base, targets, start)
+    if isinstance(built, transforms.ComposedTransform):
+        # The first part is the one that may iterate, and the guess is for it.
+        *last, first = reversed(built.transforms)
+        for part in last:
+            targets = run(part, targets, inverse=True)[0]
+        return _invert_elementwise(first, targets, start)
+    if isinstance(built, transforms.MonotonicTransform):
+        # For UNAF the integrand will do as the slope of a step of Newton.
+        return invert_monotone(built.call_and_ladj, targets, start)
+    return run(built, targets, inverse=True)[0]

@@ -11,13 +11,13 @@ from nflows_mixer.core.as_transform import (
 from nflows_mixer.core.composite import (
     CompositeTransform,
     InverseTransform,
+    Passage,
     no_volume_change,
     route_context,
     run_chain,
 )
 from nflows_mixer.core.context import row_lengths, shape_after, takes_context
 from nflows_mixer.core.factory import call_factory, named_keywords
-from nflows_mixer.core.passage import Passage
 from nflows_mixer.core.probe import check_usable
 
 __all__ = [

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from nflows import transforms as nflows_transforms
 from nflows.transforms import Transform
-from nflows.transforms.autoregressive import AutoregressiveTransform
 from torch import Tensor
 
 from nflows_mixer._modes import EVALUATING, running_statistics
@@ -57,7 +57,7 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map back through the parts in reverse order, in evaluation mode."""
-        parts = [inverse_function(part) for part in self._transforms]
+        parts = [inverse_of(part) for part in self._transforms]
         with nullcontext() if EVALUATING.get() else running_statistics(self):
             return run_chain(zip(parts[::-1], self._passes_context[::-1]), inputs, context)
 
@@ -111,7 +111,7 @@ class InverseTransform(nflows_transforms.InverseTransform):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map back through the transform."""
-        return inverse_function(self._transform)(inputs, context)
+        return inverse_of(self._transform)(inputs, context)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map through the transform, in evaluation mode."""
@@ -150,22 +150,6 @@ register_adapter(
 )
 
 
-def inverse_function(transform: Transform) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return the inverse of a transform; of nflows' masked flows, ``numerics.inverse_of``.
-
-    Args:
-        transform: any nflows transform.
-
-    Example:
-        >>> from nflows.transforms import ReversePermutation
-        >>> inverse_function(ReversePermutation(2))(torch.tensor([[1.0, 2.0]]))[0].tolist()
-        [[2.0, 1.0]]
-    """
-    if isinstance(transform, AutoregressiveTransform):
-        return inverse_of(transform)
-    return transform.inverse
-
-
 def no_volume_change(inputs: Tensor) -> Tensor:
     """Log-det of a permutation: zeros [B], of a floating dtype even for integer pixels.
 
@@ -178,3 +162,35 @@ def no_volume_change(inputs: Tensor) -> Tensor:
     """
     dtype = inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
     return torch.zeros(inputs.shape[0], dtype=dtype, device=inputs.device)
+
+
+class Passage(NamedTuple):
+    r"""What a wrapper does around its child, for one call.
+
+    .. math:: y = \mathrm{leave}(f(\mathrm{enter}(x);\ \mathrm{context}(c)),\ x)
+
+    Both rearrangements only move numbers, so that they serve outputs, inputs and gradients alike.
+    A wrapper returns it from a method ``passage(inputs)``; who rebuilds activations backwards
+    descends through it to the child.
+
+    Args:
+        child: the transform inside, f.
+        enter: what the child gets, of the wrapper's inputs.
+        leave: (result of the child, the wrapper's inputs) -> the wrapper's result.
+        context: the child's context, of the wrapper's.
+        rows: rows of the child for each input of the wrapper; log-dets are summed over these.
+
+    Example:
+        >>> from nflows.transforms import ReversePermutation
+        >>> from nflows_mixer.transforms import ChannelMixingTransform
+        >>> import torch
+        >>> mixing = ChannelMixingTransform(ReversePermutation(3))
+        >>> mixing.passage(torch.zeros(2, 5, 3)).enter(torch.zeros(2, 5, 3)).shape
+        torch.Size([10, 3])
+    """
+
+    child: Transform
+    enter: Callable[[Tensor], Tensor]
+    leave: Callable[[Tensor, Tensor], Tensor]
+    context: Callable[[Tensor | None], Tensor | None]
+    rows: int = 1

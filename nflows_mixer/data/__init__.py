@@ -4,6 +4,5 @@ from nflows_mixer.data.dataset import ImageDataset
 from nflows_mixer.data.image_data import ImageData
 from nflows_mixer.data.load import load_images
 from nflows_mixer.data.shuffle import shuffled
-from nflows_mixer.data.source import ImageSource
 
-__all__ = ["ImageData", "ImageDataset", "ImageSource", "load_images", "shuffled"]
+__all__ = ["ImageData", "ImageDataset", "load_images", "shuffled"]

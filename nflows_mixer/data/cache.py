@@ -36,8 +36,8 @@ class ImageFiles:
         files: those that are read.
         settings: what decides the pixels beside the files, such as a resize.
         nbytes: returns the bytes of all images, or about that.
-        chunks: gives uint8 [n, C, H, W] and labels [n], or None, in a fixed order; where it gets a
-            folder, in small chunks by way of a file in it, else in large ones.
+        chunks: gives uint8 [n, C, H, W] and labels [n], or None, in a fixed order, about
+            ``CHUNK_BYTES`` at a time.
         classes: names of the classes, where they are known.
     """
 
@@ -45,7 +45,7 @@ class ImageFiles:
     files: Sequence[Path]
     settings: str
     nbytes: Callable[[], int]
-    chunks: Callable[[Path | None], Iterator[Chunk]]
+    chunks: Callable[[], Iterator[Chunk]]
     classes: Sequence[str] | None = None
 
 
@@ -69,12 +69,9 @@ def gather(source: ImageFiles, root: Path) -> tuple[Tensor | Path, Tensor | None
     if not _complete(target):
         if source.nbytes() <= MAPPED_BYTES:
             images, labels = zip(*_read(source))
-            joined = _join(labels)
-            pixels = torch.from_numpy(np.concatenate(images))
-            return pixels, None if joined is None else torch.from_numpy(joined)
+            return torch.from_numpy(np.concatenate(images)), _as_tensor(_join(labels))
         _write(source, target)
-    stored = np.load(_labels_file(target), allow_pickle=False)
-    return target, torch.from_numpy(stored) if len(stored) else None
+    return target, _as_tensor(np.load(_labels_file(target), allow_pickle=False))
 
 
 def fingerprint(source: ImageFiles) -> str:
@@ -111,14 +108,14 @@ def _complete(target: Path) -> bool:
         return False
 
 
-def _read(source: ImageFiles, scratch: Path | None = None) -> Iterator[Chunk]:
+def _read(source: ImageFiles) -> Iterator[Chunk]:
     from tqdm import tqdm
 
     count = 0
     # Nothing is shown of what takes two seconds or less.
     total, title = source.nbytes(), f"reading {source.name}"
     with tqdm(total=total, desc=title, unit="B", unit_scale=True, delay=2) as progress:
-        for images, labels in source.chunks(scratch):
+        for images, labels in source.chunks():
             count += len(images)
             progress.update(images.nbytes)
             yield images, labels
@@ -135,7 +132,7 @@ def _write(source: ImageFiles, target: Path) -> None:
         partial = Path(folder, "whole.npy")
         with partial.open("wb") as file:
             shape, count = (), 0
-            for images, of_images in _read(source, Path(folder)):
+            for images, of_images in _read(source):
                 if not count:
                     shape = images.shape[1:]
                     _write_header(file, (0, *shape))
@@ -147,10 +144,8 @@ def _write(source: ImageFiles, target: Path) -> None:
             _write_header(file, (count, *shape))
             file.flush()
             os.fsync(file.fileno())
-        joined = _join(labels)
         with _labels_file(partial).open("wb") as file:
-            # Without labels an empty array, so that labels that were lost are noticed.
-            np.save(file, np.empty(0, np.int64) if joined is None else joined)
+            np.save(file, _join(labels))
             os.fsync(file.fileno())
         os.replace(_labels_file(partial), _labels_file(target))
         os.replace(partial, target)
@@ -161,6 +156,10 @@ def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _join(labels: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    given = [each for each in labels if each is not None]
-    return np.concatenate(given) if len(given) == len(labels) else None
+def _join(labels: Sequence[np.ndarray | None]) -> np.ndarray:
+    """All labels; an empty array where there are none, so that labels that were lost are seen."""
+    return np.concatenate([np.empty(0, np.int64), *(each for each in labels if each is not None)])
+
+
+def _as_tensor(labels: np.ndarray) -> Tensor | None:
+    return torch.from_numpy(labels) if len(labels) else None

@@ -75,7 +75,7 @@ def folder_images(
     def shape() -> tuple[int, int, int]:
         return image_shape or _find_shape(files, size, folder)
 
-    def chunks(scratch: Path | None) -> Iterator[Chunk]:
+    def chunks() -> Iterator[Chunk]:
         step = max(1, cache.CHUNK_BYTES // math.prod(shape()))
         for start in range(0, len(files), step):
             rows = slice(start, start + step)

@@ -92,7 +92,7 @@ def _batch_images(files: list[Path], size: int, count: int, name: str) -> ImageF
     """
     columns = 3 * size**2
 
-    def chunks(scratch: Path | None) -> Iterator[Chunk]:
+    def chunks() -> Iterator[Chunk]:
         found = 0
         for path in files:
             archive = path.suffix == ".npz"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,11 +13,10 @@ from nflows_mixer._checks import check_choice, mismatch
 from nflows_mixer.data.cache import ImageFiles, gather
 from nflows_mixer.data.dataset import ImageDataset
 from nflows_mixer.data.folder import folder_images
-from nflows_mixer.data.image_data import ImageData
+from nflows_mixer.data.image_data import ImageData, split, validation_size
 from nflows_mixer.data.imagenet import load_imagenet
 from nflows_mixer.data.npz import npz_images
 from nflows_mixer.data.shuffle import shuffled
-from nflows_mixer.data.split import split, validation_size
 from nflows_mixer.data.torchvision_sets import DOWNLOADS, load_celeba64, load_download
 
 IMAGENETS = {"imagenet32": 32, "imagenet64": 64}
@@ -26,19 +26,19 @@ NAMES = ("digits", *DOWNLOADS, "celeba64", *IMAGENETS, *FOLDERS)
 
 
 def load_images(
-    source: str | Path,
+    data: str | Path = "digits",
     *,
-    test: str | Path | None = None,
+    test_data: str | Path | None = None,
     root: str | Path = "data",
     seed: int = 0,
-    shuffle: str | None = None,
+    shuffle: Literal["global", "local"] | None = None,
     shuffle_patch: int | None = None,
     size: int | None = None,
 ) -> ImageData:
     """Load images by name, from an .npz file, or from a folder of image files.
 
     =============  ============================================================================
-    source         images, and the parts they come in
+    data           images, and the parts they come in
     =============  ============================================================================
     "digits"       scikit-learn's 1,797 handwritten digits, 8 x 8 with 17 levels; 397 held out
     "cifar10"      torchvision; official test part
@@ -53,16 +53,17 @@ def load_images(
     a folder       image files at any depth; class folders give labels, as in ImageFolder
     =============  ============================================================================
 
-    Files and folders without a ``test`` lose a tenth of their images to the test part. The
+    Files and folders without ``test_data`` lose a tenth of their images to the test part. The
     validation part is int(0.04 n) of the n other images, but for CelebA's own. Image sets larger
     than 1 GiB are written to ``root/cache`` once and mapped.
 
     Args:
-        source: one of the above.
-        test: a second .npz file or folder, to be the test part.
-        root: where downloads and named folders are, and the cache.
+        data: digits, cifar10, mnist, celeba64, imagenet32, imagenet64, animefaces, galaxy32, a
+            file .npz or a folder of images.
+        test_data: a second .npz file or folder, held out whole; otherwise a tenth of the first is.
+        root: folder of downloads, of the data sets that are named, and of the cache.
         seed: of the random split and of the shuffle.
-        shuffle: "global" or "local": shuffle the pixels of all images in the same way.
+        shuffle: shuffle the pixels of all images in the same way; local keeps patches together.
         shuffle_patch: patch size of the local shuffle; 4 if None.
         size: of a folder: the shorter side of each image is resized to it, the centre cropped.
 
@@ -82,36 +83,34 @@ def load_images(
         (1344, 56, 397, 'b669f0cb2ebffae4')
     """
     root = Path(root).absolute()
-    named = isinstance(source, str) and source in NAMES
-    if named and test is not None:
-        expected = f"no test images beside {source!r}"
-        raise mismatch("load_images", expected, test, "its test part is decided by its name")
-    if size is not None and (named or not Path(source).is_dir()):
+    named = isinstance(data, str) and data in NAMES
+    if named and test_data is not None:
+        expected = f"no test images beside {data!r}"
+        raise mismatch("load_images", expected, test_data, "its test part is decided by its name")
+    if size is not None and (named or not Path(data).is_dir()):
         expected = "no size but with a folder of image files"
-        raise mismatch("load_images", expected, f"{source!r}, size={size}", "leave size out")
+        raise mismatch("load_images", expected, f"{data!r}, size={size}", "leave size out")
     if shuffle is not None:
         check_choice("load_images", "shuffle", shuffle, ("global", "local"))
     if shuffle_patch is not None and shuffle != "local":
         expected = "a shuffle_patch with shuffle='local' alone"
         raise mismatch("load_images", expected, f"shuffle={shuffle!r}", "leave it out")
-    data = _named(str(source), root, seed) if named else _paths(source, test, root, seed, size)
-    return data if shuffle is None else shuffled(data, shuffle, shuffle_patch, seed)
+    images = _named(str(data), root, seed) if named else _paths(data, test_data, root, seed, size)
+    return images if shuffle is None else shuffled(images, shuffle, shuffle_patch, seed)
 
 
 def _named(name: str, root: Path, seed: int) -> ImageData:
+    if name == "celeba64":
+        return ImageData(name, *load_celeba64(root))
     version = ""
+    test: ImageDataset | None = None
     if name == "digits":
         from sklearn.datasets import load_digits
 
         digits = load_digits()
         images = torch.from_numpy(digits.images.astype(np.uint8))[:, None]
         everything = ImageDataset(images, torch.from_numpy(digits.target))
-        sizes = [397, validation_size(1400)]
-        held, validation, train = split(everything, sizes, seed)
-        return ImageData(name, train, validation, held, levels=17)
-    if name == "celeba64":
-        return ImageData(name, *load_celeba64(root))
-    test: ImageDataset | None = None
+        return _split(name, everything, None, seed, held_out=397, levels=17)
     if name in DOWNLOADS:
         everything, test = load_download(name, root)
     elif name in IMAGENETS:
@@ -124,32 +123,41 @@ def _named(name: str, root: Path, seed: int) -> ImageData:
         size = FOLDERS[name]
         source = folder_images(folder, size, image_shape=(3, size, size))
         everything = ImageDataset(*gather(source, root))
-    validation, train = split(everything, [validation_size(len(everything))], seed)
-    return ImageData(name, train, validation, test, version=version)
+    return _split(name, everything, test, seed, version=version)
 
 
 def _paths(
-    source: str | Path, test: str | Path | None, root: Path, seed: int, size: int | None
+    path: str | Path, test_path: str | Path | None, root: Path, seed: int, size: int | None
 ) -> ImageData:
-    name = Path(source).absolute().stem
-    opened = _open(Path(source), size, "find")
+    name = Path(path).absolute().stem
+    opened = _open(Path(path), size, "find")
     everything = ImageDataset(*gather(opened, root))
-    count, needed = len(everything), 3 if test is None else 2
+    count, needed = len(everything), 3 if test_path is None else 2
     if count < needed:
         expected = f"{('two', 'three')[needed - 2]} images or more"
-        raise mismatch(str(source), expected, count, "each part needs one")
-    if test is None:
-        tenth = max(1, count // 10)
-        sizes = [tenth, validation_size(count - tenth)]
-        held, validation, train = split(everything, sizes, seed)
-        return ImageData(name, train, validation, held)
+        raise mismatch(str(path), expected, count, "each part needs one")
+    if test_path is None:
+        return _split(name, everything, None, seed, held_out=max(1, count // 10))
     # The classes of the images to train on, so that a label says the same in both parts.
-    held = ImageDataset(*gather(_open(Path(test), size, opened.classes), root))
-    if held.image_shape != everything.image_shape:
+    test = ImageDataset(*gather(_open(Path(test_path), size, opened.classes), root))
+    if test.image_shape != everything.image_shape:
         expected = f"images of {list(everything.image_shape)}"
-        raise mismatch(str(test), expected, list(held.image_shape), "resize them")
-    validation, train = split(everything, [validation_size(count)], seed)
-    return ImageData(name, train, validation, held)
+        raise mismatch(str(test_path), expected, list(test.image_shape), "resize them")
+    return _split(name, everything, test, seed)
+
+
+def _split(
+    name: str,
+    images: ImageDataset,
+    test: ImageDataset | None,
+    seed: int,
+    held_out: int = 0,
+    levels: int = 256,
+    version: str = "",
+) -> ImageData:
+    """Divide images into a test part of ``held_out`` of them, validation and training parts."""
+    parts = split(images, [held_out, validation_size(len(images) - held_out)], seed)
+    return ImageData(name, parts[2], parts[1], parts[0] if held_out else test, levels, version)
 
 
 def _open(path: Path, size: int | None, classes: str | Sequence[str] | None) -> ImageFiles:

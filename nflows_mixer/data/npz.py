@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ def npz_images(path: Path) -> cache.ImageFiles:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = Path(folder) / "two.npz"
         ...     np.savez(file, images=np.zeros((2, 4, 5, 3), np.uint8))
-        ...     [images.shape for images, labels in npz_images(file).chunks(None)]
+        ...     [images.shape for images, labels in npz_images(file).chunks()]
         [(2, 3, 4, 5)]
     """
     with _errors_named(path), zipfile.ZipFile(path) as archive:
@@ -42,24 +43,34 @@ def npz_images(path: Path) -> cache.ImageFiles:
     )
 
 
-def _chunks(path: Path, scratch: Path | None) -> Iterator[cache.Chunk]:
-    if scratch is None:
-        arrays = read_npz(path, "images", "labels")
-        images = as_images(arrays["images"], str(path))
-        labels = arrays.get("labels")
-        yield images, None if labels is None else as_labels(labels, len(images), path)
-        return
-    with _errors_named(path), zipfile.ZipFile(path) as archive:
-        file = archive.extract("images.npy", scratch)
-        count, *shape = np.load(file, mmap_mode="r").shape
-    labels = read_npz(path, "labels").get("labels")
-    labels = None if labels is None else as_labels(labels, count, path)
-    step = max(1, cache.CHUNK_BYTES // max(1, int(np.prod(shape))))
-    for start in range(0, count, step):
-        # Mapped anew: the pages that have been read count as memory of the process.
-        rows = slice(start, start + step)
-        images = as_images(np.load(file, mmap_mode="r")[rows], str(path))
-        yield images, None if labels is None else labels[rows]
+def _chunks(path: Path) -> Iterator[cache.Chunk]:
+    labels, start = read_npz(path, "labels").get("labels"), 0
+    for count, stored in _stored_images(path):
+        images = as_images(stored, str(path))
+        if not start and labels is not None:
+            labels = as_labels(labels, count, path)
+        yield images, None if labels is None else labels[start : start + len(images)]
+        start += len(images)
+
+
+def _stored_images(path: Path) -> Iterator[tuple[int, np.ndarray]]:
+    """How many images there are, and some of them at a time: not all need fit into memory."""
+    with _errors_named(path), zipfile.ZipFile(path) as archive, archive.open("images.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_2_0
+        (count, *shape), by_columns, dtype = (
+            np.lib.format.read_array_header_1_0(file) if version == (1, 0) else read(file)
+        )
+        if by_columns or dtype.hasobject:  # whole, or refused
+            yield count, read_npz(path, "images")["images"]
+            return
+        size = math.prod(shape)
+        step = max(1, cache.CHUNK_BYTES // max(1, size))
+        for start in range(0, count, step):
+            rows = min(step, count - start)
+            content = file.read(rows * size * dtype.itemsize)
+            yield count, np.frombuffer(content, dtype).reshape(rows, *shape)
+        file.read()  # at its end the checksum is compared
 
 
 def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:

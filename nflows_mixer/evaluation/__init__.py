@@ -4,29 +4,25 @@ The Frechet Inception distance needs the extra ``fid``.
 """
 
 from nflows_mixer.evaluation.bits import evaluate, evaluate_bounds, summary
-from nflows_mixer.evaluation.curves import save_curves
 from nflows_mixer.evaluation.embeddings import embeddings, top_level_layers
 from nflows_mixer.evaluation.fid import frechet_inception_distance
 from nflows_mixer.evaluation.interpolation import interpolation
 from nflows_mixer.evaluation.neighbours import memorisation_report, nearest_images
 from nflows_mixer.evaluation.ood import auroc, ood_report, ood_scores, png_bits_per_dim
-from nflows_mixer.evaluation.pictures import save_grids, save_neighbours, save_rows
-from nflows_mixer.evaluation.probe import ProbeResult, linear_probe, probe_depths
+from nflows_mixer.evaluation.pictures import save_curves, save_grids, save_neighbours, save_rows
+from nflows_mixer.evaluation.probe import linear_probe, probe_depths
 from nflows_mixer.evaluation.reconstruction import reconstruction, round_trip_error
 from nflows_mixer.evaluation.reference_models import (
     gaussian_bits_per_dim,
     histogram_bits_per_dim,
     reference_models,
-    uniform_bits_per_dim,
 )
 from nflows_mixer.evaluation.report import Evaluation, evaluate_weights
-from nflows_mixer.evaluation.sampling import classes_in_turn, draw_samples, temperature_grid
+from nflows_mixer.evaluation.sampling import draw_samples, temperature_grid
 
 __all__ = [
     "Evaluation",
-    "ProbeResult",
     "auroc",
-    "classes_in_turn",
     "draw_samples",
     "embeddings",
     "evaluate",
@@ -53,5 +49,4 @@ __all__ = [
     "summary",
     "temperature_grid",
     "top_level_layers",
-    "uniform_bits_per_dim",
 ]

@@ -2,44 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Union
 
 import torch
 from torch import Tensor
 
 from nflows_mixer._checks import check_positive, mismatch
-from nflows_mixer.data.dataset import ImageDataset
+from nflows_mixer.data import ImageData, ImageDataset
+from nflows_mixer.flows.image_flow import ImageFlow
+from nflows_mixer.likelihood import device_of
 
 Images = Union[Tensor, ImageDataset]
 """uint8 [N, C, H, W], in memory, or as a data set of which rows are read when they are needed."""
 
 
 def batches(
-    images: Images, batch_size: int, rows: Sequence[int] | Tensor | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the images of these rows with their place, never more than a batch of them.
+    images: Images,
+    batch_size: int,
+    rows: Sequence[int] | Tensor | None = None,
+    context: Tensor | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Yield the images of these rows with their place and context, never more than a batch of them.
 
     Args:
-        images: uint8 [N, C, H, W], or a data set.
+        images: uint8 [N, C, H, W], or a data set; or any rows.
         batch_size: images at a time.
         rows: places from 0 to N - 1, in any order; all of them where None.
+        context: one row for each of the N images, or None.
 
     Yields:
-        places [b], int64 on the CPU, and images uint8 [b, C, H, W] where they are kept.
+        places [b], int64 on the CPU, images uint8 [b, C, H, W] where they are kept, and their
+        context.
 
     Raises:
-        ValueError: if a row is out of range, or ``batch_size`` is not positive.
+        ValueError: if a row is out of range, ``batch_size`` is not positive, or the context has not
+            one row per image.
 
     Example:
         >>> images = torch.arange(5, dtype=torch.uint8).reshape(5, 1, 1, 1)
-        >>> [batch.flatten().tolist() for _, batch in batches(images, 2, rows=[4, 0, 3])]
+        >>> [batch.flatten().tolist() for _, batch, _ in batches(images, 2, rows=[4, 0, 3])]
         [[4, 0], [3]]
     """
     check_positive("batches", "batch_size", batch_size)
+    if context is not None and len(context) != len(images):
+        expected = f"context with one row for each of {len(images)} images"
+        raise mismatch("batches", expected, list(context.shape), "pass one row per image")
     places = torch.arange(len(images)) if rows is None else torch.as_tensor(rows, dtype=torch.long)
     if places.numel() and not 0 <= places.min() <= places.max() < len(images):
         got = f"{places.min().item()} to {places.max().item()}"
         raise mismatch("batches", f"rows from 0 to {len(images) - 1}", got, "count from 0")
     for part in places.cpu().split(batch_size) if len(places) else ():
-        yield part, images.images(part) if isinstance(images, ImageDataset) else images[part]
+        batch = images.images(part) if isinstance(images, ImageDataset) else images[part]
+        yield part, batch, None if context is None else context[part.to(context.device)]
+
+
+def in_batches(
+    flow: ImageFlow,
+    function: Callable[[Tensor, Tensor | None], Tensor],
+    rows: Images,
+    context: Tensor | None,
+    batch_size: int,
+) -> Tensor:
+    """What a function makes of rows and their context, a batch at a time on the flow's device."""
+    device = device_of(flow)
+    context = None if context is None else context.to(device)
+    parts = batches(rows, batch_size, context=context)
+    return torch.cat([function(part.to(device), given) for _, part, given in parts])
+
+
+def check_pixels(images: Tensor, owner: str) -> None:
+    """Raise unless these are images uint8 [N, C, H, W] that are grey or have colours."""
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
+        got = f"{images.dtype} {list(images.shape)}"
+        expected = "uint8 images [N, C, H, W] with C = 1 or 3"
+        raise mismatch(owner, expected, got, "pass grey or colour images, raw pixels")
+
+
+def check_fit(owner: str, what: str, flow: ImageFlow, data: ImageData, advice: str) -> None:
+    """Raise unless a flow is one of images of these sizes and levels."""
+    levels = flow.dequantization.levels
+    if flow.image_shape != data.image_shape or levels != data.levels:
+        expected = f"{what} {list(flow.image_shape)} of {levels} levels"
+        raise mismatch(owner, expected, f"{list(data.image_shape)} of {data.levels}", advice)

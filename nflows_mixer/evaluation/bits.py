@@ -95,19 +95,12 @@ def evaluate_bounds(
         >>> sorted(evaluate_bounds(flow, torch.zeros(3, 1, 2, 2, dtype=torch.uint8), draws=2))
         ['average', 'importance']
     """
-    if context is not None and len(context) != len(images):
-        expected = f"context with one row for each of {len(images)} images"
-        raise mismatch("evaluate", expected, list(context.shape), "rows are picked from it too")
-    average, importance = [torch.empty(0)], [torch.empty(0)]
-    for places, batch in batches(images, batch_size, rows):
-        given = None if context is None else context[places.to(context.device)]
+    found: dict[str, list[Tensor]] = {name: [] for name in BOUNDS}
+    for places, batch, given in batches(images, batch_size, rows, context):
         estimates = log_prob_draws(flow, batch, draws, given, seed, places, batch_size)
-        average.append(estimates.double().mean(0).to(estimates.dtype))
-        importance.append(log_mean_exp(estimates))
-    # The empty ones are there for data sets without any image.
-    joined = {
-        name: torch.cat(parts[1:] or parts) for name, parts in zip(BOUNDS, (average, importance))
-    }
+        found["average"].append(estimates.double().mean(0).to(estimates.dtype))
+        found["importance"].append(log_mean_exp(estimates))
+    joined = {name: torch.cat(parts) if parts else torch.empty(0) for name, parts in found.items()}
     return {name: bits_per_dim(values, flow.image_shape) for name, values in joined.items()}
 
 

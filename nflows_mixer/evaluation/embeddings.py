@@ -12,9 +12,8 @@ from torch import Tensor
 from nflows_mixer._checks import mismatch
 from nflows_mixer._modes import in_mode
 from nflows_mixer.core.composite import CompositeTransform
-from nflows_mixer.evaluation.batches import Images, batches
+from nflows_mixer.evaluation.batches import Images, in_batches
 from nflows_mixer.flows.image_flow import ImageFlow
-from nflows_mixer.likelihood import device_of
 from nflows_mixer.transforms import MultiScaleTransform
 
 
@@ -78,20 +77,15 @@ def embeddings(
     if not -len(layers) <= depth < len(layers):
         expected = f"a depth from {-len(layers)} to {len(layers) - 1}"
         raise mismatch("embeddings", expected, depth, "0 is the first layer, -1 the last")
-    if context is not None and len(context) != len(images):
-        expected = f"context with one row for each of {len(images)} images"
-        raise mismatch("embeddings", expected, list(context.shape), "pass one row per image")
     embed = _embedding(flow, depth % len(layers) + 1)
-    device = device_of(flow)
-    outputs: Tensor | None = None
+    if not len(images):
+        return torch.empty(0, 0)
+
+    def rows(batch: Tensor, given: Tensor | None) -> Tensor:
+        return embed(batch, given).flatten(1).float().cpu()
+
     with in_mode(flow, training=False):
-        for places, batch in batches(images, batch_size):
-            given = None if context is None else context[places.to(context.device)].to(device)
-            rows = embed(batch.to(device), given).flatten(1).float().cpu()
-            if outputs is None:
-                outputs = rows.new_empty(len(images), rows.shape[1])
-            outputs[places] = rows
-    return torch.empty(0, 0) if outputs is None else outputs
+        return in_batches(flow, rows, images, context, batch_size)
 
 
 def _embedding(flow: ImageFlow, count: int) -> Callable[[Tensor, Tensor | None], Tensor]:

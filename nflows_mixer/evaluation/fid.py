@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nflows_mixer._checks import check_levels, mismatch
-from nflows_mixer.evaluation.batches import Images, batches
+from nflows_mixer.evaluation.batches import Images, batches, check_pixels
 
 WEIGHTS = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
@@ -73,7 +73,7 @@ def frechet_inception_distance(
             raise mismatch(
                 "frechet_inception_distance", f"2 {name} images or more", len(images), "add some"
             )
-        for _, batch in batches(images, batch_size):
+        for _, batch, _ in batches(images, batch_size):
             metric.update(_as_colour(batch, levels).to(device), real=is_real)
     return float(metric.compute().item())
 
@@ -88,12 +88,8 @@ def _metric(weights: Path, features: int) -> Any:
             f"{error.name}; pip install 'nflows-mixer[fid]'"
         ) from error
     if not weights.is_file():
-        raise mismatch(
-            "frechet_inception_distance",
-            "a file with Inception's weights",
-            str(weights),
-            f"download it from {WEIGHTS}",
-        )
+        expected, advice = "a file with Inception's weights", f"download it from {WEIGHTS}"
+        raise mismatch("frechet_inception_distance", expected, str(weights), advice)
     return FrechetInceptionDistance(
         feature=features, feature_extractor_weights_path=str(weights), antialias=False
     )
@@ -101,20 +97,10 @@ def _metric(weights: Path, features: int) -> Any:
 
 def _as_colour(images: Tensor, levels: int) -> Tensor:
     """Return uint8 images [N, 3, H, W] from 0 to 255, or raise."""
-    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
-        got = f"{images.dtype} {list(images.shape)}"
-        expected = "uint8 images [N, C, H, W] with C = 1 or 3"
-        raise mismatch(
-            "frechet_inception_distance", expected, got, "pass grey or colour images, raw pixels"
-        )
+    check_pixels(images, "frechet_inception_distance")
     if levels < 256:
         if (largest := int(images.max().item())) >= levels:
-            got = f"one of {largest}"
-            raise mismatch(
-                "frechet_inception_distance",
-                f"pixels from 0 to {levels - 1}",
-                got,
-                "give the data's levels",
-            )
+            got, expected = f"one of {largest}", f"pixels from 0 to {levels - 1}"
+            raise mismatch("frechet_inception_distance", expected, got, "give the data's levels")
         images = (images.float() * (255 / (levels - 1))).round().to(torch.uint8)
     return images.expand(-1, 3, -1, -1)

@@ -14,7 +14,8 @@ from nflows_mixer.distributions import (
     ProductDistribution,
     StudentT,
 )
-from nflows_mixer.evaluation.reconstruction import inverted, latents_of, warn_of_overflow
+from nflows_mixer.evaluation.batches import in_batches
+from nflows_mixer.evaluation.reconstruction import inverted
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.likelihood import device_of
 
@@ -65,7 +66,6 @@ def interpolation(
         (torch.Size([3, 5, 1, 2, 2]), True)
     """
     check_positive("interpolation", "steps", steps)
-    check_positive("interpolation", "batch_size", batch_size)
     if steps < 2:
         raise mismatch("interpolation", "2 steps or more", steps, "both ends are among them")
     if first.shape != second.shape:
@@ -73,20 +73,16 @@ def interpolation(
         raise mismatch("interpolation", "as many first as second images", got, "pair them")
     if not len(first):
         return torch.empty(0, steps, *flow.image_shape, dtype=torch.uint8)
-    device = device_of(flow)
-    context = None if context is None else context.to(device)
     location, scale = _location_and_scale(flow._distribution)
     start, end = (
-        (latents_of(flow, ends.to(device), context, batch_size) - location) / scale
+        (in_batches(flow, flow.transform_to_noise, ends, context, batch_size) - location) / scale
         for ends in (first, second)
     )
     weights = torch.linspace(0, 1, steps, dtype=torch.float64)
     way = torch.stack([_slerp(start, end, weight.item()) for weight in weights], dim=1)
     latents = (way * scale + location).flatten(0, 1)
     given = None if context is None else repeat(context, "n ... -> (n steps) ...", steps=steps)
-    values = inverted(flow, latents, given, batch_size)
-    warn_of_overflow(values)
-    pixels = flow.dequantization.inverse(values)[0]
+    pixels = flow.dequantization.inverse(inverted(flow, latents, given, batch_size))[0]
     return rearrange(pixels.cpu(), "(n steps) c h w -> n steps c h w", steps=steps)
 
 

@@ -69,7 +69,7 @@ def nearest_images(
     lengths = points.square().sum(1, keepdim=True)
     indices = torch.empty(len(samples), 0, dtype=torch.long, device=samples.device)
     distances = points.new_empty(len(samples), 0)
-    for places, images in batches(dataset, batch_size):
+    for places, images, _ in batches(dataset, batch_size):
         if images.shape[1:] != samples.shape[1:] or images.dtype != torch.uint8:
             got = f"{images.dtype} images of shape {list(images.shape[1:])}"
             expected = f"uint8 images of shape {list(samples.shape[1:])}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nflows_mixer._checks import mismatch
-from nflows_mixer.evaluation.batches import Images, batches
+from nflows_mixer.evaluation.batches import Images, batches, check_pixels
 from nflows_mixer.evaluation.bits import evaluate, summary
 from nflows_mixer.flows.image_flow import ImageFlow
 
@@ -50,11 +50,8 @@ def png_bits_per_dim(images: Images, batch_size: int = 500) -> Tensor:
     from PIL import Image
 
     bits = []
-    for _, batch in batches(images, batch_size):
-        if batch.dtype != torch.uint8 or batch.dim() != 4 or batch.shape[1] not in (1, 3):
-            got = f"{batch.dtype} {list(batch.shape)}"
-            expected = "uint8 images [N, C, H, W] with C = 1 or 3"
-            raise mismatch("png_bits_per_dim", expected, got, "PNG has grey and colour images")
+    for _, batch, _ in batches(images, batch_size):
+        check_pixels(batch, "png_bits_per_dim")
         for pixels in batch.permute(0, 2, 3, 1).cpu().numpy():
             file = io.BytesIO()
             picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

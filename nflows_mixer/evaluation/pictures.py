@@ -1,4 +1,4 @@
-"""Grids of images, as PNG files."""
+"""Grids of images, and training curves, as PNG files."""
 
 from __future__ import annotations
 
@@ -50,17 +50,26 @@ def save_grids(
     check_positive("save_grids", "columns", columns)
     if not panels:
         raise mismatch("save_grids", "one panel or more", "none", "give images with a title")
-    grids = [_grid(images, levels, columns) for images in panels.values()]
+    grids = [_tiled(_scaled(images, levels), columns) for images in panels.values()]
     sizes = [_inches(grid) for grid in grids]
     widths = [width for width, _ in sizes]
     height = max(height for _, height in sizes)
     figure = Figure(figsize=(sum(widths), height + 0.5))
     axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
-    for index, (axis, name, grid) in enumerate(zip(axes, panels, grids)):
-        images = panels[name]
-        labels = row_labels if index == 0 else None
-        _show(axis, grid, images.shape[-2], -(-len(images) // columns), labels)
-        axis.set_title(name)
+    for axis, name, grid in zip(axes, panels, grids):
+        axis.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axis.set(title=name, xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    if row_labels is not None:
+        first = next(iter(panels.values()))
+        count, size = -(-len(first) // columns), first.shape[-2]
+        if len(row_labels) != count:
+            expected = f"one label for each of {count} rows"
+            raise mismatch("save_grids", expected, len(row_labels), "label rows, not images")
+        # Each row is an image high, with a line of padding above it.
+        middles = [1 + (size + 1) * row + (size - 1) / 2 for row in range(count)]
+        axes[0].set_yticks(middles, row_labels)
+        axes[0].tick_params(left=False)
     _save(figure, path, title)
 
 
@@ -87,25 +96,15 @@ def save_rows(
         >>> path.exists()
         True
     """
-    from matplotlib.figure import Figure
-
     if not rows or not all(len(images) for images in rows.values()):
         raise mismatch("save_rows", "rows of one image or more", list(rows), "leave empty ones out")
     shapes = {tuple(images.shape[1:]) for images in rows.values()}
     if len(shapes) > 1:
         raise mismatch("save_rows", "images of one shape", sorted(shapes), "write several files")
     columns = max(map(len, rows.values()))
-    cells = []
-    for images in rows.values():
-        scaled = _scaled(images, levels)
-        cells.append(scaled)
-        cells.append(scaled.new_full((columns - len(scaled), *scaled.shape[1:]), 0.5))
-    grid = _tiled(torch.cat(cells), columns)
-    figure = Figure(figsize=_inches(grid))
-    axis = figure.subplots()
-    _show(axis, grid, cells[0].shape[-2], len(rows), list(rows))
-    axis.set_title(title or "")
-    _save(figure, path, None)
+    grey = torch.full((columns, *shapes.pop()), (levels - 1) / 2)
+    cells = [torch.cat([images.cpu(), grey])[:columns] for images in rows.values()]
+    save_grids(path, {title or "": torch.cat(cells)}, levels, columns, row_labels=list(rows))
 
 
 def save_neighbours(
@@ -151,37 +150,74 @@ def save_neighbours(
         raise mismatch("save_neighbours", wanted, got, "find them with nearest_images")
     rows = torch.cat([samples.cpu()[:, None], neighbours.cpu()], dim=1)
     count, columns = rows.shape[:2]
-    pictures = (
-        _scaled(rows.flatten(0, 1), levels).permute(0, 2, 3, 1).unflatten(0, (count, columns))
+    pictures = _scaled(rows.flatten(0, 1), levels).permute(0, 2, 3, 1)
+    height, width = samples.shape[-2:]
+    inches = max(0.8, 1.3 * width / _DPI)
+    # In units of an image: a gap behind the sample, room between images, and text above each row.
+    gap, space, text = 0.25, 0.06, 0.3
+    wide, high = columns + gap + space * columns, count * height / width + (count - 1) * text
+    figure = Figure(figsize=(inches * wide, inches * high))
+    grid: dict[str, Any] = {"left": 0, "right": 1, "bottom": 0, "top": 1}
+    grid |= {"wspace": space * (columns + 1) / (columns + gap), "hspace": text * width / height}
+    axes = figure.subplots(
+        count, columns + 1, width_ratios=[1, gap, *[1] * (columns - 1)], gridspec_kw=grid
     )
-    # Places in units of an image: a line of text above each, and a gap behind the sample.
-    pitch, gap, text = 1.06, 0.25, 0.24
-    height = samples.shape[-2] / samples.shape[-1]
-    size = pitch * columns + gap, (height + text) * count + text
-    inches = max(0.8, 1.3 * samples.shape[-1] / _DPI)
-    figure = Figure(figsize=(inches * size[0], inches * size[1]))
-    axis = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    axis.set(xlim=(0, size[0]), ylim=(size[1], 0))
-    axis.set_axis_off()
-    font: dict[str, Any] = {"size": 9 * inches, "ha": "center", "va": "bottom"}
-    for column in range(columns):
-        left = pitch * column + (gap if column else 0)
-        heading = f"neighbour {column}" if column else "sample"
-        axis.text(left + 0.5, text, heading, **font)
-        for row in range(count):
-            top = (height + text) * row + 2 * text
-            place = left, left + 1, top + height, top
-            axis.imshow(pictures[row, column].numpy(), interpolation="nearest", extent=place)
-            if column:
-                distance = f"{distances[row, column - 1].item():.4g}"
-                axis.text(left + 0.5, top - 0.02, distance, **font)
-    # The axis fills the figure, so that the title needs no further room.
-    figure.suptitle(title or "", y=1, va="bottom", size="medium")
-    _save(figure, path, None)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for index, picture in enumerate(pictures):
+        row, column = divmod(index, columns)
+        axis = axes.reshape(count, -1)[row, column + (column > 0)]
+        axis.imshow(picture.numpy(), interpolation="nearest")
+        heading = (f"neighbour {column}" if column else "sample") if row == 0 else ""
+        distance = f"{distances[row, column - 1].item():.4g}" if column else ""
+        axis.set_title(f"{heading}\n{distance}", size=9 * inches, pad=2)
+    _save(figure, path, title, above=0.1 + 0.3 * inches)
 
 
-def _grid(images: Tensor, levels: int, columns: int) -> Tensor:
-    return _tiled(_scaled(images, levels), columns)
+def save_curves(
+    path: str | Path,
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    ylabel: str,
+    references: Mapping[str, float] | None = None,
+) -> None:
+    """Write curves over the steps of a run, with horizontal lines to compare them with.
+
+    Args:
+        path: file to write; its ending says the format.
+        curves: label -> (step, value) pairs; those without any are left out.
+        ylabel: what the values are.
+        references: label -> value of a horizontal line.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "curve.png"
+        >>> save_curves(path, {"training": [(1, 4.0), (2, 3.5)]}, "bits/dim", {"uniform": 4.09})
+        >>> path.exists()
+        True
+    """
+    from matplotlib.figure import Figure
+
+    references = references or {}
+    figure = Figure(figsize=(6, 4))
+    axis = figure.subplots()
+    visible = list(references.values())
+    for label, points in curves.items():
+        if points:
+            steps, values = zip(*points)
+            marker = "o" if len(points) < 30 else None
+            axis.plot(steps, values, linewidth=0.9, marker=marker, markersize=3, label=label)
+            # The first steps are often far off; they would flatten everything that follows.
+            visible += values[len(values) // 20 :]
+    for index, (label, value) in enumerate(references.items()):
+        axis.axhline(value, color="gray", linestyle=("-", "--", ":", "-.")[index % 4], label=label)
+    finite = [value for value in visible if abs(value) < float("inf")]
+    if finite:
+        low, high = min(finite), max(finite)
+        axis.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3)
+    axis.set(xlabel="step", ylabel=ylabel)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    _save(figure, path)
 
 
 def _scaled(images: Tensor, levels: int) -> Tensor:
@@ -207,26 +243,8 @@ def _inches(grid: Tensor) -> tuple[float, float]:
     return max(1.5, scale * width), max(0.6, scale * height)
 
 
-def _show(
-    axis: Any, grid: Tensor, height: int, num_rows: int, row_labels: Sequence[str] | None
-) -> None:
-    axis.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.spines[:].set_visible(False)
-    if row_labels is None:
-        return
-    if len(row_labels) != num_rows:
-        expected = f"one label for each of {num_rows} rows"
-        raise mismatch("save_grids", expected, len(row_labels), "label rows, not images")
-    # Each row is an image high, with a line of padding above it.
-    middles = [1 + (height + 1) * row + (height - 1) / 2 for row in range(num_rows)]
-    axis.set_yticks(middles, row_labels)
-    axis.tick_params(left=False)
-
-
-def _save(figure: Any, path: str | Path, title: str | None) -> None:
-    if title is not None:
-        # Above the titles of the panels, which a low figure leaves no room for.
-        figure.suptitle(title, y=1 + 0.25 / figure.get_figheight(), va="bottom")
+def _save(figure: Any, path: str | Path, title: str | None = None, above: float = 0.25) -> None:
+    if title:
+        # Inches above the axes, whose own titles a low figure leaves no room for.
+        figure.suptitle(title, y=1 + above / figure.get_figheight(), va="bottom", size="medium")
     figure.savefig(path, dpi=_DPI, bbox_inches="tight")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -23,29 +22,6 @@ Classifier = Callable[[Tensor], Tensor]
 """Features [N, D] -> logits [N, K]."""
 
 
-@dataclass(frozen=True)
-class ProbeResult:
-    """How well a linear classifier tells the classes apart.
-
-    Args:
-        loss: cross-entropy of the test part, in nats.
-        accuracy: fraction of the test part that is classified rightly.
-        train_loss: cross-entropy of the training part, in nats.
-        train_accuracy: fraction of the training part that is classified rightly.
-        penalty: the L2 penalty that was chosen.
-
-    Example:
-        >>> asdict(ProbeResult(0.5, 0.8, 0.4, 0.9, 0.01))["accuracy"]
-        0.8
-    """
-
-    loss: float
-    accuracy: float
-    train_loss: float
-    train_accuracy: float
-    penalty: float
-
-
 def linear_probe(
     train: Tensor,
     train_labels: Tensor,
@@ -54,7 +30,7 @@ def linear_probe(
     seed: int = 0,
     steps: int = 2000,
     device: torch.device | str = "cpu",
-) -> ProbeResult:
+) -> dict[str, float]:
     r"""Multinomial logistic regression on standardised features.
 
     .. math:: \min_{W, b}\ \frac1N \sum_n -\log \mathrm{softmax}(W e_n + b)_{y_n} +
@@ -74,7 +50,8 @@ def linear_probe(
         device: where to fit; a batch at a time is moved there.
 
     Returns:
-        Losses and accuracies.
+        A dictionary of the test part's loss (cross-entropy, in nats) and accuracy, the training
+        part's train_loss and train_accuracy, and the penalty that was chosen.
 
     Raises:
         ValueError: if shapes do not fit, labels are no class indices, or a feature is not finite.
@@ -86,7 +63,7 @@ def linear_probe(
     Example:
         >>> labels = torch.arange(200) % 2
         >>> features = torch.stack([labels.float(), torch.randn(200)], dim=1)
-        >>> linear_probe(features, labels, features, labels, steps=200).accuracy
+        >>> linear_probe(features, labels, features, labels, steps=200)["accuracy"]
         1.0
     """
     check_positive("linear_probe", "steps", steps)
@@ -106,7 +83,8 @@ def linear_probe(
     def fit(rows: Tensor, penalty: float) -> Classifier:
         weight = mean.new_zeros(len(mean), classes).requires_grad_()
         bias = mean.new_zeros(classes).requires_grad_()
-        optimizer = torch.optim.Adam([weight, bias], lr=1e-2)
+        optimizer = torch.optim.Adam([weight], lr=1e-2, weight_decay=penalty)
+        optimizer.add_param_group({"params": [bias], "weight_decay": 0.0})
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         size, order = min(256, len(rows)), rows[:0]
 
@@ -119,19 +97,18 @@ def linear_probe(
                     order = rows[torch.randperm(len(rows), generator=generator)]
                 batch, order = order[:size], order[size:]
                 targets = train_labels[batch].long().to(device)
-                loss = F.cross_entropy(classify(train[batch]), targets)
                 optimizer.zero_grad()
-                (loss + 0.5 * penalty * weight.square().sum()).backward()
+                F.cross_entropy(classify(train[batch]), targets).backward()
                 optimizer.step()
                 schedule.step()
         return classify
 
-    scores = [_score(fit(fitted, p), train[held_out], train_labels[held_out])[0] for p in PENALTIES]
-    penalty = PENALTIES[scores.index(min(scores))]
+    chosen = [_score(fit(fitted, p), train[held_out], train_labels[held_out]) for p in PENALTIES]
+    losses = [figures["loss"] for figures in chosen]
+    penalty = PENALTIES[losses.index(min(losses))]
     final = fit(torch.arange(len(train)), penalty)
-    loss, accuracy = _score(final, test, test_labels)
-    train_loss, train_accuracy = _score(final, train, train_labels)
-    return ProbeResult(loss, accuracy, train_loss, train_accuracy, penalty)
+    of_train = {f"train_{k}": v for k, v in _score(final, train, train_labels).items()}
+    return {**_score(final, test, test_labels), **of_train, "penalty": penalty}
 
 
 def probe_depths(
@@ -159,7 +136,7 @@ def probe_depths(
 
     Returns:
         For each depth a row of a table, of the depth, the name of its layer, and what
-        ``ProbeResult`` has.
+        ``linear_probe`` found.
 
     Raises:
         ValueError: if a data set has no labels, or there is no such layer.
@@ -184,12 +161,12 @@ def probe_depths(
             features[0], labels[0], features[1], labels[1], seed, steps, device_of(flow)
         )
         place = depth % len(layers)
-        table.append({"depth": place, "layer": type(layers[place]).__name__, **asdict(result)})
+        table.append({"depth": place, "layer": type(layers[place]).__name__, **result})
     return table
 
 
 @torch.no_grad()
-def _score(classify: Classifier, features: Tensor, labels: Tensor) -> tuple[float, float]:
+def _score(classify: Classifier, features: Tensor, labels: Tensor) -> dict[str, float]:
     """Mean loss and accuracy."""
     loss, right = 0.0, 0
     for part, targets in zip(features.split(_ROWS), labels.long().split(_ROWS)):
@@ -197,7 +174,7 @@ def _score(classify: Classifier, features: Tensor, labels: Tensor) -> tuple[floa
         targets = targets.to(logits.device)
         loss += F.cross_entropy(logits.double(), targets, reduction="sum").item()
         right += int((logits.argmax(1) == targets).sum().item())
-    return loss / len(features), right / len(features)
+    return {"loss": loss / len(features), "accuracy": right / len(features)}
 
 
 def _check(name: str, features: Tensor, labels: Tensor, length: int) -> None:

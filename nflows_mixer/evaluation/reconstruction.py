@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from nflows_mixer._checks import check_positive, mismatch
+from nflows_mixer._checks import mismatch
 from nflows_mixer._modes import in_mode
+from nflows_mixer.evaluation.batches import in_batches
 from nflows_mixer.flows.image_flow import ImageFlow
-from nflows_mixer.likelihood import device_of
 
 
 @torch.no_grad()
@@ -50,16 +49,15 @@ def reconstruction(
         >>> pairs.shape, error
         (torch.Size([3, 2, 1, 2, 2]), 0.0)
     """
-    check_positive("reconstruction", "batch_size", batch_size)
     if not len(images):
         raise mismatch("reconstruction", "one image or more", 0, "give some")
-    started, values = _there_and_back(flow, images, context, batch_size)
-    warn_of_overflow(values)
+    latents = in_batches(flow, flow.transform_to_noise, images, context, batch_size)
+    started = in_batches(flow, flow.dequantize_mid, images, context, batch_size)
+    values = inverted(flow, latents, context, batch_size)
     pairs = torch.stack([images.cpu(), flow.dequantization.inverse(values)[0].cpu()], dim=1)
     return pairs, (values - started).abs().max().item()
 
 
-@torch.no_grad()
 def round_trip_error(
     flow: ImageFlow, images: Tensor, context: Tensor | None = None, batch_size: int = 100
 ) -> float:
@@ -67,23 +65,11 @@ def round_trip_error(
 
     .. math:: \max |f^{-1}(f(y)) - y|\, /\, \mathrm{levels}
 
-    y are the pixels with the noise of their dequantisation at its median, x + 1/2 where it is
-    uniform; what a flow appends on the way is dropped by its inverse.
-
-    Args:
-        flow: any flow on images, evaluated in the precision that it has.
-        images: uint8 [N, C, H, W].
-        context: [N, F], for a flow that takes one.
-        batch_size: images at a time.
+    That of ``reconstruction``, whose arguments, errors and y these are; what a flow appends on the
+    way is dropped by its inverse.
 
     Returns:
         The largest error over all pixels of all images; NaN if the inverse gives one.
-
-    Raises:
-        ValueError: if there are no images.
-
-    References:
-        Behrmann et al., Understanding and mitigating exploding inverses, 2021.
 
     Example:
         >>> from nflows_mixer.transforms import PixelScaling
@@ -91,29 +77,17 @@ def round_trip_error(
         >>> round_trip_error(flow, torch.zeros(3, 1, 2, 2, dtype=torch.uint8))
         0.0
     """
-    if not len(images):
-        raise mismatch("round_trip_error", "one image or more", 0, "give some")
-    started, values = _there_and_back(flow, images, context, batch_size)
-    return (values - started).abs().max().item() / flow.dequantization.levels
-
-
-def latents_of(flow: ImageFlow, images: Tensor, context: Tensor | None, batch_size: int) -> Tensor:
-    """Latents of images, a batch at a time; all noise is at its median."""
-    return _in_parts(flow.transform_to_noise, images, context, batch_size)
+    return reconstruction(flow, images, context, batch_size)[1] / flow.dequantization.levels
 
 
 def inverted(flow: ImageFlow, latents: Tensor, context: Tensor | None, batch_size: int) -> Tensor:
-    """Real pixels of latents, a batch at a time, in evaluation mode."""
+    """Real pixels of latents, a batch at a time, in evaluation mode; a warning if any overflow."""
 
     def invert(rows: Tensor, given: Tensor | None) -> Tensor:
         return flow._transform.inverse(rows, flow._embedding_net(given))[0]
 
     with in_mode(flow, training=False):
-        return _in_parts(invert, latents, context, batch_size)
-
-
-def warn_of_overflow(values: Tensor) -> None:
-    """Say how many of these images [N, C, H, W] have pixels that are NaN or infinite, if any."""
+        values = in_batches(flow, invert, latents, context, batch_size)
     broken = (~torch.isfinite(values)).flatten(1).any(1)
     if broken.any():
         warnings.warn(
@@ -122,25 +96,4 @@ def warn_of_overflow(values: Tensor) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
-
-
-def _there_and_back(
-    flow: ImageFlow, images: Tensor, context: Tensor | None, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Real pixels, and what the flow and its inverse make of them."""
-    device = device_of(flow)
-    images, context = images.to(device), None if context is None else context.to(device)
-    latents = latents_of(flow, images, context, batch_size)
-    started = _in_parts(flow.dequantize_mid, images, context, batch_size)
-    return started, inverted(flow, latents, context, batch_size)
-
-
-def _in_parts(
-    function: Callable[[Tensor, Tensor | None], Tensor],
-    rows: Tensor,
-    context: Tensor | None,
-    batch_size: int,
-) -> Tensor:
-    parts = rows.split(batch_size)
-    given = [None] * len(parts) if context is None else context.split(batch_size)
-    return torch.cat([function(*both) for both in zip(parts, given)])
+    return values

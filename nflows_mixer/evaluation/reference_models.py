@@ -24,23 +24,10 @@ def reference_models(train: Tensor, test: Tensor, levels: int) -> dict[str, floa
         >>> list(reference_models(images, images, levels=17))
         ['uniform, 17 levels', 'normal, full covariance', 'histogram of each pixel']
     """
-    scores = {f"uniform, {levels} levels": uniform_bits_per_dim(levels)}
+    scores = {f"uniform, {levels} levels": math.log2(levels)}
     if len(train) > train[0].numel():  # fewer images than pixels do not say what the covariance is
         scores["normal, full covariance"] = gaussian_bits_per_dim(train, test)
     return {**scores, "histogram of each pixel": histogram_bits_per_dim(train, test, levels)}
-
-
-def uniform_bits_per_dim(levels: int) -> float:
-    """Bits per dimension of pixels drawn at random: the logarithm of the number of levels.
-
-    Args:
-        levels: number of pixel values.
-
-    Example:
-        >>> uniform_bits_per_dim(256)
-        8.0
-    """
-    return math.log2(levels)
 
 
 def histogram_bits_per_dim(train: Tensor, test: Tensor, levels: int) -> float:

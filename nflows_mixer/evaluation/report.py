@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor
 
 from nflows_mixer._checks import check_positive, mismatch
-from nflows_mixer._files import replace_file
-from nflows_mixer.data import ImageData, ImageDataset, ImageSource
+from nflows_mixer._files import write_json
+from nflows_mixer.data import ImageData, ImageDataset, load_images
+from nflows_mixer.evaluation.batches import check_fit
 from nflows_mixer.evaluation.bits import evaluate_bounds, summary
 from nflows_mixer.evaluation.fid import frechet_inception_distance
 from nflows_mixer.evaluation.interpolation import interpolation
@@ -23,8 +23,9 @@ from nflows_mixer.evaluation.ood import ood_report
 from nflows_mixer.evaluation.pictures import save_neighbours, save_rows
 from nflows_mixer.evaluation.probe import probe_depths
 from nflows_mixer.evaluation.reconstruction import reconstruction, round_trip_error
-from nflows_mixer.evaluation.sampling import classes_in_turn, draw_samples, temperature_grid
+from nflows_mixer.evaluation.sampling import draw_samples, temperature_grid
 from nflows_mixer.flows import ImageFlow, load_weights, read_metadata
+from nflows_mixer.nn import ClassEmbedding
 
 OWNER = "evaluate_weights"
 COMPARED = 64
@@ -44,7 +45,6 @@ class Evaluation:
             not given.
         flipped: whether training images are compared mirrored, too; if they were in training,
             where left out.
-        neighbour_temperature: of the samples that are compared.
         outside: other images, named as data is, to tell from those the flow was trained on.
         probe_steps: steps by which a linear classifier is fitted to the embeddings of every
             depth; 0 for none, 2000 is usual.
@@ -69,7 +69,6 @@ class Evaluation:
     neighbours: int = 5
     crop: int | None = None
     flipped: bool | None = None
-    neighbour_temperature: float = 1.0
     outside: str | None = None
     probe_steps: int = 0
     fid_weights: str | None = None
@@ -80,15 +79,14 @@ class Evaluation:
     def __post_init__(self) -> None:
         for name in ("draws", "neighbours", "fid_samples", "batch_size"):
             check_positive("Evaluation", name, getattr(self, name))
-        heat = self.neighbour_temperature
-        if not 0 <= heat < math.inf:
-            expected = "a neighbour_temperature of at least 0"
-            raise mismatch("Evaluation", expected, heat, "1 is the default")
 
 
 def evaluate_weights(
     weights: str | Path,
-    source: ImageSource | None = None,
+    data: str | Path = "digits",
+    test_data: str | Path | None = None,
+    root: str | Path = "data",
+    size: int | None = None,
     options: Evaluation | None = None,
     device: str = "auto",
     out: str | Path = "runs/evaluation",
@@ -102,7 +100,10 @@ def evaluate_weights(
 
     Args:
         weights: file .safetensors of a training run.
-        source: the images that it was trained on; digits where None.
+        data: the images that it was trained on, a name, an .npz file or a folder.
+        test_data: a second file or folder, held out whole; otherwise a tenth of the first is.
+        root: folder of downloads, of the data sets that are named, and of the cache.
+        size: of a folder: the shorter side of each image is resized to it, the centre cropped.
         options: what to find out; the defaults where None.
         device: cpu, cuda, ..., or auto.
         out: folder for what is written.
@@ -118,7 +119,7 @@ def evaluate_weights(
         >>> import tempfile
         >>> from nflows_mixer.flows import mixerflow, save_weights
         >>> flow = mixerflow(image_shape=(1, 8, 8), patch_size=2, levels=17, num_layers=1)
-        >>> flow = flow.initialize(ImageSource("digits").load().train.images())
+        >>> flow = flow.initialize(load_images("digits").train.images())
         >>> out = Path(tempfile.mkdtemp())
         >>> save_weights(flow, out / "weights.safetensors")
         >>> options = Evaluation(draws=2, images=20)
@@ -126,19 +127,18 @@ def evaluate_weights(
         >>> report["bits_per_dim"]["images"], len(list(out.glob("*.png")))
         (20, 4)
     """
-    source, options = source or ImageSource(), options or Evaluation()
-    place = _device(device)
+    options, place = options or Evaluation(), _device(device)
     facts = {name: _parsed(text) for name, text in read_metadata(weights).items()}
-    data = _images_of_the_run(facts, source)
+    images = _images_of_the_run(facts, data, test_data=test_data, root=root, size=size)
     flow = load_weights(weights).to(place).eval()
-    held_out = (data.test or data.validation).subset(slice(options.images))
-    _check(flow, data, held_out, options)
+    held_out = (images.test or images.validation).subset(slice(options.images))
+    _check(flow, images, held_out, options)
     labels = held_out.labels() if _conditional(flow) else None
     seed, batch_size = options.seed, options.batch_size
     bounds = evaluate_bounds(flow, held_out, labels, seed, batch_size, draws=options.draws)
     first = None if labels is None else labels[:200]
     report: dict[str, Any] = {
-        **data.describe(),
+        **images.describe(),
         "weights": facts,
         "draws": options.draws,
         "seed": seed,
@@ -148,45 +148,42 @@ def evaluate_weights(
     }
     if options.probe_steps:
         report["linear_probe"] = probe_depths(
-            flow, data.train, held_out, None, seed, options.probe_steps, batch_size
+            flow, images.train, held_out, None, seed, options.probe_steps, batch_size
         )
     if options.outside is not None:
-        others = _others(flow, ImageSource(options.outside, root=source.root))
+        others = _others(flow, options.outside, root)
         part = (others.test or others.validation).subset(slice(len(held_out)))
-        known = data.train.subset(slice(len(held_out)))
+        known = images.train.subset(slice(len(held_out)))
         report["out_of_distribution"] = ood_report(
             flow, known, held_out, {others.name: part}, seed=seed, batch_size=batch_size
         )
     if options.fid_weights is not None:
-        count = min(options.fid_samples, len(data.train))
+        count, of_net = min(options.fid_samples, len(images.train)), options.fid_weights
+        generated = draw_samples(flow, count, seed=seed)
         distance = frechet_inception_distance(
-            _samples(flow, count, seed), data.train, options.fid_weights, data.levels, device=place
+            generated, images.train, of_net, images.levels, device=place
         )
         report["frechet_inception_distance"] = {"samples": count, "distance": distance}
-    heat, flipped = options.neighbour_temperature, options.flipped
-    samples = _samples(flow, COMPARED, seed, heat)
-    copies = memorisation_report(
+    flipped, samples = options.flipped, draw_samples(flow, COMPARED, seed=seed)
+    report["memorisation"] = memorisation_report(
         samples,
-        data.train,
+        images.train,
         held_out.images(slice(COMPARED)),
         options.neighbours,
         crop=options.crop,
         flipped=bool(facts.get("flip", False)) if flipped is None else flipped,
     )
-    report["memorisation"] = copies if heat == 1.0 else {**copies, "temperature": heat}
     folder = Path(out)
-    replace_file(folder / "evaluation.json", (json.dumps(report, indent=2) + "\n").encode())
+    write_json(folder / "evaluation.json", report)
     _draw_pictures(flow, held_out, options, folder)
-    _draw_neighbours(samples, data.train, report["memorisation"], data.levels, folder)
+    _draw_neighbours(samples, images.train, report["memorisation"], images.levels, folder)
     return report
 
 
 def _draw_pictures(flow: ImageFlow, held_out: ImageDataset, options: Evaluation, out: Path) -> None:
     """Write ``temperatures.png``, ``interpolations.png`` and ``reconstructions.png``."""
-    out.mkdir(parents=True, exist_ok=True)
-    levels, classes = flow.dequantization.levels, classes_in_turn(flow, 16)
-    number = 16 if classes is None else 1
-    grids = temperature_grid(flow, options.temperatures, number, options.seed, classes)
+    levels = flow.dequantization.levels
+    grids = temperature_grid(flow, options.temperatures, 16, options.seed)
     save_rows(out / "temperatures.png", grids, levels)
 
     half = min(8, len(held_out) // 2)
@@ -219,9 +216,8 @@ def _draw_neighbours(
         nearest = torch.where(mirrored[..., None, None, None], views[1], views[0])
     part = "all" if (height, width) == samples.shape[-2:] else "the central"
     mirrored_or_not = ", mirrored or not" if report["flipped"] else ""
-    at = f" at temperature {report['temperature']:g}" if "temperature" in report else ""
     title = (
-        f"samples{at}, and the training images nearest to them{mirrored_or_not}\n"
+        f"samples, and the training images nearest to them{mirrored_or_not}\n"
         f"(mean squared difference over {part} {height} x {width} pixels;\n"
         f"median {report['samples']['median']:.4g}, "
         f"of held-out images {report['held_out']['median']:.4g})"
@@ -229,14 +225,8 @@ def _draw_neighbours(
     save_neighbours(out / "neighbours.png", samples[:10], nearest, distances, levels, title)
 
 
-def _samples(flow: ImageFlow, count: int, seed: int, temperature: float = 1.0) -> Tensor:
-    """Samples [count, C, H, W], of classes in turn where the flow takes labels."""
-    context = classes_in_turn(flow, count)
-    return draw_samples(flow, count if context is None else 1, temperature, seed, context)
-
-
 def _conditional(flow: ImageFlow) -> bool:
-    return flow.context_features is not None or classes_in_turn(flow, 1) is not None
+    return flow.context_features is not None or isinstance(flow._embedding_net, ClassEmbedding)
 
 
 def _parsed(text: str) -> Any:
@@ -257,38 +247,42 @@ def _device(name: str) -> torch.device:
         raise mismatch(OWNER, f"a device {name!r}", reason, advice) from None
 
 
-def _images_of_the_run(facts: Mapping[str, Any], source: ImageSource) -> ImageData:
+def _images_of_the_run(facts: Mapping[str, Any], name: str | Path, **where: Any) -> ImageData:
     """Load the images with the split and the shuffle of the training run."""
     trained = facts["data"] if isinstance(facts.get("data"), dict) else {}
     shuffle = trained.get("shuffle") or {}
-    source = replace(source, shuffle=shuffle.get("mode"))
-    data = source.load(facts.get("seed", 0), shuffle.get("patch_size"))
-    described = json.loads(json.dumps(data.describe()))
-    for name in ("split_hash", "version"):
-        if name in trained and trained[name] != described[name]:
+    data = load_images(
+        name,
+        seed=facts.get("seed", 0),
+        shuffle=shuffle.get("mode"),
+        shuffle_patch=shuffle.get("patch_size"),
+        **where,
+    )
+    for fact, value in {"split_hash": data.split_hash, "version": data.version}.items():
+        if trained.get(fact, value) != value:
             raise mismatch(
                 OWNER,
-                f"the images of the training run, {name} {trained[name]!r}",
-                f"{described[name]!r}, where training images may be held out",
+                f"the images of the training run, {fact} {trained[fact]!r}",
+                f"{value!r}, where training images may be held out",
                 "name the same data, test_data and root",
             )
     return data
 
 
-def _others(flow: ImageFlow, source: ImageSource) -> ImageData:
+def _others(flow: ImageFlow, name: str, root: str | Path) -> ImageData:
     """Load images from outside, as the flow takes them."""
-    if Path(source.data).is_dir():  # other sources have a size of their own
-        source = replace(source, size=flow.image_shape[-1])
-    others, levels = source.load(), flow.dequantization.levels
+    # Sources that are no folders have a size of their own.
+    size = flow.image_shape[-1] if Path(name).is_dir() else None
+    others, levels = load_images(name, root=root, size=size), flow.dequantization.levels
     if others.levels > levels and int((others.test or others.validation).images().max()) < levels:
         others = replace(others, levels=levels)  # files do not say that they have fewer
-    _check_images("outside images", flow, others, "name images of that size and levels")
+    check_fit(OWNER, "outside images", flow, others, "name images of that size and levels")
     return others
 
 
 def _check(flow: ImageFlow, data: ImageData, held_out: ImageDataset, options: Evaluation) -> None:
     """Refuse what cannot be, before anything is computed."""
-    _check_images("images", flow, data, "name the data that the flow was trained on")
+    check_fit(OWNER, "images", flow, data, "name the data that the flow was trained on")
     centre(data.image_shape[1:], options.crop)
     if options.neighbours > len(data.train):
         expected = f"at most {len(data.train)} neighbours, as many as there are training images"
@@ -298,13 +292,3 @@ def _check(flow: ImageFlow, data: ImageData, held_out: ImageDataset, options: Ev
         raise mismatch(OWNER, expected, "a conditional one", "leave them out")
     if options.probe_steps and not (data.train.labelled and held_out.labelled):
         raise mismatch(OWNER, "labels to probe for", "images alone", "leave probe_steps out")
-
-
-def _check_images(what: str, flow: ImageFlow, source: ImageData, advice: str) -> None:
-    if flow.image_shape != source.image_shape or flow.dequantization.levels != source.levels:
-        raise mismatch(
-            OWNER,
-            f"{what} {list(flow.image_shape)} of {flow.dequantization.levels} levels",
-            f"{list(source.image_shape)} of {source.levels}",
-            advice,
-        )

@@ -34,6 +34,7 @@ def draw_samples(
         temperature: multiplies the scales of the base.
         seed: of the samples, 0 to 2^64 - 1.
         context: [M, F], or what the embedding net takes: the samples of its first row come first.
+            Where None, a class-conditional flow draws its classes in turn.
         batch_size: images in a chunk. Other sizes give other images.
 
     Returns:
@@ -50,6 +51,9 @@ def draw_samples(
     """
     for name, size in (("num_samples", num_samples), ("batch_size", batch_size)):
         check_positive("draw_samples", name, size)
+    if context is None and isinstance(flow._embedding_net, ClassEmbedding):
+        context = torch.arange(num_samples) % flow._embedding_net.num_embeddings
+        num_samples = 1
     device, total = device_of(flow), num_samples * (1 if context is None else len(context))
     samples = [torch.empty(0, *flow.image_shape, dtype=torch.uint8)]
     for chunk, start in enumerate(range(0, total, batch_size)):
@@ -63,24 +67,6 @@ def draw_samples(
                 drawn = flow.sample(1, given, temperature=temperature)[:, 0]
         samples.append(drawn.cpu())
     return torch.cat(samples)
-
-
-def classes_in_turn(flow: ImageFlow, count: int) -> Tensor | None:
-    """Return labels [count] that go round, for a class-conditional flow; None for another.
-
-    Args:
-        flow: any flow on images.
-        count: how many.
-
-    Example:
-        >>> from nflows_mixer.flows import mixerflow
-        >>> flow = mixerflow(image_shape=(1, 8, 8), patch_size=2, num_layers=1, num_classes=3)
-        >>> classes_in_turn(flow, 5)
-        tensor([0, 1, 2, 0, 1])
-    """
-    if not isinstance(flow._embedding_net, ClassEmbedding):
-        return None
-    return torch.arange(count, device=device_of(flow)) % flow._embedding_net.num_embeddings
 
 
 def temperature_grid(

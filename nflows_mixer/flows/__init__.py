@@ -2,9 +2,8 @@
 
 from nflows_mixer.flows.architecture import UNSET, Architecture
 from nflows_mixer.flows.denseflow import denseflow
-from nflows_mixer.flows.dequantized_flow import DequantizedFlow
 from nflows_mixer.flows.grow import grow
-from nflows_mixer.flows.image_flow import ImageFlow
+from nflows_mixer.flows.image_flow import DequantizedFlow, ImageFlow
 from nflows_mixer.flows.mixerflow import mixerflow
 from nflows_mixer.flows.pixels import Pixels
 from nflows_mixer.flows.presets import DENSEFLOW_PRESETS, MIXERFLOW_PRESETS, Preset

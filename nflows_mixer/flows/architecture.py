@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -13,8 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from nflows_mixer._checks import check_choice, mismatch
-from nflows_mixer.core.factory import named_keywords
+from nflows_mixer._checks import mismatch
 from nflows_mixer.flows.pixels import Pixels
 
 ROOMS = (
@@ -133,7 +132,11 @@ def decoded(value: Any, owner: str) -> Any:
     keywords = {name: decoded(v, owner) for name, v in given.items()}
     if "pixels" in value:
         return Pixels(**keywords)
-    found = _located(str(value.get("name")), owner)
+    room, _, name = str(value.get("name")).rpartition(".")
+    found = _of_room(room, name) if room in ROOMS else None
+    if found is None:
+        expected = f"a class or function of {', '.join(ROOMS)}"
+        raise mismatch(owner, expected, repr(value.get("name")), ADVICE)
     return partial(found, **keywords) if keywords else found
 
 
@@ -146,15 +149,6 @@ def _name_of(thing: Any) -> str:
     raise TypeError(f"{thing!r} is not data")
 
 
-def _located(name: str, owner: str) -> Any:
-    room, _, attribute = name.rpartition(".")
-    found = _of_room(room, attribute) if room in ROOMS else None
-    if found is None:
-        expected = f"a class or function of {', '.join(ROOMS)}"
-        raise mismatch(owner, expected, repr(name), ADVICE)
-    return found
-
-
 def _of_room(room: str, name: str) -> Any:
     """A room's own public class of modules, or function, of this name; None if there is none."""
     found = vars(import_module(room)).get(name)
@@ -165,102 +159,3 @@ def _of_room(room: str, name: str) -> Any:
     home = found.__module__
     is_own = home.split(".")[0] == library if is_kind else f"{home}.".startswith(f"{room}.")
     return found if is_own else None
-
-
-def given(arguments: Mapping[str, Any], nullable: Collection[str]) -> dict[str, Any]:
-    """Return those of a builder's arguments that its caller gave and that describe the flow.
-
-    Args:
-        arguments: all of them.
-        nullable: names of those of which None is a choice.
-
-    Example:
-        >>> given({"preset": "mnist", "linear": None, "levels": None}, {"linear"})
-        {'linear': None}
-    """
-    return {
-        name: value
-        for name, value in arguments.items()
-        if name not in ("preset", "compile", "memory")
-        and value is not UNSET
-        and (value is not None or name in nullable)
-    }
-
-
-def check_factory(owner: str, name: str, value: object) -> None:
-    """Raise unless an argument is a factory: callable, and no ready module.
-
-    Example:
-        >>> check_factory("example", "linear", nn.Linear)
-    """
-    if isinstance(value, nn.Module):
-        got, advice = f"a ready {type(value).__name__}", "all layers would share it: pass a class"
-        raise mismatch(owner, f"{name} as a factory", got, advice)
-    if not callable(value):
-        expected, advice = f"{name} as a factory", "pass a class or a function, functools.partial"
-        raise mismatch(owner, expected, repr(value), f"{advice} for its keywords")
-
-
-def check_norm(owner: str, norm: object) -> None:
-    """Raise unless a conditioner's norm is known, or not given.
-
-    Example:
-        >>> check_norm("example", "batch")
-    """
-    if norm is not UNSET:
-        check_choice(owner, "norm", norm, ("layer", "batch", None))
-
-
-def check_read(
-    owner: str, names: Collection[str], flows: Sequence[Callable[..., Any]], conditioner: Any
-) -> None:
-    """Raise if something given is named in no factory's signature, and so would do nothing.
-
-    Args:
-        owner: the builder.
-        names: what was given of "conditioner", and what conditioners take.
-        flows: factories, row length -> flow, or (in_features, out_features) -> network.
-        conditioner: the one given, or None.
-
-    Example:
-        >>> from nflows_mixer.transforms import AffineCoupling
-        >>> check_read("example", ["hidden_features"], [AffineCoupling], None)
-    """
-    for name in names:
-        if not any(_reads(flow, name, conditioner) for flow in flows):
-            raise mismatch(
-                owner,
-                f"a factory that takes {name}, to read the one given",
-                ", ".join(getattr(flow, "__name__", repr(flow)) for flow in flows),
-                f"leave {name} out, or give the factory its own by functools.partial",
-            )
-
-
-def _reads(flow: Callable[..., Any], name: str, conditioner: Any) -> bool:
-    keywords = named_keywords(flow)
-    if name not in keywords:
-        return False
-    try:
-        parameters = inspect.signature(flow).parameters
-    except (TypeError, ValueError):
-        return True
-    if name == "conditioner" or "conditioner" not in parameters:
-        return True
-    # A coupling hands the others on to its network.
-    own = parameters["conditioner"].default
-    network = conditioner if conditioner is not None and "conditioner" in keywords else own
-    return not callable(network) or name in named_keywords(network, positional=2)
-
-
-def embedded_features(context_features: int | None, num_classes: int | None) -> int | None:
-    """Length of the context that conditioners see: of labels that of their vectors.
-
-    Args:
-        context_features: of the builder.
-        num_classes: of the builder.
-
-    Example:
-        >>> embedded_features(None, num_classes=10)
-        16
-    """
-    return 16 if num_classes is not None and context_features is None else context_features

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from nflows.transforms import Transform
 from torch import nn
 
-from nflows_mixer._checks import (
-    check_choice,
-    check_image_shape,
-    check_levels,
-    check_positive,
-    mismatch,
-)
+from nflows_mixer._checks import check_choice, check_image_shape, check_positive, mismatch
 from nflows_mixer.core.factory import named_keywords
 from nflows_mixer.distributions import BaseDistribution, DiagonalNormal, ProductDistribution
-from nflows_mixer.flows.architecture import (
-    UNSET,
-    Architecture,
-    Unset,
-    check_factory,
-    embedded_features,
-    given,
-)
+from nflows_mixer.flows.architecture import UNSET, Unset
+from nflows_mixer.flows.builder import Spec, specify
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.pixels import (
     NOISE_CHANNELS,
     DequantizationLike,
     check_dequantization,
-    dequantization_of,
     noise_networks,
 )
-from nflows_mixer.flows.presets import DENSEFLOW_PRESETS, arguments_of
-from nflows_mixer.nn import ClassEmbedding, DenseAttentionConditioner
+from nflows_mixer.flows.presets import DENSEFLOW_PRESETS
+from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.transforms import (
     AffineCoupling,
     ConditionalNoise,
@@ -89,7 +76,7 @@ def denseflow(
     Args:
         preset: "denseflow-74-10", "denseflow-45-6", "vflow", ...: see ``DENSEFLOW_PRESETS``.
         image_shape: (C, H, W); H and W are multiples of 2 to the number of blocks.
-        levels: number of pixel values; 256.
+        levels, num_classes: as ``mixerflow``.
         units: of each block. Each block but the first begins with a squeeze, of whose channels
             half are dropped.
         modules: glow-like modules in each unit, block by block.
@@ -115,8 +102,6 @@ def denseflow(
             what is dropped are standard normal.
         context_features: length of the context that conditioners and cross-unit networks take;
             None for none.
-        num_classes: of class labels, given as context in the place of vectors: integers [B], of
-            which each has a learned vector of ``context_features`` (16 where that is None).
         compile: whether ``torch.compile`` compiles the couplings' networks, at the first use: one
             for each size, which takes minutes.
         memory: of the backward pass: "full" keeps activations; "checkpoint" computes those of a
@@ -144,20 +129,19 @@ def denseflow(
         >>> flow.sample(3).shape
         torch.Size([3, 1, 8, 8])
     """
-    changes = given(locals(), nullable={"norm", "preconditioning"})
-    arguments = {**arguments_of(DENSEFLOW_PRESETS, preset, OWNER), **changes}
-    if "image_shape" not in arguments:
-        raise TypeError(
-            "denseflow: expected a preset or image_shape, got neither; name one of "
-            f"{', '.join(DENSEFLOW_PRESETS)}, or give the shape"
-        )
-    spec = DenseFlowSpec(**arguments)
-    spec.check_read(changes)
+    spec, changes = specify(denseflow, DenseFlowSpec, DENSEFLOW_PRESETS, locals())
+    read = {"augmentation": spec.growth, "preconditioning": spec.growth}
+    read["norm"] = "norm" in named_keywords(spec.conditioner, positional=2)
+    for name, value in changes.items():
+        if not read.get(name, True):
+            got = f"conditioner={spec.conditioner!r}, growth={spec.growth}"
+            expected = f"what reads {name}={value!r}"
+            raise mismatch(OWNER, expected, got, f"leave {name} out")
     return build_denseflow(spec, compile, memory)
 
 
 @dataclass(frozen=True)
-class DenseFlowSpec:
+class DenseFlowSpec(Spec):
     """The arguments of ``denseflow`` that describe the flow, with their defaults, checked."""
 
     image_shape: tuple[int, int, int]
@@ -178,8 +162,8 @@ class DenseFlowSpec:
     num_classes: int | None = None
 
     def __post_init__(self) -> None:
-        _, height, width = check_image_shape(self.image_shape, OWNER)
-        check_levels(OWNER, self.levels)
+        self.check(OWNER, (), ("conditioner", "base"))
+        _, height, width = self.image_shape
         for name in ("units", "modules"):
             sizes = getattr(self, name)
             if not isinstance(sizes, Sequence) or isinstance(sizes, str) or not sizes:
@@ -194,15 +178,8 @@ class DenseFlowSpec:
         if height % factor or width % factor:
             expected = f"a height and width that {factor} divides, for {len(self.units)} blocks"
             raise mismatch(OWNER, expected, (height, width), "use fewer blocks, or pad the images")
-        for name in ("context_features", "num_classes"):
-            if getattr(self, name) is not None:
-                check_positive(OWNER, name, getattr(self, name))
         check_choice(OWNER, "augmentation", self.augmentation, ("units", "input"))
         check_choice(OWNER, "scale", self.scale, tuple(LOG_SCALES))
-        if self.norm is not UNSET:
-            check_choice(OWNER, "norm", self.norm, ("layer", "batch", None))
-        check_factory(OWNER, "conditioner", self.conditioner)
-        check_factory(OWNER, "base", self.base)
         learned = bool(self.growth) and self.preconditioning == "learned"
         check_dequantization(OWNER, self.dequantization, self.noise_channels, read=learned)
         if self.growth != 0:
@@ -214,20 +191,6 @@ class DenseFlowSpec:
             expected = "a block of two units or more, for noise between them"
             advice = "split a unit in two, or pass growth=0"
             raise mismatch(OWNER, expected, f"units={tuple(self.units)}", advice)
-
-    def check_read(self, changes: Mapping[str, Any]) -> None:
-        """Raise if something that was given would do nothing.
-
-        Args:
-            changes: what was given.
-        """
-        read = {"augmentation": self.growth, "preconditioning": self.growth}
-        read["norm"] = "norm" in named_keywords(self.conditioner, positional=2)
-        for name in changes:
-            if not read.get(name, True):
-                got = f"conditioner={self.conditioner!r}, growth={self.growth}"
-                expected = f"what reads {name}={changes[name]!r}"
-                raise mismatch(OWNER, expected, got, f"leave {name} out")
 
 
 def build_denseflow(spec: DenseFlowSpec, compile: bool, memory: str) -> ImageFlow:
@@ -241,8 +204,6 @@ def build_denseflow(spec: DenseFlowSpec, compile: bool, memory: str) -> ImageFlo
     check_choice(OWNER, "memory", memory, MEMORY)
     composite = partial(ReversibleCompositeTransform, memory=memory, compile=compile)
     shape = check_image_shape(spec.image_shape, OWNER)
-    classes = spec.num_classes
-    features = embedded_features(spec.context_features, classes)
     parts: list[Transform] = [PixelScaling(spec.levels), SqueezeTransform(2)]
     channels = 4 * shape[0]
     if spec.growth and spec.augmentation == "input":
@@ -260,7 +221,7 @@ def build_denseflow(spec: DenseFlowSpec, compile: bool, memory: str) -> ImageFlo
             partial(_unit, spec, composite, modules),
             growth,
             spec.preconditioning if growth else None,
-            features if growth and spec.preconditioning else None,
+            spec.features if growth and spec.preconditioning else None,
             earlier,
         )
         parts.append(block)
@@ -274,19 +235,8 @@ def build_denseflow(spec: DenseFlowSpec, compile: bool, memory: str) -> ImageFlo
         for name, piece in transform.latent_shapes.items()
     }
     priors["final"] = spec.base(transform.latent_shapes["final"])
-    flow = ImageFlow(
-        transform,
-        shape,
-        ProductDistribution(priors),
-        spec.levels,
-        features,
-        None if classes is None else ClassEmbedding(classes, features or 0),
-        dequantization_of(
-            spec.dequantization, shape, spec.levels, spec.noise_channels, memory != "full"
-        ),
-    )
-    flow.architecture = Architecture(OWNER, dict(vars(spec)))
-    return flow
+    base, noise = ProductDistribution(priors), (spec.dequantization, spec.noise_channels)
+    return spec.assemble(OWNER, transform, base, *noise, memory)
 
 
 def _augmentation(spec: DenseFlowSpec, channels: int) -> Transform:
@@ -306,8 +256,7 @@ def _unit(
     channels: int,
 ) -> Transform:
     """Return a unit of glow-like modules."""
-    offered: dict[str, Any] = {} if isinstance(spec.norm, Unset) else {"norm": spec.norm}
-    offered["context_features"] = embedded_features(spec.context_features, spec.num_classes)
+    offered = {"context_features": spec.features, **spec.offered_norm}
     step = partial(GlowStep, channels, spec.conditioner, spec.scale, swap=spec.swap, **offered)
     unit = composite([step() for _ in range(modules)])
     if unit.compiled is not None:

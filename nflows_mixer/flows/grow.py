@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from nflows_mixer._checks import mismatch
 from nflows_mixer._modes import in_mode
 from nflows_mixer.core.composite import CompositeTransform
-from nflows_mixer.flows.architecture import embedded_features, encoded
+from nflows_mixer.flows.architecture import encoded
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.mixerflow import MixerFlowSpec, build_mixerflow, per_layer
 from nflows_mixer.transforms.actnorm import ActNorm
@@ -61,8 +60,10 @@ def grow(flow: ImageFlow, num_layers: int, **changes: Any) -> ImageFlow:
     whole = flow._transform
     spec = MixerFlowSpec(**{**before, **changes, "num_layers": num_layers})
     for name in ("patch_size", "shift"):
-        old = _of_each(name, before, before["num_layers"])
-        new = _of_each(name, vars(spec), num_layers)
+        old, new = (
+            [encoded(value) for value in per_layer(name, known[name], known["num_layers"])]
+            for known in (before, vars(spec))
+        )
         if old != new[: len(old)]:
             raise mismatch("grow", f"{name} of the old layers first, {old}", new, "add to it")
     with torch.random.fork_rng(devices=[]):
@@ -78,16 +79,11 @@ def grow(flow: ImageFlow, num_layers: int, **changes: Any) -> ImageFlow:
     return deeper.train(flow.training)
 
 
-def _of_each(name: str, arguments: Mapping[str, Any], num_layers: int) -> list[Any]:
-    return [encoded(value) for value in per_layer(name, arguments[name], num_layers)]
-
-
 def _check_identity(flow: ImageFlow, deeper: ImageFlow, spec: MixerFlowSpec) -> None:
     layers = deeper._transform._transforms[len(flow._transform._transforms) :]
     shape = spec.pixels.shape(flow.image_shape)
     latents = torch.randn(16, *shape).to(next(flow.parameters()))
-    features = embedded_features(spec.context_features, spec.num_classes)
-    context = None if features is None else torch.randn(16, features).to(latents)
+    context = None if spec.features is None else torch.randn(16, spec.features).to(latents)
     with in_mode(deeper, training=False):
         outputs, total = CompositeTransform(layers)(latents, context)
     error = (outputs - latents).abs().max() + total.abs().max()

@@ -19,11 +19,10 @@ from nflows_mixer.flows.architecture import Architecture
 from nflows_mixer.flows.dequantized_flow import CheckedFlow, DequantizedFlow
 from nflows_mixer.noise import mixed_noise
 from nflows_mixer.transforms.actnorm import ActNorm
-from nflows_mixer.transforms.dequantize import UniformDequantization
 from nflows_mixer.transforms.multiscale import MultiScaleTransform
 from nflows_mixer.transforms.pixels import PixelScaling
 from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
-from nflows_mixer.transforms.stochastic import check_noise_is_passed
+from nflows_mixer.transforms.stochastic import UniformDequantization, check_noise_is_passed, cut
 from nflows_mixer.transforms.variational import VariationalDequantization
 
 
@@ -337,6 +336,5 @@ class ImageFlow(CheckedFlow):
                 list(noise.shape),
                 "draw it with flow.draw_noise(seed, step, index)",
             )
-        (_, shape), (_, others) = self._noises
-        own, rest = noise.split([math.prod(shape), math.prod(others)], dim=1)
-        return own.reshape(batch, *shape), [rest.reshape(batch, *others)]
+        own, rest = cut(noise, [shape for _, shape in self._noises])
+        return own, [rest]

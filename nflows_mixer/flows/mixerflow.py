@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,30 +14,17 @@ from nflows.distributions.base import Distribution
 from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
 from torch import Tensor, distributions, nn
 
-from nflows_mixer._checks import (
-    check_choice,
-    check_image_shape,
-    check_levels,
-    check_positive,
-    mismatch,
-)
+from nflows_mixer._checks import check_choice, check_image_shape, mismatch
 from nflows_mixer.core.as_transform import as_transform
 from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.core.context import takes_context
+from nflows_mixer.core.factory import named_keywords
 from nflows_mixer.distributions import DiagonalNormal, as_base
-from nflows_mixer.flows.architecture import (
-    UNSET,
-    Architecture,
-    Unset,
-    check_factory,
-    check_read,
-    embedded_features,
-    given,
-)
+from nflows_mixer.flows.architecture import UNSET, Unset
+from nflows_mixer.flows.builder import Spec, specify
 from nflows_mixer.flows.image_flow import ImageFlow
-from nflows_mixer.flows.pixels import Pixels, dequantization_of
-from nflows_mixer.flows.presets import MIXERFLOW_PRESETS, arguments_of
-from nflows_mixer.nn import ClassEmbedding
+from nflows_mixer.flows.pixels import Pixels
+from nflows_mixer.flows.presets import MIXERFLOW_PRESETS
 from nflows_mixer.transforms import (
     ActNorm,
     AffineAutoregressive,
@@ -153,22 +141,35 @@ def mixerflow(
         >>> images = torch.randint(17, (20, 1, 8, 8), dtype=torch.uint8)
         >>> loss = -small.log_prob(images).mean()
     """
-    changes = given(locals(), nullable={"linear", "norm", "shift"})
-    arguments = {**arguments_of(MIXERFLOW_PRESETS, preset, OWNER), **changes}
-    if missing := sorted({"image_shape", "patch_size"} - set(arguments)):
-        raise TypeError(
-            f"mixerflow: expected a preset, or image_shape and patch_size, got no "
-            f"{', '.join(missing)}; name one of {', '.join(MIXERFLOW_PRESETS)}, or give what is "
-            "missing"
-        )
-    spec = MixerFlowSpec(**arguments)
-    read = [name for name in ("conditioner", "norm", "hidden_features") if name in changes]
-    check_read(OWNER, read, (spec.channel_flow, spec.patch_flow), spec.conditioner)
+    spec, changes = specify(mixerflow, MixerFlowSpec, MIXERFLOW_PRESETS, locals())
+    flows = spec.channel_flow, spec.patch_flow
+    for name in ("conditioner", "norm", "hidden_features"):
+        if name in changes and not any(_reads(flow, name, spec.conditioner) for flow in flows):
+            raise mismatch(
+                OWNER,
+                f"a factory that takes {name}, to read the one given",
+                ", ".join(getattr(flow, "__name__", repr(flow)) for flow in flows),
+                f"leave {name} out, or give the factory its own by functools.partial",
+            )
     return build_mixerflow(spec, compile, memory)
 
 
+def _reads(flow: Callable[..., Any], name: str, conditioner: Any) -> bool:
+    """Whether a factory of flows, or of their networks, takes an argument of this name."""
+    keywords = named_keywords(flow)
+    if name not in keywords:
+        return False
+    parameters = inspect.signature(flow).parameters
+    if name == "conditioner" or "conditioner" not in parameters:
+        return True
+    # A coupling hands the others on to its network.
+    own = parameters["conditioner"].default
+    network = conditioner if conditioner is not None and "conditioner" in keywords else own
+    return not callable(network) or name in named_keywords(network, positional=2)
+
+
 @dataclass(frozen=True)
-class MixerFlowSpec:
+class MixerFlowSpec(Spec):
     """The arguments of ``mixerflow`` that describe the flow, with their defaults, checked."""
 
     image_shape: tuple[int, int, int]
@@ -190,20 +191,10 @@ class MixerFlowSpec:
     pixels: Pixels = Pixels()
 
     def __post_init__(self) -> None:
-        check_image_shape(self.image_shape, OWNER)
-        check_levels(OWNER, self.levels)
-        if self.norm is not UNSET:
-            check_choice(OWNER, "norm", self.norm, ("layer", "batch", None))
-        for name in ("num_layers", "num_flow_layers"):
-            check_positive(OWNER, name, getattr(self, name))
-        for name in ("hidden_features", "context_features", "num_classes"):
-            if getattr(self, name) is not None:
-                check_positive(OWNER, name, getattr(self, name))
-        for name in ("channel_flow", "patch_flow", "linear", "conditioner", "positions"):
-            if name.endswith("flow") or getattr(self, name) is not None:
-                check_factory(OWNER, name, getattr(self, name))
-        if not _is_ready(self.base):
-            check_factory(OWNER, "base", self.base)
+        factories = ["channel_flow", "patch_flow", "linear", "conditioner", "positions", "base"]
+        if _is_ready(self.base):
+            factories.remove("base")
+        self.check(OWNER, ("num_layers", "num_flow_layers", "hidden_features"), factories)
         if not isinstance(self.pixels, Pixels):
             raise mismatch(OWNER, "pixels as Pixels(...)", repr(self.pixels), "build one")
 
@@ -258,10 +249,6 @@ def _is_ready(base: Any) -> bool:
     return isinstance(base, (Distribution, distributions.Distribution, nn.Module))
 
 
-def _base(base: Any, shape: tuple[int, int, int]) -> Distribution:
-    return as_base(base if _is_ready(base) else base(shape), shape, f"{OWNER}.base")
-
-
 def build_mixerflow(spec: MixerFlowSpec, compile: bool, memory: str) -> ImageFlow:
     """Build what ``mixerflow`` builds.
 
@@ -285,23 +272,14 @@ def build_mixerflow(spec: MixerFlowSpec, compile: bool, memory: str) -> ImageFlo
             transforms.append(layer(shape))
         else:
             transforms.append(ShiftTransform(shape, cut(shape).patch_size, shift, layer))
-    classes, pixels = spec.num_classes, spec.pixels
-    features = embedded_features(spec.context_features, classes)
-    flow = ImageFlow(
-        ReversibleCompositeTransform(transforms, memory=memory, compile=compile),
-        image_shape,
-        _base(spec.base, shape),
-        spec.levels,
-        features,
-        None if classes is None else ClassEmbedding(classes, features or 0),
-        dequantization_of(
-            pixels.dequantization, image_shape, spec.levels, pixels.noise_channels, memory != "full"
-        ),
-    )
-    flow.architecture = Architecture(OWNER, dict(vars(spec)))
+    transform = ReversibleCompositeTransform(transforms, memory=memory, compile=compile)
+    base: Any = spec.base
+    base = as_base(base if _is_ready(base) else base(shape), shape, f"{OWNER}.base")
+    dequantization = spec.pixels.dequantization, spec.pixels.noise_channels
+    flow = spec.assemble(OWNER, transform, base, *dequantization, memory)
     layers = [part for part in flow.modules() if isinstance(part, FlowLayer)]
     unread = sum(not takes_context(layer) for layer in layers)
-    if features is not None and unread:
+    if (features := spec.features) is not None and unread:
         warnings.warn(
             f"mixerflow: {unread} of {len(layers)} flow layers take no context and stay "
             f"unconditional; build the flow that was given for a context of {features} features, "
@@ -336,7 +314,7 @@ def _mixing_flow(
     spec: MixerFlowSpec, name: str, layer: int, axes: tuple[int, ...], features: int
 ) -> Transform:
     """Return the channel or patch flow of mixer layer ``layer``, for rows of this length."""
-    context = embedded_features(spec.context_features, spec.num_classes) or 0
+    context = spec.features or 0
     if spec.positions is not None:
         context += spec.positions(1).shape[-1]
     offered: dict[str, Any] = {
@@ -346,8 +324,7 @@ def _mixing_flow(
         "hidden_features": spec.hidden_features,
     }
     offered = {keyword: value for keyword, value in offered.items() if value is not None}
-    if spec.norm is not UNSET:
-        offered["norm"] = spec.norm
+    offered |= spec.offered_norm
     parts: list[Transform] = []
     for index in range(spec.num_flow_layers):
         offered["index"] = layer * spec.num_flow_layers + index

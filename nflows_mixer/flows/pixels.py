@@ -11,7 +11,6 @@ from nflows.transforms import Transform
 from torch import nn
 
 from nflows_mixer._checks import check_choice, check_positive, mismatch
-from nflows_mixer.core.factory import call_factory
 from nflows_mixer.nn import DenseConditioner, DenseEncoder
 from nflows_mixer.transforms import (
     InvertibleConv1x1,
@@ -21,7 +20,6 @@ from nflows_mixer.transforms import (
     UniformDequantization,
     VariationalDequantization,
 )
-from nflows_mixer.transforms.variational import NEARLY_UNIFORM
 
 Dequantization = Union[UniformDequantization, VariationalDequantization]
 DequantizationLike = Union[Literal["uniform", "variational"], Callable[..., Dequantization]]
@@ -88,40 +86,6 @@ class Pixels:
         if self.squeeze > 1:
             parts.append(SqueezeTransform(self.squeeze))
         return parts
-
-
-def dequantization_of(
-    kind: DequantizationLike,
-    image_shape: tuple[int, int, int],
-    levels: int,
-    channels: int | None = None,
-    checkpoint: bool = False,
-) -> Dequantization:
-    """Return the dequantization of this name, or what the factory makes.
-
-    Args:
-        kind: "uniform", "variational" or a factory.
-        image_shape: (C, H, W).
-        levels: number of pixel values.
-        channels: width of the networks of a "variational" one.
-        checkpoint: whether these are computed again in the backward pass.
-
-    Example:
-        >>> small = dequantization_of("variational", (1, 8, 8), 17, channels=8)
-        >>> sum(p.numel() for p in small.parameters())
-        38344
-    """
-    if kind == "uniform":
-        kind = UniformDequantization
-    elif kind == "variational":
-        channels = channels or NOISE_CHANNELS
-        network, encoder = noise_networks(channels)
-        noise = partial(NEARLY_UNIFORM, conditioner=network)
-        kind = partial(
-            VariationalDequantization, noise=noise, encoder=encoder, context_features=channels
-        )
-    offered = {"image_shape": image_shape, "levels": levels, "checkpoint": checkpoint}
-    return call_factory(kind, **offered)
 
 
 def noise_networks(

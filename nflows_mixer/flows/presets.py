@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from nflows_mixer._checks import check_choice
 from nflows_mixer.flows.pixels import Pixels
 from nflows_mixer.nn import ConvConditioner
 from nflows_mixer.transforms import RLULinear, identity_maf
@@ -91,26 +90,3 @@ DENSEFLOW_PRESETS: dict[str, Preset] = {
     "anf": _dense("Section 4 and Figure 1b, ANF", _INPUT, _WHITE),
 }
 """Models of the DenseFlow paper; the sixth row of its Table 4 is "denseflow-45-6"."""
-
-
-def arguments_of(
-    presets: Mapping[str, Preset], preset: str | None, owner: str
-) -> Mapping[str, Any]:
-    """Return the arguments of a preset, {} where it is None.
-
-    Args:
-        presets: of the builder.
-        preset: a name among them, or None.
-        owner: the builder, for the error.
-
-    Raises:
-        ValueError: if there is no preset of that name.
-
-    Example:
-        >>> arguments_of(MIXERFLOW_PRESETS, "galaxy32", "mixerflow")["hidden_features"]
-        64
-    """
-    if preset is None:
-        return {}
-    check_choice(owner, "preset", preset, tuple(presets))
-    return presets[preset].arguments

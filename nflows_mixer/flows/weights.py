@@ -50,9 +50,9 @@ def save_weights(
         >>> from nflows_mixer import mixerflow
         >>> flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, num_layers=1, shift=None)
         >>> path = Path(tempfile.mkdtemp()) / "small.safetensors"
-        >>> save_weights(flow, path)
-        >>> load_weights(path).architecture == flow.architecture
-        True
+        >>> save_weights(flow, path, {"data": "noise"})
+        >>> load_weights(path).architecture == flow.architecture, read_metadata(path)["data"]
+        (True, 'noise')
     """
     facts = {"nflows_mixer": __version__, "layout": LAYOUT, **(metadata or {})}
     if flow.architecture is not None and (arguments := flow.architecture.as_data()) is not None:
@@ -70,8 +70,7 @@ def save_state(
         path: file to write.
         metadata: strings that are kept in it.
 
-    Raises:
-        ImportError: if safetensors is not installed (it comes with the extra ``train``).
+    Errors as ``save_weights``.
 
     Example:
         >>> import tempfile
@@ -99,16 +98,7 @@ def load_weights(path: str | os.PathLike, flow: ImageFlow | None = None) -> Imag
     Raises:
         ValueError: if the file is no whole safetensors file, is of an older layout, does not say
             what the flow is made of in names of ``ROOMS`` and none is given, or is of another flow.
-        ImportError: if safetensors is not installed (it comes with the extra ``train``).
-
-    Example:
-        >>> import tempfile
-        >>> from nflows_mixer import mixerflow
-        >>> flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, num_layers=1, shift=None)
-        >>> path = Path(tempfile.mkdtemp()) / "small.safetensors"
-        >>> save_weights(flow, path, {"data": "noise"})
-        >>> read_metadata(path)["data"]
-        'noise'
+        ImportError: as ``save_weights``, whose example reads what it wrote.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -119,7 +109,15 @@ def load_weights(path: str | os.PathLike, flow: ImageFlow | None = None) -> Imag
         advice = "read it with that version, or train again"
         raise mismatch(str(path), f"a file of layout {LAYOUT}", got, advice)
     builder = metadata.get("builder")
-    saved = {} if builder is None else _arguments_in(metadata, str(path))
+    saved: dict[str, Any] = {}
+    if builder is not None:
+        text = metadata.get("architecture", "")
+        try:
+            saved = json.loads(text)
+        except json.JSONDecodeError:
+            saved = {}
+        if not (isinstance(saved, dict) and saved) or builder not in BUILDERS:
+            raise mismatch(str(path), f"arguments of {' or '.join(BUILDERS)}", repr(text), ADVICE)
     try:
         state = load_file(path)
     except SafetensorError as error:
@@ -127,13 +125,21 @@ def load_weights(path: str | os.PathLike, flow: ImageFlow | None = None) -> Imag
     if flow is None:
         if builder is None:
             raise mismatch(str(path), "the architecture in its metadata", "none", ADVICE)
-        flow = _built(builder, saved, str(path))
+        spec, build = BUILDERS[builder]
+        try:
+            known = {name: decoded(value, str(path)) for name, value in saved.items()}
+            flow = build(spec(**known), False, "full")
+        except TypeError as error:
+            raise mismatch(str(path), f"arguments of {builder}", f"{error}", ADVICE) from error
         flow.to(next(value.dtype for value in state.values() if value.is_floating_point()))
     check_state(flow.state_dict(), state, str(path))
     own = None if flow.architecture is None else flow.architecture.as_data()
     if own is not None and builder is not None:
         # What an older version did not write down yet was what is the default now.
-        there, here = ({**_defaults(builder), **known} for known in (saved, own))
+        fields = {field.name: field.default for field in dataclasses.fields(BUILDERS[builder][0])}
+        unwritten = (dataclasses.MISSING, UNSET)
+        defaults = {name: encoded(v) for name, v in fields.items() if v not in unwritten}
+        there, here = ({**defaults, **known} for known in (saved, own))
         if differing := [name for name in here if here[name] != there.get(name)]:
             of_each = (f"{name}: {there.get(name)} there, {here[name]} here" for name in differing)
             raise mismatch(
@@ -146,33 +152,6 @@ def load_weights(path: str | os.PathLike, flow: ImageFlow | None = None) -> Imag
     return flow
 
 
-def _arguments_in(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
-    try:
-        arguments = json.loads(metadata.get("architecture", ""))
-    except json.JSONDecodeError:
-        arguments = None
-    if not isinstance(arguments, dict) or metadata["builder"] not in BUILDERS:
-        expected = f"arguments of {' or '.join(BUILDERS)}"
-        raise mismatch(path, expected, f"{metadata.get('architecture')!r}", ADVICE)
-    return arguments
-
-
-def _defaults(builder: str) -> dict[str, Any]:
-    known = {field.name: field.default for field in dataclasses.fields(BUILDERS[builder][0])}
-    given = {name: v for name, v in known.items() if v not in (dataclasses.MISSING, UNSET)}
-    return {name: encoded(value) for name, value in given.items()}
-
-
-def _built(builder: str, arguments: dict[str, Any], path: str) -> ImageFlow:
-    """Build a flow of the arguments in a file."""
-    spec, build = BUILDERS[builder]
-    try:
-        known = {name: decoded(value, path) for name, value in arguments.items()}
-        return build(spec(**known), False, "full")
-    except TypeError as error:
-        raise mismatch(path, f"arguments of {builder}", f"{error}", ADVICE) from error
-
-
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """Return what ``save_weights`` wrote beside the weights, without reading them.
 
@@ -181,14 +160,6 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
     Raises:
         ValueError: if it is no safetensors file.
-
-    Example:
-        >>> import tempfile
-        >>> from nflows_mixer import mixerflow
-        >>> path = Path(tempfile.mkdtemp()) / "small.safetensors"
-        >>> save_weights(mixerflow(image_shape=(1, 4, 4), patch_size=2, shift=None), path)
-        >>> sorted(read_metadata(path))
-        ['architecture', 'builder', 'layout', 'nflows_mixer']
     """
     from safetensors import SafetensorError, safe_open
 

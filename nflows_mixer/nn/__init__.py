@@ -1,18 +1,20 @@
 """Conditioner networks: they know nothing of flows."""
 
-from nflows_mixer.nn.batch_norm import BatchNorm1d, BatchNorm2d, all_reduce_batch_norm
 from nflows_mixer.nn.conditioner import Conditioner
-from nflows_mixer.nn.convolutional import ConvConditioner, CrossUnitNetwork
+from nflows_mixer.nn.context import ClassEmbedding, learned_positions, sinusoidal_positions
 from nflows_mixer.nn.dense_attention import DenseAttentionConditioner
-from nflows_mixer.nn.dense_block import DenseBlock, DenseConditioner, DenseEncoder
-from nflows_mixer.nn.labels import ClassEmbedding
+from nflows_mixer.nn.dense_block import (
+    ConvConditioner,
+    CrossUnitNetwork,
+    DenseBlock,
+    DenseConditioner,
+    DenseEncoder,
+)
 from nflows_mixer.nn.lipschitz import LipschitzMLP
 from nflows_mixer.nn.masked import MaskedMLP, MaskedResidualMLP
-from nflows_mixer.nn.mlp import MLP
-from nflows_mixer.nn.norm import ChannelLayerNorm
+from nflows_mixer.nn.norm import BatchNorm1d, BatchNorm2d, ChannelLayerNorm, all_reduce_batch_norm
 from nflows_mixer.nn.nystrom import NystromAttention
-from nflows_mixer.nn.positions import learned_positions, sinusoidal_positions
-from nflows_mixer.nn.residual import ResidualMLP
+from nflows_mixer.nn.residual import MLP, ResidualMLP
 
 __all__ = [
     "BatchNorm1d",

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
 
 from nflows_mixer._checks import mismatch
-from nflows_mixer.nn.batch_norm import track_statistics
+from nflows_mixer.nn.norm import track_statistics
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 Statistics = tuple[Tensor, ...]
 """Mean and unbiased variance of each batch normalization of a network, one after the other."""
 
@@ -95,62 +94,6 @@ class Conditioner(nn.Module):
         return []
 
 
-def _cached(function: Function) -> Function:
-    # functools says that a class, as an argument, could not be hashed.
-    return cast(Function, cache(function))
-
-
-def is_untouched(module: nn.Module, method: str, deep: bool = True) -> bool:
-    """Whether a faster method may stand for a module's ``forward``.
-
-    Not if a subclass has overridden ``forward`` and not the method, if ``forward`` was replaced on
-    the object, or if somebody listens to it or to a part of it by a hook.
-
-    Args:
-        module: any.
-        method: name of the method that does what its ``forward`` does.
-        deep: whether its parts are looked at, which the method does not call.
-
-    Example:
-        >>> from nflows_mixer.nn import ResidualMLP
-        >>> net = ResidualMLP(4, 6, hidden_features=8)
-        >>> is_untouched(net, "evaluate")
-        True
-        >>> handle = net.final.register_forward_hook(lambda *arguments: None)
-        >>> is_untouched(net, "evaluate")
-        False
-    """
-    if not stands_for_forward(type(module), method):
-        return False
-    return not any(
-        part._forward_hooks
-        or part._forward_pre_hooks
-        or part._backward_hooks
-        or part._backward_pre_hooks
-        or "forward" in part.__dict__
-        for part in (module.modules() if deep else (module,))
-    )
-
-
-@_cached
-def stands_for_forward(kind: type, method: str) -> bool:
-    """Whether no subclass of the class that defines a method has overridden ``forward`` since.
-
-    Args:
-        kind: a class of modules.
-        method: name of the method that does what ``forward`` does.
-
-    Example:
-        >>> class Own(nn.Linear):
-        ...     def forward(self, inputs):
-        ...         return 2 * super().forward(inputs)
-        >>> stands_for_forward(nn.Linear, "forward"), stands_for_forward(Own, "reset_parameters")
-        (True, False)
-    """
-    defined = [{"forward", method} & vars(base).keys() for base in kind.__mro__]
-    return method in next((names for names in defined if names), ())
-
-
 def zero_linear(in_features: int, out_features: int) -> nn.Linear:
     """Return a linear layer that starts at zero: the last one of every conditioner.
 
@@ -192,3 +135,34 @@ def append_context(inputs: Tensor, context: Tensor | None, context_features: int
             "build it with context_features=... and pass that context, or neither",
         )
     return inputs if context is None else torch.cat([inputs, context], dim=1)
+
+
+def concat_context(features: Tensor, context: Tensor | None, channels: int, owner: str) -> Tensor:
+    """Concatenate a context to feature maps, at every position where it is a vector.
+
+    Args:
+        features: [B, C, H, W].
+        context: [B, K] or [B, K, H, W]; None where K is 0.
+        channels: K.
+        owner: whose context this is, for the error.
+
+    Returns:
+        [B, C + K, H, W].
+
+    Raises:
+        ValueError: if the context has another shape, or is missing.
+
+    Example:
+        >>> concat_context(torch.zeros(2, 3, 4, 4), torch.ones(2, 5), 5, "example").shape
+        torch.Size([2, 8, 4, 4])
+    """
+    if not channels:
+        return features
+    batch, _, height, width = features.shape
+    if context is not None and context.shape == (batch, channels):
+        context = repeat(context, "b k -> b k h w", h=height, w=width)
+    if context is None or context.shape != (batch, channels, height, width):
+        expected = f"context [{batch}, {channels}] or [{batch}, {channels}, {height}, {width}]"
+        got = None if context is None else list(context.shape)
+        raise mismatch(owner, expected, got, "pass what the network was built for")
+    return torch.cat((features, context.to(features.dtype)), dim=1)

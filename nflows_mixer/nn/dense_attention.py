@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nflows_mixer._checks import mismatch
-from nflows_mixer.nn.context_maps import concat_context
+from nflows_mixer.nn.conditioner import concat_context
 from nflows_mixer.nn.dense_block import DenseBlock, zero_convolution
 from nflows_mixer.nn.norm import make_norm
 from nflows_mixer.nn.nystrom import NystromAttention
@@ -39,12 +39,11 @@ class DenseAttentionConditioner(nn.Module):
         context_features: channels of a context; None for none.
         norm: "layer" (over the channels of each pixel), "batch" or None.
 
-    Shapes:
-        [B, in_channels, H, W], context [B, K] or [B, K, H, W] -> [B, out_channels, H, W].
+    Shapes: as ``ConvConditioner``.
 
     Raises:
-        ValueError: if both branches are switched off, a size does not fit, the norm is unknown,
-            or the context has another shape.
+        ValueError: as ``ConvConditioner``, or if both branches are switched off, a size does not
+            fit, or the norm is unknown.
 
     References:
         DenseFlow, Section 2.2 and Figure 2.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nflows_mixer._checks import check_positive, mismatch
+from nflows_mixer._checks import check_sizes, mismatch
 from nflows_mixer.nn.conditioner import append_context
 
 
@@ -61,14 +61,9 @@ class LipschitzMLP(nn.Module):
         lipschitz: float = 0.9,
     ) -> None:
         super().__init__()
-        sizes = {
-            "features": features,
-            "hidden_features": hidden_features,
-            "num_layers": num_layers,
-            "context_features": 1 if context_features is None else context_features,
-        }
-        for name, size in sizes.items():
-            check_positive("LipschitzMLP", name, size)
+        sizes = {} if context_features is None else {"context_features": context_features}
+        sizes |= {"features": features, "hidden_features": hidden_features}
+        check_sizes("LipschitzMLP", **sizes, num_layers=num_layers)
         if not 0 < lipschitz < 1:
             advice = "x + g(x) is invertible only where g is a contraction; 0.9 is usual"
             raise mismatch("LipschitzMLP", "lipschitz above 0 and below 1", lipschitz, advice)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nflows_mixer._checks import check_positive, mismatch
+from nflows_mixer._checks import check_sizes, mismatch
 from nflows_mixer.nn.norm import make_norm
 
 Activation = Callable[[Tensor], Tensor]
@@ -230,15 +230,10 @@ class MaskedResidualMLP(_MaskedNetwork):
         norm: str | None = None,
         activation: Activation | None = None,
     ) -> None:
-        sizes = {
-            "features": features,
-            "outputs_per_feature": outputs_per_feature,
-            "hidden_features": hidden_features,
-            "num_blocks": num_blocks,
-            "context_features": 1 if context_features is None else context_features,
-        }
-        for name, size in sizes.items():
-            check_positive("MaskedResidualMLP", name, size)
+        sizes = {} if context_features is None else {"context_features": context_features}
+        sizes |= {"features": features, "outputs_per_feature": outputs_per_feature}
+        sizes |= {"hidden_features": hidden_features, "num_blocks": num_blocks}
+        check_sizes("MaskedResidualMLP", **sizes)
         g = nn.functional.gelu if activation is None else activation
         # With one feature nothing may be seen, and all degrees are 0.
         last = features - 1
@@ -258,10 +253,7 @@ class MaskedMLP(_MaskedNetwork):
     Args:
         features: D.
         degrees: how many features each hidden unit may have seen, layer by layer.
-        outputs_per_feature: k, parameters to give for each feature.
-        context_features: length of the context c; None takes none.
-        norm: None, or "batch" for BN, as in ``MaskedResidualMLP``.
-        activation: g, elementwise; GELU where None.
+        outputs_per_feature, context_features, norm, activation: as ``MaskedResidualMLP``.
 
     Shapes: as ``MaskedResidualMLP``.
 
@@ -288,8 +280,7 @@ class MaskedMLP(_MaskedNetwork):
         norm: str | None = None,
         activation: Activation | None = None,
     ) -> None:
-        for name, size in [("features", features), ("outputs_per_feature", outputs_per_feature)]:
-            check_positive("MaskedMLP", name, size)
+        check_sizes("MaskedMLP", features=features, outputs_per_feature=outputs_per_feature)
         _check_degrees(degrees, features)
         g = nn.functional.gelu if activation is None else activation
         blocks = (

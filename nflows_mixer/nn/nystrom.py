@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nflows_mixer._checks import check_channels, check_choice, check_positive
+from nflows_mixer._checks import check_channels, check_choice, check_sizes
 from nflows_mixer._modes import without_autocast
 
 
@@ -61,9 +61,7 @@ class NystromAttention(nn.Module):
     ) -> None:
         super().__init__()
         sizes = {"channels": channels, "heads": heads, "head_channels": head_channels}
-        sizes |= {"landmarks": landmarks, "iterations": iterations}
-        for name, size in sizes.items():
-            check_positive("NystromAttention", name, size)
+        check_sizes("NystromAttention", **sizes, landmarks=landmarks, iterations=iterations)
         check_choice("NystromAttention", "tokens", tokens, ("positions", "reshaped"))
         self.channels = channels
         self.heads = heads

@@ -1,10 +1,19 @@
 """Numerical methods: inverses of masked and monotone functions, gradients of solutions."""
 
-from nflows_mixer.numerics.autoregressive import inverse_of, invert_autoregressive, until_unchanged
-from nflows_mixer.numerics.foldable import why_not_foldable
-from nflows_mixer.numerics.implicit import first_order, row_jacobian, with_implicit_gradient
+from nflows_mixer.numerics.autoregressive import (
+    inverse_of,
+    invert_autoregressive,
+    until_unchanged,
+    why_not_foldable,
+)
+from nflows_mixer.numerics.implicit import (
+    check_solution,
+    first_order,
+    invert_monotone,
+    row_jacobian,
+    with_implicit_gradient,
+)
 from nflows_mixer.numerics.masked_inverse import MaskedStage, invert_incrementally, stages_of
-from nflows_mixer.numerics.newton import check_solution, invert_monotone
 
 __all__ = [
     "MaskedStage",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nflows_mixer._modes import is_compiling, is_transformed
+from nflows_mixer._modes import is_transformed
 
 # Features whose steps share one wide product with all units before them. With fewer those units
 # are read too often, with more too much is done in thin products.
@@ -162,7 +162,9 @@ def invert_incrementally(
     nothing = MaskedStage((), latents.new_zeros(features, 1), range(features), _same)
     stages = [nothing, *stages]
     activations = [stage.activation for stage in stages[1:-1]]
-    in_memory = not (torch.is_grad_enabled() or _is_watched())
+    # Under torch.func nothing must be written over.
+    watched = not torch.compiler.is_compiling() and is_transformed()
+    in_memory = not (torch.is_grad_enabled() or watched)
     if in_memory:
         activations = [_in_place(activation) for activation in activations]
     units = [_Units(stage, features, count, in_memory) for stage in stages]
@@ -180,6 +182,36 @@ def invert_incrementally(
             outputs.put(d, parameters)
             inputs.put(d, solve(targets[start + d], parameters)[None])
     return inputs.all().mT.contiguous(), outputs.all().unflatten(0, (features, -1))
+
+
+def invert_affine(
+    network: Any,
+    latents: Tensor,
+    context: Tensor | None,
+    log_scale: Callable[[Tensor], Tensor],
+    scale: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Invert a masked affine flow, :math:`y_d = e^{s(u_d)} x_d + t_d`, incrementally.
+
+    Args:
+        network: gives pairs (u_d, t_d), see ``stages_of``.
+        latents: y, [N, D].
+        context: [N, F], or None.
+        log_scale: s.
+        scale: e^s, where it has a shorter form.
+
+    Returns:
+        x [N, D] and the log-dets of the inverse, [N].
+    """
+
+    def solve(latents: Tensor, parameters: Tensor) -> Tensor:
+        unconstrained, shift = parameters.unbind(0)
+        divisor = log_scale(unconstrained).exp() if scale is None else scale(unconstrained)
+        return (latents - shift) / divisor
+
+    with torch.autocast(latents.device.type, enabled=False):
+        outputs, parameters = invert_incrementally(stages_of(network, context), latents, solve)
+    return outputs, -log_scale(parameters[:, 0]).sum(0)
 
 
 class _Units:
@@ -277,11 +309,6 @@ def _affine(norm: Any, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 def _same(values: Tensor) -> Tensor:
     return values
-
-
-def _is_watched() -> bool:
-    """Whether ``torch.func`` is at work, for which nothing must be written over."""
-    return not is_compiling() and is_transformed()
 
 
 def _units_below(degrees: Sequence[int], features: int) -> list[int]:

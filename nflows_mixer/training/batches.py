@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
@@ -14,6 +15,7 @@ from nflows_mixer.data import ImageData, ImageDataset
 from nflows_mixer.training.recipe import Recipe
 
 
+@dataclass(eq=False)
 class ShuffledBatches(Sampler):
     r"""Rows of the training batches, shuffled anew in each pass over the data.
 
@@ -42,34 +44,25 @@ class ShuffledBatches(Sampler):
         (4, True)
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        num_batches: int,
-        start: int = 0,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        parts: int = 1,
-    ) -> None:
-        if not batch_size <= num_images:
-            raise mismatch(
-                "ShuffledBatches",
-                f"a batch of at most {num_images} images, which is all there are",
-                batch_size,
-                "make batch_size smaller",
+    num_images: int
+    batch_size: int
+    num_batches: int
+    start: int = 0
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    parts: int = 1
+
+    def __post_init__(self) -> None:
+        size, shares = self.batch_size, self.world_size * self.parts
+        if size > self.num_images:
+            expected = f"a batch of at most {self.num_images} images, which is all there are"
+            raise mismatch("ShuffledBatches", expected, size, "make batch_size smaller")
+        if size % shares:
+            expected = (
+                f"a batch_size that {self.world_size} processes share evenly in {self.parts} parts"
             )
-        if batch_size % (world_size * parts):
-            raise mismatch(
-                "ShuffledBatches",
-                f"a batch_size that {world_size} processes share evenly in {parts} parts",
-                batch_size,
-                f"take a multiple of {world_size * parts}",
-            )
-        self.num_images, self.batch_size, self.num_batches = num_images, batch_size, num_batches
-        self.start, self.seed, self.rank, self.world_size = start, seed, rank, world_size
-        self.parts = parts
+            raise mismatch("ShuffledBatches", expected, size, f"take a multiple of {shares}")
 
     # There is no length: Lightning would take the batches before ``start`` off it once more.
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer._files import replace_file
 
 
-class AtomicCheckpointIO(CheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning plugin: checkpoints are written beside their place, forced to disk, and renamed.
 
     A run that is killed, or finds the disk full, while it writes leaves the checkpoint before
@@ -73,7 +73,3 @@ class AtomicCheckpointIO(CheckpointIO):
                 f"one of {os.path.getsize(path):,} bytes that cannot be read ({reason})",
                 "it was cut short or changed: take an older one, or train again",
             ) from None
-
-    def remove_checkpoint(self, path: str | os.PathLike) -> None:
-        """Delete a checkpoint, if it is there."""
-        Path(path).unlink(missing_ok=True)

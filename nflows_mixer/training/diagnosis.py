@@ -105,18 +105,13 @@ def find_non_finite(
                 part.__dict__[method] = own
     if found:
         return found[0]
-    broken = [
-        name
-        for name, parameter in flow.named_parameters()
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
-    ]
+    gradients = {n: p.grad for n, p in flow.named_parameters() if p.grad is not None}
+    broken = [name for name, gradient in gradients.items() if not _finite(gradient)]
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-        return "the forward pass is finite, and the gradients are not of " + (
-            ", ".join(map(repr, broken[-3:])) + more
-        )
-    gradients = {n: p.grad for n, p in flow.named_parameters() if p.grad is not None}
-    if gradients and not torch.isfinite(_norm(list(gradients.values()))):
+        named = ", ".join(map(repr, broken[-3:])) + more
+        return f"the forward pass is finite, and the gradients are not of {named}"
+    if gradients and not _finite(_norm(list(gradients.values()))):
         sizes = {name: gradient.abs().max().item() for name, gradient in gradients.items()}
         largest = max(sizes, key=lambda name: sizes[name])
         return (

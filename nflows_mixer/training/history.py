@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 import time
@@ -18,8 +17,9 @@ from torch import Tensor
 
 from nflows_mixer._checks import check_positive
 from nflows_mixer._distributed import all_reduce_max, all_reduce_sum
-from nflows_mixer._files import replace_file
-from nflows_mixer.evaluation import classes_in_turn, draw_samples, save_curves, save_grids
+from nflows_mixer._files import write_json
+from nflows_mixer.evaluation import draw_samples, save_curves, save_grids
+from nflows_mixer.nn import ClassEmbedding
 from nflows_mixer.training.module import FlowModule
 
 
@@ -52,7 +52,7 @@ class History(Callback):
         self.entries: list[dict[str, float]] = []
         self.seconds = 0.0
         self._window: list[Tensor] = []
-        self._elapsed = self._started = 0.0
+        self._started = self._paused = 0.0
         self._timed = 0  # batches of the window since the clock was started
         self._step = 0
 
@@ -71,7 +71,7 @@ class History(Callback):
         example = next(pl_module.parameters())
         self._window = [figures.to(example) for figures in self._window]
         self._step = trainer.global_step
-        self._elapsed, self._started = 0.0, time.perf_counter()
+        self._started = time.perf_counter()
 
     def on_train_batch_end(
         self,
@@ -97,7 +97,7 @@ class History(Callback):
             torch.stack([*window[:, :2].sum(0), window[-self._timed :, 1].sum()])
         ).tolist()
         worst = all_reduce_max(window[:, 2].max()).item()
-        elapsed = self._elapsed + time.perf_counter() - self._started
+        elapsed = time.perf_counter() - self._started
         entry = {
             "step": step,
             "train/bits_per_dim": total / count,
@@ -106,15 +106,16 @@ class History(Callback):
             "images_per_second": images / elapsed,
             "peak_memory_mb": peak_memory_mb(pl_module.device),
         }
-        self._add(trainer, entry)
+        self.entries.append(entry)
+        figures = {name: value for name, value in entry.items() if name != "step"}
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step)
         self.seconds += elapsed
-        self._window, self._elapsed, self._started = [], 0.0, time.perf_counter()
-        self._timed = 0
+        self._window, self._timed, self._started = [], 0, time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
-        if trainer.state.fn == TrainerFn.FITTING:
-            self._elapsed += time.perf_counter() - self._started
+        self._paused = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the validation figures, and draw."""
@@ -127,7 +128,7 @@ class History(Callback):
         if trainer.is_global_zero:
             self.write()
             self.draw(trainer, pl_module)
-        self._started = time.perf_counter()
+        self._started += time.perf_counter() - self._paused
 
     def draw(self, trainer: Trainer, module: FlowModule) -> None:
         """Write a grid of samples; the trainer's random state is not touched."""
@@ -142,8 +143,7 @@ class History(Callback):
 
     def write(self, references: Mapping[str, float] | None = None) -> None:
         """Write the history and its curve, with horizontal lines to compare it with."""
-        content = json.dumps(self.entries, indent=1) + "\n"
-        replace_file(self.out / "history.json", content.encode())
+        write_json(self.out / "history.json", self.entries)
         curves = {
             name: [(e["step"], e[key]) for e in self.entries if key in e]
             for name, key in (
@@ -153,37 +153,22 @@ class History(Callback):
         }
         save_curves(self.out / "curve.png", curves, "bits/dim", references)
 
-    def _add(self, trainer: Trainer, entry: dict[str, float]) -> None:
-        self.entries.append(entry)
-        figures = {name: value for name, value in entry.items() if name != "step"}
-        for logger in trainer.loggers:
-            logger.log_metrics(figures, int(entry["step"]))
-
 
 def sample_grid(
     module: FlowModule, num_samples: int, given: Tensor | None = None, seed: int = 0
 ) -> Tensor:
-    """Return samples of the evaluated flow on the CPU: of classes in turn, if it takes labels.
+    """Samples of the evaluated flow, of classes in turn or of the context given, where it has one.
 
     Args:
         module: what is trained.
         num_samples: how many, at most.
         given: context of some images, for a flow that takes another context than labels.
         seed: of the latents.
-
-    Example:
-        >>> from nflows_mixer.flows import mixerflow
-        >>> from nflows_mixer.training import Recipe
-        >>> flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, shift=None, num_layers=1)
-        >>> flow = flow.initialize(torch.randint(256, (20, 1, 4, 4), dtype=torch.uint8))
-        >>> sample_grid(FlowModule(flow, Recipe()), num_samples=2).shape
-        torch.Size([2, 1, 4, 4])
     """
-    context = classes_in_turn(module.evaluated, num_samples)
-    if context is None and given is not None:
-        context = given[:num_samples].to(module.device)
-    each = num_samples if context is None else 1
-    return draw_samples(module.evaluated, each, seed=seed, context=context)
+    flow = module.evaluated
+    if given is None or isinstance(flow._embedding_net, ClassEmbedding):
+        return draw_samples(flow, num_samples, seed=seed)
+    return draw_samples(flow, 1, seed=seed, context=given[:num_samples])
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from nflows.transforms import BatchNorm
 from torch import Tensor
-from torchmetrics import MaxMetric, MeanMetric, Metric, SumMetric
+from torchmetrics import CatMetric
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer._distributed import all_reduce_sum
@@ -21,14 +21,25 @@ from nflows_mixer.likelihood import bits_per_dim
 from nflows_mixer.nn import all_reduce_batch_norm
 from nflows_mixer.training.batches import ImageDataModule
 from nflows_mixer.training.diagnosis import clip_gradient, find_non_finite
+from nflows_mixer.training.flips import random_flips
 from nflows_mixer.training.moving_average import moving_average
 from nflows_mixer.training.recipe import Recipe
-from nflows_mixer.training.step_inputs import draw_step
 from nflows_mixer.transforms import ActNorm
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 Batch = Union[Tensor, Sequence[Tensor]]
 """Images [B, C, H, W], or (images,), or (images, labels)."""
+
+
+def check_precision(precision: object) -> None:
+    """Raise unless a flow can be trained in it: a Trainer takes more, and replaces some of them."""
+    if str(precision) not in (*PRECISIONS, "32", "64", "bf16"):
+        raise mismatch(
+            "FlowModule",
+            f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}",
+            precision,
+            "log-determinants need float32, and steps that overflow would be left out",
+        )
 
 
 class FlowModule(LightningModule):
@@ -87,8 +98,8 @@ class FlowModule(LightningModule):
         self._norms = [part for part in flow.modules() if isinstance(part, ActNorm)]
         self._micro_batch = (0, 0)  # step, and how many images of it came before
         self._last: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
-        self._metrics: dict[str, dict[str, Metric]] = {}  # by loader, and by figure
-        self._counted: dict[str, int] = {}  # images of this process, by loader
+        self._metrics: dict[int, dict[str, CatMetric]] = {}  # by loader, and by figure
+        self._counted: dict[int, int] = {}  # images of this process, by loader
 
     @property
     def evaluated(self) -> ImageFlow:
@@ -97,13 +108,7 @@ class FlowModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take an epoch of the data for one; batch normalisation sees all processes' batch."""
-        if self.trainer.precision not in PRECISIONS:
-            raise mismatch(
-                "FlowModule",
-                f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}",
-                self.trainer.precision,
-                "log-determinants need float32, and steps that overflow would be left out",
-            )
+        check_precision(self.trainer.precision)
         images = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(images, ImageDataModule):
             self.recipe = self.recipe.resolved(len(images.data.train))
@@ -160,7 +165,7 @@ class FlowModule(LightningModule):
 
         Args:
             batch: this process's part of the first batch; its first part, where gradients are
-                accumulated.
+                accumulated. On the flow's device.
         """
         if not all(norm.initialized for norm in self._norms):
             images, context, noise = self._drawn(batch)
@@ -199,7 +204,7 @@ class FlowModule(LightningModule):
     def figures(
         self, images: Tensor, context: Tensor | None, noise: Tensor, labels: Tensor | None
     ) -> dict[str, Tensor]:
-        """Return what is reported of held-out images, each figure [B]; bits_per_dim is first.
+        """Return what is reported of held-out images, each figure [B]; bits_per_dim among them.
 
         The arguments are those of ``loss``.
         """
@@ -246,14 +251,11 @@ class FlowModule(LightningModule):
             self.average.update_parameters(self.flow)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count the bits per dimension of this process's images, each once."""
-        if self.trainer.sanity_checking:  # before the first batch, which initialises ActNorm
-            return
-        self._count(f"validation/{dataloader_idx}", batch)
+        """Keep the figures of this process's images, each once."""
+        if not self.trainer.sanity_checking:  # before the first batch, which initialises ActNorm
+            self._evaluate(dataloader_idx, batch)
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count the bits per dimension of this process's images, each once."""
-        self._count(f"test/{dataloader_idx}", batch)
+    test_step = validation_step
 
     def on_validation_epoch_start(self) -> None:
         """Start to count."""
@@ -265,63 +267,55 @@ class FlowModule(LightningModule):
         """Log the mean over all images of all processes, and the worst image."""
         if self.trainer.sanity_checking:
             return
-        figures = {}
-        for loader, name in enumerate(self._loader_names("validation")):
-            for figure, value in self._reduced(f"validation/{loader}").items():
-                self.log(f"{name}/{figure}", value, sync_dist=True, logger=False)
-                figures[f"{name}/{figure}"] = value.item()
+        figures = {name: value.item() for name, value in self._log_figures("validation").items()}
         # At the number of steps made, as for the curves of training; Lightning's is one less.
         for logger in self.trainer.loggers:
             logger.log_metrics(figures, self.global_step)
 
     def on_test_epoch_end(self) -> None:
         """Log the mean over all images of all processes, and the worst image."""
-        for loader, name in enumerate(self._loader_names("test")):
-            for figure, value in self._reduced(f"test/{loader}").items():
-                # To no logger, where "train" would join the curve of the training batches.
-                self.log(f"{name}/{figure}", value, sync_dist=True, logger=False)
+        self._log_figures("test")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model, by name."""
         check_state(self.state_dict(), checkpoint["state_dict"], "checkpoint")
 
-    def _loader_names(self, stage: str) -> list[str]:
-        names = getattr(self.trainer.datamodule, f"{stage}_names", None)  # type: ignore[attr-defined]
-        if names is not None:
-            return names
-        count = len(self._metrics)
-        return [stage] if count == 1 else [f"{stage}/{i}" for i in range(count)]
-
     @torch.no_grad()
-    def _count(self, key: str, batch: Batch) -> None:
-        """Add the figures of a batch; processes may have different numbers of them."""
+    def _evaluate(self, loader: int, batch: Batch) -> None:
+        """Keep the figures of a batch; processes may have different numbers of them."""
         images, context = self._split(batch)
-        before = self._counted.get(key, 0)
-        self._counted[key] = before + len(images)
+        before = self._counted.get(loader, 0)
+        self._counted[loader] = before + len(images)
         index = self._index(images, before)
         noise = self.flow.draw_noise(self.seed, 0, index, next(self.flow.parameters()).dtype)
         # What is reported is computed in the parameters' precision, whatever training used.
         with torch.autocast(self.device.type, enabled=False):
             figures = self.figures(images, context, noise, self._labels(batch))
-        first, *_ = figures.values()
-        self._add(key, MaxMetric, "worst_image", first)
-        self._add(key, SumMetric, "evaluated_images", torch.ones_like(first))
-        for name, values in figures.items():
-            self._add(key, MeanMetric, name, values)
-
-    def _add(self, key: str, kind: type[Metric], name: str, values: Tensor) -> None:
-        metrics = self._metrics.setdefault(key, {})
         # Alone they stay on the CPU, as not every device has float64.
         device = self.device if self.trainer.world_size > 1 else torch.device("cpu")
-        if name not in metrics:
-            metrics[name] = kind(nan_strategy="disable").set_dtype(torch.float64).to(device)
-        metrics[name].update(values.to(device).double())
+        metrics = self._metrics.setdefault(loader, {})
+        for name, values in figures.items():
+            if name not in metrics:
+                metrics[name] = CatMetric("disable").to(device)
+                metrics[name].set_dtype(torch.float64)
+            metrics[name].update(values.to(device).double())
 
-    def _reduced(self, key: str) -> dict[str, Tensor]:
-        """Means over the images of all processes, each counted once; the worst one; how many."""
-        figures = {name: metric.compute() for name, metric in self._metrics[key].items()}
-        others = {name: figures.pop(name) for name in ("worst_image", "evaluated_images")}
-        return {**self.summarise(figures), **others}
+    def _log_figures(self, stage: str) -> dict[str, Tensor]:
+        """Log, and return, means over the images of all processes; the worst one; how many."""
+        count = len(self._metrics)
+        names = getattr(self.trainer.datamodule, f"{stage}_names", None)  # type: ignore[attr-defined]
+        names = names or ([stage] if count == 1 else [f"{stage}/{i}" for i in range(count)])
+        logged: dict[str, Tensor] = {}
+        for loader, name in enumerate(names):
+            figures = {key: metric.compute() for key, metric in self._metrics[loader].items()}
+            bits = figures["bits_per_dim"]
+            means = self.summarise({key: values.mean() for key, values in figures.items()})
+            others = {"worst_image": bits.max(), "evaluated_images": bits.new_tensor(len(bits))}
+            logged |= {f"{name}/{key}": value for key, value in {**means, **others}.items()}
+        for key, value in logged.items():
+            # To no logger, where "train" would join the curve of the training batches.
+            self.log(key, value, sync_dist=True, logger=False)
+        return logged
 
     def _split(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         images = batch if isinstance(batch, Tensor) else batch[0]
@@ -345,7 +339,10 @@ class FlowModule(LightningModule):
         images, context = self._split(batch)
         step, before = self._micro_batch
         index = self._index(images, before)
-        images, noise = draw_step(self.flow, images, self.seed, step, index, self.recipe.flip)
+        # Number 0 is the noise of evaluation.
+        noise = self.flow.draw_noise(self.seed, 1 + step, index, next(self.flow.parameters()).dtype)
+        if self.recipe.flip:
+            images = random_flips(images, self.seed, 1 + step, index)
         return images, context, noise
 
     def _follow(self) -> None:
@@ -356,4 +353,5 @@ class FlowModule(LightningModule):
     def _index(self, images: Tensor, before: int) -> Tensor:
         """Places in the global batch of images of which this process had some ``before``."""
         place = before + torch.arange(len(images), device=images.device)
-        return place * self.trainer.world_size + self.global_rank
+        processes = 1 if self._trainer is None else self._trainer.world_size
+        return place * processes + self.global_rank

@@ -19,12 +19,6 @@ class ProgressBar(TQDMProgressBar):
         1
     """
 
-    def init_train_tqdm(self) -> Tqdm:
-        """Name the bar for what it shows."""
-        bar = super().init_train_tqdm()
-        bar.set_description("training")
-        return bar
-
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Count all steps of the run, of which some may have been made before it was resumed."""
         self.train_progress_bar.reset(trainer.max_steps)
@@ -42,13 +36,8 @@ class ProgressBar(TQDMProgressBar):
         """Leave out the number of the version, which a run has none of."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        return {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in metrics.items()}
+        return metrics
 
     def init_validation_tqdm(self) -> Tqdm:
         """Keep the bars of evaluation off the screen: they would come and go every few seconds."""
         return Tqdm(disable=True)
-
-    @property
-    def test_description(self) -> str:
-        """Name the bar of the final evaluation for what it does."""
-        return "evaluating"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from nflows_mixer._checks import check_choice, check_positive, mismatch
 from nflows_mixer.training.presets import preset_file, preset_names
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
-CLIPS = "5, or None for no bound,"
 SHORTER = (
     "a run of fewer steps has a fine_tune_steps and a warmup of its own (give "
     "--recipe.fine_tune_steps and --recipe.warmup too)"
@@ -96,66 +96,57 @@ class Recipe:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        for name, of in (("steps", ""), ("fine_tune_steps", " of fine-tuning")):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise mismatch("Recipe", f"0 steps{of} or more", value, "give an integer")
         check_positive("Recipe", "batch_size", self.batch_size)
         check_choice("Recipe", "optimizer", self.optimizer, tuple(OPTIMIZERS))
         if self.decay_every is not None:
             check_positive("Recipe", "decay_every", self.decay_every)
+        for right, expected, got, advice in chain(self._ranges(), self._combinations()):
+            if not right:
+                raise mismatch("Recipe", expected, got, advice)
+
+    def _ranges(self) -> Iterator[tuple[bool, str, object, str]]:
+        """For each value whether it is in its range, what that is, the value, and advice."""
+        for name, of in (("steps", ""), ("fine_tune_steps", " of fine-tuning")):
+            value = getattr(self, name)
+            counted = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+            yield counted, f"0 steps{of} or more", value, "give an integer"
         rate, low = self.learning_rate, self.fine_tune_rate
         clip, warmup, ema, decay = self.gradient_clip, self.warmup, self.ema_decay, self.decay
         counted = isinstance(warmup, int) and warmup is not True and warmup >= 1
         broken = {name: r for name, r in self.layer_rates.items() if not 0 <= r < math.inf}
         pair = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        for right, expected, got, advice in (
-            (0 < rate < math.inf, "learning_rate above 0", rate, "1e-3"),
-            (pair, "two betas, each 0 or more and below 1", self.betas, "(0.9, 0.999)"),
-            (clip is None or 0 < clip < math.inf, "gradient_clip above 0", clip, CLIPS),
-            (0 < low < math.inf, "fine_tune_rate above 0", low, "2e-5"),
-            (counted or 0 <= warmup < 1, "a number of steps or 0 <= warmup < 1", warmup, "0.05"),
-            (ema is None or 0 < ema < 1, "0 < ema_decay < 1", ema, "0.999"),
-            (decay is None or 0 < decay <= 1, "0 < decay <= 1", decay, "0.95"),
-            (isinstance(self.flip, bool), "flip of True or False", self.flip, "False"),
-            (not broken, "layer_rates of 0 or more", broken, "a tenth, or 0, which freezes,"),
-        ):
-            if not right:
-                raise mismatch("Recipe", expected, got, f"{advice} is usual")
-        self._check_combinations()
+        clips = "5, or None for no bound, is usual"
+        yield 0 < rate < math.inf, "learning_rate above 0", rate, "1e-3 is usual"
+        yield pair, "two betas, each 0 or more and below 1", self.betas, "(0.9, 0.999) is usual"
+        yield clip is None or 0 < clip < math.inf, "gradient_clip above 0", clip, clips
+        yield 0 < low < math.inf, "fine_tune_rate above 0", low, "2e-5 is usual"
+        part = counted or 0 <= warmup < 1
+        yield part, "a number of steps or 0 <= warmup < 1", warmup, "0.05 is usual"
+        yield ema is None or 0 < ema < 1, "0 < ema_decay < 1", ema, "0.999 is usual"
+        yield decay is None or 0 < decay <= 1, "0 < decay <= 1", decay, "0.95 is usual"
+        yield isinstance(self.flip, bool), "flip of True or False", self.flip, "False is usual"
+        yield not broken, "layer_rates of 0 or more", broken, "0 freezes"
 
-    def _check_combinations(self) -> None:
-        """Refuse options that nothing would read."""
-        if self.decay is None and self.decay_every is not None:
-            expected = f"a decay beside decay_every={self.decay_every}"
-            raise mismatch("Recipe", expected, "none", "give decay too")
-        rate = type(self).__dataclass_fields__["fine_tune_rate"].default
-        if not self.fine_tune_steps and self.fine_tune_rate != rate:
-            raise mismatch(
-                "Recipe",
-                f"fine_tune_steps beside fine_tune_rate={self.fine_tune_rate:g}",
-                "none",
-                "give fine_tune_steps too",
-            )
-        if self.fine_tune_steps and self.fine_tune_steps >= self.steps:
-            raise mismatch(
-                "Recipe",
-                f"fewer fine_tune_steps than all {self.steps} steps",
-                self.fine_tune_steps,
-                f"they are the last of steps, and 0 leaves them out; {SHORTER}",
-            )
-        before_tuning = self.steps - self.fine_tune_steps
-        if self.steps and self._rising() >= before_tuning:
-            expected = f"a warm-up of fewer than the {before_tuning} steps before fine-tuning"
-            raise mismatch("Recipe", expected, self.warmup, SHORTER)
-        never = self.decay_every is not None and self.decay_every >= before_tuning
-        if self.steps and self.decay != 1 and never:
-            raise mismatch(
-                "Recipe",
-                f"decay_every below the {before_tuning} steps before fine-tuning",
-                self.decay_every,
-                "the rate would never fall; decay=1 is a constant rate",
-            )
+    def _combinations(self) -> Iterator[tuple[bool, str, object, str]]:
+        """The same of values that are right alone, and that nothing would read."""
+        every, tuned = self.decay_every, self.fine_tune_steps
+        before_tuning = self.steps - tuned
+        of_decay = every is None or self.decay is not None
+        yield of_decay, f"a decay beside decay_every={every}", "none", "give decay too"
+        usual = type(self).__dataclass_fields__["fine_tune_rate"].default
+        of_tuning = bool(tuned) or self.fine_tune_rate == usual
+        expected = f"fine_tune_steps beside fine_tune_rate={self.fine_tune_rate:g}"
+        yield of_tuning, expected, "none", "give fine_tune_steps too"
+        expected = f"fewer fine_tune_steps than all {self.steps} steps"
+        advice = f"they are the last of steps, and 0 leaves them out; {SHORTER}"
+        yield not tuned or tuned < self.steps, expected, tuned, advice
+        expected = f"a warm-up of fewer than the {before_tuning} steps before fine-tuning"
+        rises = not self.steps or self._rising() < before_tuning
+        yield rises, expected, self.warmup, SHORTER
+        falls = not self.steps or self.decay == 1 or every is None or every < before_tuning
+        expected = f"decay_every below the {before_tuning} steps before fine-tuning"
+        advice = "the rate would never fall; decay=1 is a constant rate"
+        yield falls, expected, every, advice
 
     @classmethod
     def from_preset(cls, preset: str) -> Recipe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -13,10 +12,10 @@ import torch
 from lightning.pytorch import Trainer
 
 from nflows_mixer import __version__
-from nflows_mixer._files import replace_file
+from nflows_mixer._files import replace_file, write_json
 from nflows_mixer.evaluation import reference_models, round_trip_error, save_grids
 from nflows_mixer.training.batches import ImageDataModule
-from nflows_mixer.training.history import History, peak_memory_mb, sample_grid
+from nflows_mixer.training.history import History, sample_grid
 from nflows_mixer.training.module import FlowModule
 
 
@@ -34,8 +33,7 @@ def collect(
     found = {name: {part: figures[f"{part}/{name}"] for part in names} for name in reported}
     counts = found.pop("evaluated_images")
     # Of training: the simple models below take memory of their own.
-    entries = [entry.get("peak_memory_mb", 0.0) for entry in history.entries]
-    peak = max(entries, default=0.0) or peak_memory_mb(module.device)
+    peaks = [entry["peak_memory_mb"] for entry in history.entries if "peak_memory_mb" in entry]
     return {
         **found,
         "evaluated_images": {part: int(count) for part, count in counts.items()},
@@ -48,7 +46,7 @@ def collect(
         "steps": trainer.global_step,
         "train_seconds": round(history.seconds, 1),
         "images_per_second": round(speeds[len(speeds) // 2], 1) if speeds else None,
-        "peak_memory_mb": round(peak),
+        "peak_memory_mb": round(max(peaks)) if peaks else None,
         "machine": _machine(module.device, trainer),
         "versions": {
             "nflows_mixer": __version__,
@@ -104,7 +102,7 @@ def write_results(results: Mapping[str, Any], out: str | Path) -> None:
     Example:
         >>> write_results(fit(module, data, out), out)  # doctest: +SKIP
     """
-    replace_file(Path(out) / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+    write_json(Path(out) / "results.json", results)
     replace_file(Path(out) / "results.md", table(results).encode())
 
 

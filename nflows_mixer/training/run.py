@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -22,18 +21,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer._distributed import is_first_process
-from nflows_mixer._files import replace_file
+from nflows_mixer._files import write_json
 from nflows_mixer.data import ImageData
+from nflows_mixer.evaluation.batches import check_fit
 from nflows_mixer.flows.weights import save_state, save_weights
 from nflows_mixer.training.batches import ImageDataModule
 from nflows_mixer.training.checkpoints import AtomicCheckpointIO
 from nflows_mixer.training.history import History
 from nflows_mixer.training.hybrid import HybridModule
-from nflows_mixer.training.module import PRECISIONS, FlowModule
+from nflows_mixer.training.module import PRECISIONS, FlowModule, check_precision
 from nflows_mixer.training.progress_bar import ProgressBar
 from nflows_mixer.training.recipe import Recipe
 from nflows_mixer.training.results import collect, draw, write_results
-from nflows_mixer.training.step_inputs import draw_step
 
 CHECKPOINT = "last.ckpt"
 NAMES = {"mixerflow": "MixerFlow", "denseflow": "DenseFlow", None: "flow"}
@@ -151,21 +150,23 @@ def fit(
             pl_trainer.fit(module, datamodule=images, ckpt_path=checkpoint)
             pl_trainer.save_checkpoint(out / CHECKPOINT)
         else:
-            _initialize(module, data)
+            # As the first step would.
+            batch = data.train[: recipe.batch_size]
+            module.initialize([each.to(next(module.parameters()).device) for each in batch])
         pl_trainer.test(module, datamodule=images, verbose=False)
     if not pl_trainer.is_global_zero:
         return {}
-    # Lightning has moved it to the CPU by now.
-    module.to(pl_trainer.strategy.root_device)
-    results = {**run, **collect(module, images, history, pl_trainer)}
-    write_results(results, out)
-    draw(module, images, results, history, out)
     of_file = {"data": data.describe(), "step": pl_trainer.global_step, "seed": module.seed}
     of_file |= {"flip": recipe.flip, "preset": run.get("preset")}
     texts = {name: json.dumps(value) for name, value in of_file.items()}
     save_weights(module.evaluated, out / "weights.safetensors", texts)
     if isinstance(module, HybridModule):
-        save_state(module.evaluated_head, out / "head.safetensors", {})
+        save_state(module.evaluated_head, out / "head.safetensors")
+    # Lightning has moved it to the CPU by now.
+    module.to(pl_trainer.strategy.root_device)
+    results = {**run, **collect(module, images, history, pl_trainer)}
+    write_results(results, out)
+    draw(module, images, results, history, out)
     module.cpu()
     return results
 
@@ -178,39 +179,19 @@ def _check(
     checkpoint_every: int,
 ) -> None:
     """Refuse what cannot be, before anything is written."""
-    flow = module.flow
-    if flow.image_shape != data.image_shape or flow.dequantization.levels != data.levels:
-        raise mismatch(
-            "fit",
-            f"images {list(flow.image_shape)} of {flow.dequantization.levels} levels",
-            f"{list(data.image_shape)} of {data.levels}",
-            "build the flow with the image_shape and levels of the data",
-        )
+    advice = "build the flow with the image_shape and levels of the data"
+    check_fit("fit", "images", module.flow, data, advice)
     if module.recipe.flip and data.shuffle is not None:
         expected = "images as they are beside the recipe's flip"
         advice = "mirrored, they are others than those to evaluate; leave out one of the two"
         raise mismatch("fit", expected, "shuffled pixels", advice)
-    precision = str(trainer.get("precision", PRECISIONS[0]))
-    if precision not in (*PRECISIONS, "32", "64", "bf16"):  # on a CPU Lightning would replace it
-        expected = f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
-        raise mismatch("fit", expected, precision, "log-determinants need float32")
-    check_positive("fit", "checkpoint_every", checkpoint_every)
-    check_positive("fit", "accumulate_grad_batches", trainer.get("accumulate_grad_batches", 1))
-    if validate_every is not None:
-        check_positive("fit", "validate_every", validate_every)
-
-
-def _initialize(module: FlowModule, data: ImageData) -> None:
-    """Initialise ActNorm as the first step would, where there is none."""
-    first, *labels = data.train.subset(slice(module.recipe.batch_size))[:]
-    device = next(module.flow.parameters()).device
-    index = torch.arange(len(first), device=device)
-    flip = module.recipe.flip
-    images, noise = draw_step(module.flow, first.to(device), module.seed, 0, index, flip)
-    context = labels[0].to(device) if module.conditional else None
-    module.flow.initialize(images, context, noise)
-    if module.average is not None:
-        module.average.module.load_state_dict(module.flow.state_dict())
+    check_precision(trainer.get("precision", PRECISIONS[0]))
+    for name, steps in (
+        ("checkpoint_every", checkpoint_every),
+        ("accumulate_grad_batches", trainer.get("accumulate_grad_batches", 1)),
+        ("validate_every", 1 if validate_every is None else validate_every),
+    ):
+        check_positive("fit", name, steps)
 
 
 # Of Lightning's hints, those about things that are meant as they are.
@@ -298,19 +279,16 @@ def _prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) -
                 "one that differs in " + "; ".join(changed),
                 "give what it was started with, or name another folder",
             )
-    replace_file(description, (json.dumps(run, indent=2) + "\n").encode())
+    write_json(description, run)
     if resume and checkpoint.exists():
         return checkpoint
     return None
 
 
-def _differences(
-    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
-) -> Iterator[str]:
+def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
     """Yield in what two descriptions of runs differ, each as a few words."""
-    for key in sorted({*before, *now}):
-        there, here = before.get(key), now.get(key)
-        if isinstance(there, dict) and isinstance(here, dict):
-            yield from _differences(there, here, f"{prefix}{key}.")
-        elif there != here:
-            yield f"{prefix}{key}: {there} there, {here} now"
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted({*before, *now}):
+            yield from _differences(before.get(key), now.get(key), f"{name}.{key}".strip("."))
+    elif before != now:
+        yield f"{name}: {before} there, {now} now"

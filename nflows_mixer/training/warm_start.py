@@ -29,20 +29,23 @@ def start_from(path: str, flow: ImageFlow) -> None:
         >>> save_weights(mixerflow(num_layers=1, **small), path)
         >>> start_from(path, mixerflow(num_layers=2, **small))
     """
-    there = read_metadata(path).get("builder")
-    if there is None or flow.architecture is None:  # made of what a file does not hold
+    builder = read_metadata(path).get("builder")
+    if builder is None or flow.architecture is None:  # made of what a file does not hold
         load_weights(path, flow)
         return
     family = flow.architecture.builder
-    if there != family:
-        got, advice = f"those of a {there}", "name that builder as --model, or take other weights"
+    if builder != family:
+        got, advice = f"those of a {builder}", "name that builder as --model, or take other weights"
         raise mismatch(OWNER, f"weights of a {family}", got, advice)
     trained = load_weights(path)
-    if family == "mixerflow":
-        trained = _deepened(trained, flow)
     assert trained.architecture is not None
-    own, before = flow.architecture.as_data() or {}, trained.architecture.as_data() or {}
-    if differing := [name for name in own if own[name] != before.get(name)]:
+    before, now = trained.architecture.arguments, flow.architecture.arguments
+    if family == "mixerflow" and before["num_layers"] < now["num_layers"]:
+        lists = {name: now[name] for name in ("patch_size", "shift") if before[name] != now[name]}
+        trained = grow(trained, now["num_layers"], **lists)
+    assert trained.architecture is not None
+    own, there = flow.architecture.as_data() or {}, trained.architecture.as_data() or {}
+    if differing := [name for name in own if own[name] != there.get(name)]:
         raise mismatch(
             OWNER,
             "weights of this architecture, or of a mixerflow with fewer layers",
@@ -50,13 +53,3 @@ def start_from(path: str, flow: ImageFlow) -> None:
             "give the same --model arguments",
         )
     flow.load_state_dict(trained.state_dict())
-
-
-def _deepened(trained: ImageFlow, flow: ImageFlow) -> ImageFlow:
-    """Return ``trained`` with as many layers as ``flow``, if it has fewer."""
-    assert trained.architecture is not None and flow.architecture is not None
-    own, now = trained.architecture.arguments, flow.architecture.arguments
-    if own["num_layers"] >= now["num_layers"]:
-        return trained
-    lists = {name: now[name] for name in ("patch_size", "shift") if own[name] != now[name]}
-    return grow(trained, now["num_layers"], **lists)

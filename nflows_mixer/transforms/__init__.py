@@ -6,15 +6,15 @@ back; ``logabsdet`` is [B], the log-determinant of the Jacobian of the direction
 
 from nflows_mixer.core.composite import CompositeTransform, InverseTransform
 from nflows_mixer.transforms.actnorm import ActNorm
-from nflows_mixer.transforms.augment import CrossUnitCoupling, LearnedAugmentation
-from nflows_mixer.transforms.autoregressive import AffineAutoregressive
-from nflows_mixer.transforms.conditional_noise import ConditionalNoise
+from nflows_mixer.transforms.autoregressive import AffineAutoregressive, identity_maf
 from nflows_mixer.transforms.coupling import AdditiveCoupling, AffineCoupling, Coupling
-from nflows_mixer.transforms.dense_flow_block import DenseFlowBlock
-from nflows_mixer.transforms.dequantize import UniformDequantization
+from nflows_mixer.transforms.dense_flow_block import (
+    CrossUnitCoupling,
+    DenseFlowBlock,
+    LearnedAugmentation,
+)
 from nflows_mixer.transforms.flow_layer import FlowLayer
 from nflows_mixer.transforms.glow_step import GlowStep
-from nflows_mixer.transforms.identity_maf import identity_maf
 from nflows_mixer.transforms.initialize import initialize, initialize_identity
 from nflows_mixer.transforms.linear import (
     FullLinear,
@@ -23,8 +23,11 @@ from nflows_mixer.transforms.linear import (
     LULinear,
     RLULinear,
 )
-from nflows_mixer.transforms.mixer import PatchMixerTransform
-from nflows_mixer.transforms.mixing import ChannelMixingTransform, PatchMixingTransform
+from nflows_mixer.transforms.mixing import (
+    ChannelMixingTransform,
+    PatchMixerTransform,
+    PatchMixingTransform,
+)
 from nflows_mixer.transforms.multiscale import MultiScaleTransform
 from nflows_mixer.transforms.patches import PatchTransform
 from nflows_mixer.transforms.permute import PermutePixels
@@ -35,9 +38,9 @@ from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
 from nflows_mixer.transforms.shift import ShiftTransform
 from nflows_mixer.transforms.spline import RationalQuadraticCoupling
 from nflows_mixer.transforms.squeeze import SqueezeAndSplit, SqueezeTransform
-from nflows_mixer.transforms.stochastic import StochasticTransform
+from nflows_mixer.transforms.stochastic import StochasticTransform, UniformDequantization
 from nflows_mixer.transforms.structured import ButterflyLinear, KroneckerLinear
-from nflows_mixer.transforms.variational import VariationalDequantization
+from nflows_mixer.transforms.variational import ConditionalNoise, VariationalDequantization
 
 __all__ = [
     "ActNorm",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer._distributed import all_reduce_sum
-from nflows_mixer.transforms.affine import AffineMaps
+from nflows_mixer.transforms.linear import AffineMaps
 
 
 class ActNorm(Transform):
@@ -125,8 +125,8 @@ class ActNorm(Transform):
         if not self.initialized:
             raise RuntimeError(
                 "ActNorm: expected to be initialised before it is evaluated or inverted, got no "
-                "batch yet; call nflows_mixer.transforms.initialize(flow, batch), or, where there are "
-                "no data, initialize_identity(flow), or train on a batch first"
+                "batch yet; call initialize(flow, batch) of nflows_mixer.transforms, or, without "
+                "data, its initialize_identity(flow), or train on a batch first"
             )
         self._check_shape(inputs)
         shared = (1,) * (inputs.dim() - 1 - len(self.shape))

@@ -12,13 +12,12 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nflows_mixer._checks import check_choice, mismatch
+from nflows_mixer._checks import check_choice, check_outputs, mismatch
 from nflows_mixer._modes import running_statistics
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.core.factory import call_factory
 from nflows_mixer.nn import ResidualMLP
-from nflows_mixer.nn.batch_norm import scratch_buffers
-from nflows_mixer.transforms.gradients import Gradients
+from nflows_mixer.transforms.gradients import Gradients, Pair
 
 ConditionerLike = Union[nn.Module, Callable[[int, int], nn.Module]]
 """A network, or a factory: (in_features, out_features) -> network."""
@@ -26,23 +25,11 @@ ConditionerLike = Union[nn.Module, Callable[[int, int], nn.Module]]
 _FLOOR = 0.1
 
 
-def _tanh_log_scale(u: Tensor) -> Tensor:
-    return 2 * torch.tanh(u / 2)
-
-
-def _sigmoid_log_scale(u: Tensor) -> Tensor:
-    return torch.log(_FLOOR + (1 - _FLOOR) * 2 * torch.sigmoid(u))
-
-
-def _softplus_log_scale(u: Tensor) -> Tensor:
-    return torch.log(_FLOOR + (1 - _FLOOR) * F.softplus(u) / math.log(2))
-
-
 LOG_SCALES: dict[str, Callable[[Tensor], Tensor]] = {
     "exp": lambda u: u,
-    "tanh": _tanh_log_scale,
-    "sigmoid": _sigmoid_log_scale,
-    "softplus": _softplus_log_scale,
+    "tanh": lambda u: 2 * torch.tanh(u / 2),
+    "sigmoid": lambda u: torch.log(_FLOOR + (1 - _FLOOR) * 2 * torch.sigmoid(u)),
+    "softplus": lambda u: torch.log(_FLOOR + (1 - _FLOOR) * F.softplus(u) / math.log(2)),
 }
 
 
@@ -171,72 +158,57 @@ class Coupling(Transform):
     def rebuild(
         self,
         outputs: Tensor,
-        grad_outputs: Tensor,
-        grad_logabsdet: Tensor,
+        grads: Pair,
         context: Tensor | None,
         gradients: Gradients,
-    ) -> tuple[Tensor, Tensor]:
+        parameters_of: Callable[..., Tensor] | None = None,
+        tensors: Sequence[Tensor] | None = None,
+    ) -> Pair:
         """Inputs and their gradient, from the outputs, by one evaluation of the conditioner.
 
         What conditions passes through, so that the network sees what it saw, in the mode that it
-        is in; its buffers do not change.
+        is in.
 
         Args:
             outputs: of ``forward``.
-            grad_outputs: their gradient.
-            grad_logabsdet: that of the log-dets.
+            grads: gradients of these and of the log-dets.
             context: as given to ``forward``.
-            gradients: those of parameters and context are added here.
+            gradients: those of ``tensors`` and of the context are added here.
+            parameters_of: the network, as a function of (fixed part, moved part, context); the
+                conditioner where None.
+            tensors: what that network reads; the conditioner's parameters where None.
         """
-        fixed, moved = self._split(outputs)
-        with torch.enable_grad(), scratch_buffers(self.conditioner):
+        fixed, moved = self.split_parts(outputs)
+        grad_fixed, grad_moved = self.split_parts(grads[0])
+        context = context if self._passes_context else None
+        with torch.enable_grad():
             fixed = fixed.detach().requires_grad_()
-            parameters = self._parameters_of(fixed, moved, context)
-        moved, grad_moved, grad_fixed = self.rebuild_moved(
-            moved,
-            parameters,
-            self._split(grad_outputs)[1],
-            grad_logabsdet,
-            fixed,
-            [context if self._passes_context else None, *self.conditioner.parameters()],
-            gradients,
-        )
-        grad_fixed = self._split(grad_outputs)[0] + grad_fixed
-        return self._join(fixed.detach(), moved), self._join(grad_fixed, grad_moved)
-
-    def rebuild_moved(
-        self,
-        moved: Tensor,
-        parameters: Tensor,
-        grad_moved: Tensor,
-        grad_logabsdet: Tensor,
-        fixed: Tensor,
-        tensors: Sequence[Tensor | None],
-        gradients: Gradients,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The moved part before the map, its gradient, and that of the part that conditions.
-
-        Args:
-            moved: y_b.
-            parameters: computed, in grad mode, from ``fixed`` and ``tensors``.
-            grad_moved: gradient of y_b.
-            grad_logabsdet: gradient of the log-dets.
-            fixed: x_a.
-            tensors: what else has gradients; these are added to ``gradients``.
-            gradients: see ``rebuild``.
-        """
+            parameters = (parameters_of or self._parameters_of)(fixed, moved, context)
         before = self.elementwise_inverse(moved, parameters.detach(), *self.constants)[0]
-        before = before.detach().requires_grad_()
-        given = parameters.detach().requires_grad_()
+        before, given = before.detach().requires_grad_(), parameters.detach().requires_grad_()
         with torch.enable_grad():
             mapped = self.elementwise(before, given, *self.constants)
         own = Gradients()
-        grad_before = own.backward(mapped, (grad_moved, grad_logabsdet), before, [given])
-        grad_parameters = own.of(given)
-        if grad_parameters is None:
-            return before.detach(), grad_before, torch.zeros_like(fixed)
-        grad_fixed = gradients.backward([parameters], [grad_parameters], fixed, tensors)
-        return before.detach(), grad_before, grad_fixed
+        grad_before = own.backward(mapped, (grad_moved, grads[1]), before, [given])
+        if (grad_parameters := own.of(given)) is not None:
+            read = [context, *(self.conditioner.parameters() if tensors is None else tensors)]
+            found = gradients.backward([parameters], [grad_parameters], fixed, read)
+            grad_fixed = grad_fixed + found
+        inputs = self._join(fixed.detach(), before.detach())
+        return inputs, self._join(grad_fixed, grad_before)
+
+    def split_parts(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The part that conditions and the part that moves, of [N, D, ...].
+
+        Example:
+            >>> [part.tolist() for part in AdditiveCoupling(3).split_parts(torch.ones(1, 3))]
+            [[[1.0, 1.0]], [[1.0]]]
+        """
+        count, first = self.split
+        if first:
+            return inputs[:, :count], inputs[:, count:]
+        moved = inputs.shape[1] - count
+        return inputs[:, moved:], inputs[:, :moved]
 
     def _map_part(self, function, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         if inputs.dim() < 2 or inputs.shape[1] != self.features:
@@ -246,7 +218,7 @@ class Coupling(Transform):
                 list(inputs.shape),
                 "build it for this number of features",
             )
-        fixed, moved = self._split(inputs)
+        fixed, moved = self.split_parts(inputs)
         parameters = self._parameters_of(fixed, moved, context)
         moved, logabsdet = function(moved, parameters, *self.constants)
         return self._join(fixed, moved), logabsdet
@@ -255,46 +227,13 @@ class Coupling(Transform):
         given = (fixed, context) if self._passes_context else (fixed,)
         # Under autocast a conditioner answers in half precision; the flow itself never runs in it.
         parameters = self.conditioner(*given).to(moved.dtype)
-        expected = self.parameters_per_feature * self.transformed_features
-        # One that broadcasts would be a right map with a wrong log-det.
-        if parameters.shape != (len(moved), expected, *moved.shape[2:]):
-            raise mismatch(
-                f"{type(self).__name__}.conditioner",
-                f"parameters of shape {[len(moved), expected, *moved.shape[2:]]}",
-                list(parameters.shape),
-                "give the network this many outputs, or pass a factory of it",
-            )
+        count = self.parameters_per_feature * self.transformed_features
+        shape = len(moved), count, *moved.shape[2:]
+        check_outputs(parameters, shape, f"{type(self).__name__}.conditioner", "parameters")
         return parameters
 
-    def _split(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        return split_parts(inputs, self.split)
-
     def _join(self, fixed: Tensor, moved: Tensor) -> Tensor:
-        return join_parts(fixed, moved, self.split)
-
-
-def split_parts(inputs: Tensor, split: tuple[int, bool]) -> tuple[Tensor, Tensor]:
-    """The part that conditions and the part that moves, of [N, D, ...]; see ``Coupling.split``.
-
-    Example:
-        >>> [part.tolist() for part in split_parts(torch.tensor([[1, 2, 3]]), (2, False))]
-        [[[2, 3]], [[1]]]
-    """
-    count, first = split
-    if first:
-        return inputs[:, :count], inputs[:, count:]
-    moved = inputs.shape[1] - count
-    return inputs[:, moved:], inputs[:, :moved]
-
-
-def join_parts(fixed: Tensor, moved: Tensor, split: tuple[int, bool]) -> Tensor:
-    """Undo ``split_parts``.
-
-    Example:
-        >>> join_parts(torch.tensor([[2, 3]]), torch.tensor([[1]]), (2, False)).tolist()
-        [[1, 2, 3]]
-    """
-    return torch.cat((fixed, moved) if split[1] else (moved, fixed), 1)
+        return torch.cat((fixed, moved) if self.split[1] else (moved, fixed), 1)
 
 
 class AffineCoupling(Coupling):

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import partial
-from typing import Any, NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from nflows.transforms import Transform
@@ -16,27 +16,16 @@ from torch import Tensor, nn
 from nflows_mixer._checks import ROWS_ADVICE, wrong_event
 from nflows_mixer._modes import EVALUATING, running_statistics, without_autocast
 from nflows_mixer.core.as_transform import FlowLike, as_transform
-from nflows_mixer.core.composite import inverse_function, run_chain
+from nflows_mixer.core.composite import run_chain
 from nflows_mixer.core.context import takes_context
-from nflows_mixer.nn.batch_norm import track_statistics
-from nflows_mixer.nn.conditioner import (
-    Conditioner,
-    Statistics,
-    append_context,
-    is_untouched,
-    stands_for_forward,
-)
+from nflows_mixer.nn.conditioner import Conditioner, Statistics, append_context
+from nflows_mixer.nn.norm import track_statistics
+from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms.actnorm import ActNorm
-from nflows_mixer.transforms.affine import (
-    AffineMaps,
-    apply_maps,
-    fold,
-    rebuild_affine,
-)
 from nflows_mixer.transforms.compiled import CompiledCalls
-from nflows_mixer.transforms.coupling import AffineCoupling, Coupling, join_parts, split_parts
-from nflows_mixer.transforms.gradients import Gradients, rebuild_by_inverse, tensors_in
-from nflows_mixer.transforms.linear import LULinear
+from nflows_mixer.transforms.coupling import AffineCoupling, Coupling
+from nflows_mixer.transforms.gradients import Gradients, Pair, inputs_of, recompute, tensors_in
+from nflows_mixer.transforms.linear import AffineMaps, LULinear, fold
 
 Maps = tuple[Tensor, Tensor, Tensor]
 
@@ -131,50 +120,49 @@ class FlowLayer(Transform):
         self._check_rows(inputs)
         if self.training and getattr(self.actnorm, "initialized", True) is False:
             self.actnorm.initialize(inputs)
-        weights = _weights_of(self, inverse=False)
-        if self._is_one_function(weights.network, weights.maps):
-            return self._coupled(inputs, context, weights.network, weights.maps)
-        return run_chain(self._steps(weights.network, weights.maps, False), inputs, context)
+        return self._map(inputs, context, inverse=False)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D] back, with running statistics even in training mode."""
         self._check_rows(inputs)
         with nullcontext() if EVALUATING.get() else running_statistics(self):
-            weights = _weights_of(self, inverse=True)
-            if self._is_one_function(weights.network, weights.inverse):
-                return self._coupled(inputs, context, weights.network, weights.inverse, True)
-            steps = self._steps(weights.network, weights.inverse, True)
-            return run_chain(steps[::-1], inputs, context)
+            return self._map(inputs, context, inverse=True)
 
     def rebuild(
-        self,
-        outputs: Tensor,
-        grad_outputs: Tensor,
-        grad_logabsdet: Tensor,
-        context: Tensor | None,
-        gradients: Gradients,
-    ) -> tuple[Tensor, Tensor]:
+        self, outputs: Tensor, grads: Pair, context: Tensor | None, gradients: Gradients
+    ) -> Pair:
         """Inputs and their gradient, from the outputs, by one evaluation of the conditioner.
 
         Arguments as for ``Coupling.rebuild``. Weights are those that were prepared for the pass, in
         both directions; gradients are of these, and of parameters of parts that have none.
         """
-        weights = _weights_of(self, inverse=None)
-        state, grad = outputs, grad_outputs
-        if weights.network is not None:
-            state, grad = self._rebuild_coupled(
-                state, grad, grad_logabsdet, context, weights.network, gradients
+        weights = self._weights(inverse=None)
+        state, grad = outputs, grads[0]
+        if (network := weights.network) is not None:
+            conditioner = self.flow.conditioner
+
+            def parameters_of(fixed: Tensor, moved: Tensor, given: Tensor | None) -> Tensor:
+                inputs = append_context(fixed, given, conditioner.context_features)
+                return self._call(
+                    conditioner.evaluate, inputs, network, conditioner.options(fixed)
+                )[0]
+
+            state, grad = self.flow.rebuild(
+                state, grads, context, gradients, parameters_of, tensors_in(network)
             )
         elif self.flow is not None:
             given = context if self._passes_context[-1] else None
-            state, grad = self.flow.rebuild(state, grad, grad_logabsdet, given, gradients)
-        if weights.maps is not None and weights.inverse is not None:
-            return rebuild_affine(
-                weights.maps, weights.inverse, state, grad, grad_logabsdet, gradients
-            )
-        for part in reversed(self._affine_parts()):
-            state, grad = rebuild_by_inverse(part, state, grad, grad_logabsdet, None, gradients)
-        return state, grad
+            state, grad = self.flow.rebuild(state, grads, given, gradients)
+        if weights.maps is None or weights.inverse is None:
+            for part in reversed(self._affine_parts()):
+                state, pair, own = inputs_of(part, state, None), (grad, grads[1]), part.parameters()
+                grad, _ = recompute(part, state, pair, None, list(own), gradients)
+            return state, grad
+        state = _apply(state, weights.inverse)
+        weight = weights.maps[0]
+        of_weight = grad.t() @ state if weight.dim() == 2 else (grad * state).sum(0)
+        gradients.add(weights.maps, [of_weight, grad.sum(0), grads[1].sum()])
+        return state, grad @ weight if weight.dim() == 2 else grad * weight
 
     def _check_rows(self, inputs: Tensor) -> None:
         if inputs.shape[1:] != (self.features,):
@@ -183,19 +171,21 @@ class FlowLayer(Transform):
     def _affine_parts(self) -> list[Any]:
         return [part for part in (self.actnorm, self.linear) if part is not None]
 
-    def _is_one_function(self, network: Any, maps: Maps | None) -> bool:
-        return network is not None and (maps is not None or not self._affine_parts())
-
-    def _steps(self, network: Any, maps: Maps | None, inverse: bool) -> list[tuple[Any, bool]]:
-        """Functions of one direction, in the order of the parts."""
+    def _map(self, inputs: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        """One direction: as one function, or as a chain of what is prepared and what is not."""
+        weights = self._weights(inverse)
+        maps = weights.inverse if inverse else weights.maps
+        affine = len(self._affine_parts())
+        if weights.network is not None and (maps is not None or not affine):
+            return self._coupled(inputs, context, weights.network, maps, inverse)
         steps: list[tuple[Any, bool]] = [
-            (inverse_function(part) if inverse else part, passes) for part, passes in self.chain()
+            (inverse_of(part) if inverse else part, passes) for part, passes in self.chain()
         ]
-        if network is not None:
-            steps[-1] = partial(self._coupled, network=network, inverse=inverse), True
+        if weights.network is not None:
+            steps[-1] = partial(self._coupled, network=weights.network, inverse=inverse), True
         if maps is not None:
-            steps[: len(self._affine_parts())] = [(partial(apply_maps, maps=maps), False)]
-        return steps
+            steps[:affine] = [(partial(_apply_maps, maps=maps), False)]
+        return run_chain(steps[::-1] if inverse else steps, inputs, context)
 
     def _coupled(
         self,
@@ -206,56 +196,40 @@ class FlowLayer(Transform):
         inverse: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """The coupling with its prepared network, and the affine map before it."""
-        coupling = self.flow
-        options = coupling.conditioner.options(rows)
-        with torch.autocast(rows.device.type, enabled=False) if _casts(rows) else nullcontext():
-            outputs, logabsdet, statistics = (self.compiled or call_directly)(
-                *(flow_layer_inverse if inverse else flow_layer, rows, maps, network),
-                *(self._given(context), coupling.split),
+        coupling, conditioner = self.flow, self.flow.conditioner
+        context = context if coupling._passes_context else None
+        if (None if context is None else context.shape[-1]) != conditioner.context_features:
+            append_context(rows, context, conditioner.context_features)  # which raises
+        options = conditioner.options(rows)
+        kind = rows.device.type
+        casts = torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False) if casts else nullcontext():
+            outputs, logabsdet, statistics = self._call(
+                *(flow_layer, rows, maps, network, context, coupling.split, inverse),
                 coupling.elementwise_inverse if inverse else coupling.elementwise,
-                coupling.constants,
-                *(coupling.conditioner.evaluate, options),
+                *(coupling.constants, conditioner.evaluate, options),
             )
         if statistics and not inverse:
-            _track(coupling.conditioner.batch_norms(), statistics)
+            _track(conditioner.batch_norms(), statistics)
         return outputs, logabsdet
 
-    def _rebuild_coupled(
-        self,
-        outputs: Tensor,
-        grad_outputs: Tensor,
-        grad_logabsdet: Tensor,
-        context: Tensor | None,
-        network: Any,
-        gradients: Gradients,
-    ) -> tuple[Tensor, Tensor]:
-        coupling = self.flow
-        context = self._given(context)
-        fixed, moved = split_parts(outputs, coupling.split)
-        grad_fixed, grad_moved = split_parts(grad_outputs, coupling.split)
-        with without_autocast(outputs):
-            with torch.enable_grad():
-                fixed = fixed.detach().requires_grad_()
-                parameters, _ = (self.compiled or call_directly)(
-                    evaluate_network,
-                    *(fixed, network, context, coupling.conditioner.evaluate),
-                    coupling.conditioner.options(outputs),
-                )
-            moved, grad_moved, grad_conditioning = coupling.rebuild_moved(
-                *(moved, parameters, grad_moved, grad_logabsdet),
-                *(fixed, [context, *tensors_in(network)], gradients),
-            )
-        rows = join_parts(fixed.detach(), moved, coupling.split)
-        return rows, join_parts(grad_fixed + grad_conditioning, grad_moved, coupling.split)
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return (function if self.compiled is None else partial(self.compiled, function))(*arguments)
 
-    def _given(self, context: Tensor | None) -> Tensor | None:
-        """The context, if the conditioner takes one; raise if it is not what was agreed."""
-        coupling = self.flow
-        context = context if coupling._passes_context else None
-        expected = coupling.conditioner.context_features
-        if (None if context is None else context.shape[-1]) != expected:
-            append_context(torch.empty(0, 0), context, expected)
-        return context
+    def _weights(self, inverse: bool | None) -> LayerWeights:
+        """Weights for one direction (None for both): those of the pass, or its own."""
+        if torch.compiler.is_compiling():
+            # What traces the whole flow gets the parts as they are.
+            return LayerWeights()
+        current = _PASS.get()
+        weights = None if current is None else current[0].get(self)
+        if weights is not None:
+            maps, of_inverse, _ = weights
+            if (of_inverse if inverse else maps) is not None or (
+                maps is None and of_inverse is None
+            ):
+                return weights
+        return prepare_layers([self], inverse).get(self, LayerWeights())
 
 
 def flow_layer(
@@ -264,6 +238,7 @@ def flow_layer(
     network: Any,
     context: Tensor | None,
     split: tuple[int, bool],
+    inverse: bool,
     elementwise: Callable[..., tuple[Tensor, Tensor]],
     constants: tuple,
     evaluate: Callable[..., tuple[Tensor, Statistics]],
@@ -277,91 +252,50 @@ def flow_layer(
     One compilation serves all layers of a size.
 
     Args:
-        rows: x, [N, D].
-        maps: A, t and the log-det of A; None for the identity.
+        rows: x, [N, D]; y for the inverse.
+        maps: A, t and the log-det of A, or those of the inverse map; None for the identity.
         network: prepared weights of f.
         context: [N, F], or None.
         split: see ``Coupling.split``.
-        elementwise: g.
+        inverse: whether the map comes behind the coupling.
+        elementwise: g, or its inverse.
         constants: of g.
         evaluate: f, see ``nn.Conditioner.evaluate``.
         options: of f.
 
     Returns:
-        y [N, D], log-dets [N], and the batch statistics of f.
+        y [N, D] (x for the inverse), log-dets [N], and the batch statistics of f.
     """
-    if maps is not None:
+    if maps is not None and not inverse:
         rows = _apply(rows, maps)
     count, first = split if split[1] else (rows.shape[1] - split[0], False)
     fixed, moved = rows.tensor_split((count,), 1) if first else rows.tensor_split((count,), 1)[::-1]
-    parameters, statistics = evaluate_network(fixed, network, context, evaluate, options)
-    moved, logabsdet = elementwise(moved, parameters, *constants)
-    if maps is not None:
-        logabsdet = logabsdet + maps[2]
-    return torch.cat((fixed, moved) if first else (moved, fixed), 1), logabsdet, statistics
-
-
-def flow_layer_inverse(
-    rows: Tensor,
-    maps: Maps | None,
-    network: Any,
-    context: Tensor | None,
-    split: tuple[int, bool],
-    elementwise: Callable[..., tuple[Tensor, Tensor]],
-    constants: tuple,
-    evaluate: Callable[..., tuple[Tensor, Statistics]],
-    options: tuple,
-) -> tuple[Tensor, Tensor, Statistics]:
-    """The inverse of ``flow_layer``, given the inverse maps and the inverse of g."""
-    count, first = split if split[1] else (rows.shape[1] - split[0], False)
-    fixed, moved = rows.tensor_split((count,), 1) if first else rows.tensor_split((count,), 1)[::-1]
-    parameters, statistics = evaluate_network(fixed, network, context, evaluate, options)
+    given = fixed if context is None else torch.cat([fixed, context], 1)
+    parameters, statistics = evaluate(given, network, options)
     moved, logabsdet = elementwise(moved, parameters, *constants)
     rows = torch.cat((fixed, moved) if first else (moved, fixed), 1)
     if maps is not None:
-        rows = _apply(rows, maps)
-        logabsdet = logabsdet + maps[2]
+        rows, logabsdet = _apply(rows, maps) if inverse else rows, logabsdet + maps[2]
     return rows, logabsdet, statistics
 
 
-def evaluate_network(
-    fixed: Tensor,
-    network: Any,
-    context: Tensor | None,
-    evaluate: Callable[..., tuple[Tensor, Statistics]],
-    options: tuple,
-) -> tuple[Tensor, Statistics]:
-    """Parameters of the rows that condition, context appended."""
-    inputs = fixed if context is None else torch.cat([fixed, context], 1)
-    return evaluate(inputs, network, options)
-
-
 def _apply(rows: Tensor, maps: Maps) -> Tensor:
-    """``apply_affine`` to rows that are known to fit."""
     weight, bias, _ = maps
     if weight.dim() == 1:
         return torch.addcmul(bias, rows, weight)
     return torch.nn.functional.linear(rows, weight, bias)
 
 
-def _casts(rows: Tensor) -> bool:
-    return torch.is_autocast_enabled(rows.device.type)
+def _apply_maps(rows: Tensor, context: Tensor | None, maps: Maps) -> tuple[Tensor, Tensor]:
+    """One map of rows, in the contract of a transform."""
+    with without_autocast(rows):
+        return _apply(rows, maps), maps[2].expand(len(rows))
 
 
-def call_directly(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Evaluate without compiling."""
-    return function(*arguments)
-
-
-class _Pass:
-    """Weights prepared for one pass of a flow, and the batch statistics that it met."""
-
-    def __init__(self, weights: dict[FlowLayer, LayerWeights], tracks: bool = True) -> None:
-        self.weights = weights
-        self.statistics: list[tuple[Any, Statistics]] | None = [] if tracks else None
-
-
-_PASS: ContextVar[_Pass | None] = ContextVar("nflows_mixer_pass", default=None)
+# Weights prepared for one pass of a flow, and the batch statistics that it met, where it tracks.
+_PASS: ContextVar[tuple[dict[FlowLayer, LayerWeights], list | None] | None] = ContextVar(
+    "nflows_mixer_pass", default=None
+)
 
 
 @contextmanager
@@ -372,14 +306,14 @@ def using_weights(weights: dict[FlowLayer, LayerWeights], tracks: bool = True) -
         weights: from ``prepare_layers``.
         tracks: whether batch normalizations track the statistics that they meet, at the end.
     """
-    current = _Pass(weights, tracks)
-    token = _PASS.set(current)
+    statistics: list | None = [] if tracks else None
+    token = _PASS.set((weights, statistics))
     try:
         yield
     finally:
         _PASS.reset(token)
-    if current.statistics:
-        track_statistics(current.statistics)
+    if statistics:
+        track_statistics(statistics)
 
 
 def is_in_pass() -> bool:
@@ -390,7 +324,7 @@ def is_in_pass() -> bool:
 def tensors_of(module: nn.Module) -> list[Tensor]:
     """Parameters of a module, and what was prepared of them for the pass that is under way."""
     current = _PASS.get()
-    prepared = {} if current is None else current.weights
+    prepared = {} if current is None else current[0]
     own = tuple(prepared[layer] for layer in layers_in(module) if layer in prepared)
     return [*module.parameters(), *tensors_in(own)]
 
@@ -399,22 +333,8 @@ def _track(norms: list[Any], statistics: Statistics) -> None:
     current = _PASS.get()
     if current is None:
         track_statistics([(norms, statistics)])
-    elif current.statistics is not None:
-        current.statistics.append((norms, statistics))
-
-
-def _weights_of(layer: FlowLayer, inverse: bool | None) -> LayerWeights:
-    """Weights of a layer for one direction (None for both): those of the pass, or its own."""
-    if torch.compiler.is_compiling():
-        # What traces the whole flow gets the parts as they are.
-        return LayerWeights()
-    current = _PASS.get()
-    weights = None if current is None else current.weights.get(layer)
-    if weights is not None:
-        maps, of_inverse, _ = weights
-        if (of_inverse if inverse else maps) is not None or (maps is None and of_inverse is None):
-            return weights
-    return prepare_layers([layer], inverse).get(layer, LayerWeights())
+    elif current[1] is not None:
+        current[1].append((norms, statistics))
 
 
 def layers_in(module: nn.Module) -> list[FlowLayer]:
@@ -462,13 +382,15 @@ def prepare_layers(
         if getattr(actnorm, "initialized", True) is False:
             continue
         weights[layer] = LayerWeights()
-        if _has_hooks(layer):
+        if _have_hooks(layer._modules.values()):
             continue
-        if (actnorm or linear) and _folds(actnorm) and _folds(linear):
+        parts = [part for part in (actnorm, linear) if part is not None]
+        folds = [stands_for_forward(type(part), "affine_maps") for part in parts]
+        if parts and all(folds):
             like = next((linear or actnorm).parameters(), torch.empty(0))
             kinds = type(actnorm), type(linear), getattr(linear, "bias", None) is None
             key = (*kinds, layer.features, like.dtype, like.device)
-            affine[key].append((layer, [part for part in (actnorm, linear) if part is not None]))
+            affine[key].append((layer, parts))
         network = getattr(flow, "conditioner", None)
         if isinstance(network, Conditioner) and isinstance(flow, Coupling):
             if stands_for_forward(type(flow), "elementwise"):
@@ -490,15 +412,51 @@ def prepare_layers(
     return weights
 
 
-def _folds(part: Transform | None) -> bool:
-    return part is None or (
-        hasattr(part, "affine_maps") and stands_for_forward(type(part), "affine_maps")
-    )
+def is_untouched(module: nn.Module, method: str, deep: bool = True) -> bool:
+    """Whether a faster method may stand for a module's ``forward``.
+
+    Not if a subclass has overridden ``forward`` and not the method, if ``forward`` was replaced on
+    the object, or if somebody listens to it or to a part of it by a hook.
+
+    Args:
+        module: any.
+        method: name of the method that does what its ``forward`` does.
+        deep: whether its parts are looked at, which the method does not call.
+
+    Example:
+        >>> layer = LULinear(4)
+        >>> is_untouched(layer, "affine_maps")
+        True
+        >>> handle = layer.register_forward_hook(lambda *arguments: None)
+        >>> is_untouched(layer, "affine_maps")
+        False
+    """
+    return stands_for_forward(type(module), method) and not _have_hooks([module], deep)
 
 
-def _has_hooks(layer: nn.Module) -> bool:
-    """Whether somebody listens to a part, or has replaced its ``forward``."""
-    rest: list[nn.Module | None] = list(layer._modules.values())
+# Not as a decorator: functools says that a class, as an argument, could not be hashed.
+@cast(Callable[[Any], Any], cache)
+def stands_for_forward(kind: type, method: str) -> bool:
+    """Whether no subclass of the class that defines a method has overridden ``forward`` since.
+
+    Args:
+        kind: a class of modules.
+        method: name of the method that does what ``forward`` does.
+
+    Example:
+        >>> class Own(nn.Linear):
+        ...     def forward(self, inputs):
+        ...         return 2 * super().forward(inputs)
+        >>> stands_for_forward(nn.Linear, "forward"), stands_for_forward(Own, "reset_parameters")
+        (True, False)
+    """
+    defined = [{"forward", method} & vars(base).keys() for base in kind.__mro__]
+    return method in next((names for names in defined if names), ())
+
+
+def _have_hooks(modules: Iterable[nn.Module | None], deep: bool = True) -> bool:
+    """Whether somebody listens to modules or their parts, or has replaced their ``forward``."""
+    rest = list(modules)
     while rest:
         part = rest.pop()
         if part is not None:
@@ -510,5 +468,5 @@ def _has_hooks(layer: nn.Module) -> bool:
                 or "forward" in part.__dict__
             ):
                 return True
-            rest += part._modules.values()
+            rest += part._modules.values() if deep else ()
     return False

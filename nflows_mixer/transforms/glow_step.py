@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from nflows.transforms import Permutation, Transform
 from torch import Tensor
+from torch.nn import functional as F
 
-from nflows_mixer._modes import is_compiling, running_statistics, without_autocast
+from nflows_mixer._checks import check_channels
+from nflows_mixer._modes import running_statistics, without_autocast
 from nflows_mixer.core.composite import CompositeTransform, run_chain
 from nflows_mixer.nn import DenseAttentionConditioner
-from nflows_mixer.nn.conditioner import is_untouched
 from nflows_mixer.transforms.actnorm import ActNorm
-from nflows_mixer.transforms.affine import apply_maps, fold
 from nflows_mixer.transforms.coupling import AffineCoupling, ConditionerLike
-from nflows_mixer.transforms.linear import InvertibleConv1x1
+from nflows_mixer.transforms.flow_layer import is_untouched
+from nflows_mixer.transforms.linear import InvertibleConv1x1, fold
 
 
 class GlowStep(CompositeTransform):
@@ -77,35 +78,40 @@ class GlowStep(CompositeTransform):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map images, ActNorm and convolution as one map of the channels."""
+        check_channels(inputs, self.channels, "GlowStep")
         actnorm: Any = self._transforms[0]
         if self.training and not actnorm.initialized:
             actnorm.initialize(inputs)
         if not self._folds():
             return super().forward(inputs, context)
-        chain = [(partial(apply_maps, maps=self._maps(inverse=False)), False), *self.chain()[2:]]
-        return run_chain(chain, inputs, context)
+        return run_chain([(self._map_channels, False), *self.chain()[2:]], inputs, context)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map images back, in evaluation mode."""
+        check_channels(inputs, self.channels, "GlowStep")
         if not self._folds():
             return super().inverse(inputs, context)
         with running_statistics(self):
             chain = [(part.inverse, passes) for part, passes in self.chain()[:1:-1]]
-            maps = self._maps(inverse=True)
-            return run_chain([*chain, (partial(apply_maps, maps=maps), False)], inputs, context)
+            back = partial(self._map_channels, inverse=True)
+            return run_chain([*chain, (back, False)], inputs, context)
 
     # In constant memory its parts are rebuilt one by one, in the order in which they stand.
     chain = CompositeTransform.chain
 
     def _folds(self) -> bool:
         actnorm, convolution = self._transforms[:2]
-        if is_compiling() or not actnorm.initialized:
+        if torch.compiler.is_compiling() or not actnorm.initialized:
             return False
         return is_untouched(actnorm, "affine_maps") and is_untouched(convolution, "inverse")
 
-    def _maps(self, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _map_channels(
+        self, images: Tensor, context: Tensor | None, inverse: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """ActNorm and convolution, or both undone, as one map."""
         actnorm, convolution = self._transforms[:2]
-        with without_autocast(actnorm.shift):
+        with without_autocast(images):
             maps = fold([[actnorm], [convolution.linear]])
-            weight, bias, logabsdet = maps.inverse() if inverse else maps
-        return weight[0], bias[0], logabsdet[0]
+            (weight,), (bias,), (logabsdet,) = maps.inverse() if inverse else maps
+            outputs = F.linear(images.movedim(1, -1), weight, bias).movedim(-1, 1)
+        return outputs, (images.shape[2:].numel() * logabsdet).expand(len(images))

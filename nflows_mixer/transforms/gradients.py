@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from nflows.transforms import Transform
 from torch import Tensor
+from torch.utils import _pytree
 
-from nflows_mixer.nn.batch_norm import scratch_buffers
 from nflows_mixer.numerics.autoregressive import inverse_of
+
+Pair = tuple[Tensor, Tensor]
+"""Outputs and log-dets, or the gradients of both."""
 
 
 class Gradients:
@@ -69,52 +72,36 @@ class Gradients:
         return torch.zeros_like(inputs) if of_inputs is None and inputs is not None else of_inputs
 
 
-def rebuild_by_inverse(
-    part: Transform,
-    outputs: Tensor,
-    grad_outputs: Tensor,
-    grad_logabsdet: Tensor,
-    context: Tensor | None,
-    gradients: Gradients,
-) -> tuple[Tensor, Tensor]:
-    """Inputs of any transform and their gradient, from its outputs: by its inverse.
-
-    Args:
-        part: its buffers do not change.
-        outputs: of its forward.
-        grad_outputs: their gradient.
-        grad_logabsdet: that of the log-dets.
-        context: as it was given.
-        gradients: those of parameters and context are added.
-    """
-    with torch.no_grad(), scratch_buffers(part):
-        inputs = inverse_of(part)(outputs, context)[0].to(outputs.dtype)
-    tensors = list(part.parameters())
-    grads = grad_outputs, grad_logabsdet
-    return inputs, recompute(part, inputs, *grads, context, tensors, gradients)[0]
+@torch.no_grad()
+def inputs_of(part: Transform, outputs: Tensor, context: Tensor | None) -> Tensor:
+    """Inputs of any transform, from its outputs: by its inverse, in the mode that it is in."""
+    return inverse_of(part)(outputs, context)[0].to(outputs.dtype)
 
 
 def recompute(
     part: Transform,
     inputs: Tensor,
-    grad_outputs: Tensor,
-    grad_logabsdet: Tensor,
+    grads: Pair,
     context: Tensor | None,
     tensors: Sequence[Tensor],
     gradients: Gradients,
-) -> tuple[Tensor, Tensor]:
+) -> Pair:
     """Gradient of the inputs of any transform, and its outputs, by evaluating it again.
 
-    Arguments as for ``rebuild_by_inverse``, with the inputs in place of the outputs, and
-    the ``tensors`` that it reads.
+    Args:
+        part: the transform; its buffers are those that its forward pass may write to again.
+        inputs: of its forward.
+        grads: gradients of outputs and log-dets.
+        context: as it was given.
+        tensors: what it reads, parameters among them.
+        gradients: those of ``tensors`` and of the context are added.
     """
-    with torch.enable_grad(), scratch_buffers(part):
+    with torch.enable_grad():
         inputs = inputs.detach().requires_grad_()
-        outputs, logabsdet = part(inputs, context)
-    grads = [grad_outputs.to(outputs.dtype), grad_logabsdet.to(logabsdet.dtype)]
-    return gradients.backward(
-        [outputs, logabsdet], grads, inputs, [context, *tensors]
-    ), outputs.detach()
+        outputs = part(inputs, context)
+    given = [gradient.to(output.dtype) for gradient, output in zip(grads, outputs)]
+    gradient = gradients.backward(outputs, given, inputs, [context, *tensors])
+    return gradient, outputs[0].detach()
 
 
 def tensors_in(weights: object) -> list[Tensor]:
@@ -124,21 +111,16 @@ def tensors_in(weights: object) -> list[Tensor]:
         >>> len(tensors_in((torch.ones(1), (None, torch.ones(2)))))
         2
     """
-    if isinstance(weights, Tensor):
-        return [weights]
-    return [t for part in weights for t in tensors_in(part)] if isinstance(weights, tuple) else []
+    return [leaf for leaf in _pytree.tree_flatten(weights)[0] if isinstance(leaf, Tensor)]
 
 
-def as_leaves(weights):
+def as_leaves(weights: Any) -> Any:
     """Nested tuples with the same values, each the leaf of a graph of its own.
 
     Example:
         >>> as_leaves((torch.ones(1, requires_grad=True) * 2, None))[0].is_leaf
         True
     """
-    if isinstance(weights, Tensor):
-        return weights.detach().requires_grad_(weights.requires_grad)
-    if not isinstance(weights, tuple):
-        return weights
-    leaves = [as_leaves(part) for part in weights]
-    return type(weights)(*leaves) if hasattr(weights, "_fields") else tuple(leaves)
+    return _pytree.tree_map_only(
+        Tensor, lambda t: t.detach().requires_grad_(t.requires_grad), weights
+    )

@@ -10,7 +10,7 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 
 from nflows_mixer._modes import in_mode
-from nflows_mixer.nn.batch_norm import scratch_buffers
+from nflows_mixer.nn.norm import scratch_buffers
 from nflows_mixer.transforms.actnorm import ActNorm
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -1,21 +1,23 @@
-"""A flow on rows, applied to every row or to every column of a matrix."""
+"""A flow on rows, applied to every row or column of a matrix; and the mixer layer made of both."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
 from einops import rearrange, reduce, repeat
-from nflows.transforms import Transform
+from nflows.transforms import InverseTransform, Transform
 from torch import Tensor, nn
 
 from nflows_mixer._checks import check_context, mismatch, wrong_event
 from nflows_mixer._modes import EVALUATING, running_statistics
-from nflows_mixer.core.as_transform import adapted
-from nflows_mixer.core.composite import inverse_function
+from nflows_mixer.core.as_transform import FlowLike, adapted, as_transform
+from nflows_mixer.core.composite import CompositeTransform, Passage
 from nflows_mixer.core.context import row_lengths, takes_context
-from nflows_mixer.core.passage import Passage
 from nflows_mixer.core.probe import check_usable
+from nflows_mixer.numerics.autoregressive import inverse_of
+from nflows_mixer.transforms.patches import PatchTransform
 
 
 class _MixingTransform(Transform):
@@ -49,7 +51,7 @@ class _MixingTransform(Transform):
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map every row back, with running statistics even in training mode."""
         with nullcontext() if EVALUATING.get() else running_statistics(self.transform):
-            return self._map_rows(inverse_function(self.transform), inputs, context)
+            return self._map_rows(inverse_of(self.transform), inputs, context)
 
     def passage(self, inputs: Tensor) -> Passage:
         """Rows out of a matrix, and back."""
@@ -164,3 +166,67 @@ class PatchMixingTransform(_MixingTransform):
     """
 
     _rows, _row_axis = "(b c) p", 2
+
+
+class PatchMixerTransform(CompositeTransform):
+    r"""A mixer layer: cut into patches, channel flow on rows, patch flow on columns, reassemble.
+
+    .. math:: \mathrm{patches}^{-1} \circ \mathrm{columns}(f_\mathrm{patch}) \circ
+              \mathrm{rows}(f_\mathrm{channel}) \circ \mathrm{patches}
+
+    Args:
+        image_shape: (C, H, W).
+        patch_size: p, or (height, width), or a ready ``PatchTransform`` of this shape.
+        channel_flow: transform of rows of length p_h * p_w * C, or a factory of one,
+            ``features -> transform``.
+        patch_flow: transform of rows of length n_patches, or a factory of one.
+        layout: see ``PatchTransform``.
+        positions: ``rows -> [rows, F]``, the positional context of the flows; None gives none.
+
+    Shapes:
+        inputs and outputs [B, C, H, W]; context [B, F].
+
+    Raises:
+        TypeError: if a flow is no nflows transform and no factory of one.
+        ValueError: if a patch does not divide the image, or a flow has another length.
+
+    References:
+        MixerFlow, Section 4 and Figure 4.
+
+    Example:
+        >>> import torch
+        >>> from nflows.transforms import LULinear, MaskedAffineAutoregressiveTransform
+        >>> layer = PatchMixerTransform(
+        ...     image_shape=(3, 8, 8),
+        ...     patch_size=4,
+        ...     channel_flow=lambda features: MaskedAffineAutoregressiveTransform(features, 64),
+        ...     patch_flow=lambda features: LULinear(features, identity_init=True),
+        ... )
+        >>> images, logabsdet = layer(torch.rand(5, 3, 8, 8))
+        >>> images.shape, logabsdet.shape
+        (torch.Size([5, 3, 8, 8]), torch.Size([5]))
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        patch_size: int | Sequence[int] | PatchTransform,
+        channel_flow: FlowLike,
+        patch_flow: FlowLike,
+        layout: str = "patch",
+        positions: Callable[[int], Tensor] | None = None,
+    ) -> None:
+        patches = patch_size
+        if not isinstance(patches, PatchTransform):
+            patches = PatchTransform(image_shape, patches, layout)
+        channel = as_transform(channel_flow, patches.channels, "PatchMixerTransform.channel_flow")
+        patch = as_transform(patch_flow, patches.n_patches, "PatchMixerTransform.patch_flow")
+        super().__init__(
+            [
+                patches,
+                ChannelMixingTransform(channel, positions and positions(patches.n_patches)),
+                PatchMixingTransform(patch, positions and positions(patches.channels)),
+                InverseTransform(patches),
+            ]
+        )
+        self.image_shape = patches.image_shape

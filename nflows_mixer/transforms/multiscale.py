@@ -16,7 +16,7 @@ from nflows_mixer.core.context import shape_after, takes_context
 from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms.dense_flow_block import DenseFlowBlock
 from nflows_mixer.transforms.squeeze import SqueezeAndSplit, SqueezeTransform
-from nflows_mixer.transforms.stochastic import StochasticTransform, check_noise_is_passed
+from nflows_mixer.transforms.stochastic import StochasticTransform, check_noise_is_passed, cut
 
 
 class MultiScaleTransform(StochasticTransform):
@@ -142,7 +142,7 @@ class MultiScaleTransform(StochasticTransform):
         """Cut latents [B, D] into the pieces of ``latent_shapes``, each [B, ...]."""
         advice = "pass what forward returned, or a sample of the base"
         check_event(latents, self.output_shape(self.image_shape), "MultiScaleTransform", advice)
-        pieces = _cut(latents, list(self.latent_shapes.values()))
+        pieces = cut(latents, list(self.latent_shapes.values()))
         return dict(zip(self.latent_shapes, pieces))
 
     def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
@@ -164,14 +164,8 @@ class MultiScaleTransform(StochasticTransform):
             advice = "none of its parts draws any"
             raise mismatch("MultiScaleTransform", "no noise", list(noise.shape), advice)
         row = self.noise_for(inputs, noise, inputs.dtype)
-        pieces = iter(_cut(row, [shape for shape in self._noise_shapes if shape is not None]))
+        pieces = iter(cut(row, [shape for shape in self._noise_shapes if shape is not None]))
         return [None if shape is None else next(pieces) for shape in self._noise_shapes]
-
-
-def _cut(rows: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Rows [B, N] as pieces of these shapes, [B, *shape] each."""
-    pieces = rows.split([math.prod(shape) for shape in shapes], dim=1)
-    return [piece.reshape(-1, *shape) for piece, shape in zip(pieces, shapes)]
 
 
 def _reads_earlier(part: nn.Module) -> bool:

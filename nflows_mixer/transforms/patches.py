@@ -1,4 +1,4 @@
-"""Images as matrices of patches x channels, in four layouts."""
+"""Matrices of patches, in four layouts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from einops import rearrange
 from nflows.transforms import Transform
 from torch import Tensor
 
-from nflows_mixer._checks import as_pair, check_choice, check_image_shape, mismatch, wrong_event
+from nflows_mixer._checks import (
+    as_pair,
+    check_choice,
+    check_image_shape,
+    mismatch,
+    wrong_event,
+)
 from nflows_mixer.core.composite import no_volume_change
 
 LAYOUTS = ("patch", "band", "stripe", "dilated")

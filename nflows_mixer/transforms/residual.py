@@ -10,7 +10,7 @@ import torch
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflows_mixer._checks import ROWS_ADVICE, check_event, check_positive, mismatch
+from nflows_mixer._checks import ROWS_ADVICE, check_event, check_outputs, check_sizes, mismatch
 from nflows_mixer._modes import running_statistics
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.core.factory import call_factory
@@ -85,8 +85,7 @@ class ResidualTransform(Transform):
     ) -> None:
         super().__init__()
         owner = "ResidualTransform"
-        check_positive(owner, "features", features)
-        check_positive(owner, "max_iterations", max_iterations)
+        check_sizes(owner, features=features, max_iterations=max_iterations)
         if tolerance is not None and not tolerance > 0:
             raise mismatch(owner, "tolerance above 0", tolerance, "give None for one by dtype")
         if not isinstance(network, nn.Module):
@@ -139,14 +138,7 @@ class ResidualTransform(Transform):
             # An encoder under autocast answers in half precision; see forward.
             cast = None if context is None else context.to(rows.dtype)
             moves = self.network(rows, cast) if self._passes_context else self.network(rows)
-            # One that broadcasts would be a right map with a wrong log-det.
-            if moves.shape != rows.shape:
-                raise mismatch(
-                    "ResidualTransform.network",
-                    f"outputs of shape {list(rows.shape)}",
-                    list(moves.shape),
-                    "give the network as many outputs as inputs, or pass a factory of it",
-                )
+            check_outputs(moves, rows.shape, "ResidualTransform.network", "outputs")
             return moves
 
         return network

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,13 +16,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
-from nflows_mixer._checks import check_choice, check_positive, mismatch
+from nflows_mixer._checks import check_choice, check_sizes, mismatch
 from nflows_mixer._distributed import all_reduce_max, world_size
-from nflows_mixer._modes import autocast_dtype, running_statistics
-from nflows_mixer.core.composite import CompositeTransform, run_chain
-from nflows_mixer.core.passage import Passage
-from nflows_mixer.nn.batch_norm import scratch_buffers
-from nflows_mixer.nn.conditioner import is_untouched
+from nflows_mixer._modes import autocast_dtype, running_statistics, without_autocast
+from nflows_mixer.core.composite import CompositeTransform, Passage, run_chain
+from nflows_mixer.nn.norm import scratch_buffers
 from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.compiled import CompiledCalls
@@ -30,6 +28,7 @@ from nflows_mixer.transforms.flow_layer import (
     FlowLayer,
     LayerWeights,
     is_in_pass,
+    is_untouched,
     layers_in,
     prepare_layers,
     tensors_of,
@@ -37,7 +36,9 @@ from nflows_mixer.transforms.flow_layer import (
 )
 from nflows_mixer.transforms.gradients import (
     Gradients,
+    Pair,
     as_leaves,
+    inputs_of,
     recompute,
     tensors_in,
 )
@@ -123,8 +124,7 @@ class ReversibleCompositeTransform(CompositeTransform):
         super().__init__(transforms)
         owner = "ReversibleCompositeTransform"
         check_choice(owner, "memory", memory, MEMORY)
-        check_positive(owner, "anchors", anchors)
-        check_positive(owner, "check_every", check_every)
+        check_sizes(owner, anchors=anchors, check_every=check_every)
         if compile and memory != "full" and not COMPILES:
             raise mismatch(
                 owner,
@@ -204,8 +204,12 @@ class ReversibleCompositeTransform(CompositeTransform):
         """Keep the inputs of the parts, and evaluate each once more in the backward pass."""
 
         def calls(part: Transform) -> Callable[..., tuple[Tensor, Tensor]]:
-            contexts = partial(_contexts_of_checkpoint, part, weights)
-            return partial(checkpoint, part, use_reentrant=False, context_fn=contexts)
+            return partial(
+                checkpoint,
+                part,
+                use_reentrant=False,
+                context_fn=lambda: (nullcontext(), _Again(part, weights)),
+            )
 
         return run_chain([(calls(part), passes) for part, passes in chain], inputs, context)
 
@@ -225,7 +229,8 @@ class ReversibleCompositeTransform(CompositeTransform):
         tensors, own = ([pair[i] for pair in pairs.values()] for i in (0, 1))
         first = len(self._transforms) - len(chain)
         names = [f"_transforms.{first + i}" for i in range(len(chain))]
-        return _Rebuilt.apply(_Run(self, chain, names, leaves, own), inputs, context, *tensors)
+        run = _Run(self, chain, names, leaves, own, _Again(self, leaves))
+        return _Rebuilt.apply(run, inputs, context, *tensors)
 
     def _kept(self, names: Sequence[str]) -> tuple[set[int], set[int]]:
         """Places of parts before which the state is kept: anchors, and inexact parts."""
@@ -233,18 +238,15 @@ class ReversibleCompositeTransform(CompositeTransform):
         anchors = {len(names) * i // count for i in range(count)}
         return anchors, {i for i, name in enumerate(names) if name in self.inexact}
 
-    def _is_due(self, device: torch.device) -> bool:
-        self._passes += 1
-        every = self.check_every
-        return _is_read_freely(device) or self._passes % every == 1 or every == 1
-
-    def _is_exact(self, error: Tensor, due: bool) -> bool:
-        """Whether all went well since the last look, in all processes, as far as one was due."""
-        before = self._error
+    def _is_exact(self, error: Tensor, broken: bool) -> bool:
+        """Whether all went well since the last look, in all processes, as far as one is due."""
+        before, every = self._error, self.check_every
         if before is not None and (before.dtype, before.device) == (error.dtype, error.device):
             error = torch.maximum(before, error)
         self._error = error
-        if not due:
+        self._passes += 1
+        freely = _is_read_freely(error.device)
+        if not (freely or broken or every == 1 or self._passes % every == 1):
             return True
         self._largest, self._error = all_reduce_max(_known(error)).item(), None
         return self._largest <= self._tolerance(error.dtype)
@@ -262,7 +264,7 @@ class ReversibleCompositeTransform(CompositeTransform):
             if name not in self.inexact:
                 try:
                     zeros = torch.zeros_like(after), after.new_zeros(len(after))
-                    rebuilt, _ = _rebuild(call, after, *zeros, context, Gradients())
+                    rebuilt, _ = _rebuild(call, after, zeros, context, Gradients())
                     error = _relative_error(rebuilt, before)
                 except NotInvertible as raised:
                     error, reasons[name] = before.new_full((), torch.inf), f"{raised}"
@@ -308,50 +310,32 @@ def _relative_error(rebuilt: Tensor, known: Tensor) -> Tensor:
 
 
 class _Again:
-    """Context of a part that is evaluated again, by every backward pass through it."""
+    """Modes, parameters and prepared weights as they are, for passes that are made again later.
 
-    def __init__(self, part: Transform, weights: Weights) -> None:
-        self.part, self.weights = part, weights
-        self.parameters = _parameters_of(part)
+    What writes to buffers then writes to copies. Parameters are kept by value:
+    ``torch.func.functional_call`` puts others there for one call.
+    """
+
+    def __init__(self, module: nn.Module, weights: Weights) -> None:
+        self.module, self.weights = module, weights
+        self.modes = [(part, part.training) for part in module.modules()]
+        self.parameters = [(part, dict(part._parameters)) for part in module.modules()]
 
     def __enter__(self) -> None:
         self.stack = ExitStack()
-        self.stack.enter_context(_with_parameters(self.parameters))
-        self.stack.enter_context(scratch_buffers(self.part))
+        for part, training in self.modes:
+            if part.training != training:
+                self.stack.callback(setattr, part, "training", part.training)
+                part.training = training
+        for part, was in self.parameters:
+            if any(part._parameters.get(name) is not tensor for name, tensor in was.items()):
+                self.stack.callback(part._parameters.update, dict(part._parameters))
+                part._parameters.update(was)
+        self.stack.enter_context(scratch_buffers(self.module))
         self.stack.enter_context(using_weights(self.weights, tracks=False))
 
     def __exit__(self, *error: Any) -> None:
         self.stack.close()
-
-
-def _contexts_of_checkpoint(
-    part: Transform, weights: Weights
-) -> tuple[AbstractContextManager, AbstractContextManager]:
-    return nullcontext(), _Again(part, weights)
-
-
-Parameters = list[tuple[nn.Module, dict[str, Any]]]
-
-
-def _parameters_of(module: nn.Module) -> Parameters:
-    """Parameters by value: ``torch.func.functional_call`` puts others there for one call."""
-    return [(part, dict(part._parameters)) for part in module.modules() if part._parameters]
-
-
-@contextmanager
-def _with_parameters(parameters: Parameters) -> Iterator[None]:
-    changed = [
-        (part, was, dict(part._parameters))
-        for part, was in parameters
-        if any(part._parameters.get(name) is not tensor for name, tensor in was.items())
-    ]
-    for part, was, _ in changed:
-        part._parameters.update(was)
-    try:
-        yield
-    finally:
-        for part, _, now in changed:
-            part._parameters.update(now)
 
 
 class NotInvertible(RuntimeError):
@@ -369,6 +353,14 @@ class _Call:
     kept: Tensor | None = None
     random: tuple[Tensor, tuple] | None = None
 
+    def again(
+        self, inputs: Tensor, grads: Pair, context: Tensor | None, gradients: Gradients
+    ) -> Pair:
+        """Gradient of its inputs, and its outputs; see ``recompute``."""
+        given = context if self.passes_context else None
+        with _random(self.random):
+            return recompute(self.part, inputs, grads, given, tensors_of(self.part), gradients)
+
 
 @dataclass
 class _Run:
@@ -379,41 +371,26 @@ class _Run:
     names: Sequence[str]
     weights: Weights
     own: Sequence[Tensor]
+    again: _Again
     calls: list[_Call] = field(default_factory=list)
-    modes: list[bool] = field(default_factory=list)
-    parameters: Parameters = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     inexact: set[int] = field(default_factory=set)
     has_context: bool = False
-
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        """Modes, parameters and prepared weights as in the forward pass."""
-        parts = list(self.owner.modules())
-        changed = [p for p, training in zip(parts, self.modes) if p.training != training]
-        for part in changed:
-            part.training = not part.training
-        try:
-            with _with_parameters(self.parameters), using_weights(self.weights, tracks=False):
-                yield
-        finally:
-            for part in changed:
-                part.training = not part.training
 
 
 def _evaluate(call: _Call, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     """Evaluate a part, and note in ``call`` what its backward pass needs."""
     part = call.part
     context = context if call.passes_context else None
-    if _offers(part, "passage"):
+    if is_untouched(part, "passage", deep=False):
         passage = call.passage = part.passage(inputs)
         inner = _Call(passage.child, True)
         call.children = [inner]
         rows, logabsdet = _evaluate(inner, passage.enter(inputs), passage.context(context))
         outputs = passage.leave(rows.to(inputs.dtype), inputs)
         return outputs, _wide(logabsdet).unflatten(0, (-1, passage.rows)).sum(1)
-    rebuilds = _offers(part, "rebuild") and getattr(part, "rebuilds", True)
-    if not rebuilds and _offers(part, "chain"):
+    rebuilds = is_untouched(part, "rebuild", deep=False) and getattr(part, "rebuilds", True)
+    if not rebuilds and is_untouched(part, "chain", deep=False):
         call.children = [_Call(child, passes) for child, passes in part.chain()]
         functions = [(partial(_evaluate, child), True) for child in call.children]
         return run_chain(functions, inputs, context)
@@ -426,79 +403,40 @@ def _evaluate(call: _Call, inputs: Tensor, context: Tensor | None) -> tuple[Tens
 
 
 def _rebuild(
-    call: _Call,
-    outputs: Tensor,
-    grad_outputs: Tensor,
-    grad_logabsdet: Tensor,
-    context: Tensor | None,
-    gradients: Gradients,
-) -> tuple[Tensor, Tensor]:
+    call: _Call, outputs: Tensor, grads: Pair, context: Tensor | None, gradients: Gradients
+) -> Pair:
     """Inputs of a part and their gradient, from its outputs; see ``Coupling.rebuild``."""
-    part = call.part
+    part, (grad_outputs, grad_logabsdet) = call.part, grads
     context = context if call.passes_context else None
-    if call.passage is not None:
-        return _rebuild_inside(call, outputs, grad_outputs, grad_logabsdet, context, gradients)
+    if (passage := call.passage) is not None:
+        with torch.enable_grad():
+            given = passage.context(context)
+        own = None if given is None else given.detach().requires_grad_(given.requires_grad)
+        of_rows = repeat(grad_logabsdet, "b -> (b rows)", rows=passage.rows)
+        entered = passage.enter(outputs), (passage.enter(grad_outputs), of_rows)
+        found = _rebuild(call.children[0], *entered, own, gradients)
+        if given is not None and (of_context := gradients.of(own)) is not None:
+            wanted = [context, getattr(part, "positions", None)]
+            gradients.backward([given], [of_context], None, wanted)
+        return passage.leave(found[0], outputs), passage.leave(found[1], grad_outputs)
     for child in reversed(call.children):
-        outputs, grad_outputs = _rebuild(
-            child, outputs, grad_outputs, grad_logabsdet, context, gradients
-        )
+        pair = grad_outputs, grad_logabsdet
+        outputs, grad_outputs = _rebuild(child, outputs, pair, context, gradients)
     if call.children:
         return outputs, grad_outputs
     if getattr(part, "rearranges", False):
         return inverse_of(part)(outputs, None)[0], inverse_of(part)(grad_outputs, None)[0]
-    grads = grad_outputs, grad_logabsdet
     inputs = call.kept
     try:
-        if (
-            inputs is None
-            and hasattr(part, "rebuild")
-            and is_untouched(part, "rebuild", deep=False)
-        ):
-            with _random(call.random):
-                return part.rebuild(outputs, *grads, context, gradients)
-        if inputs is None:
-            with _random(call.random), torch.no_grad(), scratch_buffers(part):
-                inputs = inverse_of(part)(outputs, context)[0].to(outputs.dtype)
+        with _random(call.random):
+            if inputs is None and is_untouched(part, "rebuild", deep=False):
+                return part.rebuild(outputs, grads, context, gradients)
+            inputs = inputs_of(part, outputs, context) if inputs is None else inputs
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # of whatever kind a transform of others raises
         raise NotInvertible(f"{type(part).__name__}.inverse: {error}") from error
-    with _random(call.random):
-        found, _ = recompute(part, inputs, *grads, context, tensors_of(part), gradients)
-    return inputs, found
-
-
-def _rebuild_inside(
-    call: _Call,
-    outputs: Tensor,
-    grad_outputs: Tensor,
-    grad_logabsdet: Tensor,
-    context: Tensor | None,
-    gradients: Gradients,
-) -> tuple[Tensor, Tensor]:
-    """``_rebuild`` of a wrapper: of its child."""
-    passage = call.passage
-    assert passage is not None
-    with torch.enable_grad():
-        given = passage.context(context)
-    inner_context = None if given is None else given.detach().requires_grad_(given.requires_grad)
-    inner, grad_inner = _rebuild(
-        call.children[0],
-        passage.enter(outputs),
-        passage.enter(grad_outputs),
-        repeat(grad_logabsdet, "b -> (b rows)", rows=passage.rows),
-        inner_context,
-        gradients,
-    )
-    of_context = gradients.of(inner_context)
-    if given is not None and of_context is not None:
-        wanted = [context, getattr(call.part, "positions", None)]
-        gradients.backward([given], [of_context], None, wanted)
-    return passage.leave(inner, outputs), passage.leave(grad_inner, grad_outputs)
-
-
-def _offers(part: Transform, method: str) -> bool:
-    return hasattr(part, method) and is_untouched(part, method, deep=False)
+    return inputs, call.again(inputs, grads, context, gradients)[0]
 
 
 def _has_batch_statistics(part: nn.Module) -> bool:
@@ -531,8 +469,6 @@ class _Rebuilt(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         anchors, run.inexact = run.owner._kept(run.names)
         run.places = sorted(anchors | run.inexact)
-        run.modes = [part.training for part in run.owner.modules()]
-        run.parameters = _parameters_of(run.owner)
         run.has_context = context is not None
         outputs, kept = inputs, []
         total = torch.zeros(len(inputs), dtype=torch.float32, device=inputs.device)
@@ -551,48 +487,34 @@ class _Rebuilt(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, grad_outputs: Tensor, grad_logabsdet: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         run: _Run = ctx.run
         outputs, *saved = ctx.saved_tensors
         kept = dict(zip(run.places, saved))
         context = saved[len(kept)] if run.has_context else None
         if context is not None:
             context = context.detach().requires_grad_(context.requires_grad)
-        with run.again():
-            gradients, gradient = _backward(
-                run, outputs, kept, grad_outputs, grad_logabsdet, context
-            )
+        with run.again, without_autocast(outputs):
+            gradients, gradient = _backward(run, outputs, kept, grads, context)
         of_tensors = [gradients.of(tensor) for tensor in run.own]
         return None, gradient, gradients.of(context), *of_tensors
 
 
 def _backward(
-    run: _Run,
-    outputs: Tensor,
-    kept: dict[int, Tensor],
-    grad_outputs: Tensor,
-    grad_logabsdet: Tensor,
-    context: Tensor | None,
+    run: _Run, outputs: Tensor, kept: dict[int, Tensor], grads: Any, context: Tensor | None
 ) -> tuple[Gradients, Tensor]:
-    gradients = Gradients()
-    state, gradient, errors, broken = outputs, grad_outputs, [], False
-    for i in reversed(range(len(run.calls))):
-        call = run.calls[i]
-        given = context if call.passes_context else None
+    gradients, (gradient, of_logabsdet) = Gradients(), grads
+    state, errors, broken = outputs, [], False
+    for i, call in reversed(list(enumerate(run.calls))):
+        pair = gradient, of_logabsdet
         if i in run.inexact:
-            with _random(call.random):
-                gradient, known = recompute(
-                    *(call.part, kept[i], gradient, grad_logabsdet, given),
-                    *(tensors_of(call.part), gradients),
-                )
+            gradient, known = call.again(kept[i], pair, context, gradients)
             if i + 1 < len(run.calls):
                 errors.append(_relative_error(state, known))
             state = kept[i]
             continue
         try:
-            state, gradient = _rebuild(call, state, gradient, grad_logabsdet, context, gradients)
+            state, gradient = _rebuild(call, state, pair, context, gradients)
         except NotInvertible:
             if world_size() > 1:
                 # The others go on, and would wait for batch statistics of this one.
@@ -606,21 +528,11 @@ def _backward(
     error = torch.stack(errors).max() if errors else outputs.new_zeros(())
     # Outputs that overflowed are no fault of the inverses.
     error = torch.where(torch.isfinite(outputs).all(), error, 0.0)
-    if run.owner._is_exact(error, run.owner._is_due(outputs.device) or broken):
+    if run.owner._is_exact(error, broken):
         return gradients, gradient
-    return _recomputed(run, kept[0], grad_outputs, grad_logabsdet, context)
-
-
-def _recomputed(
-    run: _Run,
-    inputs: Tensor,
-    gradient: Tensor,
-    grad_logabsdet: Tensor,
-    context: Tensor | None,
-) -> tuple[Gradients, Tensor]:
-    """Name the inexact parts, and go back with the inputs of all of them."""
-    states, calls = [inputs], []
-    with torch.no_grad(), scratch_buffers(run.owner):
+    # Name the inexact parts, and go back with the inputs of all of them.
+    states, calls, (gradient, _) = [kept[0]], [], grads
+    with torch.no_grad():
         for call in run.calls:
             calls.append(_Call(call.part, call.passes_context))
             with _random(call.random):
@@ -628,10 +540,5 @@ def _recomputed(
     run.owner._name_inexact(run, states, calls, context)
     gradients = Gradients()
     for call, state in zip(reversed(run.calls), reversed(states[:-1])):
-        given = context if call.passes_context else None
-        with _random(call.random):
-            gradient, _ = recompute(
-                *(call.part, state, gradient, grad_logabsdet, given),
-                *(tensors_of(call.part), gradients),
-            )
+        gradient, _ = call.again(state, (gradient, of_logabsdet), context, gradients)
     return gradients, gradient

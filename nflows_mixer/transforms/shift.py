@@ -10,8 +10,8 @@ from torch import Tensor
 
 from nflows_mixer._checks import as_pair, check_image_shape, mismatch, wrong_event
 from nflows_mixer.core.as_transform import built
+from nflows_mixer.core.composite import Passage
 from nflows_mixer.core.context import takes_context
-from nflows_mixer.core.passage import Passage
 
 ImageTransformLike = Union[Transform, Callable[[tuple[int, int, int]], Transform]]
 """A transform of images, or a factory: image shape -> transform."""

@@ -80,8 +80,7 @@ class SqueezeAndSplit(SqueezeTransform):
         factor: s, of the squeeze; 1 only splits.
         kept_channels: how many of the squeezed channels go on; half, rounded up, where None.
 
-    Shapes:
-        inputs [B, C, H, W], outputs [B, C s^2, H / s, W / s].
+    Shapes: as ``SqueezeTransform``.
 
     Raises:
         ValueError: if s does not divide height and width, or one of the parts would be empty.

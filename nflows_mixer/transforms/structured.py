@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -11,7 +10,6 @@ import torch
 from einops import rearrange
 from nflows.transforms import Transform
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nflows_mixer._checks import ROWS_ADVICE, check_event, check_positive, mismatch
 
@@ -50,85 +48,7 @@ class _LUBlocks(nn.Module):
         return self.packed.diagonal(dim1=-2, dim2=-1)
 
 
-class _FactoredLinear(Transform, ABC):
-    """A row is an array of ``factors``; one stage of LU blocks after the other maps its axes."""
-
-    def __init__(
-        self,
-        features: int,
-        factors: Sequence[int] | None = None,
-        bias: bool = True,
-        *,
-        axes: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__()
-        owner = type(self).__name__
-        check_positive(owner, "features", features)
-        if factors is None:
-            factors = nearly_square(features) if axes is None else self._factors_of(axes)
-        factors = tuple(factors)
-        for factor in factors:
-            check_positive(owner, "each factor", factor)
-        if not factors or math.prod(factors) != features:
-            raise mismatch(
-                owner,
-                f"factors of {features}",
-                list(factors),
-                "their product has to be the row length; None takes two that are nearly equal",
-            )
-        self.features = features
-        self.factors = factors
-        self.stages = nn.ModuleList(
-            _LUBlocks(self._num_blocks(factor), factor) for factor in factors
-        )
-        self.register_parameter("bias", nn.Parameter(torch.zeros(features)) if bias else None)
-
-    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map rows [N, D]."""
-        check_event(inputs, (self.features,), type(self).__name__, ROWS_ADVICE)
-        with torch.autocast(inputs.device.type, enabled=False):
-            outputs = self._map(inputs)
-            if self.bias is not None:
-                outputs = outputs + self.bias
-        return outputs, self._logabsdet(inputs)
-
-    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map rows [N, D] back, by two triangular solves of each stage."""
-        check_event(inputs, (self.features,), type(self).__name__, ROWS_ADVICE)
-        rows = inputs if self.bias is None else inputs - self.bias
-        return self._map_back(rows), -self._logabsdet(inputs)
-
-    def _logabsdet(self, inputs: Tensor) -> Tensor:
-        logabsdets = [self._uses(axis) * stage.logabsdet() for axis, stage in self._by_axis()]
-        return torch.stack(logabsdets).sum() * inputs.new_ones(inputs.shape[0])
-
-    def _uses(self, axis: int) -> int:
-        """How often each block of a stage acts on one row."""
-        factor = self.factors[axis]
-        return self.features // (factor * self._num_blocks(factor))
-
-    def _by_axis(self) -> list[tuple[int, _LUBlocks]]:
-        return list(enumerate(cast(Iterable[_LUBlocks], self.stages)))
-
-    @staticmethod
-    def _factors_of(axes: Sequence[int]) -> Sequence[int]:
-        """Return the factors of a row that was flattened from these axes."""
-        return axes
-
-    @abstractmethod
-    def _num_blocks(self, factor: int) -> int:
-        """Return how many blocks the stage of this factor has."""
-
-    @abstractmethod
-    def _map(self, rows: Tensor) -> Tensor:
-        """Apply all stages to [N, D]."""
-
-    @abstractmethod
-    def _map_back(self, rows: Tensor) -> Tensor:
-        """Undo all stages on [N, D]."""
-
-
-class ButterflyLinear(_FactoredLinear):
+class ButterflyLinear(Transform):
     r"""Invertible linear map of rows, as stages of LU blocks with a stride between them.
 
     The row is an array of d1 x d2 = D entries, the last index the fastest. The first stage maps
@@ -173,26 +93,76 @@ class ButterflyLinear(_FactoredLinear):
         True
     """
 
+    def __init__(
+        self,
+        features: int,
+        factors: Sequence[int] | None = None,
+        bias: bool = True,
+        *,
+        axes: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        owner = type(self).__name__
+        check_positive(owner, "features", features)
+        if factors is None:
+            factors = nearly_square(features) if axes is None else self._factors_of(axes)
+        factors = tuple(factors)
+        for factor in factors:
+            check_positive(owner, "each factor", factor)
+        if not factors or math.prod(factors) != features:
+            raise mismatch(
+                owner,
+                f"factors of {features}",
+                list(factors),
+                "their product has to be the row length; None takes two that are nearly equal",
+            )
+        self.features = features
+        self.factors = factors
+        self.stages = nn.ModuleList(
+            _LUBlocks(self._num_blocks(factor), factor) for factor in factors
+        )
+        self.register_parameter("bias", nn.Parameter(torch.zeros(features)) if bias else None)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map rows [N, D]."""
+        check_event(inputs, (self.features,), type(self).__name__, ROWS_ADVICE)
+        with torch.autocast(inputs.device.type, enabled=False):
+            columns = self._as_columns(inputs)
+            for axis, stage in self._by_axis():
+                blocks = torch.bmm(stage.products(), self._split(columns, axis))
+                columns = self._join(blocks, axis)
+            outputs = self._as_rows(columns)
+            if self.bias is not None:
+                outputs = outputs + self.bias
+        return outputs, self._logabsdet(inputs)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map rows [N, D] back, by two triangular solves of each stage."""
+        check_event(inputs, (self.features,), type(self).__name__, ROWS_ADVICE)
+        columns = self._as_columns(inputs if self.bias is None else inputs - self.bias)
+        for axis, stage in reversed(self._by_axis()):
+            columns = self._join(stage.solve(self._split(columns, axis)), axis)
+        return self._as_rows(columns), -self._logabsdet(inputs)
+
+    def _logabsdet(self, inputs: Tensor) -> Tensor:
+        # Each block acts on a row as often as its stage has fewer blocks than that has parts.
+        logabsdets = [
+            self.features // (self.factors[axis] * len(stage.packed)) * stage.logabsdet()
+            for axis, stage in self._by_axis()
+        ]
+        return torch.stack(logabsdets).sum() * inputs.new_ones(inputs.shape[0])
+
+    def _by_axis(self) -> list[tuple[int, _LUBlocks]]:
+        return list(enumerate(cast(Iterable[_LUBlocks], self.stages)))
+
     @staticmethod
     def _factors_of(axes: Sequence[int]) -> Sequence[int]:
+        """Factors of a row that was flattened from these axes."""
         # Two stages; the colors stay with the axis before them.
         return axes[0], math.prod(axes[1:])
 
     def _num_blocks(self, factor: int) -> int:
         return self.features // factor
-
-    def _map(self, rows: Tensor) -> Tensor:
-        columns = self._as_columns(rows)
-        for axis, stage in self._by_axis():
-            blocks = self._split(columns, axis)
-            columns = self._join(torch.bmm(stage.products(), blocks), axis)
-        return self._as_rows(columns)
-
-    def _map_back(self, rows: Tensor) -> Tensor:
-        columns = self._as_columns(rows)
-        for axis, stage in reversed(self._by_axis()):
-            columns = self._join(stage.solve(self._split(columns, axis)), axis)
-        return self._as_rows(columns)
 
     # With the rows as the last axis the blocks of a stage are strided matrices that products take
     # as they are: of two stages nothing is copied but on the way in and out.
@@ -207,23 +177,25 @@ class ButterflyLinear(_FactoredLinear):
 
     def _split(self, columns: Tensor, axis: int) -> Tensor:
         array, blocks = self._layouts(axis)
-        return rearrange(columns, f"{array} -> {blocks}")
+        return rearrange(columns, f"{array} -> {blocks}").mT
 
     def _join(self, blocks: Tensor, axis: int) -> Tensor:
         array, split = self._layouts(axis)
-        return rearrange(blocks, f"{split} -> {array}", **self._sizes())
+        return rearrange(blocks.mT, f"{split} -> {array}", **self._sizes())
 
     def _layouts(self, axis: int) -> tuple[str, str]:
-        """Array of factors and rows; and as blocks, which the other factors number."""
+        """Array of factors and rows; and as blocks, in the order of memory that solves take."""
         names = list(self._sizes())
         others = " ".join(name for name in names if name != names[axis])
-        return f"{' '.join(names)} n", f"({others}) {names[axis]} n"
+        return f"{' '.join(names)} n", self._blocks.format(axis=names[axis], others=others)
 
     def _sizes(self) -> dict[str, int]:
         return {f"d{axis}": factor for axis, factor in enumerate(self.factors)}
 
+    _blocks = "({others}) n {axis}"
 
-class KroneckerLinear(_FactoredLinear):
+
+class KroneckerLinear(ButterflyLinear):
     r"""Invertible linear map of rows, as a Kronecker product of LU blocks.
 
     A ``ButterflyLinear`` whose blocks of one stage are all the same. The row is an array X of
@@ -247,37 +219,19 @@ class KroneckerLinear(_FactoredLinear):
         ((12, 16), 592)
     """
 
+    _blocks = "() (n {others}) {axis}"
+
+    @staticmethod
+    def _factors_of(axes: Sequence[int]) -> Sequence[int]:
+        return axes
+
     def _num_blocks(self, factor: int) -> int:
         return 1
 
-    def _map(self, rows: Tensor) -> Tensor:
-        # The last axis is there without a copy, and the order of the axes does not matter.
-        for axis, stage in reversed(self._by_axis()):
-            split = F.linear(self._split(rows, axis), stage.products()[0])
-            rows = self._join(split, axis)
-        return rows
-
-    def _map_back(self, rows: Tensor) -> Tensor:
-        for axis, stage in reversed(self._by_axis()):
-            columns = rearrange(self._split(rows, axis), "n size -> 1 size n")
-            rows = self._join(rearrange(stage.solve(columns), "1 size n -> n size"), axis)
-        return rows
-
-    def _split(self, rows: Tensor, axis: int) -> Tensor:
-        return rearrange(
-            rows,
-            "n (before size after) -> (n before after) size",
-            size=self.factors[axis],
-            after=math.prod(self.factors[axis + 1 :]),
-        )
-
-    def _join(self, split: Tensor, axis: int) -> Tensor:
-        return rearrange(
-            split,
-            "(n before after) size -> n (before size after)",
-            before=math.prod(self.factors[:axis]),
-            after=math.prod(self.factors[axis + 1 :]),
-        )
+    # The one block of an axis acts on rows in their own order, where the last axis needs no copy.
+    def _as_columns(self, rows: Tensor) -> Tensor:
+        names = " ".join(self._sizes())
+        return rearrange(rows, f"n ({names}) -> {names} n", **self._sizes())
 
 
 def nearly_square(features: int) -> tuple[int, ...]:

@@ -46,10 +46,10 @@ class Setting:
         """(C, H, W)."""
         return {**MIXERFLOW_PRESETS[self.preset].arguments, **self.changes}["image_shape"]
 
-    def images(self, image_shape: tuple[int, ...]) -> Tensor:
+    def images(self) -> Tensor:
         """Draw the batch that all variants see."""
         generator = torch.Generator().manual_seed(0)
-        shape = (self.batch_size, *image_shape)
+        shape = (self.batch_size, *self.image_shape)
         images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
         return images.to(self.device)
 
@@ -60,27 +60,21 @@ class Variant:
     Args:
         flow: with ``log_prob`` and ``sample``, on uint8 images.
         setting: what it runs on.
-        image_shape: (C, H, W).
         autocast: whether it runs under bf16 autocast.
         products: whether its matrix products are those of the floor.
         compiled: whether it is compiled at its first use.
     """
 
-    methods: tuple[str, ...] = ("forward_backward", "training_step", "log_prob", "sample")
-    """By which it is timed."""
-
     def __init__(
         self,
         flow: nn.Module,
         setting: Setting,
-        image_shape: tuple[int, ...],
         autocast: bool = False,
         products: bool = True,
         compiled: bool = False,
     ) -> None:
         self.flow: Any = flow.to(setting.device, setting.dtype)
-        self.image_shape = image_shape
-        self.images = setting.images(image_shape)
+        self.images = setting.images()
         self.products = products
         self.compiled = compiled
         self._autocast = torch.autocast(setting.device, torch.bfloat16, enabled=autocast)
@@ -99,11 +93,14 @@ class Variant:
         self._optimiser.zero_grad(set_to_none=True)
         self.add_gradients()
 
-    def add_gradients(self) -> None:
-        """Mean bits/dim of the batch and its gradients, added to those that are there."""
+    def loss(self) -> Tensor:
+        """Mean bits/dim of the batch."""
         with self._autocast:
-            loss = bits_per_dim(self.flow.log_prob(self.images), self.image_shape).mean()
-        loss.backward()
+            return bits_per_dim(self.flow.log_prob(self.images), self.images.shape[1:]).mean()
+
+    def add_gradients(self) -> None:
+        """The loss and its gradients, added to those that are there."""
+        self.loss().backward()
 
     def training_step(self) -> None:
         """``forward_backward``, the gradient's norm bounded by 5, and a step of Adam."""

@@ -2,98 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
+from typing import Any
 
 import torch
+from nflows import transforms as nft
 from nflows.nn.nets import ConvResidualNet
-from nflows.transforms import ActNorm as NflowsActNorm
-from nflows.transforms import (
-    AffineCouplingTransform,
-    OneByOneConvolution,
-    Transform,
-)
-from nflows.transforms import CompositeTransform as NflowsComposite
-from nflows.transforms import SqueezeTransform as NflowsSqueeze
+from nflows.transforms import Transform
 from torch import Tensor, nn
 
+from benchmarks.sizes import nearest, parameters_of
 from benchmarks.speed.variants.base import Setting, Unavailable, Variant
+from nflows_mixer import transforms as ours
 from nflows_mixer.distributions import DiagonalNormal
 from nflows_mixer.flows import ImageFlow
-from nflows_mixer.transforms import (
-    ActNorm,
-    AffineCoupling,
-    CompositeTransform,
-    InvertibleConv1x1,
-    PixelScaling,
-    SqueezeTransform,
-    UniformDequantization,
-)
+from nflows_mixer.transforms import PixelScaling, UniformDequantization
 
-LEVELS = 3
-STEPS = 8
+LEVELS, STEPS = 3, 8
 
 
 def our_glow(setting: Setting) -> Variant:
     """Three levels of eight steps: ActNorm, 1x1 convolution, coupling with a 3-1-3 network."""
-    return _variant(setting, _ours)
+    return _variant(setting, partial(_glow, ours, _our_step))
 
 
-def nflows_glow(setting: Setting) -> Variant:
+def glow_of_nflows(setting: Setting) -> Variant:
     """Three levels of eight steps: ActNorm, 1x1 convolution, coupling with ConvResidualNet."""
-    return _variant(setting, _of_nflows)
+    return _variant(setting, partial(_glow, nft, _nflows_step))
 
 
-def normflows_glow(setting: Setting) -> Variant:
+def glow_of_normflows(setting: Setting) -> Variant:
     """Three levels of eight of its GlowBlock, after each its Squeeze."""
-    try:
-        import normflows  # noqa: F401
-    except ImportError as error:
-        raise Unavailable(str(error)) from error
+    if find_spec("normflows") is None:
+        raise Unavailable("normflows is not installed")
     return _variant(setting, NormflowsGlow)
 
 
-def _variant(setting: Setting, build: Callable[[tuple[int, int, int], int], nn.Module]) -> Variant:
+def _variant(setting: Setting, build: Callable[[Sequence[int], int], nn.Module]) -> Variant:
     """The Glow whose conditioners' width brings it nearest to the model's parameters."""
-    model = setting.flow()
-    shape, aim = model.image_shape, _size(model)
-    low, high = 1, 2
-    while _size(build(shape, high)) < aim:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _size(build(shape, middle)) < aim else (low, middle)
-    found = min((build(shape, low), build(shape, high)), key=lambda flow: abs(_size(flow) - aim))
-    return Variant(found, setting, shape, products=False)
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _channels(image_shape: tuple[int, int, int]) -> Iterator[int]:
-    """Channels of each level: a squeeze by 2 before each, and no part is factored out."""
-    channels, height, width = image_shape
-    if height % 2**LEVELS or width % 2**LEVELS:
+    if any(side % 2**LEVELS for side in setting.image_shape[1:]):
         raise Unavailable(f"{LEVELS} squeezes need sides that are multiples of {2**LEVELS}")
-    return (channels * 4 ** (level + 1) for level in range(LEVELS))
+    build = partial(build, setting.image_shape)
+    width = nearest(lambda width: parameters_of(build(width)), parameters_of(setting.flow()))
+    return Variant(build(width), setting, products=False)
 
 
-def _latent(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+def _channels(image_shape: Sequence[int]) -> list[int]:
+    """Channels of each level: a squeeze by 2 before each, and no part is factored out."""
+    return [image_shape[0] * 4 ** (level + 1) for level in range(LEVELS)]
+
+
+def _latent(image_shape: Sequence[int]) -> tuple[int, int, int]:
     channels, height, width = image_shape
     side = 2**LEVELS
     return channels * side**2, height // side, width // side
 
 
-def _ours(image_shape: tuple[int, int, int], width: int) -> ImageFlow:
+def _glow(
+    library: Any,
+    step: Callable[[int, int], list[Transform]],
+    image_shape: Sequence[int],
+    width: int,
+) -> ImageFlow:
     parts: list[Transform] = [PixelScaling(256)]
     for channels in _channels(image_shape):
-        parts.append(SqueezeTransform(2))
-        for _ in range(STEPS):
-            parts.append(ActNorm(channels))
-            parts.append(InvertibleConv1x1(channels))
-            parts.append(AffineCoupling(channels, partial(_network, width), "sigmoid"))
-    return _flow(CompositeTransform(parts), image_shape)
+        parts += [
+            library.SqueezeTransform(2),
+            *(part for _ in range(STEPS) for part in step(channels, width)),
+        ]
+    base = DiagonalNormal(_latent(image_shape))
+    return ImageFlow(library.CompositeTransform(parts), image_shape, base)
+
+
+def _our_step(channels: int, width: int) -> list[Transform]:
+    coupling = ours.AffineCoupling(channels, partial(_network, width), "sigmoid")
+    return [ours.ActNorm(channels), ours.InvertibleConv1x1(channels), coupling]
 
 
 def _network(width: int, inputs: int, outputs: int) -> nn.Sequential:
@@ -107,34 +92,22 @@ def _network(width: int, inputs: int, outputs: int) -> nn.Sequential:
     )
 
 
-def _of_nflows(image_shape: tuple[int, int, int], width: int) -> ImageFlow:
-    parts: list[Transform] = [PixelScaling(256)]
+def _nflows_step(channels: int, width: int) -> list[Transform]:
     conditioner = partial(ConvResidualNet, hidden_channels=width, num_blocks=1)
-    for channels in _channels(image_shape):
-        parts.append(NflowsSqueeze())
-        mask = torch.arange(channels) >= channels // 2
-        for _ in range(STEPS):
-            parts.append(NflowsActNorm(channels))
-            parts.append(OneByOneConvolution(channels))
-            parts.append(AffineCouplingTransform(mask.int(), conditioner))
-    return _flow(NflowsComposite(parts), image_shape)
-
-
-def _flow(transform: Transform, image_shape: Sequence[int]) -> ImageFlow:
-    channels, height, width = image_shape
-    base = DiagonalNormal(_latent((channels, height, width)))
-    return ImageFlow(transform, image_shape, base)
+    mask = torch.arange(channels) >= channels // 2
+    coupling = nft.AffineCouplingTransform(mask.int(), conditioner)
+    return [nft.ActNorm(channels), nft.OneByOneConvolution(channels), coupling]
 
 
 class NormflowsGlow(nn.Module):
     """Dequantized images in a ``NormalizingFlow``, which runs from noise to data."""
 
-    def __init__(self, image_shape: tuple[int, int, int], width: int) -> None:
+    def __init__(self, image_shape: Sequence[int], width: int) -> None:
         super().__init__()
         import normflows as nf
 
         flows = []
-        for channels in list(_channels(image_shape))[::-1]:
+        for channels in _channels(image_shape)[::-1]:
             flows += [nf.flows.GlowBlock(channels, width) for _ in range(STEPS)]
             flows.append(nf.flows.Squeeze())
         self.dequantization = UniformDequantization()

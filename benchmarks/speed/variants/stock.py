@@ -1,4 +1,4 @@
-"""The same MixerFlow of nflows' own parts: what a user of nflows alone would write.
+"""The same MixerFlow of nflows' own parts, as a user of nflows alone would write it; and in zuko.
 
 nflows' ActNorm, LULinear, AffineCouplingTransform with a mask, ResidualNet with BatchNorm and
 GELU, OneByOneConvolution and CompositeTransform; patches and rows by plain reshapes. The base,
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import zuko
 from nflows.nn.nets import ResidualNet
 from nflows.transforms import (
     ActNorm,
@@ -21,13 +22,14 @@ from nflows.transforms import (
     OneByOneConvolution,
     Transform,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.speed.variants.base import Setting, Unavailable, Variant
+from nflows_mixer.adapters import to_zuko
 from nflows_mixer.flows import MIXERFLOW_PRESETS, ImageFlow
 from nflows_mixer.flows.mixerflow import SHIFT_PERIOD
-from nflows_mixer.transforms import PixelScaling
+from nflows_mixer.transforms import PixelScaling, UniformDequantization
 
 RowsFlow = Callable[[int], Transform]
 """Row length -> channel or patch flow."""
@@ -39,7 +41,7 @@ def stock_nflows(setting: Setting) -> Variant:
     if others := sorted(spec.keys() - set(inspect.signature(stock_mixerflow).parameters)):
         raise Unavailable(f"is of the paper's affine coupling model, without {', '.join(others)}")
     flow = stock_mixerflow(**{**spec, "num_layers": setting.num_layers})
-    return Variant(flow, setting, flow.image_shape)
+    return Variant(flow, setting)
 
 
 def stock_mixerflow(
@@ -154,3 +156,29 @@ def _rows_flow(num_flow_layers: int, hidden_features: int, features: int) -> Com
         parts.append(AffineCouplingTransform(mask.int(), conditioner))
         parts.append(ActNorm(features))
     return CompositeTransform(parts)
+
+
+def inside_zuko(setting: Setting) -> Variant:
+    """``to_zuko`` of the library's flow, over a fixed normal base."""
+    return Variant(ZukoImages(setting.flow()), setting)
+
+
+class ZukoImages(nn.Module):
+    """Dequantized images in a flow of zuko."""
+
+    def __init__(self, flow: ImageFlow) -> None:
+        super().__init__()
+        start = torch.zeros(flow.image_shape), torch.ones(flow.image_shape)
+        normal = partial(zuko.distributions.DiagNormal, ndims=len(flow.image_shape))
+        base = zuko.lazy.UnconditionalDistribution(normal, *start, buffer=True)
+        self.dequantization = UniformDequantization(flow.dequantization.levels)
+        self.flow = zuko.lazy.Flow(to_zuko(flow.deterministic), base)
+
+    def log_prob(self, images: Tensor) -> Tensor:
+        """Log-likelihoods [B], one draw of the bound."""
+        values, of_noise = self.dequantization(images)
+        return of_noise + self.flow().log_prob(values)
+
+    def sample(self, num_samples: int) -> Tensor:
+        """Images, uint8 [num_samples, C, H, W]."""
+        return self.dequantization.inverse(self.flow().sample((num_samples,)))[0]
