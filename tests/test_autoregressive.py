@@ -4,8 +4,6 @@ A hook on the network of a masked affine flow, to count its passes, makes it one
 early; test_masked_inverse.py has the inverse of those without.
 """
 
-import copy
-
 import pytest
 import torch
 import zuko
@@ -23,14 +21,7 @@ from nflows_mixer.transforms import (
     RLULinear,
     identity_maf,
 )
-
-
-def moved(transform, std=0.1):
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in transform.parameters():
-            parameter += std * torch.randn_like(parameter)
-    return transform
+from tests.helpers import moved
 
 
 def count_passes(*networks):
@@ -95,30 +86,6 @@ def test_wherever_a_masked_flow_is_inverted(wrap):
     with torch.no_grad():
         getattr(wrapped, direction)(inputs)
     assert 0 < counts[0] < 16
-
-
-def test_a_subclass_keeps_its_own_inverse():
-    class Own(MAF):
-        def inverse(self, inputs, context=None):
-            return inputs, inputs.new_zeros(len(inputs))
-
-    ones = torch.ones(2, 4)
-    assert torch.equal(inverse_of(Own(4, 8))(ones, None)[0], ones)
-
-
-@pytest.mark.parametrize("direction", ["inverse", "inverse of the inverse"])
-def test_batch_statistics_stay_in_training_mode(direction):
-    flow = moved(MAF(6, 16, use_batch_norm=True))
-    wrapped = CompositeTransform([flow])
-    if direction != "inverse":
-        wrapped = CompositeTransform([InverseTransform(InverseTransform(flow))])
-    flow(torch.randn(50, 6))
-    latents = torch.randn(9, 6)
-    expected = wrapped.eval().inverse(latents)
-    before = copy.deepcopy(flow.state_dict())
-    got = wrapped.train().inverse(latents)
-    torch.testing.assert_close(got, expected)
-    assert all(torch.equal(before[name], value) for name, value in flow.state_dict().items())
 
 
 @pytest.mark.parametrize("hooks", [False, True], ids=["incremental", "early stop"])

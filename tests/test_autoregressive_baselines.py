@@ -9,13 +9,11 @@ from torch import distributions
 
 from benchmarks.baselines.autoregressive import FlattenTransform, gaussian_made, made, maf
 from nflows_mixer.transforms import AffineAutoregressive
+from tests.helpers import moved
 
 
-def moved(module):
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
-    return module.double().eval()
+def exact(module):
+    return moved(module, 0.3).double().eval()
 
 
 def jacobian_of_rows(function, features):
@@ -35,7 +33,7 @@ def test_flatten_keeps_the_values_of_a_channel_together():
 @pytest.mark.parametrize("hidden_layers", [1, 2])
 def test_made_has_every_earlier_value_and_no_later_one(hidden_layers):
     # With 0.3 noise and this many units no output is cut off by rectifiers that are all at zero.
-    jacobian = jacobian_of_rows(moved(gaussian_made(8, 700, hidden_layers)), 8)
+    jacobian = jacobian_of_rows(exact(gaussian_made(8, 700, hidden_layers)), 8)
     assert torch.equal(jacobian != 0, torch.ones(8, 8).tril().bool())
 
 
@@ -62,7 +60,7 @@ def test_made_is_a_product_of_normals():
 
 
 def test_made_of_rows_has_the_conditionals_of_its_network():
-    layer = moved(gaussian_made(6, 50))
+    layer = exact(gaussian_made(6, 50))
     rows = torch.randn(4, 6, dtype=torch.float64)
     log_scale, shift = layer.network(rows).reshape(4, 6, 2).unbind(2)
     mean, scale = -shift / log_scale.exp(), (-log_scale).exp()
@@ -81,11 +79,11 @@ def test_every_second_layer_of_maf_goes_the_other_way():
         return row, None
 
     first, second = (part for part in rows if isinstance(part, AffineAutoregressive))
-    moved(second)
+    exact(second)
     # The first is the identity yet, and the outputs are in the order that the second one took.
     jacobian = jacobian_of_rows(function, 6)
     assert torch.equal(jacobian.flip(1) != 0, torch.ones(6, 6).tril().bool())
-    moved(first)
+    exact(first)
     assert (jacobian_of_rows(function, 6) != 0).all()
 
 

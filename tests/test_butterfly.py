@@ -6,15 +6,12 @@ import math
 import pytest
 import torch
 
-from benchmarks.baselines.butterfly import ButterflyTransform, butterfly, prime_factors
+from benchmarks.baselines.butterfly import ButterflyTransform, butterfly
+from tests.helpers import moved
 
 
-def moved(shape):
-    transform = ButterflyTransform(shape).double()
-    with torch.no_grad():
-        for parameter in transform.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
-    return transform
+def drawn(shape):
+    return moved(ButterflyTransform(shape).double(), 0.3)
 
 
 def dense(transform):
@@ -58,7 +55,7 @@ def test_by_hand():
 @torch.no_grad()
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 7), (4, 2, 2), (3, 2, 2), (2, 5, 1)])
 def test_is_the_dense_product_of_its_stages(shape):
-    transform = moved(shape)
+    transform = drawn(shape)
     matrix = dense(transform)
     images = torch.randn(5, *shape, dtype=torch.float64)
     outputs, logabsdet = transform(images)
@@ -112,7 +109,7 @@ def test_starts_as_an_orthogonal_1x1_convolution():
 
 
 def test_every_value_depends_on_every_other():
-    transform = moved((4, 2, 3))
+    transform = drawn((4, 2, 3))
     image = torch.randn(1, 4, 2, 3, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(lambda x: transform(x)[0].flatten(), image)
     assert (jacobian != 0).all()
@@ -129,13 +126,6 @@ def test_the_layers_of_butterfly_flow_replace_the_convolutions():
     flow = butterfly((3, 8, 8), hidden_channels=8, scales=2, steps=2)
     layers = [part for part in flow.modules() if isinstance(part, ButterflyTransform)]
     assert [layer.image_shape for layer in layers] == [(12, 4, 4)] * 2 + [(24, 2, 2)] * 2
-
-
-@pytest.mark.parametrize(
-    "number, factors", [(1, ()), (2, (2,)), (7, (7,)), (48, (2, 2, 2, 2, 3)), (49, (7, 7))]
-)
-def test_prime_factors(number, factors):
-    assert prime_factors(number) == factors
 
 
 def test_wrong_shape():

@@ -28,10 +28,11 @@ from nflows_mixer.training import run as run_module
 from nflows_mixer.training.presets import preset_names
 from nflows_mixer.transforms import AffineCoupling
 from nflows_mixer.transforms.reversible import COMPILES
+from tests.training import QUIET_COMMAND
 
 MODEL = ["--model.num_layers=1", "--model.num_flow_layers=1", "--model.hidden_features=8"]
 RUN = ["--recipe.steps=2", "--recipe.batch_size=20", "--evaluation_images=8", "--validate_every=9"]
-RUN += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+RUN += QUIET_COMMAND
 QUICK = ["train", *MODEL, *RUN]
 DENSE = ["train", "--config=denseflow-digits", "--model.modules=[1,1]", "--model.noise_channels=4"]
 DENSE += ["--model.conditioner.hidden_channels=8", *RUN]

@@ -16,6 +16,7 @@ from nflows_mixer.transforms import (
     RLULinear,
     identity_maf,
 )
+from tests.helpers import expect, moved
 
 
 def conditional(**options):
@@ -27,15 +28,8 @@ def conditional(**options):
     context = torch.arange(60) % 3
     if options.get("num_classes") is None:
         context = torch.randn(60, options["context_features"])
-    flow.initialize(images, context)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    return flow.double().eval(), images, context
-
-
-def expect(pattern):
-    return pytest.raises(ValueError, match=f"(?s)(?=.*expected .*got .*; ).*{pattern}")
+    flow = moved(flow.initialize(images, context), 0.05).double().eval()
+    return flow, images, context
 
 
 @pytest.mark.parametrize(
@@ -99,13 +93,6 @@ def test_samples_of_each_class():
     assert not torch.equal(samples, flow.sample(4, torch.tensor([1, 1])))
 
 
-def test_latents_given_labels_invert():
-    flow, images, labels = conditional(num_classes=3)
-    latents = flow.transform_to_noise(images, labels)
-    back, _ = flow._transform.inverse(latents, flow._embedding_net(labels))
-    torch.testing.assert_close(back, images.double() + 0.5, atol=1e-8, rtol=1e-8)
-
-
 def test_layers_that_take_no_context_are_told_of():
     sizes = {"image_shape": (1, 4, 4), "patch_size": 2, "num_layers": 2, "shift": None}
     with pytest.warns(UserWarning, match="8 of 16 flow layers take no context"):
@@ -127,14 +114,14 @@ def test_layers_that_take_no_context_are_told_of():
 )
 def test_wrong_labels(context, pattern):
     flow, images, _ = conditional(num_classes=3)
-    with expect(pattern):
+    with expect(ValueError, pattern):
         flow.log_prob(images, context)
 
 
 @pytest.mark.parametrize("labels", [torch.tensor(1), torch.zeros(0, dtype=torch.long)])
 def test_samples_of_no_class(labels):
     flow, _, _ = conditional(num_classes=3)
-    with expect(r"row.* got \[0?\]"):
+    with expect(ValueError, r"row.* got \[0?\]"):
         flow.sample(2, labels)
 
 
@@ -149,5 +136,5 @@ def test_labels_as_uint8_and_saving():
 
 @pytest.mark.parametrize("options", [{"num_classes": 0}, {"context_features": -1}])
 def test_sizes(options):
-    with expect("to be a positive integer"):
+    with expect(ValueError, "to be a positive integer"):
         mixerflow(image_shape=(1, 4, 4), patch_size=2, **options)

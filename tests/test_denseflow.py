@@ -24,7 +24,6 @@ from nflows_mixer.nn import (
     DenseEncoder,
     NystromAttention,
 )
-from nflows_mixer.noise import uniform_noise
 from nflows_mixer.transforms import (
     ActNorm,
     CrossUnitCoupling,
@@ -37,7 +36,7 @@ from nflows_mixer.transforms import (
     VariationalDequantization,
 )
 from nflows_mixer.transforms.reversible import COMPILES
-from tests.test_errors import expect
+from tests.helpers import expect, moved, pixels, size
 from tests.test_noise import NORMAL
 from tests.test_reversible import saved_numbers
 
@@ -62,10 +61,6 @@ SMALL = {
 CONV = {"conditioner": partial(ConvConditioner, hidden_channels=8)}
 
 
-def pixels(count: int, shape=SHAPE, levels=17) -> Tensor:
-    return torch.randint(levels, (count, *shape), dtype=torch.uint8)
-
-
 def build(std=0.05, seed=0, **options) -> ImageFlow:
     """A small flow in float64 and evaluation mode, its parameters away from their start."""
     if options.get("dequantization") == "uniform":
@@ -81,18 +76,11 @@ def build(std=0.05, seed=0, **options) -> ImageFlow:
     elif options.get("context_features"):
         context = torch.randn(40, options["context_features"]).double()
     flow.initialize(pixels(40, flow.image_shape, flow.dequantization.levels), context)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += std * torch.randn_like(parameter)
-    return flow.eval()
+    return moved(flow, std).eval()
 
 
 def noise_of(flow: ImageFlow, count: int, step=0) -> Tensor:
     return flow.draw_noise(3, step, torch.arange(count), torch.float64)
-
-
-def size(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count_of(flow: ImageFlow, kind: type) -> int:
@@ -269,16 +257,12 @@ def test_noise_at_the_input_alone(name, kind):
 
 
 def test_options_reach_the_modules():
-    network = fused(heads=2, landmarks=3, tokens="reshaped", hidden_channels=6)
+    network = fused(hidden_channels=6)
     flow = denseflow(**{**SMALL, "conditioner": network, "scale": "exp"}, swap=False)
     for step in (module for module in flow.modules() if isinstance(module, GlowStep)):
         norm, convolution, coupling = step._transforms
         assert isinstance(norm, ActNorm) and isinstance(convolution.linear, FullLinear)
         assert coupling.constants == ("exp",) and coupling.conditioner.initial.out_channels == 6
-        dense, (_, attention, _) = coupling.conditioner.branches
-        found = attention.heads, attention.head_channels, attention.landmarks, attention.tokens
-        assert found == (2, 2, 3, "reshaped")
-        assert [grow.out_channels for grow in dense.grows] == [4]
     flow = denseflow(**{**SMALL, "conditioner": fused(dense=False)})
     swaps = [
         module._permutation.tolist() for module in flow.modules() if type(module) is Permutation
@@ -288,8 +272,6 @@ def test_options_reach_the_modules():
         [*range(7, 14), *range(7)]
     ]
     assert count_of(flow, DenseBlock) == count_of(flow.dequantization, DenseBlock)
-    other = denseflow(**{**SMALL, "conditioner": fused(attention=False)})
-    assert count_of(other, NystromAttention) == 0
     assert count_of(flow, NystromAttention) == 6
 
 
@@ -313,7 +295,7 @@ def test_options_reach_the_modules():
 )
 def test_log_prob_is_a_function_of_the_noise_and_latents_invert(options):
     flow = build(**options)
-    images, noise = pixels(5), noise_of(flow, 5)
+    images, noise = pixels(5, SHAPE), noise_of(flow, 5)
     context = torch.randn(5, 3).double() if "context_features" in options else None
     first = flow.log_prob(images, context, noise)
     assert first.shape == (5,) and first.isfinite().all()
@@ -335,7 +317,7 @@ def test_log_prob_is_a_function_of_the_noise_and_latents_invert(options):
 @torch.no_grad()
 def test_log_prob_is_the_sum_of_what_the_parts_say():
     flow = build()
-    images, noise = pixels(4), noise_of(flow, 4)
+    images, noise = pixels(4, SHAPE), noise_of(flow, 4)
     own, appended = noise.split([64, 2 * 4 * 4 + 2 * 2 * 2], dim=1)
     values, of_pixels = flow.dequantization(images, noise=own.reshape(4, 4, 4, 4))
     latents, logabsdet = flow._transform(values, noise=appended)
@@ -370,67 +352,9 @@ def test_samples_are_as_frequent_as_their_likelihood():
     assert 0.1 < total < 1 and found.sum().item() == pytest.approx(total, rel=0.05)
 
 
-@torch.no_grad()
-def test_sampling_is_one_pass_backwards(monkeypatch):
-    flow = build()
-    calls = []
-    for module in flow._transform.modules():
-        if isinstance(module, ReversibleCompositeTransform):
-            inverse = module.inverse
-            module.inverse = lambda *given, f=inverse: calls.append(len(given[0])) or f(*given)
-
-    def fail(*arguments):
-        raise AssertionError("evaluated")
-
-    for module in flow.modules():
-        if isinstance(module, (CrossUnitCoupling, VariationalDequantization)):
-            module.forward = fail
-    assert flow.sample(7).shape == (7, *SHAPE)
-    assert calls == [7] * 4
-
-
-@torch.no_grad()
-def test_temperature():
-    flow = build()
-    centre = flow.sample(6, temperature=0.0)
-    assert (centre == centre[0]).all()
-    torch.manual_seed(4)
-    assert torch.equal(flow.sample(6, temperature=0.0), centre)
-    spreads = []
-    for temperature in (0.3, 0.7, 1.0):
-        torch.manual_seed(4)
-        spreads.append(flow.sample(100, temperature=temperature).double().var(0).mean())
-    assert 0 < spreads[0] < spreads[1] < spreads[2]
-    torch.manual_seed(4)
-    whole = flow.sample(9)
-    torch.manual_seed(4)
-    assert torch.equal(flow.sample(9, batch_size=4), whole) and whole.max() < 17
-
-
-@torch.no_grad()
-def test_class_conditional():
-    flow = build(num_classes=3, std=0.1)
-    images, labels, noise = pixels(6), torch.tensor([0, 1, 2, 0, 1, 2]), noise_of(flow, 6)
-    of_labels = flow.log_prob(images, labels, noise)
-    others = flow.log_prob(images, (labels + 1) % 3, noise)
-    assert not torch.isclose(of_labels, others).any()
-    vectors = flow._embedding_net.weight[labels]
-    assert vectors.shape == (6, 16)
-    embedding, flow._embedding_net = flow._embedding_net, torch.nn.Identity()
-    torch.testing.assert_close(flow.log_prob(images, vectors, noise), of_labels)
-    flow._embedding_net = embedding
-    assert flow.sample(2, torch.tensor([0, 2, 1])).shape == (3, 2, *SHAPE)
-    torch.manual_seed(1)
-    first = flow.sample(20, torch.tensor([0]))
-    torch.manual_seed(1)
-    assert not torch.equal(flow.sample(20, torch.tensor([2])), first)
-    with expect(ValueError, "class labels, 0 to 2, got None"):
-        flow.log_prob(images)
-
-
 def test_labels_reach_every_network_that_takes_them():
     flow = build(num_classes=3, context_features=5, std=0.1)
-    flow.log_prob(pixels(6), torch.arange(6) % 3, noise_of(flow, 6)).sum().backward()
+    flow.log_prob(pixels(6, SHAPE), torch.arange(6) % 3, noise_of(flow, 6)).sum().backward()
     read = [
         m.initial.weight.grad[:, -5:]
         for m in flow.modules()
@@ -461,7 +385,7 @@ def test_flow_with_noise_has_no_density():
 @torch.no_grad()
 def test_latents_are_a_function_of_each_image():
     flow = build()
-    images = pixels(4)
+    images = pixels(4, SHAPE)
     latents = flow.transform_to_noise(images)
     assert torch.equal(flow.train().transform_to_noise(images), latents)
     torch.testing.assert_close(flow.transform_to_noise(images[2:3])[0], latents[2])
@@ -473,27 +397,6 @@ def test_latents_are_a_function_of_each_image():
     expected = uniform.transform_and_log_prob(images, noise=zero)[0]
     torch.testing.assert_close(uniform.transform_to_noise(images), expected)
     torch.testing.assert_close(uniform.dequantize_mid(images), images.double() + 0.5)
-
-
-# Noise.
-
-
-@pytest.mark.parametrize("dequantization", ["uniform", "variational"])
-def test_noise_is_a_function_of_seed_step_and_index(dequantization):
-    flow = build(dequantization=dequantization)
-    assert flow.noise_shape == (64 + 2 * 4 * 4 + 2 * 2 * 2,)
-    index = torch.tensor([5, 0, 77, 3])
-    noise = flow.draw_noise(1, 2, index, torch.float64)
-    assert noise.shape == (4, *flow.noise_shape) and noise.dtype == torch.float64
-    assert torch.equal(flow.draw_noise(1, 2, index, torch.float64), noise)
-    for part in (slice(0, 1), slice(1, 4)):
-        assert torch.equal(flow.draw_noise(1, 2, index[part], torch.float64), noise[part])
-    torch.testing.assert_close(flow.draw_noise(1, 2, index), noise.float(), atol=1e-5, rtol=1e-5)
-    for other in ((2, 2, index), (1, 3, index), (1, 2, index + 1)):
-        assert (flow.draw_noise(*other, torch.float64) == noise).float().mean() < 0.02
-    if dequantization == "uniform":
-        own = uniform_noise(1, 2, index, (64,), torch.float64)
-        assert torch.equal(noise[:, :64], own)
 
 
 # Memory, copies, dtypes.
@@ -552,7 +455,7 @@ def test_memory_that_is_kept():
     for memory, modules in [*both, ("checkpoint", 12)]:
         sizes = {"units": (1,), "modules": (modules,), "growth": 0}
         flow = build(**sizes, dequantization="uniform", memory=memory)
-        images, noise = pixels(4), noise_of(flow, 4)
+        images, noise = pixels(4, SHAPE), noise_of(flow, 4)
         sizes = [saved_numbers(flow, images[:n], noise[:n]) for n in (2, 4)]
         kept[memory, modules] = (sizes[1] - sizes[0]) / 2
     assert kept["full", 12] > 1.8 * kept["full", 6]
@@ -562,32 +465,19 @@ def test_memory_that_is_kept():
 
 
 @torch.no_grad()
-def test_copies_and_dtypes(tmp_path):
+def test_copies_and_dtypes():
     flow = build()
-    images, noise = pixels(3), noise_of(flow, 3)
+    images, noise = pixels(3, SHAPE), noise_of(flow, 3)
     expected = flow.log_prob(images, noise=noise)
-    torch.save(flow.state_dict(), tmp_path / "flow.pt")
-    loaded = denseflow(**SMALL).double().eval()
-    loaded.load_state_dict(torch.load(tmp_path / "flow.pt", weights_only=True))
-    for other in (loaded, copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
+    for other in (copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
         assert torch.equal(other.log_prob(images, noise=noise), expected)
-        assert other.architecture == loaded.architecture
+        assert other.architecture == flow.architecture
     assert expected.dtype == torch.float64 and flow.sample(2).dtype == torch.uint8
     single = copy.deepcopy(flow).float()
     found = single.log_prob(images, noise=noise)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected.float(), atol=1e-2, rtol=1e-4)
     assert flow.log_prob(images[:0]).shape == (0,)
-
-
-def test_first_training_step_initialises_every_norm():
-    flow = denseflow(**SMALL)
-    norms = [module for module in flow.modules() if isinstance(module, ActNorm)]
-    assert not any(norm.initialized for norm in norms[:-1])
-    with pytest.raises(RuntimeError, match="initialize"):
-        flow.eval().log_prob(pixels(2))
-    flow.train().log_prob(pixels(20)).mean().backward()
-    assert all(norm.initialized for norm in norms)
 
 
 # Errors.
@@ -645,7 +535,7 @@ def test_wrong_arguments():
 
 def test_wrong_calls():
     flow = build()
-    images = pixels(3)
+    images = pixels(3, SHAPE)
     with expect(ValueError, r"noise of shape \[3, 104\], got \[3, 1, 8, 8\]; .*draw_noise"):
         flow.log_prob(images, noise=torch.rand(3, *SHAPE))
     with expect(ValueError, r"no context, as no part of this flow takes one, got .*\[3, 2\]"):

@@ -25,22 +25,9 @@ from nflows_mixer.nn import (
     nystrom,
 )
 from nflows_mixer.nn.nystrom import pseudo_inverse
-from tests.test_errors import expect
+from tests.helpers import expect, settled, size
 
 small = {"hidden_channels": 8, "num_layers": 2, "growth": 4, "attention_channels": 4}
-
-
-def moved(net: nn.Module, std: float = 0.1) -> nn.Module:
-    """In float64 and evaluation mode, all parameters and statistics away from their start."""
-    net.double().eval()
-    with torch.no_grad():
-        for tensor in [*net.parameters(), *(b for b in net.buffers() if b.is_floating_point())]:
-            tensor += std * torch.rand_like(tensor)
-    return net
-
-
-def parameters(net: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
 
 
 def maps(*shape: int) -> Tensor:
@@ -141,14 +128,6 @@ def test_attention_by_hand(shape, landmarks, iterations):
     torch.testing.assert_close(as_tokens(net(features)), expected, atol=1e-8, rtol=1e-6)
 
 
-def test_landmarks_are_means_of_segments():
-    net = NystromAttention(1, landmarks=4)
-    rows = torch.arange(12.0).reshape(1, 1, 12, 1)
-    assert net._marks(rows).flatten().tolist() == [1, 4, 7, 10]
-    # Of six positions the second and the third segment share none, but each overlaps a neighbor.
-    assert net._marks(rows[:, :, :6]).flatten().tolist() == [0.5, 1.5, 3.5, 4.5]
-
-
 @torch.no_grad()
 def test_reshaped_tokens_are_memory_cut_into_rows():
     """The memory of [C, H, W], read as [H W, C]: parameters are the same, and outputs are not."""
@@ -182,15 +161,6 @@ def test_cost_is_linear_in_the_number_of_positions(tokens):
         assert multiply_adds(exact, 1, 24, side, side) == cost
 
 
-@pytest.mark.parametrize("size", [1, 4, 16])
-def test_pseudo_inverse_of_attention_matrices(size):
-    matrix = (2 * maps(3, 2, size, size)).softmax(-1)
-    expected = torch.linalg.pinv(matrix)
-    found = pseudo_inverse(matrix, 40)
-    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
-    assert torch.equal(pseudo_inverse(matrix[1:2, :1], 40), found[1:2, :1])
-
-
 def test_pseudo_inverse_of_a_singular_matrix():
     matrix = maps(3, 4, 4).softmax(-1)
     matrix[0, 1], matrix[1] = matrix[0, 0].clone(), 0.25
@@ -203,7 +173,7 @@ def test_pseudo_inverse_of_a_singular_matrix():
 
 @torch.no_grad()
 def test_dense_block_by_hand():
-    net = moved(DenseBlock(3, 5, num_layers=3, growth=4), 0.3)
+    net = settled(DenseBlock(3, 5, num_layers=3, growth=4), 0.3)
     features = inputs = maps(2, 3, 4, 6)
     for mix, grow in zip(net.mixes, net.grows):
         hidden = convolved(mix, features).clamp(min=0)
@@ -221,16 +191,16 @@ def test_sizes_of_dense_blocks(width, growth, layers, out):
     for w in range(width, width + growth * layers, growth):
         expected += w * w + w + 9 * w * growth + growth
     expected += (width + growth * layers + 1) * 3 * out
-    assert parameters(DenseBlock(width, out, layers, growth)) == expected
+    assert size(DenseBlock(width, out, layers, growth)) == expected
 
 
 @torch.no_grad()
 def test_dense_conditioner_and_encoder_by_hand():
-    net = moved(DenseConditioner(3, 6, 4, 1, 2, context_features=2))
+    net = settled(DenseConditioner(3, 6, 4, 1, 2, context_features=2))
     images, context = maps(2, 3, 4, 4), maps(2, 2, 4, 4)
     hidden = net.block(convolved(net.initial, torch.cat((images, context), dim=1)))
     torch.testing.assert_close(net(images, context), convolved(net.final, hidden))
-    net = moved(DenseEncoder(3, 5, hidden_channels=4, num_layers=1, growth=2))
+    net = settled(DenseEncoder(3, 5, hidden_channels=4, num_layers=1, growth=2))
     first = net.first(images)
     # A kernel of the size of its stride: a matrix for each 2 x 2 square.
     squares = F.pixel_unshuffle(first, 2)
@@ -243,12 +213,12 @@ def test_dense_conditioner_and_encoder_by_hand():
 @torch.no_grad()
 def test_convolutional_networks_by_hand():
     images, context = maps(2, 3, 4, 4), maps(2, 2)
-    net = moved(ConvConditioner(3, 6, 5, context_features=2))
+    net = settled(ConvConditioner(3, 6, 5, context_features=2))
     spread = context[:, :, None, None].expand(2, 2, 4, 4)
     hidden = convolved(net.initial, torch.cat((images, spread), dim=1)).clamp(min=0)
     hidden = convolved(net.middle, hidden).clamp(min=0)
     torch.testing.assert_close(net(images, context), convolved(net.final, hidden))
-    net = moved(CrossUnitNetwork(3, 4))
+    net = settled(CrossUnitNetwork(3, 4))
     hidden = convolved(net[0], images).clamp(min=0)
     assert hidden.shape[1] == 12
     torch.testing.assert_close(net(images), convolved(net[2], hidden))
@@ -261,7 +231,7 @@ def test_convolutional_networks_by_hand():
 @torch.no_grad()
 @pytest.mark.parametrize("norm", ["layer", "batch", None])
 def test_dense_attention_conditioner_by_hand(norm):
-    net = moved(DenseAttentionConditioner(3, 6, **small, context_features=2, norm=norm))
+    net = settled(DenseAttentionConditioner(3, 6, **small, context_features=2, norm=norm))
     images, context = maps(2, 3, 4, 4), maps(2, 2, 4, 4)
     hidden = convolved(net.initial, torch.cat((images, context), dim=1))
     dense, (narrow, attention, widen) = net.branches
@@ -287,10 +257,10 @@ def test_batch_norm_alone_depends_on_the_batch(norm, depends):
         (partial(MLP, hidden_features=8), (4, 3)),
         (partial(ResidualMLP, hidden_features=8), (4, 3)),
     ]:
-        net = moved(make(3, 6, norm=norm)).train()
+        net = settled(make(3, 6, norm=norm)).train()
         inputs = maps(*shape)
         assert torch.allclose(net(inputs)[:2], net(inputs[:2])) != depends
-        sizes = {parameters(make(3, 6, norm=kind)) for kind in ("layer", "batch")}
+        sizes = {size(make(3, 6, norm=kind)) for kind in ("layer", "batch")}
         assert len(sizes) == 1
         with expect(ValueError, "norm to be one of 'layer', 'batch', None, got 'group'"):
             make(3, 6, norm="group")
@@ -300,13 +270,13 @@ def test_sizes_of_dense_attention_conditioners():
     """The module of the reference: C^2 + 75 C + 1,568,840, of which C^2 + 2 C are no network's."""
     for channels in (12, 62, 308):
         with torch.device("meta"):
-            count = parameters(DenseAttentionConditioner(channels // 2, channels))
+            count = size(DenseAttentionConditioner(channels // 2, channels))
         assert count + channels**2 + 2 * channels == channels**2 + 75 * channels + 1_568_840
     with torch.device("meta"):
-        whole = parameters(DenseAttentionConditioner(6, 12))
-        no_attention = parameters(DenseAttentionConditioner(6, 12, attention=False))
-        no_dense = parameters(DenseAttentionConditioner(6, 12, dense=False))
-        dense = parameters(DenseBlock(48, 48))
+        whole = size(DenseAttentionConditioner(6, 12))
+        no_attention = size(DenseAttentionConditioner(6, 12, attention=False))
+        no_dense = size(DenseAttentionConditioner(6, 12, dense=False))
+        dense = size(DenseBlock(48, 48))
     # Attention: 48 -> 24, four times 24 x 24, 24 -> 48; and 48 channels less to normalize and join.
     joining = 2 * 48 + 48 * 48
     assert whole - no_attention == 24 * 49 + 4 * 24 * 24 + 48 * 25 + joining
@@ -323,12 +293,12 @@ def reach(net: nn.Module) -> Tensor:
 
 
 def test_dense_block_sees_neighbors_and_attention_all_positions():
-    seen = reach(moved(DenseAttentionConditioner(3, 6, **small, attention=False)))
+    seen = reach(settled(DenseAttentionConditioner(3, 6, **small, attention=False)))
     corner = torch.zeros(8, 8, dtype=torch.bool)
     corner[:3, :3] = True  # two layers of 3 x 3
     assert torch.equal(seen, corner)
-    assert reach(moved(DenseAttentionConditioner(3, 6, **small))).all()
-    assert reach(moved(DenseAttentionConditioner(3, 6, **small, dense=False))).all()
+    assert reach(settled(DenseAttentionConditioner(3, 6, **small))).all()
+    assert reach(settled(DenseAttentionConditioner(3, 6, **small, dense=False))).all()
 
 
 CONDITIONERS = {
@@ -346,7 +316,7 @@ def test_conditioners_start_at_zero_and_read_their_context(kind):
     net = make(3, 6, context_features=5).double()
     assert takes_context(net) and not takes_context(make(3, 6))
     assert torch.equal(net(images, context), torch.zeros(2, 6, 4, 4))
-    moved(net)
+    settled(net)
     outputs = net(images, context)
     spread = context[:, :, None, None].expand(2, 5, 4, 4)
     torch.testing.assert_close(net(images, spread), outputs)
@@ -362,7 +332,7 @@ def test_conditioners_start_at_zero_and_read_their_context(kind):
 @torch.no_grad()
 @pytest.mark.parametrize("kind", CONDITIONERS)
 def test_half_precision_is_close(kind):
-    net = moved(CONDITIONERS[kind](3, 6)).float()
+    net = settled(CONDITIONERS[kind](3, 6)).float()
     images = torch.randn(4, 3, 8, 8)
     exact = net(images)
     with torch.autocast("cpu", torch.bfloat16):

@@ -4,21 +4,22 @@ import copy
 import dataclasses
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Callback
 from torch.nn import functional as F
 
 from nflows_mixer.evaluation import evaluate
-from nflows_mixer.flows import denseflow, load_weights, read_metadata
+from nflows_mixer.flows import load_weights, read_metadata
 from nflows_mixer.likelihood import bits_per_dim
-from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.noise import uniform_noise
 from nflows_mixer.training import FlowModule, HybridModule, Recipe, ShuffledBatches
 from nflows_mixer.training.flips import FLIPS, random_flips
 from tests.training import (
+    LEARNED,
     SHAPE,
+    Recording,
     assert_same,
     noise_data,
     norms_of,
@@ -26,41 +27,12 @@ from tests.training import (
     plain,
     run,
     tiny,
+    tiny_denseflow,
     train,
 )
 
-NETWORK = {"hidden_channels": 4, "num_layers": 1, "growth": 4, "attention_channels": 4}
-SMALL = {"units": (2, 1), "modules": (1, 1), "growth": 2}
-SMALL |= {"conditioner": partial(DenseAttentionConditioner, **NETWORK)}
 TUNED = {"warmup": 3, "decay": 0.7, "decay_every": 2, "fine_tune_steps": 2, "fine_tune_rate": 1e-3}
 TUNED |= {"optimizer": "adamax", "gradient_clip": None, "flip": True}
-
-
-def small(**options):
-    arguments = {"image_shape": SHAPE, "levels": 17, "dequantization": "uniform", **SMALL}
-    return denseflow(**arguments | options)
-
-
-LEARNED = {"dequantization": "variational", "noise_channels": 4}
-
-
-class Recording(FlowModule):
-    """Keeps what the loss was given."""
-
-    def __init__(self, *arguments, **keywords):
-        super().__init__(*arguments, **keywords)
-        self.seen = []
-
-    def loss(self, images, context, noise, labels):
-        self.seen.append((images.clone(), noise.clone()))
-        return super().loss(images, context, noise, labels)
-
-
-class OfRank:
-    """What a module reads of its trainer to know its place among several processes."""
-
-    def __init__(self, rank, world_size):
-        self.global_rank, self.world_size = rank, world_size
 
 
 # Flips.
@@ -104,7 +76,7 @@ def draw_step(flow, images, seed, step, index):
 @pytest.mark.parametrize("parts", [1, 2])
 def test_images_and_noise_of_a_step_do_not_depend_on_how_it_is_split(parts):
     data, recipe = noise_data(), Recipe(1e-4, steps=4, batch_size=12, flip=True)
-    module = train(Recording(small(), recipe, seed=4), data, accumulate_grad_batches=parts)
+    module = train(Recording(tiny_denseflow(), recipe, seed=4), data, accumulate_grad_batches=parts)
     batches = list(ShuffledBatches(20, 12, 4, seed=4))
     for step, rows in enumerate(batches):
         images, index = data.train.images(rows), torch.arange(12)
@@ -114,7 +86,7 @@ def test_images_and_noise_of_a_step_do_not_depend_on_how_it_is_split(parts):
     # As two processes see them, which have every other image of each part.
     for rank in range(2):
         ranked = FlowModule(module.flow, recipe, seed=4)
-        ranked.trainer = OfRank(rank, 2)
+        ranked.trainer = SimpleNamespace(global_rank=rank, world_size=2)
         ranked._micro_batch = (3, 0)
         for part, (images, noise) in zip(batches[3].chunk(parts), module.seen[3 * parts :]):
             mine = data.train.images(part)[rank::2]
@@ -125,7 +97,7 @@ def test_images_and_noise_of_a_step_do_not_depend_on_how_it_is_split(parts):
 
 @plain
 def test_first_batch_initialises_with_its_flips_and_noise():
-    data, flow = noise_data(), small().double()
+    data, flow = noise_data(), tiny_denseflow().double()
     rows = next(iter(ShuffledBatches(20, 10, 1, seed=3)))
     images, noise = draw_step(flow, data.train.images(rows), 3, 0, torch.arange(10))
     expected = copy.deepcopy(flow).initialize(images, noise=noise)
@@ -137,7 +109,7 @@ def test_first_batch_initialises_with_its_flips_and_noise():
 
 
 def test_run_of_no_steps_initialises_as_the_first_step_would(tmp_path):
-    data, flow = noise_data(), small()
+    data, flow = noise_data(), tiny_denseflow()
     twin = copy.deepcopy(flow)
     images = data.train.images(slice(10))
     images, noise = draw_step(twin, images, 5, 0, torch.arange(10))
@@ -153,7 +125,7 @@ def test_run_of_no_steps_initialises_as_the_first_step_would(tmp_path):
 @pytest.mark.parametrize("options", [{}, LEARNED], ids=["uniform", "learned"])
 def test_training_is_the_loop_written_by_hand(options):
     data = noise_data((25, 5, 5))
-    flow = small(**options).double()
+    flow = tiny_denseflow(**options).double()
     twin = copy.deepcopy(flow)
     recipe = Recipe(1e-2, steps=6, batch_size=10, **TUNED)
     rates = [1 / 3, 2 / 3, 0.7, 0.7, 0.1, 0.1]
@@ -174,71 +146,46 @@ def test_training_is_the_loop_written_by_hand(options):
     assert_same(flow, twin)  # to the last bit: Adamax takes rounding errors for gradients
 
 
-def test_gradient_without_a_bound_is_left_as_it_is():
-    flow = small().initialize(pixels(20))
-    images, noise = pixels(5), flow.draw_noise(0, 0, torch.arange(5))
-    module = FlowModule(flow, Recipe(gradient_clip=None))
-    optimizer = module.configure_optimizers()["optimizer"]
+def clipped(bound, value):
+    """A module whose gradients are all of one value, and what clips them."""
+    flow = tiny_denseflow().initialize(pixels(20))
+    module = FlowModule(flow, Recipe(gradient_clip=bound))
     for parameter in flow.parameters():
-        parameter.grad = torch.full_like(parameter, 1e4)
-    module._last = (images, None, noise, torch.tensor(1.0))
-    module.configure_gradient_clipping(optimizer)
+        parameter.grad = torch.full_like(parameter, value)
+    noise = flow.draw_noise(0, 0, torch.arange(5))
+    module._last = (pixels(5), None, noise, torch.tensor(1.0))
+    optimizer = module.configure_optimizers()["optimizer"]
+    return flow, partial(module.configure_gradient_clipping, optimizer)
+
+
+def test_gradient_without_a_bound_is_left_as_it_is():
+    flow, clip = clipped(None, 1e4)
+    clip()
     assert all((parameter.grad == 1e4).all() for parameter in flow.parameters())
     # One that is not finite stops the run all the same.
     name, parameter = list(flow.named_parameters())[3]
     parameter.grad.flatten()[0] = math.inf
     with pytest.raises(FloatingPointError, match=f"gradients are not of {name!r}"):
-        module.configure_gradient_clipping(optimizer)
+        clip()
 
 
-def test_gradient_whose_norm_overflows_is_named():
-    flow = small().initialize(pixels(20))
-    images, noise = pixels(5), flow.draw_noise(0, 0, torch.arange(5))
-    for bound in (None, 5.0):
-        module = FlowModule(flow, Recipe(gradient_clip=bound))
-        optimizer = module.configure_optimizers()["optimizer"]
-        for parameter in flow.parameters():
-            parameter.grad = torch.full_like(parameter, 1e25)
-        name, parameter = list(flow.named_parameters())[3]
-        parameter.grad *= -100
-        module._last = (images, None, noise, torch.tensor(1.0))
-        said = f"norm of the gradients overflows; the largest is of {name!r}, up to 1e\\+27"
-        with pytest.raises(FloatingPointError, match=said):
-            module.configure_gradient_clipping(optimizer)
+@pytest.mark.parametrize("bound", [None, 5.0])
+def test_gradient_whose_norm_overflows_is_named(bound):
+    flow, clip = clipped(bound, 1e25)
+    name, parameter = list(flow.named_parameters())[3]
+    parameter.grad *= -100
+    with pytest.raises(FloatingPointError, match=f"overflows; .*{name!r}, up to 1e\\+27"):
+        clip()
 
 
-# Runs that stop in between.
-
-
-class StopAt(Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_before_backward(self, trainer, *_):
-        if trainer.global_step == self.step:
-            raise InterruptedError("stopped here")
-
-
-@pytest.mark.parametrize("stop", [2, 5])
-def test_run_that_is_stopped_goes_on_with_the_same_numbers(tmp_path, stop):
-    """Before and in the fine-tuning."""
-    data, start = noise_data(), small(**LEARNED).double()
-    recipe = Recipe(1e-2, steps=6, batch_size=10, ema_decay=0.8, **TUNED)
-    options = {"checkpoint_every": 1, "record_every": 4, "validate_every": 6}
-    whole, stopped, resumed = (FlowModule(copy.deepcopy(start), recipe) for _ in range(3))
-    expected = run(whole, data, tmp_path / "whole", **options)
-    with pytest.raises(InterruptedError):
-        run(stopped, data, tmp_path / "stopped", callbacks=(StopAt(stop),), **options)
-    results = run(resumed, data, tmp_path / "stopped", resume=True, **options)
-    assert_same(whole, resumed)
-    assert results["bits_per_dim"] == expected["bits_per_dim"]
+# Runs.
 
 
 def test_run_with_another_recipe_is_not_resumed(tmp_path):
     data, recipe = noise_data(), {"steps": 2, "batch_size": 10, "decay": 0.5}
-    run(FlowModule(small(), Recipe(**recipe, decay_every=1)), data, tmp_path)
+    run(FlowModule(tiny_denseflow(), Recipe(**recipe, decay_every=1)), data, tmp_path)
     for change in ({"flip": True}, {"optimizer": "adamax"}):
-        module = FlowModule(small(), Recipe(**recipe, decay_every=1, **change))
+        module = FlowModule(tiny_denseflow(), Recipe(**recipe, decay_every=1, **change))
         with pytest.raises(ValueError, match=f"recipe.{next(iter(change))}: .* there, .* now"):
             run(module, data, tmp_path, resume=True)
 
@@ -246,7 +193,7 @@ def test_run_with_another_recipe_is_not_resumed(tmp_path):
 def test_shuffled_images_are_not_mirrored(tmp_path):
     data = dataclasses.replace(noise_data(), shuffle={"mode": "global"})
     with pytest.raises(ValueError, match="beside the recipe's flip, got shuffled pixels; mirr"):
-        run(FlowModule(small(), Recipe(steps=2, batch_size=10, flip=True)), data, tmp_path)
+        run(FlowModule(tiny_denseflow(), Recipe(steps=2, batch_size=10, flip=True)), data, tmp_path)
 
 
 # Figures, labels, embeddings.
@@ -254,7 +201,7 @@ def test_shuffled_images_are_not_mirrored(tmp_path):
 
 def test_figures_are_those_of_an_evaluation(tmp_path):
     data = noise_data()
-    module = FlowModule(small(), Recipe(1e-2, steps=2, batch_size=10, flip=True))
+    module = FlowModule(tiny_denseflow(), Recipe(1e-2, steps=2, batch_size=10, flip=True))
     results = run(module, data, tmp_path)
     bits = evaluate(module.flow, data.test, seed=module.seed)
     assert results["bits_per_dim"]["test"] == pytest.approx(bits.mean().item(), abs=1e-6)
@@ -268,7 +215,7 @@ def test_figures_are_those_of_an_evaluation(tmp_path):
 def test_labels_are_not_mirrored(tmp_path):
     data = noise_data(classes=3)
     recipe = Recipe(1e-2, steps=2, batch_size=10, flip=True)
-    module = FlowModule(small(num_classes=3), recipe, conditional=True)
+    module = FlowModule(tiny_denseflow(num_classes=3), recipe, conditional=True)
     start = {name: p.clone() for name, p in module.flow.named_parameters()}
     results = run(module, data, tmp_path)
     assert math.isfinite(results["bits_per_dim"]["test"])
@@ -278,7 +225,7 @@ def test_labels_are_not_mirrored(tmp_path):
     assert torch.equal(module.last_context, data.train.labels(rows))
 
 
-@pytest.mark.parametrize("flow", [small, tiny], ids=["denseflow", "mixerflow"])
+@pytest.mark.parametrize("flow", [tiny_denseflow, tiny], ids=["denseflow", "mixerflow"])
 def test_classifier_reads_all_latents(tmp_path, flow):
     """Those of a DenseFlow are pixels and noise, in one row."""
     data = noise_data(classes=3)

@@ -13,6 +13,7 @@ from nflows_mixer._distributed import all_reduce_max
 from nflows_mixer.cli import run
 from nflows_mixer.nn import BatchNorm1d, BatchNorm2d, all_reduce_batch_norm
 from nflows_mixer.transforms import ActNorm
+from tests.training import QUIET_COMMAND
 from tests.two_processes import RUNS, train
 
 ROOT = Path(__file__).parents[1]
@@ -21,18 +22,9 @@ BATCH = {
     "images": torch.randn(7, 2, 3, 3, dtype=torch.float64),
 }
 # With 61 images, uneven over two processes.
-ARGUMENTS = [
-    "train",
-    "--model.num_layers=2",
-    "--model.hidden_features=16",
-    "--recipe.steps=8",
-    "--recipe.batch_size=40",
-    "--recipe.ema_decay=0.8",
-    "--evaluation_images=61",
-    "--trainer.precision=64-true",
-    "--trainer.accelerator=cpu",
-    "--trainer.enable_progress_bar=false",
-]
+ARGUMENTS = ["train", "--model.num_layers=2", "--model.hidden_features=16", "--recipe.steps=8"]
+ARGUMENTS += ["--recipe.batch_size=40", "--recipe.ema_decay=0.8", "--evaluation_images=61"]
+ARGUMENTS += ["--trainer.precision=64-true", *QUIET_COMMAND]
 
 
 @pytest.fixture(scope="module")

@@ -88,20 +88,19 @@ def test_every_example_has_a_tutorial():
     assert sorted(included) == sorted(scripts)
 
 
-def test_command_line_of_the_pages_is_understood():
+def test_command_lines_of_the_pages_are_understood():
     """Flags that the pages name are flags of the command, or arguments of a builder."""
-    pytest.importorskip("jsonargparse")
-    from nflows_mixer.cli import train_parser
+    from nflows_mixer.cli import build_parser, train_parser
     from nflows_mixer.flows import denseflow, mixerflow
 
     known = set(re.findall(r"--([\w.]+)", train_parser().format_help()))
     for builder in (mixerflow, denseflow):
         known |= {f"model.{name}" for name in inspect.signature(builder).parameters}
+    known |= set(vars(build_parser().parse_args(["evaluate", "--weights=w"]).evaluate))
     for page in PAGES:
         text = (DOCS / f"{page}.md").read_text().replace("\\\n", "")
-        for line in re.findall(r"^\$ nflows-mixer train(.*)$", text, re.M):
-            flags = re.findall(r"--([\w.-]+)", line.split("#")[0])
-            assert set(flags) <= known, line
+        for line in re.findall(r"^\$ nflows-mixer (?:train|evaluate)(.*)$", text, re.M):
+            assert set(re.findall(r"--([\w.-]+)", line.split("#")[0])) <= known, line
 
 
 def test_it_builds_without_warnings(tmp_path):
@@ -157,44 +156,3 @@ def test_every_kept_measurement_is_on_a_page(pages, tmp_path):
                 assert path.read_text().strip() in text
     kept = {path for path in benchmarks.rglob("*.*") if path.suffix in (".md", ".png")}
     assert shown == kept - {benchmarks / "README.md"}
-
-
-def test_tables_and_pictures_of_several_devices(pages, tmp_path, monkeypatch):
-    monkeypatch.setattr(pages, "ROOT", tmp_path)
-    monkeypatch.setattr(pages, "BENCHMARKED", tmp_path)
-    assert pages.benchmark("speed", tmp_path) == "No measurement is kept yet.\n"
-    (tmp_path / "speed/results").mkdir(parents=True)
-    for device in ("cuda", "cpu"):
-        (tmp_path / f"speed/results/speed-{device}.md").write_text(f"| on {device} |\n")
-    (tmp_path / "speed/results/speed-cpu.json").write_text("{}")
-    (tmp_path / "speed/results/speed-cpu.png").write_bytes(b"picture")
-    file = "speed/results/speed-cpu.json"
-    assert pages.benchmark("speed", tmp_path).split("\n\n") == [
-        "| on cpu |",
-        f"(All figures: {{download}}`{file} </../{file}>`.)",
-        "| on cuda |",
-        "![speed-cpu](/_generated/pictures/speed-speed-cpu.png)\n",
-    ]
-    assert (tmp_path / "speed-speed-cpu.png").read_bytes() == b"picture"
-
-
-def test_runs_that_differ_in_the_shuffle_alone_stand_side_by_side(pages, tmp_path, monkeypatch):
-    monkeypatch.setattr(pages, "ROOT", tmp_path)
-    runs = []
-    for name, shuffle, seed in (("a", None, 0), ("b", "global", 0), ("c", None, 1)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").write_text("")
-        (tmp_path / name / "results.md").write_text(f"table of {name}")
-        figures = {"data": "digits", "seed": seed, "bits_per_dim": {"test": len(runs) + 0.25}}
-        figures |= {"shuffle": shuffle and {"mode": shuffle}}
-        file = tmp_path / name / "results.json"
-        run = {"name": name, "file": file, "figures": figures, "script": pages.COMMAND}
-        runs.append({**run, "pictures": [f"{name}-samples.png"]})
-    text = pages.shuffles(runs)
-    found = re.findall(r"\| (none|global) \| ([\d.]+) \|", text)
-    assert found == [("none", "0.250"), ("global", "1.250")]
-    assert [line.split()[-1] for line in text.splitlines() if line.startswith("$")] == [
-        "a/config.yaml",
-        "b/config.yaml",
-    ]
-    assert "table of a" in text and "b-samples.png" in text and "table of c" not in text

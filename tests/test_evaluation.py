@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from torch import distributions
 
 from nflows_mixer.data.dataset import ImageDataset
 from nflows_mixer.evaluation import (
@@ -18,27 +17,18 @@ from nflows_mixer.evaluation import (
 from nflows_mixer.flows import ImageFlow, mixerflow
 from nflows_mixer.likelihood import (
     bits_per_dim,
-    importance_weighted_log_prob,
     log_mean_exp,
     log_prob_draws,
 )
-from nflows_mixer.noise import uniform_noise
 from nflows_mixer.transforms import PixelScaling
-
-
-def pixels(count, shape=(1, 6, 6), levels=17):
-    return torch.randint(levels, (count, *shape), dtype=torch.uint8)
+from tests.helpers import moved, pixels
 
 
 def small_flow(**options):
     arguments = {"image_shape": (1, 6, 6), "patch_size": 2, "levels": 17, "num_layers": 2}
     flow = mixerflow(**{**arguments, "hidden_features": 16, **options}).double()
     context = options.get("num_classes") and torch.randint(options["num_classes"], (60,))
-    flow.initialize(pixels(60), context)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    return flow
+    return moved(flow.initialize(pixels(60), context), 0.05)
 
 
 def normal_flow(shape=(1, 1, 2), levels=4):
@@ -48,43 +38,6 @@ def normal_flow(shape=(1, 1, 2), levels=4):
         flow._distribution.location.fill_(0.4)
         flow._distribution.log_scale.fill_(math.log(0.3))
     return flow
-
-
-def normal_flow_log_prob(images, levels=4):
-    """The exact log-probability of images under ``normal_flow``."""
-    normal = distributions.Normal(torch.tensor(0.4, dtype=torch.float64), 0.3)
-    cells = normal.cdf((images + 1.0).double() / levels) - normal.cdf(images.double() / levels)
-    return cells.log().flatten(1).sum(1)
-
-
-def test_draws_are_those_of_the_counter_whatever_the_batch():
-    flow, images = small_flow(), pixels(7)
-    index = torch.tensor([5, 3, 100, 0, 1, 2, 7])
-    draws = log_prob_draws(flow, images, 3, seed=11, index=index, batch_size=1000)
-    assert draws.shape == (3, 7)
-    noise = uniform_noise(11, 2, index, (1, 6, 6))
-    torch.testing.assert_close(draws[2], flow.eval().log_prob(images, noise=noise))
-    for batch_size in (1, 2, 3, 4, 10):
-        again = log_prob_draws(flow, images, 3, seed=11, index=index, batch_size=batch_size)
-        torch.testing.assert_close(again, draws)
-    more = log_prob_draws(flow, images, 5, seed=11, index=index, batch_size=8)
-    torch.testing.assert_close(more[:3], draws)
-
-
-def test_importance_weights_reach_the_exact_likelihood():
-    flow = normal_flow()
-    images = torch.cartesian_prod(torch.arange(4), torch.arange(4)).to(torch.uint8)
-    images = images.reshape(16, 1, 1, 2)
-    exact = normal_flow_log_prob(images)
-    bound = importance_weighted_log_prob(flow, images, 4000, seed=1)
-    torch.testing.assert_close(bound, exact, atol=0.02, rtol=0)
-    # One pixel, one draw: the bound is the density at the noise, times the size of a cell.
-    one = importance_weighted_log_prob(flow, images, 1, seed=1)
-    noise = uniform_noise(1, 0, torch.arange(16), (1, 1, 2)).double()
-    normal = distributions.Normal(torch.tensor(0.4, dtype=torch.float64), 0.3)
-    by_hand = normal.log_prob((images + noise) / 4).flatten(1).sum(1) - 2 * math.log(4)
-    torch.testing.assert_close(one, by_hand)
-    assert (one.mean() < bound.mean()).item()
 
 
 def test_log_mean_exp_of_large_and_missing_values():
@@ -102,8 +55,30 @@ def test_evaluate_over_several_draws(bound):
     torch.testing.assert_close(bits, bits_per_dim(expected, (1, 6, 6)))
 
 
+def test_evaluate_uses_running_statistics_and_keeps_a_nan():
+    flow, images = small_flow(norm="batch"), pixels(20)
+    alone = evaluate(flow.train(), images, batch_size=1)
+    torch.testing.assert_close(evaluate(flow, images), alone, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        flow._distribution.location[0, 0, 0] = math.nan
+    assert evaluate(flow, images).isnan().all()
+
+
+def test_round_trip_error_is_in_pixel_ranges():
+    images = pixels(5)
+    assert round_trip_error(small_flow(), images) < 1e-12
+
+    class Lossy(PixelScaling):
+        def inverse(self, inputs, context=None):
+            outputs, logabsdet = super().inverse(inputs)
+            return outputs + 1.7, logabsdet
+
+    lossy = ImageFlow(Lossy(17), (1, 6, 6), levels=17)
+    assert round_trip_error(lossy, images) == pytest.approx(0.1)
+
+
 def test_evaluate_splits_over_processes_and_reads_data_sets():
-    flow, images = small_flow(), pixels(20)
+    flow, images = small_flow().train(), pixels(20)
     whole = evaluate(flow, images, seed=3, draws=2)
     for rank in range(3):
         rows = range(rank, 20, 3)
@@ -112,6 +87,8 @@ def test_evaluate_splits_over_processes_and_reads_data_sets():
     dataset = ImageDataset(images.flip(0), rows=torch.arange(19, -1, -1))
     torch.testing.assert_close(evaluate(flow, dataset, seed=3, draws=2), whole)
     assert evaluate(flow, images, rows=[]).shape == (0,)
+    assert all(module.training for module in flow.modules())
+    assert not torch.equal(evaluate(flow, images, seed=4, draws=2), whole)
     assert evaluate(flow, images[:0]).shape == (0,)
 
 

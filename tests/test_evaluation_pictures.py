@@ -19,7 +19,8 @@ from nflows_mixer.evaluation import (
 )
 from nflows_mixer.flows import ImageFlow
 from nflows_mixer.transforms import PixelScaling
-from tests.test_evaluation import pixels, small_flow
+from tests.helpers import pixels
+from tests.test_evaluation import small_flow
 
 
 def test_chunks_of_samples_differ_and_follow_the_seed():
@@ -175,7 +176,7 @@ def test_grey_and_white_reach_the_picture(tmp_path):
 
 
 def test_neighbours_stand_beside_their_samples(tmp_path):
-    """Rows of colours: where each lies in the picture, and that there is text above neighbours."""
+    """Rows of colours: where each lies in the picture."""
     colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 0, 255]])
     images = colours.to(torch.uint8)[:, :, None, None].expand(-1, -1, 4, 8)
     rows = images[torch.tensor([[0, 1, 2], [3, 2, 1]])]  # a sample and its two neighbours, twice
@@ -199,13 +200,6 @@ def test_neighbours_stand_beside_their_samples(tmp_path):
         (top, bottom, *_), *_ = row
         assert all(abs(box[0] - top) <= 1 and abs(box[1] - bottom) <= 1 for box in row)
         assert all(before[3] < after[2] for before, after in zip(row, row[1:]))
-        width = row[0][3] - row[0][2]
-        assert width == pytest.approx(2 * (bottom - top), rel=0.1)  # 4 x 8 pixels
-        # The sample stands apart, and only neighbours have a distance above them.
-        assert row[1][2] - row[0][3] > 2 * (row[2][2] - row[1][3])
-        above = slice(top - 20, top - 2)
-        dark = [(array[above, left:right] < 100).any() for _, _, left, right in row]
-        assert dark == [False, True, True]
     assert magenta[0] > red[1]
 
 

@@ -24,7 +24,8 @@ from nflows_mixer.evaluation import (
 )
 from nflows_mixer.flows import ImageFlow
 from nflows_mixer.transforms import PixelScaling
-from tests.test_evaluation import pixels, small_flow
+from tests.helpers import pixels
+from tests.test_evaluation import small_flow
 
 
 def test_embeddings_of_every_depth():

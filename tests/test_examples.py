@@ -1,16 +1,23 @@
-"""The other example scripts, end to end at tiny budgets, and the runs that are kept of them."""
+"""The example scripts, end to end at tiny budgets, and the runs that are kept of them."""
 
 import difflib
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from nflows.flows import Flow
 
+import nflows_mixer.data
+from nflows_mixer.data import load_images
+from nflows_mixer.evaluation import evaluate, evaluate_bounds, nearest_images
+from nflows_mixer.flows import load_weights
 from nflows_mixer.training import table as results_table
+from tests.training import QUIET_COMMAND
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
@@ -19,17 +26,12 @@ RESULTS = EXAMPLES / "results"
 MOONS = {"train_seconds", "machine", "parameters", "reference_models", "steps", "seed", "layer"}
 MOONS |= {"log_density", "worst_point"}
 IMAGES = {"data", "split_hash", "train_images", "test_images", "bits_per_dim", "worst_image"}
-IMAGES |= {
-    "reference_models",
-    "parameters",
-    "recipe",
-    "seed",
-    "machine",
-    "versions",
-    "train_seconds",
-}
+IMAGES |= {"reference_models", "parameters", "recipe", "seed", "machine", "versions"}
+IMAGES |= {"train_seconds"}
+BOUNDS = {"draws", "average_bits_per_dim", "importance_weighted_bits_per_dim", "recipe"}
 KEYS = {
     "train_mixerflow": IMAGES | {"model"},
+    "train_denseflow": BOUNDS | {"distance_to_training_images"},
     "maf_mnist": IMAGES | {"passes", "row_lengths", "maf"},
     "zuko_spline": IMAGES | {"logabsdet_error"},
     "hybrid_digits": IMAGES | {"linear_probe", "hybrid", "out_of_distribution"},
@@ -43,6 +45,7 @@ KEPT = [
     ("train_mixerflow", "cifar10-fresh/results"),
     ("train_mixerflow", "cifar10-unshuffled/results"),
     ("train_mixerflow", "cifar10-shuffled/results"),
+    ("train_denseflow", "denseflow-digits/results"),
     ("maf_mnist", "maf-mnist/results"),
     ("maf_mnist", "maf-mnist-6-layers/results"),
     ("maf_mnist", "maf-mnist-zuko/results"),
@@ -60,7 +63,9 @@ def run(monkeypatch, capsys, name, out, *flags):
     monkeypatch.setattr(sys, "argv", [str(script), "--out", str(out), *map(str, flags)])
     runpy.run_path(str(script), run_name="__main__")
     written = out.with_suffix(".json") if name.startswith("moons") else out / "results.json"
-    assert written.with_suffix(".md").read_text() in capsys.readouterr().out
+    # The DenseFlow's own figures are printed after those of its training.
+    printed = written.with_suffix(".md").read_text() in capsys.readouterr().out
+    assert printed or name == "train_denseflow"
     figures = json.loads(written.read_text())
     assert KEYS[name] <= set(figures)
     assert str(out.parent) not in written.read_text()
@@ -69,6 +74,19 @@ def run(monkeypatch, capsys, name, out, *flags):
 
 def is_png(path):
     return path.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """Fewer of them, which scripts load like all."""
+
+    def load_few(*arguments, **options):
+        digits = load_images(*arguments, **options)
+        return replace(
+            digits, train=digits.train.subset(range(400)), test=digits.test.subset(range(80))
+        )
+
+    monkeypatch.setattr(nflows_mixer.data, "load_images", load_few)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +100,44 @@ def strokes(tmp_path_factory):
         image[top - 5 : top + 5, column : column + 3] = generator.integers(100, 256, size=(10, 3))
     np.savez(path, images=images)
     return path
+
+
+def test_mixerflow_ends_with_figures_pictures_and_weights(tmp_path, monkeypatch, capsys):
+    flags = [*QUIET_COMMAND, "--recipe.steps=50", "--model.num_layers=2"]
+    results = run(monkeypatch, capsys, "train_mixerflow", tmp_path / "out", *flags)
+    # 50 steps are enough to be far below the uniform model.
+    bits = results["bits_per_dim"]["test"]
+    assert 1 < bits < 3.2 < results["reference_models"]["uniform, 17 levels"]
+    assert results["worst_image"]["test"] >= bits and results["round_trip_error"] < 1e-4
+    for name in ("samples.png", "curve.png", "samples/step-00000050.png"):
+        assert is_png(tmp_path / "out" / name)
+    flow = load_weights(tmp_path / "out" / "weights.safetensors")
+    found = evaluate(flow, load_images("digits").test).mean().item()
+    assert found == pytest.approx(bits, abs=1e-6)
+
+
+def test_denseflow_ends_with_bounds_and_neighbours(tmp_path, monkeypatch, capsys):
+    flags = [
+        *QUIET_COMMAND,
+        "--model.modules=[1, 1]",
+        "--model.conditioner.hidden_channels=8",
+        "--seed=3",
+    ]
+    flags += ["--recipe.steps=6", "--evaluation_images=20", "--seed=3"]
+    results = run(monkeypatch, capsys, "train_denseflow", tmp_path / "out", *flags)
+    assert all(is_png(tmp_path / f"out/{name}.png") for name in ("samples", "neighbours", "curve"))
+    data = load_images("digits", seed=3)
+    flow = load_weights(tmp_path / "out" / "weights.safetensors")
+    held_out = data.test.subset(slice(20))
+    bounds = evaluate_bounds(flow, held_out, seed=3, draws=results["draws"])
+    for name, found in (("importance", "importance_weighted"), ("average", "average")):
+        expected = bounds[name].double().mean().item()
+        assert results[f"{found}_bits_per_dim"] == pytest.approx(expected, abs=1e-6)
+    assert results["importance_weighted_bits_per_dim"] < results["average_bits_per_dim"]
+    # The reference is of held-out images, against those that were trained on.
+    _, distances = nearest_images(held_out.images(), data.train)
+    usual = results["distance_to_training_images"]["held-out images"]
+    assert usual == pytest.approx(distances[:, 0].quantile(0.5).item())
 
 
 @pytest.mark.parametrize("maf", ["nflows", "zuko"])
@@ -98,7 +154,7 @@ def test_maf_counts_the_passes_of_its_samples(strokes, tmp_path, monkeypatch, ca
 
 
 def test_zuko_spline_checks_its_log_determinant(tmp_path, monkeypatch, capsys):
-    results = run(monkeypatch, capsys, "zuko_spline", tmp_path / "out", "--steps", 20)
+    results = run(monkeypatch, capsys, "zuko_spline", tmp_path / "out", "--steps", 15)
     assert 0 <= results["logabsdet_error"] < 1e-8
     assert (
         1 < results["bits_per_dim"]["test"] < 4 < results["reference_models"]["uniform, 17 levels"]
@@ -117,7 +173,7 @@ def test_class_conditional_flow_classifies(tmp_path, monkeypatch, capsys):
     assert is_png(tmp_path / "out" / "samples.png") and is_png(tmp_path / "out" / "classes.png")
 
 
-def test_hybrid_trains_with_all_labels_and_with_few(tmp_path, monkeypatch, capsys):
+def test_hybrid_trains_with_all_labels_and_with_few(few_digits, tmp_path, monkeypatch, capsys):
     flags = ["--steps", 6, "--probe_steps", 20]
     results = run(monkeypatch, capsys, "hybrid_digits", tmp_path / "out", *flags)
     assert len(results["hybrid"]) == 4
@@ -180,6 +236,19 @@ def test_kept_run_is_what_the_script_writes(script, path):
     assert kept.with_suffix(".md").read_text() == table(figures)
     picture = f"{kept.stem}.png" if script.startswith("moons") else "samples.png"
     assert is_png(kept.parent / picture)
+
+
+def test_kept_denseflow_is_its_configuration_and_copies_no_image():
+    folder = RESULTS / "denseflow-digits"
+    results = json.loads((folder / "results.json").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["recipe"] == results["recipe"]
+    assert config["model"]["class_path"] == "nflows_mixer.denseflow"
+    assert results["importance_weighted_bits_per_dim"] < results["average_bits_per_dim"]
+    # Copies would be far nearer than images that were not trained on.
+    distances = results["distance_to_training_images"]
+    assert distances["samples"] > 0.5 * distances["held-out images"]
+    assert all(is_png(folder / f"{name}.png") for name in ("samples", "neighbours", "curve"))
 
 
 def test_spline_coupling_fits_the_moons_at_least_as_well():

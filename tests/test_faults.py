@@ -12,26 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
+from torch.utils._pytree import tree_flatten
 
 from nflows_mixer import _files
 from nflows_mixer.cli import run
-from nflows_mixer.data import ImageData, ImageDataset
-from nflows_mixer.flows import mixerflow
-from nflows_mixer.training import AtomicCheckpointIO, FlowModule, Recipe, fit
+from nflows_mixer.training import AtomicCheckpointIO, FlowModule, Recipe
 from nflows_mixer.transforms import AffineCoupling
+from tests.training import QUIET_COMMAND, history, noise_data, tiny
+from tests.training import run as fit_quietly
 
-ARGUMENTS = [
-    "train",
-    "--model.num_layers=1",
-    "--model.hidden_features=16",
-    "--recipe.steps=14",
-    "--recipe.batch_size=200",  # six batches are a pass over the data, so that runs see three
-    "--recipe.ema_decay=0.8",
-    "--checkpoint_every=3",
-    "--validate_every=5",
-    "--trainer.accelerator=cpu",
-    "--trainer.enable_progress_bar=false",
-]
+# Six batches are a pass over the data, so that runs see three.
+ARGUMENTS = ["train", "--model.num_layers=1", "--model.hidden_features=16", "--recipe.steps=14"]
+ARGUMENTS += ["--recipe.batch_size=200", "--recipe.ema_decay=0.8", "--checkpoint_every=3"]
+ARGUMENTS += ["--validate_every=5", *QUIET_COMMAND]
 
 # Each attempt is a process of its own, forked from one that has imported everything and computed
 # nothing; it kills itself at the given point.
@@ -86,17 +79,6 @@ DRIVER = textwrap.dedent(
 )
 
 
-def flat(value, name=""):
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from flat(inner, f"{name}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for index, inner in enumerate(value):
-            yield from flat(inner, f"{name}.{index}")
-    else:
-        yield name, value
-
-
 def test_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
     deaths = "step:1,step:5,write:2,step:10,write:1,step:13,never"
     runs = f"{tmp_path / 'whole'},never;{tmp_path / 'killed'},{deaths}"
@@ -111,23 +93,18 @@ def test_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
         for run in ("whole", "killed")
     )
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
-        expected, got = dict(flat(whole[part])), dict(flat(resumed[part]))
-        assert expected.keys() == got.keys()
-        for name, value in expected.items():
-            same = torch.equal(value, got[name]) if torch.is_tensor(value) else value == got[name]
-            assert same, name
+        (expected, form), (got, form_of_resumed) = map(tree_flatten, (whole[part], resumed[part]))
+        assert form == form_of_resumed
+        for one, other in zip(expected, got):
+            assert torch.equal(one, other) if torch.is_tensor(one) else one == other
     assert whole["global_step"] == 14
     assert any(name.startswith("average.") for name in whole["state_dict"])
     for name in ("bits_per_dim", "worst_image", "round_trip_error"):
         assert figures[name] == figures_resumed[name]
+    names = ("step", "train/bits_per_dim", "validation/bits_per_dim")
     curves = [
-        [
-            (e["step"], e.get("train/bits_per_dim"), e.get("validation/bits_per_dim"))
-            for e in history
-        ]
-        for history in (
-            json.loads((tmp_path / run / "history.json").read_text()) for run in ("whole", "killed")
-        )
+        [[entry.get(name) for name in names] for entry in history(tmp_path / run)]
+        for run in ("whole", "killed")
     ]
     assert curves[0] == curves[1] and len(curves[0]) == 4
 
@@ -135,14 +112,8 @@ def test_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
 def run_into(out, num_layers=1, **arguments):
     """A few steps."""
     torch.manual_seed(0)
-    images = torch.randint(17, (60, 1, 4, 4), dtype=torch.uint8)
-    data = ImageData("noise", *map(ImageDataset, images.split(20)), levels=17)
-    flow = mixerflow(
-        image_shape=(1, 4, 4), patch_size=2, levels=17, num_layers=num_layers, shift=None
-    )
-    settings = {"checkpoint_every": 2, "accelerator": "cpu", "enable_progress_bar": False}
-    module = FlowModule(flow, Recipe(steps=4, batch_size=10))
-    return fit(module, data, out, **settings | arguments)
+    module = FlowModule(tiny(num_layers=num_layers), Recipe(steps=4, batch_size=10))
+    return fit_quietly(module, noise_data(), out, **{"checkpoint_every": 2} | arguments)
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ from nflows_mixer.transforms import (
     RLULinear,
     reversible,
 )
+from tests.helpers import moved
 
 narrow = partial(ResidualMLP, hidden_features=12)
 batch = partial(narrow, norm="batch")
@@ -47,14 +48,6 @@ FLOWS = [
     partial(nflows_transforms.MaskedAffineAutoregressiveTransform, hidden_features=8),
     None,
 ]
-
-
-def moved(transform, std=0.1):
-    """The transform, its parameters moved at random."""
-    with torch.no_grad():
-        for parameter in transform.parameters():
-            parameter += std * torch.randn_like(parameter)
-    return transform
 
 
 def results_of(transform, inputs, inverse=True):

@@ -56,25 +56,6 @@ def test_loss_by_hand(weight, labels):
     torch.testing.assert_close(loss, expected)
 
 
-def test_images_without_labels_count_in_the_density_alone():
-    module, images, noise, labels = module_and_batch(0.5, [0, -1, 2, -1])
-    module.eval()
-    with_them, bits = module.loss(images, None, noise, labels)
-    rows = torch.tensor([0, 2])
-    without, fewer = module.loss(images[rows], None, noise[rows], labels[rows])
-    # Means over twice as many images.
-    torch.testing.assert_close(2 * (with_them - 0.5 * bits.mean()), without - 0.5 * fewer.mean())
-    assert len(bits) == 4 and len(fewer) == 2
-    # What the classifier learns is the same as well.
-    gradients = []
-    for part in (slice(None), rows):
-        module.zero_grad()
-        module.loss(images[part], None, noise[part], labels[part])[0].backward()
-        gradients.append(module.head.weight.grad.clone())
-    torch.testing.assert_close(2 * gradients[0], gradients[1])
-    assert gradients[0].abs().max() > 0.01
-
-
 def test_figures_by_hand():
     module, images, noise, labels = module_and_batch(1.0, [0, -1, 2, 1])
     module.eval()
@@ -110,23 +91,6 @@ def test_figures_of_held_out_images_say_how_many_have_a_label():
     # Means over labelled images are whole numbers of images again.
     right = figures["test/accuracy"] * (count - 1)
     assert right == pytest.approx(round(right)) and figures["train/labelled"] == 1
-
-
-@plain
-def test_weight_of_zero_trains_the_classifier_and_a_large_one_the_density():
-    data = noise_data((20, 20, 20), classes=3)
-    reached = {}
-    for weight in (0, 1e4):
-        torch.manual_seed(3)
-        recipe = Recipe(3e-2, steps=30, batch_size=10)
-        module = train(HybridModule(tiny(), recipe, 3, weight=weight), data).eval()
-        images, labels = data.train[:]
-        noise = uniform_noise(0, 0, torch.arange(20), SHAPE)
-        with torch.no_grad():
-            figures = module.figures(images, None, noise, labels)
-        reached[weight] = {name: value.mean().item() for name, value in figures.items()}
-    assert reached[0]["cross_entropy"] < reached[1e4]["cross_entropy"] - 0.1
-    assert reached[1e4]["bits_per_dim"] < reached[0]["bits_per_dim"] - 0.1
 
 
 @plain
@@ -168,15 +132,6 @@ def test_digits_are_classified_after_a_short_run_with_a_moving_average(tmp_path)
     assert results["cross_entropy"]["test"] == pytest.approx(cross_entropy, abs=1e-5)
     history = json.loads((tmp_path / "history.json").read_text())
     assert history[-1]["validation/accuracy"] == pytest.approx(results["accuracy"]["validation"])
-
-
-@plain
-def test_semi_supervised_training_runs_over_batches_with_few_labels():
-    data = noise_data((40, 10, 10), classes=3)
-    hidden = ImageData("noise", hide_labels(data.train, 2), data.validation, data.test, 17)
-    module = train(HybridModule(tiny(), Recipe(1e-2, steps=8, batch_size=10), 3), hidden)
-    assert all(torch.isfinite(p).all() for p in module.parameters())
-    assert module.head.weight.any()
 
 
 class Still(HybridModule):
@@ -232,12 +187,6 @@ def test_labels_are_hidden_at_random_and_the_images_shared():
             hide_labels(part, number)
     with pytest.raises(ValueError, match="expected labels, got images alone"):
         hide_labels(ImageDataset(images.images()), 3)
-
-
-def test_images_keep_as_many_labels_as_they_were_to_keep_or_it_is_an_error():
-    images = ImageDataset(torch.zeros(50, *SHAPE, dtype=torch.uint8), torch.arange(50) % 3)
-    once = hide_labels(images, 10)
-    assert (hide_labels(once, 8, seed=3).labels() >= 0).sum() == 8
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,12 @@ import torch
 from benchmarks.baselines.glow import glow
 from benchmarks.baselines.macow import SIDES, MaskedConvolutionalFlow, macow
 from nflows_mixer.transforms import ActNorm, InvertibleConv1x1
+from tests.helpers import moved, size
 
 
-def moved(side="above", kernel_size=(2, 3), channels=2, std=0.5):
+def drawn(side="above", kernel_size=(2, 3), channels=2, std=0.5):
     """A flow in float64, with noise on its start."""
-    flow = MaskedConvolutionalFlow(channels, side, kernel_size, 6).double()
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += std * torch.randn_like(parameter)
-    return flow
+    return moved(MaskedConvolutionalFlow(channels, side, kernel_size, 6).double(), std)
 
 
 def test_affine_map_by_hand():
@@ -40,7 +37,7 @@ def test_affine_map_by_hand():
 def test_a_pixel_depends_on_itself_and_on_a_window_at_one_side(side, rows, columns):
     height, width = 5, 6
     point = torch.randn(1, 2, height, width, dtype=torch.float64)
-    flow = moved(side, (rows, columns))
+    flow = drawn(side, (rows, columns))
     jacobian = torch.autograd.functional.jacobian(lambda x: flow(x)[0], point)[0, :, :, :, 0]
     i, j = torch.arange(height), torch.arange(width)
     down, across = i[:, None] - i, j[:, None] - j  # from the pixel read to the one written
@@ -69,7 +66,7 @@ def test_a_pixel_depends_on_itself_and_on_a_window_at_one_side(side, rows, colum
     ],
 )
 def test_sides_are_the_first_one_on_a_turned_image(side, turn):
-    flow, above = moved(side), moved()
+    flow, above = drawn(side), drawn()
     above.load_state_dict(flow.state_dict())
     images = torch.randn(3, 2, 5, 4, dtype=torch.float64)
     for mine, reference in ((flow.forward, above.forward), (flow.inverse, above.inverse)):
@@ -82,7 +79,7 @@ def test_sides_are_the_first_one_on_a_turned_image(side, turn):
 @torch.no_grad()
 @pytest.mark.parametrize("side, steps", [("above", 5), ("below", 5), ("left", 4), ("right", 4)])
 def test_inverse_takes_a_step_for_each_row_or_column(side, steps):
-    flow = moved(side)
+    flow = drawn(side)
     calls = []
     flow.network.register_forward_hook(lambda *_: calls.append(None))
     images = torch.randn(3, 2, 5, 4, dtype=torch.float64)
@@ -110,8 +107,7 @@ def test_a_unit_reads_all_sides_and_mixes_channels():
     for module in transform.modules():
         if isinstance(module, MaskedConvolutionalFlow):
             kinds[module.side] += 1
-            for parameter in module.parameters():
-                parameter += 0.3 * torch.randn_like(parameter)
+            moved(module, 0.3)
         kinds[ActNorm] += isinstance(module, ActNorm)
     assert kinds == {**dict.fromkeys(SIDES, 1), ActNorm: 2}
     outputs, _ = transform.eval()(batch[:1])
@@ -138,8 +134,7 @@ def test_without_its_masked_flows_a_step_is_that_of_glow():
 
 
 def test_published_number_of_parameters():
-    count = sum(parameter.numel() for parameter in macow((3, 32, 32)).parameters())
-    assert count == pytest.approx(11.43e6, rel=0.01)
+    assert size(macow((3, 32, 32))) == pytest.approx(11.43e6, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -29,27 +29,8 @@ from nflows_mixer.transforms import (
     ShiftTransform,
     identity_maf,
 )
+from tests.helpers import expect, moved, size
 from tests.jacobian import jacobian_logabsdet
-from tests.test_errors import expect
-
-
-def count(flow) -> int:
-    return sum(p.numel() for p in flow.parameters())
-
-
-@pytest.mark.parametrize(
-    "preset, parameters",
-    [
-        ("cifar10", 11_343_833),
-        ("imagenet32", 11_343_833),
-        ("galaxy32", 4_094_937),
-        ("imagenet64", 18_904_985),
-        ("animefaces", 18_904_985),
-        ("mnist", 3_932_941 + 2 * 28 * 28),
-    ],
-)
-def test_parameters_of_the_presets(preset, parameters):
-    assert count(mixerflow(preset)) == parameters
 
 
 @pytest.mark.parametrize("builder", [mixerflow, denseflow])
@@ -78,14 +59,6 @@ def test_eight_of_thirty_layers_are_shift_layers():
     assert len(layers) == 30
     shifted = [i for i, layer in enumerate(layers) if isinstance(layer, ShiftTransform)]
     assert shifted == [0, 4, 8, 12, 16, 20, 24, 28]
-
-
-def test_mnist_is_autoregressive_with_rlu_and_no_shift():
-    modules = list(mixerflow("mnist").modules())
-    mafs = [m for m in modules if isinstance(m, MaskedAffineAutoregressiveTransform)]
-    assert len(mafs) == 30 * 2 * 4
-    assert len([m for m in modules if isinstance(m, RLULinear)]) == 30 * 2 * 4
-    assert not any(isinstance(m, ShiftTransform) for m in modules)
 
 
 SMALL = {"image_shape": (3, 8, 8), "patch_size": 2, "num_layers": 2, "hidden_features": 16}
@@ -182,27 +155,23 @@ def test_option_changes_the_model(setting, options):
 
 
 TABLE_8 = {
-    # resolution, patch, hidden, shift, linear
-    "cifar10": (32, 4, 128, 1, LULinear),
-    "imagenet32": (32, 4, 128, 1, LULinear),
-    "galaxy32": (32, 4, 64, 1, LULinear),
-    "imagenet64": (64, 8, 128, 2, LULinear),
-    "animefaces": (64, 8, 128, 2, LULinear),
-    "mnist": (28, 4, 64, None, RLULinear),
+    # resolution, patch, hidden, shift, linear, and the number of parameters
+    "cifar10": (32, 4, 128, 1, LULinear, 11_343_833),
+    "imagenet32": (32, 4, 128, 1, LULinear, 11_343_833),
+    "galaxy32": (32, 4, 64, 1, LULinear, 4_094_937),
+    "imagenet64": (64, 8, 128, 2, LULinear, 18_904_985),
+    "animefaces": (64, 8, 128, 2, LULinear, 18_904_985),
+    "mnist": (28, 4, 64, None, RLULinear, 3_932_941 + 2 * 28 * 28),
 }
 
 
 @pytest.mark.parametrize("name", MIXERFLOW_PRESETS)
 def test_preset_is_its_column_of_table_8(name):
-    spec = mixerflow(name).architecture.arguments
+    built = mixerflow(name)
+    spec = built.architecture.arguments
     # The networks' own default where the preset names no width.
-    assert TABLE_8[name] == (
-        spec["image_shape"][1],
-        spec["patch_size"],
-        spec["hidden_features"] or 128,
-        spec["shift"],
-        spec["linear"],
-    )
+    found = spec["patch_size"], spec["hidden_features"] or 128, spec["shift"], spec["linear"]
+    assert TABLE_8[name] == (spec["image_shape"][1], *found, size(built))
     flow = identity_maf if name == "mnist" else AffineCoupling
     assert spec["channel_flow"] is spec["patch_flow"] is flow
     assert spec["image_shape"][0] == (1 if name == "mnist" else 3)
@@ -291,24 +260,13 @@ def test_what_no_factory_reads_is_refused(options, unread):
         mixerflow("galaxy32", num_layers=1, **presets)
 
 
-def test_maf_starts_at_the_identity():
-    modules = mixerflow("mnist", num_layers=1).modules()
-    mafs = [m for m in modules if isinstance(m, MaskedAffineAutoregressiveTransform)]
-    assert len(mafs) == 8
-    for maf in mafs:
-        rows = torch.randn(5, maf.features)
-        outputs, logabsdet = maf(rows)
-        torch.testing.assert_close(outputs, rows)
-        torch.testing.assert_close(logabsdet, torch.zeros(5), atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize("num_flow_layers", [1, 2])
 def test_parts_of_couplings_alternate_without_a_linear_block(num_flow_layers):
     """Every latent then depends on pixels other than its own."""
     options = {"linear": None, "shift": None, "pixels": Pixels(conv1x1=False)}
     flow = mixerflow(**SMALL, **options, num_flow_layers=num_flow_layers)
     images = torch.randint(256, (16, *flow.image_shape), dtype=torch.uint8)
-    moved(flow, images, std=0.1)
+    drawn(flow, images, std=0.1)
     jacobian = torch.autograd.functional.jacobian(
         lambda x: flow._transform(x.reshape(1, *flow.image_shape))[0].flatten(),
         images[0].double().flatten() + 0.5,
@@ -345,29 +303,27 @@ def real_images(size: int, number: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
 
 
-def moved(flow, images, std=0.01):
+@torch.no_grad()
+def drawn(flow, images, std=0.01):
     """Move every parameter off its start, then initialise ActNorm from data."""
-    flow.double().eval()
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += std * torch.randn_like(parameter)
-        for module in flow.modules():
-            if isinstance(module, ActNorm):
-                module.train()
-        flow.log_prob(images)
+    moved(flow.double().eval(), std)
+    for module in flow.modules():
+        if isinstance(module, ActNorm):
+            module.train()
+    flow.log_prob(images)
     return flow.eval()
 
 
 def test_thirty_layers_in_float64_invert():
-    images = real_images(32, 24)
-    flow = moved(mixerflow("cifar10"), images)
-    assert round_trip_error(flow, images[:8]) < 1e-8
+    images = real_images(32, 8)
+    flow = drawn(mixerflow("cifar10"), images)
+    assert round_trip_error(flow, images[:4]) < 1e-8
 
 
 def test_thirty_layers_in_float64_have_the_logabsdet_of_their_jacobian():
     images = real_images(6, 200)
-    flow = moved(mixerflow(image_shape=(3, 6, 6), patch_size=2, hidden_features=32), images)
-    pixels = images[:2].double() + 0.5
+    flow = drawn(mixerflow(image_shape=(3, 6, 6), patch_size=2, hidden_features=32), images)
+    pixels = images[:1].double() + 0.5
     latents, logabsdet = flow._transform(pixels)
     expected = jacobian_logabsdet(flow._transform.forward, pixels)
     torch.testing.assert_close(logabsdet, expected, rtol=1e-8, atol=0)
@@ -378,6 +334,6 @@ def test_thirty_layers_in_float64_have_the_logabsdet_of_their_jacobian():
 
 
 def test_fresh_cifar10_preset_inverts_real_images_in_float32():
-    images = real_images(32, 64)
+    images = real_images(32, 24)
     flow = mixerflow("cifar10").initialize(images)
     assert round_trip_error(flow, images) < 1e-4

@@ -18,7 +18,6 @@ from nflows_mixer.distributions import (
     ProductDistribution,
     StudentT,
 )
-from nflows_mixer.flows import ImageFlow
 from nflows_mixer.transforms import (
     ActNorm,
     CompositeTransform,
@@ -27,12 +26,11 @@ from nflows_mixer.transforms import (
     GlowStep,
     InvertibleConv1x1,
     MultiScaleTransform,
-    PixelScaling,
     SqueezeAndSplit,
     SqueezeTransform,
 )
+from tests.helpers import expect, moved
 from tests.registry import conv, glow
-from tests.test_errors import expect
 
 
 def randomized(transform, std=0.1):
@@ -41,10 +39,7 @@ def randomized(transform, std=0.1):
     for module in transform.modules():
         if isinstance(module, ActNorm):
             module.initialize_identity()
-    with torch.no_grad():
-        for parameter in transform.parameters():
-            parameter += std * torch.randn_like(parameter)
-    return transform
+    return moved(transform, std)
 
 
 def pieces(latents, shapes):
@@ -214,24 +209,6 @@ def test_temperature_of_a_product_is_that_of_each_part():
     torch.testing.assert_close(base.sample(2, temperature=0.0), location.expand(2, -1))
     with expect(ValueError, "a temperature of at least 0, got -1"):
         base.sample(2, temperature=-1)
-
-
-def test_image_flow_with_flat_latents():
-    """Sampled densities, latents and samples, as for any other transform."""
-    parts = [PixelScaling(5), SqueezeTransform(2), glow(4), SqueezeAndSplit(2), glow(8)]
-    transform = MultiScaleTransform(parts, (1, 4, 4))
-    shapes = transform.latent_shapes.items()
-    base = ProductDistribution({name: DiagonalNormal(shape) for name, shape in shapes})
-    flow = randomized(ImageFlow(transform, (1, 4, 4), base, levels=5))
-    assert not transform.stochastic_forward and flow.noise_shape == (1, 4, 4)
-    images = torch.randint(5, (3, 1, 4, 4), dtype=torch.uint8)
-    assert flow.transform_to_noise(images).shape == (3, 16)
-    samples, log_prob = flow.deterministic.sample_and_log_prob(6)
-    assert samples.shape == (6, 1, 4, 4)
-    torch.testing.assert_close(flow.deterministic.log_prob(samples), log_prob)
-    values = images + torch.rand(images.shape, dtype=torch.float64)
-    latents, _ = transform(values)
-    torch.testing.assert_close(transform.inverse(latents)[0], values)
 
 
 # Errors.

@@ -9,10 +9,7 @@ from nflows_mixer.adapters import from_normflows, to_normflows
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.transforms import InverseTransform, LULinear, UniformDequantization
 from nflows_mixer.transforms.residual import ResidualTransform
-
-
-def expect(kind, pattern):
-    return pytest.raises(kind, match=f"(?s)(?=.*expected .*got .*; ).*{pattern}")
+from tests.helpers import expect
 
 
 def spline(features):

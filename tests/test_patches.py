@@ -16,46 +16,22 @@ def numbered(*shape):
     return torch.arange(torch.Size(shape).numel(), dtype=torch.float64).reshape(shape)
 
 
-def test_patch_layout_by_hand():
-    matrix, logabsdet = PatchTransform((1, 4, 4), 2)(numbered(1, 1, 4, 4))
-    assert matrix[0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
-    assert logabsdet.tolist() == [0]
-
-
-def test_rectangular_patches_with_channels_by_hand():
-    # Two channels of 2 x 6, patches of 1 x 3: channel 1 is channel 0 plus 12.
-    matrix, _ = PatchTransform((2, 2, 6), (1, 3))(numbered(1, 2, 2, 6))
-    assert matrix[0].tolist() == [
-        [0, 12, 1, 13, 2, 14],
-        [3, 15, 4, 16, 5, 17],
-        [6, 18, 7, 19, 8, 20],
-        [9, 21, 10, 22, 11, 23],
-    ]
-
-
-def test_band_layout_by_hand():
-    matrix, _ = PatchTransform((1, 4, 3), 2, "band")(numbered(1, 1, 4, 3))
-    assert matrix[0].tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
-
-
-def test_stripe_layout_by_hand():
-    matrix, _ = PatchTransform((1, 3, 4), 2, "stripe")(numbered(1, 1, 3, 4))
-    assert matrix[0].tolist() == [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10, 11]]
-
-
-def test_dilated_layout_by_hand():
-    matrix, _ = PatchTransform((1, 4, 4), 2, "dilated")(numbered(1, 1, 4, 4))
-    assert matrix[0].tolist() == [[0, 2, 8, 10], [1, 3, 9, 11], [4, 6, 12, 14], [5, 7, 13, 15]]
-
-
-def test_dilated_layout_of_odd_grid_by_hand():
-    # 3 x 6 in patches of 1 x 2: a grid of 3 x 3, so that offsets are 3 columns apart.
-    matrix, _ = PatchTransform((1, 3, 6), (1, 2), "dilated")(numbered(1, 1, 3, 6))
-    assert matrix[0].tolist() == [
-        *([0, 3], [1, 4], [2, 5]),
-        *([6, 9], [7, 10], [8, 11]),
-        *([12, 15], [13, 16], [14, 17]),
-    ]
+@pytest.mark.parametrize(
+    "shape, patch, layout, expected",
+    [
+        ((1, 2, 4), 2, "patch", [[0, 1, 4, 5], [2, 3, 6, 7]]),
+        # Channel 1 is channel 0 plus 6.
+        ((2, 1, 6), (1, 3), "patch", [[0, 6, 1, 7, 2, 8], [3, 9, 4, 10, 5, 11]]),
+        ((1, 4, 3), 2, "band", [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]),
+        ((1, 3, 4), 2, "stripe", [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10, 11]]),
+        ((1, 2, 4), 2, "dilated", [[0, 2, 4, 6], [1, 3, 5, 7]]),
+        # A grid of 1 x 3, so that offsets are 3 columns apart.
+        ((1, 1, 6), (1, 2), "dilated", [[0, 3], [1, 4], [2, 5]]),
+    ],
+)
+def test_layouts_by_hand(shape, patch, layout, expected):
+    matrix, logabsdet = PatchTransform(shape, patch, layout)(numbered(1, *shape))
+    assert matrix[0].tolist() == expected and logabsdet.tolist() == [0]
 
 
 def grid(draw, most=4):

@@ -1,21 +1,14 @@
 """The README says what is so: its code runs, and its figures are those that scripts wrote."""
 
-import json
 import re
 from pathlib import Path
 
-import pytest
 import torch
 
 from nflows_mixer import denseflow, mixerflow
-from nflows_mixer.training import table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-
-
-def results(name):
-    return json.loads((ROOT / "examples" / "results" / name / "results.json").read_text())
 
 
 def test_code_runs(tmp_path, monkeypatch):
@@ -46,18 +39,6 @@ def test_parameter_counts_are_those_of_the_models():
 def test_its_links_lead_to_files():
     for path in re.findall(r"\]\(([^):]+)\)", README):
         assert (ROOT / path).exists(), path
-
-
-@pytest.mark.parametrize("name", ["digits", "cifar10-unshuffled"])
-def test_table_of_results_is_what_the_script_wrote(name):
-    written = table(results(name))
-    assert (ROOT / "examples" / "results" / name / "results.md").read_text() == written
-
-
-def test_command_of_the_tests_is_that_of_ci():
-    install = "python3 -m venv .venv && .venv/bin/pip install -e '.[test]'"
-    lines = [line for line in README.splitlines() if re.search(r"\[test\].*pytest", line)]
-    assert lines == [f"{install} && .venv/bin/pytest -n auto"]
 
 
 def test_oldest_versions_are_those_of_setup_cfg():

@@ -15,7 +15,6 @@ from nflows.transforms import CompositeTransform, Transform
 from torch import Tensor, distributions, nn
 
 from nflows_mixer.core.as_transform import deterministic_transform
-from nflows_mixer.distributions import standard_normal_log_prob
 from nflows_mixer.transforms import (
     ConditionalNoise,
     CrossUnitCoupling,
@@ -27,8 +26,8 @@ from nflows_mixer.transforms import (
     UniformDequantization,
     VariationalDequantization,
 )
+from tests.helpers import expect, moved
 from tests.registry import LEVELS, TRANSFORMS, blocks, step
-from tests.test_errors import expect
 from tests.test_noise import NORMAL, UNIFORM, gap_to
 from tests.test_properties import build
 
@@ -48,29 +47,10 @@ def test_white_noise_is_standard_normal_with_its_density():
 
 
 @torch.no_grad()
-def test_white_noise_of_a_block_is_recovered_from_its_outputs():
-    case = TRANSFORMS["DenseFlowBlock-white"]
-    block = build(case)
-    inputs = torch.randn(1000, *case.shape, dtype=torch.float64)
-    outputs, logabsdet = block(inputs)
-    of_units, noise = torch.zeros(1000, dtype=torch.float64), []
-    for unit in reversed(block.units):
-        outputs, of_unit = unit.inverse(outputs)
-        of_units -= of_unit
-        noise.append(outputs[:, -2:])
-        outputs = outputs[:, :-2]
-    noise = torch.cat(noise[:-1][::-1], dim=1)
-    assert gap_to(NORMAL, noise) < 1.95
-    torch.testing.assert_close(block.noise_shape(case.shape), noise.shape[1:])
-    torch.testing.assert_close(logabsdet, of_units - NORMAL.log_prob(noise).flatten(1).sum(1))
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("scale", ["tanh", "exp"])
 def test_preconditioned_noise_has_the_mean_and_the_scale_of_its_network(scale):
     coupling = CrossUnitCoupling(1, 2, 3, scale=scale).double()
-    for parameter in coupling.parameters():
-        parameter += 0.3 * torch.randn_like(parameter)
+    moved(coupling, 0.3)
     earlier = torch.randn(1, 3, 1, 2, dtype=torch.float64)
     u, shift = coupling.network(earlier)[0].chunk(2)
     spread = {"tanh": lambda u: (2 * (u / 2).tanh()).exp(), "exp": torch.exp}[scale](u)
@@ -206,8 +186,7 @@ def test_couplings_of_all_blocks_read_what_was_before_squeezed():
 def test_block_is_the_example_of_the_paper():
     """Equations 10 to 13: log-dets of both units and of sigma, less the density of the noise."""
     block = DenseFlowBlock(2, 2, InvertibleConv1x1, 2, network=Seen).double()
-    for parameter in block.parameters():
-        parameter += 0.3 * torch.randn_like(parameter)
+    moved(block, 0.3)
     z0 = torch.randn(3, 2, 4, 4, dtype=torch.float64)
     e = torch.randn(3, 2, 4, 4, dtype=torch.float64)
     one, two = (unit.linear.weight() for unit in block.units)
@@ -256,9 +235,7 @@ def test_block_keeps_no_representation_that_nobody_reads(preconditioning, alive)
 
 def test_gradients_reach_earlier_units_through_the_noise():
     block = DenseFlowBlock(2, 2, InvertibleConv1x1, 1).double()
-    with torch.no_grad():
-        for parameter in block.couplings.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
+    moved(block.couplings, 0.3)
     inputs = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     outputs, _ = block(inputs, noise=torch.zeros(2, 1, 4, 4, dtype=torch.float64))
     (slope,) = torch.autograd.grad(outputs[:, 2].square().sum(), inputs)
@@ -322,10 +299,3 @@ def test_wrong_calls():
         MultiScaleTransform([UniformDequantization(17)], (2, 4, 4))
     with expect(ValueError, "parts that are given their noise, got CrossUnitCoupling at"):
         MultiScaleTransform([CompositeTransform([CrossUnitCoupling(2, 1)])], (2, 4, 4))
-
-
-def test_density_of_standard_normal_noise():
-    noise = torch.randn(4, 2, 3, dtype=torch.float64)
-    expected = NORMAL.log_prob(noise).flatten(1).sum(1)
-    torch.testing.assert_close(standard_normal_log_prob(noise), expected)
-    assert standard_normal_log_prob(noise[:, :0]).tolist() == [0] * 4

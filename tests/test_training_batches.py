@@ -1,6 +1,7 @@
 """The batches of training and evaluation, loaders of one's own, and labels as the context."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,15 +66,11 @@ def test_batches_that_cannot_be_made_are_refused():
 
 @pytest.mark.parametrize("num_images, world_size", [(10, 1), (11, 3), (2, 3), (1, 3)])
 def test_ordered_batches_have_each_image_once(num_images, world_size):
-    class Process:
-        pass
-
     seen = []
     for rank in range(world_size):
         part = noise_data((5, num_images, 5)).validation
         module = ImageDataModule(ImageData("noise", part, part, None), Recipe(), 0, None, 2)
-        module.trainer = Process()
-        module.trainer.global_rank, module.trainer.world_size = rank, world_size
+        module.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
         rows = [batch.tolist() for batch in module.val_dataloader()[0].sampler]
         assert all(1 <= len(row) <= 2 for row in rows)
         flat = sum(rows, [])

@@ -1,12 +1,11 @@
 """Training, step by step, against loops written by hand."""
 
 import copy
-import json
 import math
+from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Callback
 from nflows.flows import Flow
 from torch import nn
 
@@ -15,15 +14,21 @@ from nflows_mixer.noise import uniform_noise
 from nflows_mixer.training import FlowModule, Recipe, ShuffledBatches
 from nflows_mixer.transforms import AffineCoupling, FlowLayer, PatchMixerTransform
 from tests.training import (
+    LEARNED,
     SHAPE,
+    Recording,
+    StopAt,
     assert_same,
+    history,
     initialized,
+    most_moved,
     noise_data,
     norms_of,
     pixels,
     plain,
     run,
     tiny,
+    tiny_denseflow,
     train,
     train_by_hand,
 )
@@ -37,15 +42,14 @@ def test_training_is_the_loop_written_by_hand(dtype):
     data = noise_data((25, 5, 5))
     flow = tiny().to(dtype)
     twin = copy.deepcopy(flow)
-    start = copy.deepcopy(flow)
+    start = [parameter.clone() for parameter in flow.parameters()]
     recipe = Recipe(3e-2, (0.8, 0.95), 0.75, steps=7, batch_size=10, warmup=0.3)
     norms = train_by_hand(twin, data, recipe, seed=5)
     train(FlowModule(flow, recipe, seed=5), data)
     assert_same(twin, flow)
     # The bound on the gradient acted, and did so at some steps only.
     assert min(norms) < 0.75 < max(norms)
-    moved = [not torch.equal(a, b) for a, b in zip(start.parameters(), flow.parameters())]
-    assert sum(moved) > len(moved) / 2 and all(norm.initialized for norm in norms_of(flow))
+    assert most_moved(flow, start) and all(norm.initialized for norm in norms_of(flow))
 
 
 @plain
@@ -76,18 +80,6 @@ def test_no_steps_give_the_same_figures_whatever_was_drawn_before(tmp_path):
 # Accumulated batches.
 
 
-class Recording(FlowModule):
-    """Keeps what the loss was given."""
-
-    def __init__(self, *arguments, **keywords):
-        super().__init__(*arguments, **keywords)
-        self.seen = []
-
-    def loss(self, images, context, noise, labels):
-        self.seen.append((images.clone(), noise.clone()))
-        return super().loss(images, context, noise, labels)
-
-
 @plain
 def test_accumulated_batches_are_the_loop_written_by_hand():
     data, flow = noise_data(), tiny().double()
@@ -109,8 +101,8 @@ def test_accumulated_batches_leave_the_history_at_the_same_steps(tmp_path):
         module = FlowModule(tiny(), Recipe(steps=4, batch_size=10))
         options = {"accumulate_grad_batches": micro, "validate_every": 2, "record_every": 2}
         run(module, noise_data(), tmp_path / str(micro), **options)
-        history = json.loads((tmp_path / str(micro) / "history.json").read_text())
-        histories.append([(e["step"], "train/bits_per_dim" in e) for e in history])
+        entries = history(tmp_path / str(micro))
+        histories.append([(e["step"], "train/bits_per_dim" in e) for e in entries])
     assert histories[0] == [(2, True), (2, False), (4, True), (4, False)]
     assert histories[1] == histories[0]
 
@@ -125,37 +117,39 @@ def test_batch_that_does_not_split_into_its_parts_is_refused():
 # Runs that stop in between.
 
 
-class StopAt(Callback):
-    """An error in the middle of a step, after its batch has begun."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_before_backward(self, trainer, *_):
-        if trainer.global_step == self.step:
-            raise InterruptedError("stopped here")
+TUNED = {"warmup": 3, "decay": 0.7, "decay_every": 2, "fine_tune_steps": 2, "fine_tune_rate": 1e-3}
+TUNED |= {"optimizer": "adamax", "gradient_clip": None, "flip": True, "ema_decay": 0.8}
 
 
+@pytest.mark.parametrize(
+    "make, options, stop, every",
+    [
+        (tiny, {}, 3, 3),
+        # Before and in the fine-tuning.
+        (partial(tiny_denseflow, **LEARNED), TUNED, 2, 1),
+        (partial(tiny_denseflow, **LEARNED), TUNED, 5, 1),
+    ],
+    ids=["mixerflow", "denseflow", "fine-tuning"],
+)
 @pytest.mark.parametrize("module_is", ["new", "the same"])
-def test_run_that_is_stopped_goes_on_with_the_same_numbers(tmp_path, module_is):
-    data, start = noise_data(), tiny().double()
-    recipe = Recipe(1e-2, steps=6, batch_size=10)
-    options = {"checkpoint_every": 3, "record_every": 4, "validate_every": 6}
-    whole = FlowModule(copy.deepcopy(start), recipe)
-    run(whole, data, tmp_path / "whole", **options)
-    module = FlowModule(copy.deepcopy(start), recipe)
+def test_run_that_is_stopped_goes_on_with_the_same_numbers(
+    tmp_path, make, options, stop, every, module_is
+):
+    data, start = noise_data(), make().double()
+    recipe = Recipe(1e-2, steps=6, batch_size=10, **options)
+    times = {"checkpoint_every": every, "record_every": 4, "validate_every": 6}
+    whole, module, new = (FlowModule(copy.deepcopy(start), recipe) for _ in range(3))
+    expected = run(whole, data, tmp_path / "whole", **times)
     with pytest.raises(InterruptedError):
-        run(module, data, tmp_path / "stopped", callbacks=(StopAt(3),), **options)
-    if module_is == "new":
-        module = FlowModule(copy.deepcopy(start), recipe)
-    run(module, data, tmp_path / "stopped", resume=True, **options)
+        run(module, data, tmp_path / "stopped", callbacks=(StopAt(stop),), **times)
+    module = new if module_is == "new" else module
+    results = run(module, data, tmp_path / "stopped", resume=True, **times)
     assert_same(whole, module)
+    assert results["bits_per_dim"] == expected["bits_per_dim"]
+    names = ("step", "train/bits_per_dim", "validation/bits_per_dim")
     bits = [
-        [
-            (e["step"], e.get("train/bits_per_dim"), e.get("validation/bits_per_dim"))
-            for e in json.loads((tmp_path / run / "history.json").read_text())
-        ]
-        for run in ("whole", "stopped")
+        [[entry.get(name) for name in names] for entry in history(tmp_path / out)]
+        for out in ("whole", "stopped")
     ]
     assert bits[0] == bits[1]  # in float64, to the last digit
 
@@ -195,8 +189,7 @@ def test_any_nflows_flow_trains(tmp_path):
     flow = ImageFlow.from_flow(plain, SHAPE, levels=17)
     start = [parameter.clone() for parameter in plain.parameters()]
     run(FlowModule(flow, Recipe(1e-2, steps=3, batch_size=10)), noise_data(), tmp_path)
-    moved = [not torch.equal(a, b) for a, b in zip(start, plain.parameters())]
-    assert sum(moved) > len(moved) / 2
+    assert most_moved(plain, start)
     # Nothing but the scaling of pixels lies between the two.
     flow.double().eval()
     images, noise = pixels(6), torch.rand(6, *SHAPE, dtype=torch.float64)
@@ -234,8 +227,7 @@ def test_bfloat16_is_in_the_conditioners_only():
     assert {p.dtype for p in module.parameters()} == {torch.float32}
     assert module.training_bits.dtype == torch.float32
     assert all(torch.isfinite(p).all() for p in flow.parameters())
-    moved = [not torch.equal(a, b) for a, b in zip(start, flow.parameters())]
-    assert sum(moved) > len(moved) / 2
+    assert most_moved(flow, start)
 
 
 @pytest.mark.filterwarnings("ignore:.*AMP with fp16 is not supported on CPU")
@@ -249,33 +241,16 @@ def test_half_precision_is_refused(tmp_path, precision):
 # Arguments.
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"evaluation_images": 0},
-        {"evaluation_images": -1},
-        {"record_every": 0},
-        {"validate_every": 0},
-        {"accumulate_grad_batches": 0},
-    ],
-)
-def test_numbers_out_of_range_are_refused(tmp_path, arguments):
-    module = FlowModule(tiny(), Recipe(steps=2, batch_size=10))
+NUMBERS = ["evaluation_images", "record_every", "validate_every", "accumulate_grad_batches"]
+WRONG = [("seed", -1), ("evaluation_images", -1), *((name, 0) for name in NUMBERS)]
+
+
+@pytest.mark.parametrize("name, value", WRONG)
+def test_numbers_out_of_range_are_refused(tmp_path, name, value):
+    options = {} if name == "seed" else {name: value}
+    module = FlowModule(tiny(), Recipe(steps=1, batch_size=10), seed=0 if options else value)
     with pytest.raises(ValueError, match="expected .*got"):
-        run(module, noise_data(), tmp_path, **arguments)
-
-
-@pytest.mark.parametrize("seed", [-1, 2**32])
-def test_seed_is_good_for_all_or_refused(tmp_path, seed):
-    module = FlowModule(tiny(), Recipe(steps=1, batch_size=10), seed=seed)
-    if seed < 0:
-        with pytest.raises(ValueError, match="expected a seed from 0"):
-            run(module, noise_data(), tmp_path)
-        return
-    try:
-        assert run(module, noise_data(), tmp_path)["seed"] == seed
-    except ValueError as error:
-        assert "expected a seed" in str(error)
+        run(module, noise_data(), tmp_path, **options)
 
 
 # Devices.

@@ -15,15 +15,13 @@ from nflows_mixer.distributions import NormalMixture, StudentT
 from nflows_mixer.flows import (
     ImageFlow,
     Pixels,
-    denseflow,
     grow,
     load_weights,
-    mixerflow,
     read_metadata,
     save_weights,
 )
 from nflows_mixer.flows.weights import save_state
-from nflows_mixer.nn import MLP, DenseAttentionConditioner, learned_positions
+from nflows_mixer.nn import MLP, learned_positions
 from nflows_mixer.training import FlowModule, Recipe
 from nflows_mixer.transforms import (
     ActNorm,
@@ -36,17 +34,15 @@ from nflows_mixer.transforms import (
     RLULinear,
     identity_maf,
 )
-from tests.training import SHAPE, noise_data, plain, train
+from tests import helpers
+from tests.helpers import moved
+from tests.training import SHAPE, assert_same, noise_data, plain, tiny, tiny_denseflow, train
 
-
-def pixels(count, shape=SHAPE):
-    return torch.randint(17, (count, *shape), dtype=torch.uint8)
+pixels = partial(helpers.pixels, shape=SHAPE)
 
 
 def build(**options):
-    arguments = {"image_shape": SHAPE, "patch_size": 2, "levels": 17, "num_layers": 1}
-    arguments |= {"num_flow_layers": 2, "hidden_features": 8, "shift": None}
-    return mixerflow(**arguments | options)
+    return tiny(**{"num_flow_layers": 2} | options)
 
 
 def context_for(options, count):
@@ -61,14 +57,12 @@ def trained(**options):
     """A flow with weights that are nowhere special."""
     flow = build(**options)
     shape = options.get("image_shape", SHAPE)
-    flow.initialize(pixels(40, shape), context_for(options, 40))
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    return flow.eval()
+    flow.initialize(pixels(40, shape=shape), context_for(options, 40))
+    return moved(flow, 0.05).eval()
 
 
 SPLINES = partial(RationalQuadraticCoupling, num_bins=4)
+BAND = partial(PatchTransform, patch_size=2, layout="band")
 KINDS = [
     {},
     {"num_classes": 3},
@@ -83,90 +77,51 @@ KINDS = [
     {"base": NormalMixture, "pixels": Pixels(logit=1e-3)},
 ]
 NAMES = [",".join(kind) or "plain" for kind in KINDS]
+LISTS = {"num_layers": 2, "patch_size": [BAND, (1, 2)], "shift": [None, None]}
 
 
 # Files.
 
 
-@pytest.mark.parametrize("options", KINDS, ids=NAMES)
-def test_file_gives_back_the_flow_to_the_last_bit(tmp_path, options):
-    flow = trained(**options)
-    save_weights(flow, tmp_path / "flow.safetensors", {"data": "noise"})
-    again = load_weights(tmp_path / "flow.safetensors")
-    assert again.architecture == flow.architecture
-    state = again.state_dict()
-    for name, value in flow.state_dict().items():
-        assert torch.equal(state[name], value) and state[name].dtype == value.dtype, name
-    images = pixels(5, flow.image_shape)
-    context, noise = context_for(options, 5), torch.rand(images.shape)
-    assert torch.equal(
-        again.eval().log_prob(images, context, noise), flow.log_prob(images, context, noise)
-    )
-
-
-def small_denseflow(conditioner=None, **options):
-    arguments = {"image_shape": SHAPE, "levels": 17, "dequantization": "uniform"}
-    arguments |= {"units": (2, 1), "modules": (1, 1), "growth": 2}
-    sizes = {"hidden_channels": 4, "num_layers": 1, "growth": 4, "attention_channels": 4}
-    network = partial(DenseAttentionConditioner, **{**sizes, **(conditioner or {})})
-    return denseflow(**{**arguments, "conditioner": network, **options})
-
-
 def trained_denseflow(**options):
-    flow = small_denseflow(**options)
+    flow = tiny_denseflow(**options)
     flow.initialize(pixels(40), context_for(options, 40))
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    return flow.eval()
+    return moved(flow, 0.05).eval()
+
+
+DENSE = [
+    {},
+    {"num_classes": 3},
+    {"context_features": 2},
+    {"conditioner": {"attention": False}, "preconditioning": "previous", "swap": False},
+    {"augmentation": "input", "preconditioning": "learned", "noise_channels": 4},
+    {"dequantization": "variational", "noise_channels": 4, "base": StudentT},
+]
 
 
 @pytest.mark.parametrize(
-    "options",
+    "make, options",
     [
-        {},
-        {"num_classes": 3},
-        {"context_features": 2},
-        {"conditioner": {"attention": False}, "preconditioning": "previous", "swap": False},
-        {"augmentation": "input", "preconditioning": "learned", "noise_channels": 4},
-        {"dequantization": "variational", "noise_channels": 4, "base": StudentT},
+        *((trained, kind) for kind in [*KINDS, LISTS]),
+        *((trained_denseflow, kind) for kind in DENSE),
     ],
-    ids=lambda options: ",".join(options) or "plain",
+    ids=[*NAMES, "lists", *("denseflow," + ",".join(kind) for kind in DENSE)],
 )
-def test_file_gives_back_the_denseflow_to_the_last_bit(tmp_path, options):
-    flow, path = trained_denseflow(**options), tmp_path / "flow.safetensors"
+def test_file_gives_back_the_flow_to_the_last_bit(tmp_path, make, options):
+    flow, path = make(**options), tmp_path / "flow.safetensors"
     save_weights(flow, path, {"data": "noise"})
-    facts = read_metadata(path)
-    assert json.loads(facts["architecture"])["growth"] == 2 and facts["builder"] == "denseflow"
+    assert read_metadata(path)["builder"] == flow.architecture.builder
     again = load_weights(path)
     assert again.architecture == flow.architecture
-    state = again.state_dict()
-    for name, value in flow.state_dict().items():
-        assert torch.equal(state[name], value) and state[name].dtype == value.dtype, name
-    images, context = pixels(5), context_for(options, 5)
+    assert_same(again, flow)
+    assert [v.dtype for v in again.state_dict().values()] == [
+        v.dtype for v in flow.state_dict().values()
+    ]
+    images, context = pixels(5, shape=flow.image_shape), context_for(options, 5)
     noise = flow.draw_noise(0, 1, torch.arange(5))
-    assert torch.equal(
-        again.eval().log_prob(images, context, noise), flow.log_prob(images, context, noise)
-    )
+    again.eval()
+    assert torch.equal(*(each.log_prob(images, context, noise) for each in (again, flow)))
     assert load_weights(path, again) is again
-
-
-@pytest.mark.parametrize(
-    "change", [{"conditioner": {"tokens": "reshaped"}}, {"preconditioning": "previous"}]
-)
-def test_weights_of_another_denseflow_are_refused(tmp_path, change):
-    path = tmp_path / "flow.safetensors"
-    save_weights(trained_denseflow(), path)
-    with pytest.raises(ValueError, match="flow.safetensors: expected the weights of this flow"):
-        load_weights(path, small_denseflow(**change))
-
-
-def test_weights_of_the_other_family_are_refused(tmp_path):
-    save_weights(trained_denseflow(), tmp_path / "dense.safetensors")
-    save_weights(trained(), tmp_path / "mixer.safetensors")
-    for name, flow in (("dense", build()), ("mixer", small_denseflow())):
-        with pytest.raises(ValueError, match="expected the weights of this flow, got those of ano"):
-            load_weights(tmp_path / f"{name}.safetensors", flow)
 
 
 @pytest.mark.parametrize(
@@ -286,9 +241,7 @@ def test_file_has_the_names_of_flows_of_other_libraries(tmp_path):
         "name": "zuko.flows.NSF",
         "keywords": {"transforms": 1, "hidden_features": [8], "bins": 3},
     }
-    images, noise = pixels(3), torch.rand(3, *SHAPE)
-    expected = flow.log_prob(images, None, noise)
-    assert torch.equal(load_weights(path).eval().log_prob(images, None, noise), expected)
+    assert_same_map(load_weights(path), flow, rtol=0, atol=0)
 
 
 def test_double_precision_comes_back_to_the_last_bit(tmp_path):
@@ -297,9 +250,7 @@ def test_double_precision_comes_back_to_the_last_bit(tmp_path):
         for parameter in flow.parameters():
             parameter += 1e-3 * torch.rand_like(parameter)
     save_weights(flow, tmp_path / "flow.safetensors")
-    state = load_weights(tmp_path / "flow.safetensors").state_dict()
-    for name, value in flow.state_dict().items():
-        assert torch.equal(state[name], value), name
+    assert_same(load_weights(tmp_path / "flow.safetensors"), flow)
 
 
 def test_metadata_say_what_the_flow_is(tmp_path):
@@ -312,13 +263,6 @@ def test_metadata_say_what_the_flow_is(tmp_path):
     assert (arguments["num_layers"], arguments["levels"]) == (2, 17)
 
 
-def test_lists_for_each_layer_survive_as_what_they_were(tmp_path):
-    band = partial(PatchTransform, patch_size=2, layout="band")
-    flow = trained(num_layers=2, patch_size=[band, (1, 2)], shift=[None, None])
-    save_weights(flow, tmp_path / "flow.safetensors")
-    assert load_weights(tmp_path / "flow.safetensors").architecture == flow.architecture
-
-
 def test_flow_with_a_factory_is_read_into_that_flow_alone(tmp_path):
     network = lambda i, o: nn.Sequential(nn.Linear(i, 4), nn.Linear(4, o))  # noqa: E731
     options = {"conditioner": network, "hidden_features": None}
@@ -329,10 +273,7 @@ def test_flow_with_a_factory_is_read_into_that_flow_alone(tmp_path):
         load_weights(path)
     other = build(**options)
     assert load_weights(path, other) is other
-    images, noise = pixels(3), torch.rand(3, *SHAPE)
-    assert torch.equal(
-        other.eval().log_prob(images, None, noise), flow.log_prob(images, None, noise)
-    )
+    assert_same_map(other, flow, rtol=0, atol=0)
 
 
 def test_weights_of_another_flow_change_nothing(tmp_path):
@@ -355,20 +296,24 @@ def test_weights_of_another_flow_change_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options",
+    "make, other",
     [
-        {"levels": 32},
-        {"channel_flow": partial(AffineCoupling, scale="sigmoid")},
-        {"base": StudentT},
-        {"pixels": Pixels(logit=0.01)},
+        (trained, partial(build, levels=32)),
+        (trained, partial(build, channel_flow=partial(AffineCoupling, scale="sigmoid"))),
+        (trained, partial(build, base=StudentT)),
+        (trained, partial(build, pixels=Pixels(logit=0.01))),
+        (trained_denseflow, partial(tiny_denseflow, {"tokens": "reshaped"})),
+        (trained_denseflow, partial(tiny_denseflow, preconditioning="previous")),
+        (trained_denseflow, build),
+        (trained, tiny_denseflow),
     ],
 )
-def test_weights_of_another_map_of_the_same_shapes_are_refused(tmp_path, options):
+def test_weights_of_another_map_are_refused_also_where_shapes_are_the_same(tmp_path, make, other):
     """The file says of what flow it is; the same numbers in another map are not its weights."""
     path = tmp_path / "flow.safetensors"
-    save_weights(trained(), path)
-    with pytest.raises(ValueError, match="flow.safetensors: expected"):
-        load_weights(path, build(**options))
+    save_weights(make(), path)
+    with pytest.raises(ValueError, match="flow.safetensors: expected the weights of this flow"):
+        load_weights(path, other())
 
 
 @pytest.mark.parametrize("kept", [0, 5, 300, -8])
@@ -416,7 +361,7 @@ def test_grown_flow_is_the_same_map(options):
     flow = trained(**options)
     deeper = grow(flow, 3)
     assert deeper.architecture.arguments["num_layers"] == 3
-    images = pixels(6, flow.image_shape)
+    images = pixels(6, shape=flow.image_shape)
     context, noise = context_for(options, 6), torch.rand(images.shape)
     with torch.no_grad():
         expected = flow.transform_and_log_prob(images, context, noise)
@@ -432,20 +377,19 @@ def test_grown_flow_is_the_same_map(options):
     assert all(m.initialized for m in deeper.modules() if isinstance(m, ActNorm))
 
 
-def test_grown_flow_is_exact_in_double_precision_and_keeps_dtype_and_mode():
-    for training in (True, False):
-        flow = trained().double().train(training)
-        deeper = grow(flow, 4)
-        assert deeper.training == training
-        assert {p.dtype for p in deeper.parameters()} == {torch.float64}
-        images = pixels(6)
-        noise = torch.rand(6, *SHAPE, dtype=torch.float64)
-        torch.testing.assert_close(
-            deeper.eval().log_prob(images, None, noise),
-            flow.eval().log_prob(images, None, noise),
-            rtol=0,
-            atol=1e-10,
-        )
+def assert_same_map(deeper, flow, **bounds):
+    images, noise = pixels(5), torch.rand(5, *SHAPE, dtype=next(flow.parameters()).dtype)
+    expected = flow.eval().log_prob(images, None, noise)
+    torch.testing.assert_close(deeper.eval().log_prob(images, None, noise), expected, **bounds)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_grown_flow_is_exact_in_double_precision_and_keeps_dtype_and_mode(training):
+    flow = trained().double().train(training)
+    deeper = grow(flow, 4)
+    assert deeper.training == training
+    assert {p.dtype for p in deeper.parameters()} == {torch.float64}
+    assert_same_map(deeper, flow, rtol=0, atol=1e-10)
 
 
 def test_flow_that_was_not_trained_yet_grows_and_initialises_the_old_layers():
@@ -469,15 +413,10 @@ def test_grown_flow_trains_in_its_new_layers_too():
 
 
 def test_lists_for_each_layer_are_given_in_their_new_length():
-    band = partial(PatchTransform, patch_size=2, layout="band")
-    flow = trained(num_layers=2, patch_size=[2, band])
+    flow = trained(num_layers=2, patch_size=[2, BAND])
     with pytest.raises(ValueError, match="one patch_size for each of 3 layers, got 2"):
         grow(flow, 3)
-    deeper = grow(flow, 3, patch_size=[2, band, (1, 2)])
-    images, noise = pixels(5), torch.rand(5, *SHAPE)
-    torch.testing.assert_close(
-        deeper.log_prob(images, None, noise), flow.log_prob(images, None, noise)
-    )
+    assert_same_map(grow(flow, 3, patch_size=[2, BAND, (1, 2)]), flow)
 
 
 @pytest.mark.parametrize(
@@ -520,31 +459,11 @@ def test_flow_that_does_not_start_at_the_identity_is_refused():
         grow(flow, 2)
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_flow_of_factories_that_start_at_the_identity_grows(number):
-    options = dict(zip(("channel_flow", "patch_flow")[:number], [AffineCoupling] * number))
-    flow = mixerflow(
-        image_shape=SHAPE, patch_size=2, levels=17, num_layers=1, shift=None, **options
-    )
-    flow.initialize(pixels(40)).eval()
-    deeper = grow(flow, 2)
-    images, noise = pixels(5), torch.rand(5, *SHAPE)
-    torch.testing.assert_close(
-        deeper.log_prob(images, None, noise), flow.log_prob(images, None, noise)
-    )
-
-
-def test_odd_number_of_reversals_grows_by_pairs_or_says_why_not():
+def test_odd_number_of_reversals_grows_by_pairs():
     flow = trained(linear=RLULinear, num_flow_layers=1)
-    images, noise = pixels(5), torch.rand(5, *SHAPE)
-    try:
-        deeper = grow(flow, 2)
-    except ValueError as error:
-        assert "an even number of reversals" in str(error)
-        return
-    torch.testing.assert_close(
-        deeper.log_prob(images, None, noise), flow.log_prob(images, None, noise)
-    )
+    with pytest.raises(ValueError, match="an even number of reversals"):
+        grow(flow, 2)
+    assert_same_map(grow(flow, 3), flow)
 
 
 @pytest.mark.parametrize("number", [1, 0, -1])
@@ -554,6 +473,6 @@ def test_flow_grows_by_a_layer_or_more(number):
 
 
 def test_flow_that_mixerflow_did_not_build_is_refused():
-    for flow in (ImageFlow(PixelScaling(17), SHAPE, levels=17), small_denseflow()):
+    for flow in (ImageFlow(PixelScaling(17), SHAPE, levels=17), tiny_denseflow()):
         with pytest.raises(ValueError, match="flow that mixerflow built, got one .*; add layers"):
             grow(flow, 2)

@@ -4,14 +4,11 @@ import pytest
 import torch
 
 from benchmarks.baselines.woodbury import LowRankUpdate, WoodburyTransform, woodbury
+from tests.helpers import moved, size
 
 
-def moved(shape, rank):
-    transform = WoodburyTransform(shape, rank).double()
-    with torch.no_grad():
-        for parameter in transform.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
-    return transform
+def drawn(shape, rank):
+    return moved(WoodburyTransform(shape, rank).double(), 0.3)
 
 
 def dense(update):
@@ -35,7 +32,7 @@ def test_low_rank_update_by_hand():
 @torch.no_grad()
 @pytest.mark.parametrize("size, rank", [(1, 1), (7, 1), (7, 3), (3, 7), (16, 16)])
 def test_inverse_and_determinant_are_those_of_the_dense_matrix(size, rank):
-    update = moved((size, 1, 1), rank).maps[0]
+    update = drawn((size, 1, 1), rank).maps[0]
     rows = torch.randn(5, size, dtype=torch.float64)
     torch.testing.assert_close(update(rows), rows @ dense(update).T)
     torch.testing.assert_close(update.inverse(rows), rows @ torch.linalg.inv(dense(update)).T)
@@ -44,7 +41,7 @@ def test_inverse_and_determinant_are_those_of_the_dense_matrix(size, rank):
 
 @torch.no_grad()
 def test_is_a_product_of_matrices_from_both_sides():
-    transform = moved((3, 2, 4), 2)
+    transform = drawn((3, 2, 4), 2)
     of_channels, positions = map(dense, transform.maps)
     images = torch.randn(5, 3, 2, 4, dtype=torch.float64)
     outputs, logabsdet = transform(images)
@@ -56,7 +53,7 @@ def test_is_a_product_of_matrices_from_both_sides():
 
 @torch.no_grad()
 def test_without_map_of_positions_it_is_a_1x1_convolution():
-    transform = moved((3, 4, 5), 2)
+    transform = drawn((3, 4, 5), 2)
     transform.maps[1].left.zero_()
     images = torch.randn(2, 3, 4, 5, dtype=torch.float64)
     outputs, logabsdet = transform(images)
@@ -76,16 +73,14 @@ def test_starts_near_the_identity_and_every_factor_gets_a_gradient():
 
 
 def test_every_value_depends_on_every_other():
-    transform = moved((2, 3, 2), 1)
+    transform = drawn((2, 3, 2), 1)
     image = torch.randn(1, 2, 3, 2, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(lambda x: transform(x)[0].flatten(), image)
     assert (jacobian != 0).all()
 
 
 def test_default_has_the_published_number_of_parameters():
-    flow = woodbury((3, 32, 32))
-    count = sum(parameter.numel() for parameter in flow.parameters())
-    assert count == pytest.approx(11.02e6, rel=0.01)
+    assert size(woodbury((3, 32, 32))) == pytest.approx(11.02e6, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,27 @@
 """What the tests of training share: small flows and data, a Trainer, and the loop by hand."""
 
+import json
 import math
+from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from nflows_mixer.data import ImageData, ImageDataset
-from nflows_mixer.flows import mixerflow
+from nflows_mixer.flows import denseflow, mixerflow
 from nflows_mixer.likelihood import bits_per_dim
+from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.noise import uniform_noise
-from nflows_mixer.training import ImageDataModule, ShuffledBatches, fit
+from nflows_mixer.training import FlowModule, ImageDataModule, ShuffledBatches, fit
 from nflows_mixer.transforms import ActNorm
+from tests import helpers
+from tests.helpers import moved
 
 SHAPE = (1, 4, 4)
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
+QUIET_COMMAND = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
 
 def plain(test):
@@ -31,8 +37,7 @@ def tiny(**options):
     return mixerflow(**arguments | options)
 
 
-def pixels(count):
-    return torch.randint(17, (count, *SHAPE), dtype=torch.uint8)
+pixels = partial(helpers.pixels, shape=SHAPE)
 
 
 def noise_data(sizes=(20, 12, 8), classes=None):
@@ -44,11 +49,7 @@ def noise_data(sizes=(20, 12, 8), classes=None):
 
 def initialized(flow, context=None, amount=0.1):
     """The flow some way from where it starts, so that all its parts matter."""
-    flow.initialize(pixels(40), context)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += amount * torch.randn_like(parameter)
-    return flow
+    return moved(flow.initialize(pixels(40), context), amount)
 
 
 def plain_trainer(steps=-1, **options):
@@ -109,3 +110,46 @@ def assert_same(first, second):
 
 def norms_of(flow):
     return [part for part in flow.modules() if isinstance(part, ActNorm)]
+
+
+class Recording(FlowModule):
+    """Keeps what the loss was given."""
+
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.seen = []
+
+    def loss(self, images, context, noise, labels):
+        self.seen.append((images.clone(), noise.clone()))
+        return super().loss(images, context, noise, labels)
+
+
+class StopAt(Callback):
+    """An error in the middle of a step, after its batch has begun."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_before_backward(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise InterruptedError("stopped here")
+
+
+def most_moved(flow, start):
+    moved = [not torch.equal(a, b) for a, b in zip(start, flow.parameters())]
+    return sum(moved) > len(moved) / 2
+
+
+def history(out):
+    return json.loads((out / "history.json").read_text())
+
+
+NETWORK = {"hidden_channels": 4, "num_layers": 1, "growth": 4, "attention_channels": 4}
+LEARNED = {"dequantization": "variational", "noise_channels": 4}
+
+
+def tiny_denseflow(conditioner=None, **options):
+    arguments = {"image_shape": SHAPE, "levels": 17, "dequantization": "uniform"}
+    arguments |= {"units": (2, 1), "modules": (1, 1), "growth": 2}
+    network = partial(DenseAttentionConditioner, **NETWORK | (conditioner or {}))
+    return denseflow(**arguments | {"conditioner": network} | options)
