@@ -84,6 +84,19 @@ class BaseDistribution(Distribution):
     def _sample(self, num_samples: int, context: Tensor | None) -> Tensor:
         return self.sample(num_samples, context)
 
+    @property
+    def has_rsample(self) -> bool:
+        """Whether ``rsample`` can be called."""
+        return self.as_torch().has_rsample
+
+    def rsample(self, num_samples: int) -> Tensor:
+        """Draw ``[num_samples, *shape]`` with gradients of the parameters, by reparametrization."""
+        return self.as_torch().rsample((num_samples,))
+
+    def _mean(self, context: Tensor | None) -> Tensor:
+        mean = self.as_torch().mean
+        return mean if context is None else mean.expand(len(context), *self.shape)
+
 
 class DiagonalNormal(BaseDistribution):
     r"""Normal distribution with its own mean and scale for each dimension.
@@ -280,6 +293,19 @@ class ProductDistribution(BaseDistribution):
         ]
         leading = 1 if context is None else 2
         return torch.cat([latents.flatten(leading) for latents in drawn], dim=-1)
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether all parts have one."""
+        return all(part.has_rsample for part in self._bases())
+
+    def rsample(self, num_samples: int) -> Tensor:
+        """Draw latents with gradients of the parameters."""
+        return torch.cat([part.rsample(num_samples).flatten(1) for part in self._bases()], dim=1)
+
+    def _mean(self, context: Tensor | None) -> Tensor:
+        mean = torch.cat([part.mean().flatten() for part in self._bases()])
+        return mean if context is None else mean.expand(len(context), -1)
 
     def _bases(self) -> list[BaseDistribution]:
         return [cast(BaseDistribution, part) for part in self.parts.values()]

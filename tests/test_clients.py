@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 import torch
-import zuko
 from nflows.flows import Flow
 from torch import nn
 
@@ -100,11 +99,7 @@ def test_the_posterior_of_lampe_over_images_is_the_known_one():
     torch.manual_seed(0)
 
     def build(features, context_features):
-        base = zuko.lazy.UnconditionalDistribution(
-            zuko.distributions.DiagNormal, torch.zeros(features), torch.ones(features)
-        )
-        lazy = to_zuko(mixer_of_vectors(), context_features, event_shape=(features,))
-        return zuko.lazy.Flow(lazy, base)
+        return to_zuko(Flow(mixer_of_vectors(), DiagonalNormal((features,))))
 
     estimator = lampe.inference.NPE(64, QUADRANTS, build=build)
     loss = lampe.inference.NPELoss(estimator)
@@ -138,7 +133,7 @@ def test_a_guide_of_pyro_learns_the_posterior():
     shapes = (64,), IMAGE
     parts = [ReshapeTransform(*shapes), mixer, ReshapeTransform(*shapes[::-1])]
     transform = initialize_identity(CompositeTransform(parts))
-    guide = AutoNormalizingFlow(model, lambda features: to_zuko(transform, 0, (features,))().inv)
+    guide = AutoNormalizingFlow(model, lambda features: to_zuko(transform)().inv)
     guide()
     assert set(guide.parameters()) == set(transform.parameters())
     loss = pyro.infer.Trace_ELBO(num_particles=16, vectorize_particles=True).differentiable_loss

@@ -87,7 +87,7 @@ def layer():
 
 def images():
     flow = mixerflow(**IMAGE, hidden_features=8, num_flow_layers=1)
-    return initialize_identity(flow).deterministic
+    return initialize_identity(flow)._transform
 
 
 def by_zuko(transform, shape):

@@ -44,6 +44,7 @@ class ReshapeTransform(Transform):
         for size in (*input_shape, *output_shape):
             check_positive(owner, "each size", size)
         self.shapes = tuple(map(int, input_shape)), tuple(map(int, output_shape))
+        self.input_shape = self.shapes[0]
         first, second = map(math.prod, self.shapes)
         if first != second:
             expected, got = f"two shapes of {first} elements", f"one of {second}"
