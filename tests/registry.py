@@ -54,6 +54,7 @@ from nflows_mixer.transforms import (
     PermutePixels,
     PixelScaling,
     RationalQuadraticCoupling,
+    ReshapeTransform,
     ResidualTransform,
     ReversibleCompositeTransform,
     RLULinear,
@@ -203,6 +204,9 @@ TRANSFORMS: dict[str, Case] = {
     "PermutePixels-local": wide(lambda: PermutePixels((2, 4, 6), "local", (2, 3), seed=3)),
     "SqueezeTransform": Case(lambda: SqueezeTransform(2), (1, 4, 6), out_shape=(4, 2, 3)),
     "SqueezeTransform-3": Case(lambda: SqueezeTransform(3), (2, 3, 6), out_shape=(18, 1, 2)),
+    "ReshapeTransform": Case(
+        lambda: ReshapeTransform((8,), (2, 2, 2)), (8,), out_shape=(2, 2, 2), compiles=False
+    ),
     "PixelScaling": Case(lambda: PixelScaling(17), (2, 3), any_shape=True),
     "LogitTransform": Case(lambda: LogitTransform(0.05), (2, 3), domain=torch.rand, any_shape=True),
     "ActNorm": Case(lambda: ActNorm(5), (5,)),

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = ["index", "quickstart", "training", "data", "denseflow"]
-PAGES += ["evaluation", "extending", "performance"]
+PAGES += ["evaluation", "extending", "clients", "performance"]
 ROOMS = [
     "adapters",
     "core",

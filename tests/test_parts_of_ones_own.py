@@ -55,7 +55,7 @@ class Doubled(AffineCoupling):
 
 
 class DoubledWithItsOwnMap(Doubled):
-    elementwise = AffineCoupling.elementwise
+    elementwise = staticmethod(AffineCoupling.elementwise)
 
     def forward(self, inputs, context=None):
         return super().forward(inputs, context)

@@ -7,12 +7,13 @@ import pytest
 import torch
 import zuko
 from nflows import transforms as nflows_transforms
-from nflows.distributions import StandardNormal
+from nflows.distributions import ConditionalDiagonalNormal, StandardNormal
 from nflows.flows import Flow as nflows_Flow
 from nflows.transforms import MaskedAffineAutoregressiveTransform as MAF
 from torch import nn, zeros
 
 from nflows_mixer.adapters import from_zuko, to_zuko
+from nflows_mixer.distributions import DiagonalNormal, NormalMixture
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.nn import LipschitzMLP, ResidualMLP
 from nflows_mixer.transforms import (
@@ -22,9 +23,12 @@ from nflows_mixer.transforms import (
     CompositeTransform,
     FlowLayer,
     PatchMixerTransform,
+    PixelScaling,
+    ReshapeTransform,
     ResidualTransform,
     SqueezeTransform,
     UniformDequantization,
+    initialize_identity,
 )
 from tests.helpers import central_difference, expect, moved
 from tests.jacobian import jacobian_logabsdet
@@ -366,10 +370,8 @@ def small_mixerflow(**options):
 
 def test_log_prob_is_that_of_the_nflows_side():
     flow = small_mixerflow().eval()
-    base = normal((1, 4, 4), torch.float64)
-    base._0.copy_(flow._distribution.location.detach())
-    base._1.copy_(flow._distribution.log_scale.exp().detach())
-    inside = zuko.lazy.Flow(to_zuko(flow), base)
+    torch.nn.init.normal_(flow._distribution.log_scale, std=0.1)  # the base comes along
+    inside = to_zuko(flow)
     pixels = 4 * torch.rand(9, 1, 4, 4, dtype=torch.float64)
     expected = flow.deterministic.log_prob(pixels)
     torch.testing.assert_close(inside().log_prob(pixels), expected, atol=1e-10, rtol=1e-10)
@@ -380,7 +382,7 @@ def test_log_prob_is_that_of_the_nflows_side():
 
 def test_a_conditional_mixerflow_agrees_and_broadcasts():
     flow = small_mixerflow(context_features=3).eval()
-    inside = zuko.lazy.Flow(to_zuko(flow, 3), normal((1, 4, 4), torch.float64))
+    inside = to_zuko(flow)
     pixels = 4 * torch.rand(5, 1, 4, 4, dtype=torch.float64)
     context = torch.randn(2, 1, 3, dtype=torch.float64)
     log_prob = inside(context).log_prob(pixels)
@@ -396,7 +398,7 @@ def test_a_plain_flow_of_nflows():
     conditional = MAF(8, 16, context_features=2)
     composite = nflows_transforms.CompositeTransform([masked, conditional])
     flow = nflows_Flow(composite, StandardNormal([8]))
-    inside = zuko.lazy.Flow(to_zuko(flow, 2), normal((8,)))
+    inside = to_zuko(flow)
     context, passes = torch.randn(2), []
     inside(context).log_prob(torch.randn(50, 8))
     before = copy.deepcopy(flow.state_dict())
@@ -430,9 +432,9 @@ def test_shapes_that_change():
     assert lazy()(images).shape == (3, 4, 2, 2)
     assert torch.equal(lazy().inv(lazy()(images)), images)
     plain = nflows_Flow(squeeze, StandardNormal([4, 2, 2]))
-    assert to_zuko(plain, event_shape=(1, 4, 4))().inverse_shape((4, 2, 2)) == (1, 4, 4)
+    assert to_zuko(plain, event_shape=(1, 4, 4)).transform().inverse_shape((4, 2, 2)) == (1, 4, 4)
     with expect(ValueError, "outputs of shape .*noise_shape"):
-        to_zuko(squeeze, event_shape=(1, 4, 4))()(images)
+        to_zuko(squeeze, event_shape=(1, 4, 4), noise_shape=(1, 4, 4))()(images)
 
 
 INSIDE = {
@@ -450,7 +452,8 @@ def test_generic_checks_of_zuko(name, tmp_path):
     """What zuko asks of each of its own flows: shapes, gradients, inverse, Jacobians, saving."""
     torch.manual_seed(0)
     transform, shape = INSIDE[name]()
-    flow = zuko.lazy.Flow(to_zuko(transform.eval(), 5), normal(shape, torch.float64))
+    lazy = to_zuko(getattr(transform, "_transform", transform).eval(), 5, shape)
+    flow = zuko.lazy.Flow(lazy, normal(shape, torch.float64))
     x = torch.randn(32, *shape, dtype=torch.float64)
     c = torch.randn(5, dtype=torch.float64)
 
@@ -521,7 +524,7 @@ def conditional():
         (lambda: to_zuko(zuko.flows.MAF(3)), TypeError, "Transform or Flow, got MAF"),
         (lambda: to_zuko(UniformDequantization(), 0, (4,)), ValueError, "UniformDequantization"),
         (lambda: to_zuko(from_zuko(Shift(False), 4), 2), ValueError, "context_features.*got 2"),
-        (lambda: to_zuko(conditional()), ValueError, "context_features.*got 0"),
+        (lambda: to_zuko(conditional(), 0), ValueError, "context_features=3, got 0"),
         (lambda: to_zuko(conditional(), 3)(), ValueError, "3 features, got 0"),
         (lambda: to_zuko(conditional(), 3)(torch.arange(3)), ValueError, "got torch.int64"),
         (lambda: to_zuko(conditional(), 3)(zeros(3))(zeros(2, 5)), ValueError, r"4\], got \[2, 5"),
@@ -540,3 +543,39 @@ def test_a_transform_that_does_not_say_its_shape():
     composite = CompositeTransform([nflows_transforms.LULinear(4)])
     assert to_zuko(composite)()(torch.zeros(2, 4)).shape == (2, 4)
     assert to_zuko(IdentityTransform(), event_shape=(3,))()(torch.zeros(2, 3)).shape == (2, 3)
+
+
+def test_images_are_the_event_of_a_chain_of_mixers_and_of_what_reads_them():
+    mixers = [PatchMixerTransform((1, 4, 4), 2, FlowLayer, FlowLayer) for _ in range(2)]
+    assert to_zuko(CompositeTransform(mixers)).event_shape == (1, 4, 4)
+    assert to_zuko(CompositeTransform([PixelScaling(256), *mixers])).event_shape == (1, 4, 4)
+    reshape = ReshapeTransform((16,), (1, 4, 4))
+    lazy = to_zuko(CompositeTransform([reshape, *mixers]))
+    assert (lazy.event_shape, lazy.noise_shape) == ((16,), (1, 4, 4))
+    with expect(ValueError, "event_shape"):
+        to_zuko(CompositeTransform([SqueezeTransform(2), mixers[0]]))
+
+
+@pytest.mark.parametrize(
+    "base",
+    [StandardNormal([4]), DiagonalNormal((4,)), NormalMixture((4,)), "conditional"],
+    ids=["nflows", "learned", "mixture", "conditional"],
+)
+def test_the_base_of_a_flow_comes_along(base):
+    torch.manual_seed(0)
+    context = None
+    if base == "conditional":
+        base, context = ConditionalDiagonalNormal([4], torch.nn.Linear(3, 8)), torch.randn(2, 1, 3)
+    flow = nflows_Flow(initialize_identity(FlowLayer(4)), base)
+    inside = to_zuko(flow, None if context is None else 3)
+    rows = torch.randn(2, 5, 4)
+    log_prob = inside(context).log_prob(rows)
+    given = None if context is None else context.expand(2, 5, 3).reshape(10, 3)
+    expected = flow.log_prob(rows.reshape(10, 4), given).reshape(2, 5)
+    torch.testing.assert_close(log_prob, expected)
+    batch = () if context is None else (2, 1)
+    samples = inside(context).sample((7,))
+    assert samples.shape == (7, *batch, 4) and not samples.requires_grad
+    if not isinstance(base, NormalMixture):  # which has no reparametrization
+        inside(context).rsample((7,)).square().sum().backward()
+        assert all(p.grad is not None for p in base.parameters())

@@ -10,6 +10,7 @@ from typing import Any
 
 import normflows as nf
 import torch
+from nflows.distributions.base import Distribution
 from nflows.flows import Flow
 from nflows.transforms import Transform
 from torch import Tensor, nn
@@ -136,14 +137,16 @@ class NormflowsTransform(Transform):
         return outputs, logabsdet.reshape(-1).expand(inputs.shape[0])
 
 
-def to_normflows(flow: Transform | Flow) -> nf.flows.Flow:
-    """Return a transform of nflows, or what lies above the base of an nflows flow, for normflows.
+def to_normflows(flow: Transform | Flow) -> nf.flows.Flow | nf.NormalizingFlow:
+    """Return a flow of nflows as one of normflows, with its base, or a transform as a flow of it.
 
-    Of an ``ImageFlow`` that is the deterministic part below its dequantizer. Use it in
-    ``normflows.NormalizingFlow(base, [to_normflows(flow)])`` with a base of the noise's shape.
+    Of an ``ImageFlow`` that is the deterministic part below its dequantizer, with its base. One
+    that takes context becomes a ``ConditionalNormalizingFlow``. A transform goes into
+    ``normflows.NormalizingFlow(base, [to_normflows(transform)])`` with a base of the noise's shape.
+    Parameters are shared.
 
     Args:
-        flow: transform, or flow, whose base is left behind.
+        flow: transform, or flow.
 
     Raises:
         TypeError: if it is neither.
@@ -157,7 +160,40 @@ def to_normflows(flow: Transform | Flow) -> nf.flows.Flow:
         >>> model.log_prob(torch.randn(3, 4)).shape
         torch.Size([3])
     """
-    return NflowsFlow(deterministic_transform(flow, "to_normflows"))
+    transform = deterministic_transform(flow, "to_normflows")
+    if not isinstance(flow, Flow):
+        return NflowsFlow(transform)
+    base = NflowsBase(flow._distribution)
+    conditional = any(map(takes_context, (transform, flow._distribution)))
+    kind = nf.ConditionalNormalizingFlow if conditional else nf.NormalizingFlow
+    return kind(base, [NflowsFlow(transform)])
+
+
+class NflowsBase(nf.distributions.BaseDistribution):
+    """A base of normflows that is one of nflows; ``to_normflows`` builds it.
+
+    Args:
+        base: distribution of nflows.
+    """
+
+    def __init__(self, base: Distribution) -> None:
+        super().__init__()
+        self.base = base
+        self._passes_context = takes_context(base)
+
+    def forward(self, num_samples: int = 1, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Draw samples with their log-densities; one for each row of a context."""
+        if self._passes_context and context is not None:
+            z = self.base.sample(1, context).flatten(0, 1)
+        elif getattr(self.base, "has_rsample", False):
+            z = self.base.rsample(num_samples)
+        else:
+            z = self.base.sample(num_samples)
+        return z, self.log_prob(z, context)
+
+    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-densities [N]."""
+        return self.base.log_prob(z, context if self._passes_context else None)
 
 
 class NflowsFlow(nf.flows.Flow):

@@ -11,9 +11,12 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from nflows.distributions import ConditionalDiagonalNormal, StandardNormal
+from nflows.distributions.base import Distribution
 from nflows.flows import Flow as NflowsFlow
 from nflows.transforms import Transform
 from torch import Size, Tensor, nn
+from torch.distributions import Distribution as TorchDistribution
 from torch.distributions import Transform as TorchTransform
 from torch.distributions import constraints
 from torch.distributions.transforms import _InverseTransform
@@ -36,7 +39,12 @@ from zuko.utils import GaussLegendre
 from nflows_mixer._checks import check_event, mismatch
 from nflows_mixer._modes import in_mode
 from nflows_mixer.core.as_transform import deterministic_transform
-from nflows_mixer.core.context import row_lengths, takes_context
+from nflows_mixer.core.context import (
+    context_lengths,
+    input_shape,
+    shape_after,
+    takes_context,
+)
 from nflows_mixer.numerics.autoregressive import inverse_of, until_unchanged
 from nflows_mixer.numerics.implicit import (
     check_solution,
@@ -318,21 +326,22 @@ def _start_at_identity(lazy: nn.Module) -> None:
 
 def to_zuko(
     flow: Transform | NflowsFlow,
-    context_features: int = 0,
+    context_features: int | None = None,
     event_shape: Sequence[int] | None = None,
     noise_shape: Sequence[int] | None = None,
-) -> LazyNflowsTransform:
-    """Return a transform of nflows, or what lies above the base of an nflows flow, for zuko.
+) -> LazyNflowsTransform | Flow:
+    """Return a flow of nflows as one of zuko, base and all, or a transform as a lazy transform.
 
-    Of an ``ImageFlow`` that is the deterministic part below its dequantizer: it takes
-    dequantized pixels [..., C, H, W]. Use it in ``zuko.flows.Flow`` with a base of the noise's
-    shape, or among zuko's own lazy transforms. Parameters are shared; what has to be initialized
-    from data (``ActNorm``) is so by the first training call, or before. An embedding net of the
-    flow is left behind: ``c`` is what the transform itself takes.
+    Of an ``ImageFlow`` that is the deterministic part below its dequantizer, with its base: it
+    takes dequantized pixels [..., C, H, W]. A transform goes into a ``zuko.lazy.Flow`` with a base
+    of the noise's shape, or among zuko's own lazy transforms. Parameters are shared; what has to
+    be initialized from data (``ActNorm``) is so by the first training call, or before. An
+    embedding net of the flow is left behind: ``c`` is what the transform itself takes.
 
     Args:
-        flow: transform, or flow, whose base is left behind.
-        context_features: length of the context ``c``, 0 where no part takes one.
+        flow: transform, or flow.
+        context_features: length of the context ``c``, 0 where no part takes one; read from the
+            parts where None.
         event_shape: shape of one input, (D,) or (C, H, W), for transforms that do not say it; of
             a plain nflows flow, that of its base where None.
         noise_shape: shape of one output, where that is another and no base says it.
@@ -352,25 +361,20 @@ def to_zuko(
         >>> import torch, zuko
         >>> from nflows_mixer.flows import mixerflow
         >>> mixer = mixerflow(image_shape=(1, 4, 4), patch_size=2, num_layers=1, shift=None)
-        >>> base = zuko.lazy.UnconditionalDistribution(
-        ...     zuko.distributions.DiagNormal, torch.zeros(1, 4, 4), torch.ones(1, 4, 4), ndims=3
-        ... )
-        >>> flow = zuko.lazy.Flow(to_zuko(mixer), base)
+        >>> flow = to_zuko(mixer)
         >>> flow().log_prob(256 * torch.rand(5, 1, 4, 4)).shape
         torch.Size([5])
         >>> flow().sample((2,)).shape
         torch.Size([2, 1, 4, 4])
     """
     transform = deterministic_transform(flow, "to_zuko")
-    if isinstance(flow, NflowsFlow):
-        base = flow._distribution
+    base = flow._distribution if isinstance(flow, NflowsFlow) else None
+    known = getattr(flow, "image_shape", None) or input_shape(transform)
+    if base is not None:
         noise_shape = noise_shape or getattr(base, "shape", getattr(base, "_shape", None))
-    known: Any = getattr(flow, "image_shape", None)
-    if known is None and isinstance(flow, Transform) and len(lengths := row_lengths(flow)) == 1:
-        known = tuple(lengths)
-    if None not in (known, event_shape) and tuple(known) != tuple(event_shape or ()):
+    if None not in (known, event_shape) and tuple(known or ()) != tuple(event_shape or ()):
         raise mismatch(
-            "to_zuko", f"event_shape {tuple(known)}", tuple(event_shape or ()), "leave it out"
+            "to_zuko", f"event_shape {tuple(known or ())}", tuple(event_shape or ()), "leave it out"
         )
     shape = event_shape or known or noise_shape
     if shape is None:
@@ -380,16 +384,30 @@ def to_zuko(
             f"a {type(flow).__name__} that does not",
             "pass event_shape=(D,), or (C, H, W)",
         )
-    if takes_context(transform) != (context_features > 0):
-        declared = getattr(flow, "context_features", None)
+    context_features = _agreed_context(transform, base, context_features)
+    noise_shape = noise_shape or shape_after(transform, shape)
+    lazy = LazyNflowsTransform(transform, shape, noise_shape, context_features)
+    return lazy if base is None else Flow(lazy, LazyNflowsBase(base, noise_shape))
+
+
+def _agreed_context(transform: Transform, base: Distribution | None, given: int | None) -> int:
+    """Length of the context that a transform and its base take, 0 for none."""
+    parts = [part for part in (transform, base) if part is not None and takes_context(part)]
+    lengths = set().union(*map(context_lengths, parts))
+    if given is None and not parts:
+        return 0
+    if given is None and len(lengths) == 1:
+        return lengths.pop()
+    expected = " or ".join(map(str, sorted(lengths))) if parts else "0"
+    if given is None or (given > 0) != bool(parts) or (lengths and given not in lengths):
         raise mismatch(
             "to_zuko",
-            "context_features" + (f"={declared}" if declared else " as its transform takes them"),
-            context_features,
+            "context_features" + (f"={expected}" if expected else " as its transform takes them"),
+            given,
             "pass the length of its context (of class labels, of their vectors: labels go through "
             "the flow's embedding net first), and 0 where no part takes one",
         )
-    return LazyNflowsTransform(transform, shape, noise_shape or shape, context_features)
+    return given
 
 
 class LazyNflowsTransform(LazyTransform):
@@ -435,8 +453,106 @@ class LazyNflowsTransform(LazyTransform):
         return NflowsTransform(self, c)
 
 
-class NflowsTransform(TorchTransform):
+class LazyNflowsBase(LazyDistribution):
+    """A lazy distribution of zuko that is a base of nflows; ``to_zuko`` builds it.
+
+    Args:
+        base: distribution of nflows.
+        shape: of one latent.
+
+    Example:
+        >>> from nflows_mixer.distributions import DiagonalNormal
+        >>> LazyNflowsBase(DiagonalNormal(3), (3,))().rsample((2,)).requires_grad
+        True
+    """
+
+    def __init__(self, base: Distribution, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.base = base
+        self.shape = Size(shape)
+
+    def forward(self, c: Tensor | None = None) -> NflowsBase:
+        """Build the distribution given a context [..., context_features]."""
+        return NflowsBase(self, c if takes_context(self.base) else None)
+
+
+class NflowsBase(TorchDistribution):
+    """What ``LazyNflowsBase`` builds: a distribution of torch, over any batch shape.
+
+    Args:
+        lazy: where it comes from.
+        context: [..., context_features], or None.
+        batch_shape: of the distribution; that of the context where None.
+
+    Example:
+        >>> import torch
+        >>> from nflows.distributions import StandardNormal
+        >>> built = NflowsBase(LazyNflowsBase(StandardNormal([3]), (3,)), None)
+        >>> built.expand((4,)).log_prob(torch.zeros(2, 4, 3)).shape
+        torch.Size([2, 4])
+    """
+
+    arg_constraints: dict[str, Any] = {}
+
+    def __init__(
+        self, lazy: LazyNflowsBase, context: Tensor | None, batch_shape: Size | None = None
+    ) -> None:
+        if batch_shape is None:
+            batch_shape = Size() if context is None else context.shape[:-1]
+        super().__init__(batch_shape, lazy.shape, validate_args=False)
+        self.lazy = lazy
+        self.context = context
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether samples have gradients of the parameters."""
+        base = self.lazy.base
+        known = (StandardNormal, ConditionalDiagonalNormal)
+        return getattr(base, "has_rsample", isinstance(base, known))
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> NflowsBase:
+        """The same over a larger batch."""
+        return NflowsBase(self.lazy, self.context, Size(batch_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-densities of [..., *event_shape], of the batch's shape."""
+        batch = value.shape[: value.dim() - len(self.event_shape)]
+        batch = torch.broadcast_shapes(batch, self.batch_shape)
+        rows = value.expand(*batch, *self.event_shape).reshape(-1, *self.event_shape)
+        return self.lazy.base.log_prob(rows, self._rows_of_context(batch)).reshape(batch)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw [*sample_shape, *batch_shape, *event_shape], with gradients where there are some."""
+        batch = self._extended_shape(Size(sample_shape))
+        batch = batch[: len(batch) - len(self.event_shape)]
+        base, count = self.lazy.base, batch.numel()
+        context = self._rows_of_context(batch)
+        if context is not None:
+            drawn = base.sample(1, context)
+        else:
+            drawn = base.rsample(count) if hasattr(base, "rsample") else base.sample(count)
+        return drawn.reshape(*batch, *self.event_shape)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw without gradients."""
+        with torch.no_grad():
+            if self.has_rsample or self.context is not None:
+                return self.rsample(sample_shape)
+            batch = self._extended_shape(Size(sample_shape))
+            count = batch[: len(batch) - len(self.event_shape)].numel()
+            return self.lazy.base.sample(count).reshape(batch)
+
+    def _rows_of_context(self, batch: Size) -> Tensor | None:
+        if self.context is None:
+            return None
+        return self.context.expand(*batch, -1).reshape(-1, self.context.shape[-1])
+
+
+class NflowsTransform(TorchTransform, nn.Module):
     """What ``LazyNflowsTransform`` builds: it runs over any batch shape, as zuko's own.
+
+    A module too, so that who holds one (a guide of pyro, a ``TransformedDistribution`` in a module)
+    holds its parameters.
 
     Args:
         lazy: where it comes from.
@@ -454,7 +570,8 @@ class NflowsTransform(TorchTransform):
     def __init__(
         self, lazy: LazyNflowsTransform, context: Tensor | None, inverted: bool = False
     ) -> None:
-        super().__init__()
+        TorchTransform.__init__(self)
+        nn.Module.__init__(self)
         self.lazy = lazy
         self.context = context
         self.inverted = inverted

@@ -16,7 +16,13 @@ from nflows_mixer.core.composite import (
     route_context,
     run_chain,
 )
-from nflows_mixer.core.context import row_lengths, shape_after, takes_context
+from nflows_mixer.core.context import (
+    context_lengths,
+    input_shape,
+    row_lengths,
+    shape_after,
+    takes_context,
+)
 from nflows_mixer.core.factory import UNSET, Unset, call_factory, named_keywords
 from nflows_mixer.core.probe import check_usable
 
@@ -32,7 +38,9 @@ __all__ = [
     "built",
     "call_factory",
     "check_usable",
+    "context_lengths",
     "deterministic_transform",
+    "input_shape",
     "named_keywords",
     "no_volume_change",
     "register_adapter",

@@ -82,3 +82,50 @@ def takes_context(module: nn.Module) -> bool:
     asks = bool(getattr(module, "context_features", None))
     asks = asks or hasattr(module, "context_layer") or hasattr(module, "_context_encoder")
     return asks or any(takes_context(child) for child in module.children())
+
+
+def context_lengths(module: nn.Module) -> set[int]:
+    """Lengths of the context that the parts of a transform or base were built for.
+
+    Args:
+        module: any module; one that does not say adds nothing.
+
+    Example:
+        >>> from nflows.transforms import MaskedAffineAutoregressiveTransform as MAF
+        >>> context_lengths(MAF(8, 16, context_features=3))
+        {3}
+    """
+    lengths = {getattr(part, "context_features", None) for part in module.modules()}
+    layers = [getattr(part, "context_layer", None) for part in module.modules()]
+    lengths |= {layer.in_features for layer in layers if isinstance(layer, nn.Linear)}
+    return {length for length in lengths if length}
+
+
+def input_shape(transform: Transform) -> tuple[int, ...] | None:
+    """Shape of one input of a transform, or None where it does not say.
+
+    One of images says it by ``image_shape``, one of rows by ``features``; of a composite of images
+    the first part that says it is asked.
+
+    Args:
+        transform: any nflows transform.
+
+    Example:
+        >>> from nflows.transforms import LULinear
+        >>> input_shape(LULinear(3)), input_shape(SqueezeTransform(2))
+        ((3,), None)
+    """
+    known = getattr(transform, "image_shape", getattr(transform, "input_shape", None))
+    if known is not None:
+        return tuple(known)
+    if any(hasattr(part, "image_shape") for part in transform.modules()):
+        # Rows within it are no inputs of it. The first part that says, if none before changes it.
+        for part in transform._transforms if isinstance(transform, NflowsComposite) else ():
+            shape = input_shape(part)
+            if shape is not None and (len(shape) == 3 or hasattr(part, "input_shape")):
+                return shape
+            if hasattr(part, "output_shape") or isinstance(part, SqueezeTransform):
+                break
+        return None
+    lengths = row_lengths(transform)
+    return (next(iter(lengths)),) if len(lengths) == 1 else None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 from nflows_mixer._checks import mismatch
-from nflows_mixer.core.context import row_lengths, takes_context
+from nflows_mixer.core.context import context_lengths, row_lengths, takes_context
 from nflows_mixer.numerics.autoregressive import inverse_of
 
 _ROWS = 4
@@ -119,8 +119,8 @@ def _is_known(module: nn.Module) -> bool:
 
 def _problem_of_a_copy(transform: Transform, features: int) -> str | None:
     """Return what is wrong with a transform, or None."""
-    context_lengths = _context_lengths(transform)
-    if takes_context(transform) and len(context_lengths) != 1:
+    lengths_of_context = context_lengths(transform)
+    if takes_context(transform) and len(lengths_of_context) != 1:
         return None
     try:
         copied = copy.deepcopy(transform)
@@ -135,7 +135,7 @@ def _problem_of_a_copy(transform: Transform, features: int) -> str | None:
             part.initialize_identity()
     angles = 0.5 + 1.7 * torch.arange(2 * _ROWS * features, dtype=torch.float64)
     rows, noise = (_WIDTH * angles.sin()).to(like).reshape(2, _ROWS, features)
-    context = torch.linspace(-1, 1, *context_lengths).to(like) if takes_context(copied) else None
+    context = torch.linspace(-1, 1, *lengths_of_context).to(like) if takes_context(copied) else None
     with torch.random.fork_rng([like.device] if like.is_cuda else []), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -192,10 +192,3 @@ def _compare(got: Tensor, expected: Tensor, what: str) -> None:
     error = ((got - expected).abs() / expected.abs().clamp(min=1)).max().item()
     if not error <= _TOLERANCE:  # so that a NaN is an error too
         raise _Problem(f"{what}, off by {error:.1e}")
-
-
-def _context_lengths(transform: Transform) -> set[int]:
-    lengths = {getattr(part, "context_features", None) for part in transform.modules()}
-    layers = [getattr(part, "context_layer", None) for part in transform.modules()]
-    lengths |= {layer.in_features for layer in layers if isinstance(layer, nn.Linear)}
-    return {length for length in lengths if length}

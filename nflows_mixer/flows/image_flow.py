@@ -1,4 +1,4 @@
-"""Flows on images of integer pixels, and what lies below their dequantizer."""
+"""Flows on images of integer pixels."""
 
 from __future__ import annotations
 
@@ -13,19 +13,10 @@ from nflows.flows import Flow
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflows_mixer._checks import (
-    check_context,
-    check_image_shape,
-    check_positive,
-    mismatch,
-    wrong_event,
-)
+from nflows_mixer._checks import mismatch
 from nflows_mixer._modes import in_mode
-from nflows_mixer.core.as_transform import adapted
-from nflows_mixer.core.context import takes_context
-from nflows_mixer.distributions import BaseDistribution, DiagonalNormal
 from nflows_mixer.flows.architecture import Architecture
-from nflows_mixer.nn import ClassEmbedding
+from nflows_mixer.flows.dequantized_flow import CheckedFlow, DequantizedFlow
 from nflows_mixer.noise import mixed_noise
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.multiscale import MultiScaleTransform
@@ -33,211 +24,6 @@ from nflows_mixer.transforms.pixels import PixelScaling
 from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
 from nflows_mixer.transforms.stochastic import UniformDequantization, check_noise_is_passed, cut
 from nflows_mixer.transforms.variational import VariationalDequantization
-
-CONTEXT_ADVICE = "build it with context_features=..., or num_classes=... for labels"
-
-
-class CheckedFlow(Flow):
-    """What the flows above and below the dequantizer share: checks of images and context, sampling.
-
-    Abstract: use ``ImageFlow`` or ``DequantizedFlow``, whose arguments these are.
-    """
-
-    takes_noise = False
-
-    def __init__(
-        self,
-        transform: Transform,
-        image_shape: Sequence[int],
-        base: Distribution | None = None,
-        context_features: int | None = None,
-        embedding_net: nn.Module | None = None,
-        validate_args: bool = True,
-    ) -> None:
-        owner = type(self).__name__
-        image_shape = check_image_shape(image_shape, owner)
-        base = DiagonalNormal(image_shape) if base is None else base
-        super().__init__(adapted(transform, owner), base, embedding_net)
-        self.image_shape = image_shape
-        self.context_features = context_features
-        self.validate_args = validate_args
-        self._takes_context = any(map(takes_context, (self._transform, base)))
-        self._has_warned = False
-        for name, part in self._transform.named_modules():
-            if getattr(part, "stochastic_forward", False) and not self.takes_noise:
-                got = f"{type(part).__name__} at {name!r}"
-                advice = "an ImageFlow takes it, whose log_prob is a bound"
-                raise mismatch(owner, "a deterministic transform", got, advice)
-        if context_features is not None and not self._takes_context:
-            raise mismatch(
-                owner,
-                f"a part that takes context of {context_features} features",
-                "none",
-                f"{CONTEXT_ADVICE}, and set takes_context = True on a part of your own",
-            )
-
-    def _check_images(self, images: Tensor) -> None:
-        owner = type(self).__name__
-        if not isinstance(images, Tensor):
-            raise mismatch(owner, "a torch tensor", type(images).__name__, "torch.from_numpy it")
-        advice = "resize the images, or build the flow for them"
-        if images.shape[1:] != self.image_shape:
-            raise wrong_event(images, self.image_shape, owner, advice)
-
-    def _check_context(self, context: Tensor | None, batch: int) -> None:
-        owner, length = type(self).__name__, self.context_features
-        if context is None:
-            if length is not None:
-                expected = f"context of {length} features"
-                if isinstance(self._embedding_net, ClassEmbedding):
-                    expected = f"class labels, 0 to {self._embedding_net.num_embeddings - 1}"
-                raise mismatch(owner, expected, "None", "pass one row per image")
-            return
-        if not isinstance(context, Tensor):
-            got = type(context).__name__
-            raise mismatch(owner, "context as a tensor", got, "torch.as_tensor it")
-        if not self._takes_context:
-            expected = "no context, as no part of this flow takes one"
-            got = f"context of shape {list(context.shape)}"
-            raise mismatch(owner, expected, got, CONTEXT_ADVICE)
-        if isinstance(self._embedding_net, nn.Identity):
-            check_context(context, batch, owner)
-            if length is not None and context.shape[1] != length:
-                got = f"{context.shape[1]} features"
-                raise mismatch(owner, f"context of {length} features", got, "pass what it is for")
-        elif _rows(context) != batch or context.dim() == 0:
-            expected = f"context with one row for each of {batch} images"
-            raise mismatch(owner, expected, list(context.shape), "pass one row per image")
-
-    @torch.no_grad()
-    def sample(
-        self,
-        num_samples: int,
-        context: Tensor | None = None,
-        batch_size: int | None = None,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        """Draw images, with running statistics and without gradients.
-
-        Args:
-            num_samples: how many, for each row of the context if there is one.
-            context: [M, F], or what the embedding net takes.
-            batch_size: how many images are inverted at a time; it bounds the memory and does not
-                change the images. All at once if None.
-            temperature: multiplies the scales of the base.
-
-        Returns:
-            [num_samples, C, H, W], or [M, num_samples, C, H, W] with a context; real pixels here
-            and of a ``DequantizedFlow``, uint8 ones of an ``ImageFlow``.
-
-        Raises:
-            ValueError: if an argument is out of range, or the base knows no temperature.
-            RuntimeError: if ActNorm was not initialized before.
-        """
-        check_positive("sample", "num_samples", num_samples)
-        if batch_size is not None:
-            check_positive("sample", "batch_size", batch_size)
-        self._check_context(context, _rows(context))
-        if context is not None and _rows(context) == 0:
-            got = list(context.shape)
-            raise mismatch(type(self).__name__, "a row of context or more", got, "or leave it out")
-        self._warn_of_batch_statistics()
-        chunks = []
-        with in_mode(self, training=False):
-            embedded = self._embedding_net(context)
-            latents = self._sample_base(num_samples, embedded, temperature)
-            if embedded is not None:
-                latents = latents.flatten(0, 1)
-                embedded = embedded.repeat_interleave(num_samples, dim=0)
-            for start in range(0, len(latents), batch_size or len(latents)):
-                rows = slice(start, start + (batch_size or len(latents)))
-                given = None if embedded is None else embedded[rows]
-                chunks.append(self._transform.inverse(latents[rows], given)[0])
-        images = torch.cat(chunks)
-        return images if context is None else images.unflatten(0, (-1, num_samples))
-
-    def _sample_base(self, num_samples: int, context: Tensor | None, temperature: float) -> Tensor:
-        if isinstance(self._distribution, BaseDistribution):
-            return self._distribution.sample(num_samples, context, temperature=temperature)
-        if temperature != 1.0:
-            raise mismatch(
-                "sample",
-                "a base of nflows_mixer.distributions, to set its temperature",
-                type(self._distribution).__name__,
-                "use one of these, or temperature=1",
-            )
-        return self._distribution.sample(num_samples, context)
-
-    def _warn_of_batch_statistics(self) -> None:
-        """Say once that a flow with BatchNorm has another density in training mode."""
-        if not self.training or self._has_warned:
-            return
-        if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in self.modules()):
-            self._has_warned = True
-            warnings.warn(
-                f"{type(self).__name__}: this flow has BatchNorm: samples are of its running "
-                "statistics, and in training mode log_prob is of those of the batch; call eval()",
-                stacklevel=4,
-            )
-
-
-class DequantizedFlow(CheckedFlow):
-    """The deterministic part of an ``ImageFlow``: a plain nflows flow of dequantized pixels.
-
-    Its images are real, in [0, levels), and its ``log_prob`` is a density. It shares its modules
-    with the ImageFlow that returned it; ``sample_and_log_prob`` is exact here.
-
-    Args:
-        transform: from images to the base's shape.
-        image_shape, base, context_features, embedding_net: as ``ImageFlow``.
-        validate_args: whether images are checked to be finite.
-
-    Raises:
-        ValueError: if images have another shape, are no real numbers, or are not finite, or the
-            context is missing, not expected or of another shape; or if the transform draws noise.
-
-    Example:
-        >>> from nflows_mixer.flows import mixerflow
-        >>> flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, num_layers=1, shift=None)
-        >>> flow = flow.initialize(torch.randint(256, (9, 1, 4, 4), dtype=torch.uint8)).eval()
-        >>> images, log_prob = flow.deterministic.sample_and_log_prob(5)
-        >>> torch.allclose(flow.deterministic.log_prob(images), log_prob, atol=1e-3)
-        True
-    """
-
-    def log_prob(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log-density of dequantized images [B, C, H, W], in nats, [B]."""
-        self._check_values(inputs, context)
-        return super()._log_prob(inputs, context)
-
-    def transform_to_noise(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        """Latents of dequantized images [B, C, H, W], of the base's shape."""
-        self._check_values(inputs, context)
-        with in_mode(self, training=False):
-            return super().transform_to_noise(inputs, context)
-
-    def sample_and_log_prob(
-        self, num_samples: int, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Draw dequantized images, in evaluation mode, with their log-densities."""
-        self._check_context(context, _rows(context))
-        with in_mode(self, training=False):
-            return super().sample_and_log_prob(num_samples, context)
-
-    def _check_values(self, images: Tensor, context: Tensor | None) -> None:
-        self._check_images(images)
-        if not images.is_floating_point():
-            expected = "dequantized pixels, floating point"
-            advice = "pass integer pixels to the ImageFlow itself"
-            raise mismatch("DequantizedFlow", expected, images.dtype, advice)
-        if self.validate_args and (broken := (~torch.isfinite(images)).sum().item()):
-            got = f"{broken} that are NaN or infinite"
-            raise mismatch("DequantizedFlow", "finite pixels", got, "look at the data")
-        self._check_context(context, len(images))
-
-
-def _rows(context: Tensor | None) -> int:
-    return len(context) if isinstance(context, Tensor) and context.dim() else 0
 
 
 class ImageFlow(CheckedFlow):
@@ -328,7 +114,9 @@ class ImageFlow(CheckedFlow):
         Args:
             flow: an nflows flow on [B, C, H, W], which sees pixels in [-1/2, 1/2) and is shared,
                 not copied.
-            image_shape, levels, dequantization: as for an ``ImageFlow``.
+            image_shape: (C, H, W).
+            levels: number of pixel values.
+            dequantization: of the same levels; ``UniformDequantization`` where None.
 
         Returns:
             A flow on uint8 images, which takes context where ``flow`` does.
@@ -389,7 +177,14 @@ class ImageFlow(CheckedFlow):
     ) -> Tensor:
         """All noise of these images, as a function of (seed, step, index): see ``uniform_noise``.
 
-        Arguments as for that; returns ``[B, *noise_shape]``, on the device of ``index``.
+        Args:
+            seed: of the run.
+            step: of the training, or number of the draw.
+            index: of each image, integers [B].
+            dtype: of the noise, float32 or float64.
+
+        Returns:
+            ``[B, *noise_shape]``, on the device of ``index``.
         """
         row = mixed_noise(seed, step, index, self._noises, dtype)
         return row.reshape(-1, *self.noise_shape)
@@ -416,7 +211,7 @@ class ImageFlow(CheckedFlow):
 
         For objectives that read both, in the mode that the flow is in; arguments as ``log_prob``.
         """
-        values, of_noise, given = self._dequantize(inputs, context, noise)
+        values, of_noise, given, context = self._dequantize(inputs, context, noise)
         embedded = self._embedding_net(context)
         latents, logabsdet = self._transform(values, embedded, *given)
         log_prob = self._distribution.log_prob(latents, embedded)
@@ -429,7 +224,8 @@ class ImageFlow(CheckedFlow):
         the parameters. Arguments as ``log_prob``.
         """
         with in_mode(self, training=False):
-            values, _, given = self._dequantize(inputs, context, self._median_noise(inputs))
+            noise = self._median_noise(inputs)
+            values, _, given, context = self._dequantize(inputs, context, noise)
             return self._transform(values, self._embedding_net(context), *given)[0]
 
     def dequantize_mid(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
@@ -485,19 +281,19 @@ class ImageFlow(CheckedFlow):
 
     def _dequantize(
         self, images: Tensor, context: Tensor | None, noise: Tensor | None
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Real pixels, the log-det of making them so, and the transform's own noise if given."""
+    ) -> tuple[Tensor, Tensor, list[Tensor], Tensor | None]:
+        """Real pixels, the log-det of making them so, the transform's noise, and the context."""
         self._check_images(images)
         top = self.dequantization.levels - 1
         if images.dtype != torch.uint8:
             expected = f"uint8 pixels from 0 to {top}"
             advice = "pass raw pixels, .to(torch.uint8): the flow dequantizes and scales them"
             raise mismatch("ImageFlow", expected, images.dtype, advice)
-        self._check_context(context, len(images))
+        context = self._check_context(context, len(images))
         own, given = self._split_noise(noise, len(images))
         if self.validate_args and images.numel():
             self._check_range(images, own)
-        return (*self.dequantization(images, noise=own), given)
+        return (*self.dequantization(images, noise=own), given, context)
 
     def _check_range(self, images: Tensor, noise: Tensor | None) -> None:
         top = self.dequantization.levels - 1

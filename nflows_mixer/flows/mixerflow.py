@@ -12,14 +12,14 @@ from typing import Any, Literal, Union
 
 from nflows.distributions.base import Distribution
 from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
-from torch import Tensor, nn
+from torch import Tensor, distributions, nn
 
 from nflows_mixer._checks import check_choice, check_image_shape, mismatch
 from nflows_mixer.core.as_transform import as_transform
 from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.core.factory import UNSET, Unset, named_keywords
-from nflows_mixer.distributions import DiagonalNormal
+from nflows_mixer.distributions import DiagonalNormal, as_base
 from nflows_mixer.flows.builder import Spec, specify
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.pixels import Pixels
@@ -46,7 +46,8 @@ RowFlowFactory = Callable[..., Union[Transform, nn.Module]]
 PatchSize = Union[int, Sequence[int], Callable[[tuple[int, int, int]], PatchTransform]]
 """p, (height, width), or image shape -> patches."""
 Shift = Union[int, Sequence[int], None]
-Base = Union[Distribution, Callable[[tuple[int, int, int]], Distribution]]
+Base = Union[Distribution, distributions.Distribution, nn.Module, Callable[..., Any]]
+"""A distribution of nflows, torch, zuko or normflows, or a factory of one: shape -> base."""
 
 
 def mixerflow(
@@ -105,7 +106,7 @@ def mixerflow(
         shift: s of the shift layers, or (height, width), which are layers 0, 4, 8, ...; None for
             no shift layers; or a list with one entry for each layer. 1 where not given.
         base: a factory ``shape -> distribution``, ``DiagonalNormal`` where not given, or a
-            distribution.
+            distribution of nflows, torch, zuko or normflows, see ``as_base``.
         context_features: length of the context, [B, context_features]; None for none.
         num_classes: of class labels, given as context in the place of vectors: integers [B], of
             which each has a learned vector of ``context_features`` (16 where that is None).
@@ -190,7 +191,7 @@ class MixerFlowSpec(Spec):
 
     def __post_init__(self) -> None:
         factories = ["channel_flow", "patch_flow", "linear", "conditioner", "positions", "base"]
-        if isinstance(self.base, Distribution):
+        if _is_ready(self.base):
             factories.remove("base")
         self.check(OWNER, ("num_layers", "num_flow_layers", "hidden_features"), factories)
         if not isinstance(self.pixels, Pixels):
@@ -243,6 +244,10 @@ def _is_one(value: Any) -> bool:
     return value is None or isinstance(value, Integral) or callable(value)
 
 
+def _is_ready(base: Any) -> bool:
+    return isinstance(base, (Distribution, distributions.Distribution, nn.Module))
+
+
 def build_mixerflow(spec: MixerFlowSpec, compile: bool, memory: str) -> ImageFlow:
     """Build what ``mixerflow`` builds.
 
@@ -267,7 +272,8 @@ def build_mixerflow(spec: MixerFlowSpec, compile: bool, memory: str) -> ImageFlo
         else:
             transforms.append(ShiftTransform(shape, cut(shape).patch_size, shift, layer))
     transform = ReversibleCompositeTransform(transforms, memory=memory, compile=compile)
-    base = spec.base if isinstance(spec.base, Distribution) else spec.base(shape)
+    base: Any = spec.base
+    base = as_base(base if _is_ready(base) else base(shape), shape, f"{OWNER}.base")
     dequantization = spec.pixels.dequantization, spec.pixels.noise_channels
     flow = spec.assemble(OWNER, transform, base, *dequantization, memory)
     layers = [part for part in flow.modules() if isinstance(part, FlowLayer)]

@@ -15,6 +15,7 @@ from nflows_mixer.transforms.dense_flow_block import (
 )
 from nflows_mixer.transforms.flow_layer import FlowLayer
 from nflows_mixer.transforms.glow_step import GlowStep
+from nflows_mixer.transforms.initialize import initialize, initialize_identity
 from nflows_mixer.transforms.linear import (
     FullLinear,
     InvertibleConv1x1,
@@ -31,6 +32,7 @@ from nflows_mixer.transforms.multiscale import MultiScaleTransform
 from nflows_mixer.transforms.patches import PatchTransform
 from nflows_mixer.transforms.permute import PermutePixels
 from nflows_mixer.transforms.pixels import LogitTransform, PixelScaling
+from nflows_mixer.transforms.reshape import ReshapeTransform
 from nflows_mixer.transforms.residual import ResidualTransform
 from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
 from nflows_mixer.transforms.shift import ShiftTransform
@@ -70,6 +72,7 @@ __all__ = [
     "PixelScaling",
     "RLULinear",
     "RationalQuadraticCoupling",
+    "ReshapeTransform",
     "ResidualTransform",
     "ReversibleCompositeTransform",
     "ShiftTransform",
@@ -79,4 +82,6 @@ __all__ = [
     "UniformDequantization",
     "VariationalDequantization",
     "identity_maf",
+    "initialize",
+    "initialize_identity",
 ]

@@ -124,8 +124,9 @@ class ActNorm(Transform):
     def _aligned(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         if not self.initialized:
             raise RuntimeError(
-                "ActNorm: expected to be initialised from data before it is evaluated or inverted, "
-                "got no batch yet; call initialize(batch) on the flow, or train on a batch first"
+                "ActNorm: expected to be initialised before it is evaluated or inverted, got no "
+                "batch yet; call initialize(flow, batch) of nflows_mixer.transforms, or, without "
+                "data, its initialize_identity(flow), or train on a batch first"
             )
         self._check_shape(inputs)
         shared = (1,) * (inputs.dim() - 1 - len(self.shape))

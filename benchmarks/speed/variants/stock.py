@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import zuko
 from nflows.nn.nets import ResidualNet
 from nflows.transforms import (
     ActNorm,
@@ -159,7 +158,7 @@ def _rows_flow(num_flow_layers: int, hidden_features: int, features: int) -> Com
 
 
 def inside_zuko(setting: Setting) -> Variant:
-    """``to_zuko`` of the library's flow, over a fixed normal base."""
+    """``to_zuko`` of the library's flow."""
     return Variant(ZukoImages(setting.flow()), setting)
 
 
@@ -168,11 +167,8 @@ class ZukoImages(nn.Module):
 
     def __init__(self, flow: ImageFlow) -> None:
         super().__init__()
-        start = torch.zeros(flow.image_shape), torch.ones(flow.image_shape)
-        normal = partial(zuko.distributions.DiagNormal, ndims=len(flow.image_shape))
-        base = zuko.lazy.UnconditionalDistribution(normal, *start, buffer=True)
         self.dequantization = UniformDequantization(flow.dequantization.levels)
-        self.flow = zuko.lazy.Flow(to_zuko(flow.deterministic), base)
+        self.flow = to_zuko(flow)
 
     def log_prob(self, images: Tensor) -> Tensor:
         """Log-likelihoods [B], one draw of the bound."""

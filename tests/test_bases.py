@@ -1,0 +1,123 @@
+"""Bases of other libraries, and the precision of latents and contexts."""
+
+import copy
+import pickle
+
+import normflows as nf
+import pytest
+import torch
+import zuko
+from nflows.distributions import ConditionalDiagonalNormal, StandardNormal
+from nflows.distributions.uniform import BoxUniform
+from torch import distributions, nn
+
+from nflows_mixer.distributions import DiagonalNormal, TorchBase, as_base
+from nflows_mixer.flows import ImageFlow, mixerflow
+from nflows_mixer.transforms import PixelScaling
+
+SHAPE = (1, 4, 4)
+SMALL = {"image_shape": SHAPE, "patch_size": 2, "num_layers": 1, "shift": None}
+zeros, ones = torch.zeros(SHAPE), torch.ones(SHAPE)
+
+
+def independent():
+    return distributions.Independent(distributions.Normal(zeros, ones), 3)
+
+
+def lazy():
+    return zuko.lazy.UnconditionalDistribution(zuko.distributions.DiagNormal, zeros, ones, ndims=3)
+
+
+STANDARD_NORMALS = {
+    "nflows": lambda: StandardNormal(SHAPE),
+    "torch": lambda: distributions.Normal(zeros, ones),
+    "torch Independent": independent,
+    "zuko": lambda: zuko.distributions.DiagNormal(zeros, ones, ndims=3),
+    "zuko lazy": lazy,
+    "normflows": lambda: nf.distributions.DiagGaussian(SHAPE),
+    "ours": lambda: DiagonalNormal(SHAPE),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("make", STANDARD_NORMALS.values(), ids=STANDARD_NORMALS.keys())
+def test_the_standard_normal_of_every_library_gives_the_same_density(make, dtype):
+    torch.manual_seed(0)
+    images = torch.randint(256, (9, *SHAPE), dtype=torch.uint8)
+    noise = torch.rand(images.shape, dtype=dtype)
+    reference = mixerflow(**SMALL).to(dtype).initialize(images, noise=noise).eval()
+    flow = mixerflow(**SMALL, base=make()).to(dtype)
+    state = {k: v for k, v in reference.state_dict().items() if not k.startswith("_distribution")}
+    flow.load_state_dict(state, strict=False)
+    for each in (flow.eval(), copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
+        log_prob = each.log_prob(images, noise=noise)
+        torch.testing.assert_close(log_prob, reference.log_prob(images, noise=noise))
+    assert flow.sample(2).shape == (2, *SHAPE)
+    assert flow.deterministic.sample(2).dtype == dtype
+
+
+def test_a_uniform_base_has_no_density_outside_and_is_no_error():
+    base = as_base(BoxUniform(zeros, ones), SHAPE, "here")
+    inside, outside = torch.full((2, *SHAPE), 0.5), torch.full((2, *SHAPE), 1.5)
+    assert base.log_prob(inside).tolist() == [0.0, 0.0]
+    assert base.log_prob(outside).tolist() == [-torch.inf, -torch.inf]
+    assert (base.sample(3) - 0.5).abs().max() <= 0.5
+
+
+def test_parameters_of_a_torch_base_are_trained_and_follow_the_dtype():
+    location = nn.Parameter(torch.zeros(3))
+    base = TorchBase(distributions.Normal(location, torch.ones(3))).double()
+    assert [name for name, _ in base.named_parameters()] == ["loc"]
+    assert base.sample(2).dtype == torch.float64
+    base.log_prob(torch.ones(2, 3, dtype=torch.float64)).sum().backward()
+    assert base.loc.grad.tolist() == [2.0, 2.0, 2.0]
+    with pytest.raises(ValueError, match="expected a base whose scales are known"):
+        base.sample(2, temperature=0.5)
+
+
+@pytest.mark.parametrize(
+    "base, error, words",
+    [
+        (StandardNormal([16]), ValueError, r"base of shape \(1, 4, 4\), got \(16,\)"),
+        (distributions.Normal(zeros[0], ones[0]), ValueError, r"got \(4, 4\) of TorchBase"),
+        (nf.distributions.DiagGaussian((16,)), ValueError, "expected a base"),
+        (nn.Linear(2, 2), TypeError, "expected a base of nflows, torch, zuko or normflows"),
+        (lambda shape: 3, TypeError, "got int"),
+    ],
+)
+def test_what_is_no_base_for_these_latents_is_refused_when_the_flow_is_built(base, error, words):
+    with pytest.raises(error, match=words):
+        mixerflow(**SMALL, base=base)
+
+
+def test_an_image_flow_takes_a_base_of_torch():
+    flow = ImageFlow(PixelScaling(256), SHAPE, independent())
+    assert flow.log_prob(torch.zeros(2, *SHAPE, dtype=torch.uint8)).shape == (2,)
+    with pytest.raises(TypeError, match="expected a base"):
+        ImageFlow(PixelScaling(256), SHAPE, nn.Linear(2, 2))
+
+
+def test_a_conditional_base_of_nflows_stays_as_it_is():
+    network = nn.Sequential(nn.Linear(3, 8))
+    base = ConditionalDiagonalNormal([4], network)
+    assert as_base(base, [4], "here") is base
+
+
+@pytest.mark.parametrize("flow_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_context_of_another_precision_is_taken_in_that_of_the_flow(flow_dtype, dtype):
+    torch.manual_seed(0)
+    images = torch.randint(256, (9, *SHAPE), dtype=torch.uint8)
+    context = torch.randn(9, 3, dtype=dtype)
+    flow = mixerflow(**SMALL, context_features=3).to(flow_dtype)
+    flow.initialize(images, context).eval()
+    log_prob = flow.log_prob(images, context, torch.full(images.shape, 0.5))
+    assert log_prob.dtype == flow_dtype
+    same = flow.log_prob(images, context.to(flow_dtype), torch.full(images.shape, 0.5))
+    torch.testing.assert_close(log_prob, same)
+    assert flow.sample(2, context).shape == (9, 2, *SHAPE)
+    density = flow.deterministic
+    pixels = images.to(flow_dtype) + 0.5
+    assert density.log_prob(pixels, context).dtype == flow_dtype
+    assert density.transform_to_noise(pixels, context).dtype == flow_dtype
+    assert density.sample_and_log_prob(2, context)[1].dtype == flow_dtype

@@ -1,0 +1,205 @@
+"""A flow has one density: what holds in evaluation mode holds in training mode too.
+
+Of flows with a BatchNorm, which has to be asked for, that is not so, and sampling them says it.
+"""
+
+import math
+import warnings
+
+import normflows as nf
+import pytest
+import torch
+import zuko
+from nflows.distributions import StandardNormal
+from nflows.flows import Flow
+from torch import nn
+
+from nflows_mixer.adapters import to_normflows, to_zuko
+from nflows_mixer.flows import mixerflow
+from nflows_mixer.transforms import (
+    AffineCoupling,
+    FlowLayer,
+    PatchMixerTransform,
+    initialize,
+    initialize_identity,
+)
+from tests.registry import TRANSFORMS
+
+IMAGE = {"image_shape": (1, 4, 4), "patch_size": 2, "num_layers": 2, "shift": None}
+
+
+def has_batch_norm(module):
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+
+
+def in_training_mode(case):
+    """A transform in float64, moved from its start, and inputs; skip those that need the batch."""
+    torch.manual_seed(0)
+    transform = case.make().double().train()
+    if has_batch_norm(transform) or "BatchNorm" in repr(transform):
+        pytest.skip("has a BatchNorm, which was asked for")
+    with torch.no_grad():
+        transform(*case.draw(32))
+        for parameter in transform.parameters():
+            parameter += case.std * torch.randn_like(parameter)
+    return transform, case.draw(5)
+
+
+# Those that draw noise are no bijections of their inputs.
+CASES = {name: case for name, case in TRANSFORMS.items() if case.noise is None}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_forward_and_inverse_undo_each_other_in_training_mode(case):
+    transform, (inputs, context) = in_training_mode(case)
+    state = {name: value.clone() for name, value in transform.state_dict().items()}
+    outputs, logabsdet = transform(inputs, context)
+    back, logabsdet_back = transform.inverse(outputs, context)
+    torch.testing.assert_close(back, inputs, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(logabsdet_back, -logabsdet, atol=1e-8, rtol=1e-8)
+    assert transform.training
+    for name, value in transform.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    transform.eval()
+    torch.testing.assert_close(transform(inputs, context)[0], outputs, atol=1e-12, rtol=1e-12)
+
+
+def gaussian(*shape, location=0.0, scale=1.0):
+    """A correlated normal distribution of this shape, and its log-density of [N, *shape]."""
+    features = math.prod(shape)
+    generator = torch.Generator().manual_seed(1)
+    factor = torch.eye(features) + 0.3 * torch.randn(features, features, generator=generator)
+    factor = scale * factor.tril()
+    target = torch.distributions.MultivariateNormal(
+        torch.full((features,), location), scale_tril=factor
+    )
+    return lambda values: target.log_prob(values.flatten(1))
+
+
+def independent(*shape, location, scale):
+    target = torch.distributions.Normal(location, scale)
+    return lambda values: target.log_prob(values).flatten(1).sum(1)
+
+
+def layer():
+    return initialize_identity(FlowLayer(6))
+
+
+def images():
+    flow = mixerflow(**IMAGE, hidden_features=8, num_flow_layers=1)
+    return initialize_identity(flow)._transform
+
+
+def by_zuko(transform, shape):
+    base = zuko.lazy.UnconditionalDistribution(
+        zuko.distributions.DiagNormal, torch.zeros(shape), torch.ones(shape), ndims=len(shape)
+    )
+    flow = zuko.lazy.Flow(to_zuko(transform), base)
+    return flow, lambda count: flow().rsample_and_log_prob((count,))
+
+
+def by_normflows(transform, shape):
+    flow = nf.NormalizingFlow(nf.distributions.DiagGaussian(shape), [to_normflows(transform)])
+    return flow, flow.sample
+
+
+PROBLEMS = {
+    "a flow layer": (layer, (6,), gaussian(6)),
+    "an image flow": (images, (1, 4, 4), independent(1, 4, 4, location=100.0, scale=30.0)),
+}
+
+
+@pytest.mark.parametrize("library", [by_zuko, by_normflows])
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS.keys())
+def test_reverse_kl_in_training_mode_goes_to_zero_and_not_below(library, problem):
+    make, shape, target = problem
+    torch.manual_seed(0)
+    flow, draw = library(make(), shape)
+    flow.train()
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 250)
+    for _ in range(250):
+        values, log_prob = draw(64)
+        loss = (log_prob - target(values)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    assert flow.training
+    with torch.no_grad():
+        values, log_prob = draw(10_000)
+        differences = log_prob - target(values)
+    kl, error = differences.mean().item(), differences.std().item() / 100
+    assert -3 * error <= kl < 0.1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        layer,
+        lambda: initialize_identity(PatchMixerTransform((1, 4, 4), 2, FlowLayer, FlowLayer)),
+        images,
+    ],
+    ids=["flow layer", "mixer layer", "image flow"],
+)
+def test_a_zuko_flow_in_training_mode_is_consistent(make):
+    """Shapes, samples with their densities, gradients of both, and one forward of two calls."""
+    torch.manual_seed(0)
+    made = make().double()
+    lazy = to_zuko(made)
+    shape = lazy.event_shape
+    flow, draw = by_zuko(made, shape)
+    flow.double().train()
+    values = torch.rand(5, *shape, dtype=torch.float64)
+    assert flow().log_prob(values).shape == (5,)
+    samples, log_prob = draw(7)
+    assert samples.shape == (7, *shape) and samples.requires_grad
+    torch.testing.assert_close(flow().log_prob(samples), log_prob, atol=1e-8, rtol=1e-8)
+    built = lazy()
+    outputs, ladj = built.call_and_ladj(values)
+    torch.testing.assert_close(built.inv(outputs), values, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(
+        built.log_abs_det_jacobian(values, outputs), ladj, atol=1e-12, rtol=1e-12
+    )
+    jacobian = torch.autograd.functional.jacobian(lambda v: built(v).flatten(), values[0])
+    expected = torch.linalg.slogdet(jacobian.reshape(values[0].numel(), -1))
+    torch.testing.assert_close(ladj[0], expected.logabsdet, atol=1e-8, rtol=1e-8)
+    flow().log_prob(values).sum().backward()
+    assert all(parameter.grad is not None for parameter in lazy.parameters())
+
+
+def test_the_flow_of_a_batch_norm_says_so_where_it_is_sampled_in_training_mode():
+    torch.manual_seed(0)
+    pixels = torch.randint(256, (9, 1, 4, 4), dtype=torch.uint8)
+    flow = mixerflow(**IMAGE, norm="batch").initialize(pixels)
+    with pytest.warns(UserWarning, match=r"BatchNorm.*eval\(\)"):
+        flow.sample(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        flow.eval().sample(2)
+        mixerflow(**IMAGE).initialize(pixels).sample(2)
+
+
+def test_initialize_sets_every_actnorm_of_a_plain_flow_and_changes_nothing_else():
+    torch.manual_seed(0)
+    coupling = AffineCoupling(4, norm="batch")
+    flow = Flow(FlowLayer(4, flow=coupling), StandardNormal([4])).eval()
+    with pytest.raises(RuntimeError, match=r"initialize\(flow, batch\).*initialize_identity"):
+        flow.log_prob(torch.randn(5, 4))
+    before = {name: value.clone() for name, value in coupling.state_dict().items()}
+    rows = 3 * torch.randn(1000, 4) + 5
+    assert initialize(flow, rows) is flow and not flow.training
+    normed, _ = flow._transform.actnorm(rows)
+    torch.testing.assert_close(normed.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(normed.std(0), torch.ones(4), atol=1e-2, rtol=0)
+    for name, value in coupling.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    scale = flow._transform.actnorm.log_scale.clone()
+    initialize(flow, 100 * rows)
+    initialize_identity(flow)
+    assert torch.equal(flow._transform.actnorm.log_scale, scale)  # what is initialized stays
+
+
+def test_initialize_refuses_what_is_no_flow():
+    with pytest.raises(TypeError, match="expected an nflows Flow or Transform, got Linear"):
+        initialize(nn.Linear(2, 2), torch.randn(3, 2))
