@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from functools import partial
 
 import pytest
@@ -203,14 +204,15 @@ class SinhArcsinh(Coupling):
     @staticmethod
     def elementwise(moved, parameters):
         skew, tail = parameters.chunk(2, dim=1)
-        inner = (torch.asinh(moved) + skew) * tail.exp()
-        log_slope = tail + torch.log(torch.cosh(inner)) - 0.5 * torch.log1p(moved.square())
-        return torch.sinh(inner), log_slope.flatten(1).sum(1)
+        bent = tail.exp() * moved.asinh() + skew
+        log_cosh = torch.logaddexp(bent, -bent) - math.log(2)
+        log_slope = tail + log_cosh - 0.5 * moved.square().log1p()
+        return bent.sinh(), log_slope.flatten(1).sum(1)
 
     @staticmethod
     def elementwise_inverse(moved, parameters):
         skew, tail = parameters.chunk(2, dim=1)
-        outputs = torch.sinh(torch.asinh(moved) * (-tail).exp() - skew)
+        outputs = ((moved.asinh() - skew) * (-tail).exp()).sinh()
         return outputs, -SinhArcsinh.elementwise(outputs, parameters)[1]
 
 
