@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
+from typing import Any
 
 from torch import Tensor
 
@@ -74,6 +75,21 @@ def check_sizes(owner: str, **sizes: object) -> None:
         check_positive(owner, name, size)
 
 
+def as_python(value: Any) -> Any:
+    """Return numbers and sizes of numpy as Python's, those in lists and tuples too."""
+    if isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if type(value) in (list, tuple):
+        return type(value)(map(as_python, value))
+    if type(value).__module__ == "numpy":
+        return as_python(value.tolist())
+    return value
+
+
 def check_levels(owner: str, levels: object) -> None:
     """Raise unless ``levels`` is a number of pixel values that uint8 can hold."""
     if not isinstance(levels, (int, Integral)) or not 2 <= int(levels) <= 256:
@@ -82,8 +98,8 @@ def check_levels(owner: str, levels: object) -> None:
 
 def check_image_shape(image_shape: Sequence[int], owner: str) -> tuple[int, int, int]:
     """Return ``image_shape`` as (C, H, W), or raise."""
-    shape = tuple(image_shape)
-    if len(shape) != 3 or not all(isinstance(n, Integral) and n > 0 for n in shape):
+    shape: tuple[Any, ...] = as_python(tuple(image_shape))
+    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
         raise mismatch(
             owner, "image_shape (channels, height, width)", image_shape, "give three sizes above 0"
         )

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from nflows.transforms import Transform
 
+from nflows_mixer.adapters.foreign import ForeignTransform
 from nflows_mixer.core.as_transform import register_adapter
 
 if TYPE_CHECKING:
     from nflows_mixer.adapters.normflows import from_normflows, to_normflows
     from nflows_mixer.adapters.zuko import from_zuko, to_zuko
 
-__all__ = ["from_normflows", "from_zuko", "to_normflows", "to_zuko"]
+__all__ = ["ForeignTransform", "from_normflows", "from_zuko", "to_normflows", "to_zuko"]
 
 
 def _register(library: str) -> None:

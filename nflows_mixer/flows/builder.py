@@ -13,6 +13,7 @@ from nflows.transforms import Transform
 from torch import nn
 
 from nflows_mixer._checks import (
+    as_python,
     check_choice,
     check_image_shape,
     check_levels,
@@ -141,7 +142,7 @@ def specify(
     owner, preset = builder.__name__, arguments["preset"]
     parameters = inspect.signature(builder).parameters
     changes = {
-        name: value
+        name: as_python(value)
         for name, value in arguments.items()
         if name not in ("preset", "compile", "memory")
         and value is not UNSET

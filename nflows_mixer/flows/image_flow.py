@@ -18,7 +18,7 @@ from nflows_mixer._modes import in_mode
 from nflows_mixer.flows.architecture import Architecture
 from nflows_mixer.flows.dequantized_flow import CheckedFlow, DequantizedFlow
 from nflows_mixer.noise import mixed_noise
-from nflows_mixer.transforms.actnorm import ActNorm
+from nflows_mixer.transforms.initialize import initialize
 from nflows_mixer.transforms.multiscale import MultiScaleTransform
 from nflows_mixer.transforms.pixels import PixelScaling
 from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
@@ -264,7 +264,6 @@ class ImageFlow(CheckedFlow):
             "own, deterministic.sample_and_log_prob(n)"
         )
 
-    @torch.no_grad()
     def initialize(
         self, images: Tensor, context: Tensor | None = None, noise: Tensor | None = None
     ) -> ImageFlow:
@@ -273,11 +272,7 @@ class ImageFlow(CheckedFlow):
         In a distributed run every process has to call it, with its part of the batch. Arguments
         as ``log_prob``; returns the flow itself.
         """
-        norms = [m for m in self.modules() if isinstance(m, ActNorm)]
-        if not all(m.initialized for m in norms):
-            with in_mode(self, training=True):
-                self.log_prob(images, context, noise)
-        return self
+        return initialize(self, images, context, noise=noise)
 
     def _dequantize(
         self, images: Tensor, context: Tensor | None, noise: Tensor | None

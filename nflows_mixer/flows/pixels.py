@@ -10,7 +10,7 @@ from typing import Literal, Union
 from nflows.transforms import Transform
 from torch import nn
 
-from nflows_mixer._checks import check_choice, check_positive, mismatch
+from nflows_mixer._checks import as_python, check_choice, check_positive, mismatch
 from nflows_mixer.nn import DenseConditioner, DenseEncoder
 from nflows_mixer.transforms import (
     InvertibleConv1x1,
@@ -64,6 +64,8 @@ class Pixels:
     conv1x1: bool = True
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, as_python(value))
         check_positive("Pixels", "squeeze", self.squeeze)
         check_dequantization("Pixels", self.dequantization, self.noise_channels)
 

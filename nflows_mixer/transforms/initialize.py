@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from nflows.flows import Flow
@@ -17,7 +17,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 @torch.no_grad()
-def initialize(module: Module, inputs: Tensor, context: Tensor | None = None) -> Module:
+def initialize(
+    module: Module, inputs: Tensor, context: Tensor | None = None, **others: Any
+) -> Module:
     """Initialize every ActNorm of a flow or transform that is not yet, from one batch.
 
     One forward pass in training mode, which is what the first step of training does. Nothing else
@@ -27,6 +29,7 @@ def initialize(module: Module, inputs: Tensor, context: Tensor | None = None) ->
         module: a flow or transform of nflows; of an ``ImageFlow`` the inputs are its uint8 images.
         inputs: a batch of data.
         context: as it is given to the module.
+        others: what else its ``log_prob`` or ``forward`` takes, such as ``noise``.
 
     Returns:
         The module.
@@ -53,9 +56,9 @@ def initialize(module: Module, inputs: Tensor, context: Tensor | None = None) ->
     if not all(part.initialized for part in _actnorms(module)):
         with in_mode(module, training=True), scratch_buffers(module, keep=(ActNorm,)):
             if isinstance(module, Flow):
-                module.log_prob(inputs, context)
+                module.log_prob(inputs, context, **others)
             else:
-                module(inputs, context)
+                module(inputs, context, **others)
     return module
 
 

@@ -136,6 +136,10 @@ class LinearBlock(Transform):
     def logabsdet(self) -> Tensor:
         """Logarithm of the absolute value of the determinant of W, a scalar."""
 
+    def weight_inverse(self) -> Tensor:
+        """Inverse of W, [D, D]."""
+        return type(self).affine_maps([self]).inverse().weight[0]
+
     @classmethod
     def affine_maps(cls, blocks: Sequence[Any]) -> AffineMaps:
         """Maps of G blocks of this class and of one length, differentiable.
@@ -344,6 +348,18 @@ class InvertibleConv1x1(Transform):
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the channels of every pixel back."""
         return self._map_pixels(self.linear.inverse, inputs)
+
+    def weight(self) -> Tensor:
+        """W, [C, C]."""
+        return self.linear.weight()
+
+    def weight_inverse(self) -> Tensor:
+        """Inverse of W, [C, C]."""
+        return self.linear.weight_inverse()
+
+    def logabsdet(self) -> Tensor:
+        """Log-determinant of W, a scalar: of one pixel."""
+        return self.linear.logabsdet()
 
     def _map_pixels(self, function, inputs: Tensor) -> tuple[Tensor, Tensor]:
         if inputs.dim() != 4 or inputs.shape[1] != self.channels:

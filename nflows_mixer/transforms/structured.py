@@ -144,13 +144,32 @@ class ButterflyLinear(Transform):
             columns = self._join(stage.solve(self._split(columns, axis)), axis)
         return self._as_rows(columns), -self._logabsdet(inputs)
 
-    def _logabsdet(self, inputs: Tensor) -> Tensor:
+    def weight(self) -> Tensor:
+        """The whole matrix, [D, D]."""
+        unit = self._unit()
+        outputs = self.forward(unit)[0]
+        return (outputs if self.bias is None else outputs - self.bias).t()
+
+    def weight_inverse(self) -> Tensor:
+        """Its inverse, [D, D]."""
+        unit = self._unit()
+        return self.inverse(unit if self.bias is None else unit + self.bias)[0].t()
+
+    def logabsdet(self) -> Tensor:
+        """Logarithm of the absolute value of its determinant, a scalar."""
         # Each block acts on a row as often as its stage has fewer blocks than that has parts.
         logabsdets = [
             self.features // (self.factors[axis] * len(stage.packed)) * stage.logabsdet()
             for axis, stage in self._by_axis()
         ]
-        return torch.stack(logabsdets).sum() * inputs.new_ones(inputs.shape[0])
+        return torch.stack(logabsdets).sum()
+
+    def _unit(self) -> Tensor:
+        like = next(self.parameters())
+        return torch.eye(self.features, dtype=like.dtype, device=like.device)
+
+    def _logabsdet(self, inputs: Tensor) -> Tensor:
+        return self.logabsdet() * inputs.new_ones(inputs.shape[0])
 
     def _by_axis(self) -> list[tuple[int, _LUBlocks]]:
         return list(enumerate(cast(Iterable[_LUBlocks], self.stages)))

@@ -1,0 +1,137 @@
+"""What users of nflows and numpy call, and pass."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from nflows.transforms import Transform
+from torch import nn
+
+from nflows_mixer.core import as_transform
+from nflows_mixer.distributions import DiagonalNormal, NormalMixture, ProductDistribution
+from nflows_mixer.flows import Pixels, mixerflow
+from nflows_mixer.flows.weights import load_weights, save_weights
+from nflows_mixer.transforms import (
+    AffineCoupling,
+    ButterflyLinear,
+    CompositeTransform,
+    FlowLayer,
+    FullLinear,
+    InvertibleConv1x1,
+    KroneckerLinear,
+    LULinear,
+    RLULinear,
+)
+from tests.helpers import moved
+
+SMALL = {"image_shape": (1, 4, 4), "patch_size": 2, "num_layers": 1, "shift": None}
+LINEAR = [LULinear, RLULinear, FullLinear, ButterflyLinear, KroneckerLinear]
+
+
+@pytest.mark.parametrize("kind", LINEAR)
+def test_linear_blocks_have_their_matrix_its_inverse_and_its_determinant(kind):
+    torch.manual_seed(0)
+    linear = moved(kind(6).double(), 0.1)
+    rows = torch.randn(4, 6, dtype=torch.float64)
+    bias = linear(torch.zeros(1, 6, dtype=torch.float64))[0]
+    weight = linear.weight()
+    torch.testing.assert_close(linear(rows)[0], rows @ weight.t() + bias)
+    torch.testing.assert_close(linear.weight_inverse(), torch.linalg.inv(weight))
+    torch.testing.assert_close(linear.logabsdet(), torch.linalg.slogdet(weight).logabsdet)
+
+
+@pytest.mark.parametrize("matrix", ["lu", "full"])
+def test_the_1x1_convolution_has_them_too(matrix):
+    torch.manual_seed(0)
+    convolution = moved(InvertibleConv1x1(3, matrix).double(), 0.1)
+    images = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    expected = torch.einsum("ij,bjhw->bihw", convolution.weight(), images)
+    outputs, logabsdet = convolution(images)
+    torch.testing.assert_close(outputs, expected)
+    torch.testing.assert_close(logabsdet, 20 * convolution.logabsdet().expand(2))
+    product = convolution.weight() @ convolution.weight_inverse()
+    torch.testing.assert_close(product, torch.eye(3, dtype=torch.float64))
+
+
+def test_bases_have_a_mean():
+    location = torch.arange(3.0)
+    base = DiagonalNormal(3)
+    base.location.data.copy_(location)
+    assert base.mean().tolist() == location.tolist()
+    assert base.mean(torch.zeros(2, 5)).shape == (2, 3)
+    assert NormalMixture((2, 2)).mean().tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    product = ProductDistribution({"first": base, "last": DiagonalNormal((1, 2))})
+    assert product.mean().tolist() == [0.0, 1.0, 2.0, 0.0, 0.0]
+
+
+class Fork(nn.Module):
+    """As a fork's: its own base class, nflows' contract."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.full((features,), 0.5))
+
+    def forward(self, inputs, context=None):
+        return inputs * self.log_scale.exp(), self.log_scale.sum().expand(len(inputs))
+
+    def inverse(self, inputs, context=None):
+        return inputs * (-self.log_scale).exp(), -self.log_scale.sum().expand(len(inputs))
+
+
+class WrongFork(Fork):
+    def inverse(self, inputs, context=None):
+        return inputs, -self.log_scale.sum().expand(len(inputs))
+
+
+def test_a_transform_of_a_fork_is_taken_and_tried_out():
+    transform = as_transform(Fork, 4)
+    assert isinstance(transform, Transform)
+    outputs, logabsdet = transform(torch.ones(2, 4))
+    assert logabsdet.tolist() == [2.0, 2.0]
+    torch.testing.assert_close(transform.inverse(outputs)[0], torch.ones(2, 4))
+    images = torch.randint(256, (9, 1, 4, 4), dtype=torch.uint8)
+    flow = mixerflow(**SMALL, channel_flow=Fork).initialize(images)
+    assert flow.log_prob(images).isfinite().all()
+    assert CompositeTransform([Fork(4), LULinear(4)])(torch.ones(2, 4))[1].shape == (2,)
+    with pytest.raises(ValueError, match="not undone by its inverse"):
+        as_transform(WrongFork, 4)
+
+
+def test_context_features_need_no_nested_partials():
+    rows, context = torch.randn(20, 6), torch.randn(20, 3)
+    for flow in (FlowLayer(6, context_features=3), AffineCoupling(6, context_features=3)):
+        assert flow(rows, context)[1].shape == (20,)
+        with pytest.raises(ValueError, match="context of 3 features"):
+            flow(rows)
+
+
+def test_one_row_in_training_mode_of_a_batch_norm_says_what_to_do():
+    coupling = AffineCoupling(6, norm="batch")
+    layer = FlowLayer(6, actnorm=None, flow=coupling)
+    with pytest.raises(ValueError, match=r"two rows or more in training mode.*eval\(\)"):
+        layer(torch.randn(1, 6))
+
+
+def test_numbers_of_numpy_become_those_of_python(tmp_path):
+    sizes = {
+        "image_shape": np.array([1, 4, 4]),
+        "patch_size": np.int64(2),
+        "levels": np.int64(17),
+        "num_layers": np.int32(1),
+        "hidden_features": np.int64(8),
+        "num_classes": np.int16(3),
+        "shift": None,
+        "pixels": Pixels(logit=np.float32(0.25), squeeze=np.int64(1)),
+    }
+    flow = mixerflow(**sizes)
+    images = torch.randint(17, (9, 1, 4, 4), dtype=torch.uint8)
+    flow.initialize(images, torch.arange(9) % 3)
+    arguments = flow.architecture.arguments
+    assert all(type(arguments[name]) is int for name in ("levels", "num_layers", "patch_size"))
+    save_weights(flow, tmp_path / "weights.safetensors")
+    loaded = load_weights(tmp_path / "weights.safetensors")
+    assert loaded.architecture == flow.architecture
+    assert loaded.image_shape == (1, 4, 4)
+    kernel = partial(LULinear, bias=np.bool_(True))
+    assert mixerflow(**SMALL, linear=kernel).image_shape == (1, 4, 4)
