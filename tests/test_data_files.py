@@ -168,7 +168,7 @@ def test_grey_folder_keeps_one_channel_and_sixteen_bits_are_refused(tmp_path):
     write_images(tmp_path, 4, shape=(4, 6))
     assert load_images(tmp_path).image_shape == (1, 4, 6)
     Image.fromarray(np.full((4, 6), 40_000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match="images of 8 bits, got modes"):
+    with pytest.raises(ValueError, match=r"deep.png: expected images of 8 bits, got 16 bits"):
         load_images(tmp_path)
 
 

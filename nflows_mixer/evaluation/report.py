@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nflows_mixer._checks import check_positive, mismatch
-from nflows_mixer._files import write_json
+from nflows_mixer._files import plain, write_json
 from nflows_mixer.data import ImageData, ImageDataset, load_images
 from nflows_mixer.evaluation.batches import check_fit
 from nflows_mixer.evaluation.bits import evaluate_bounds, summary
@@ -77,6 +77,8 @@ class Evaluation:
     batch_size: int = 500
 
     def __post_init__(self) -> None:
+        for name, value in list(vars(self).items()):
+            object.__setattr__(self, name, plain(value))
         for name in ("draws", "neighbours", "fid_samples", "batch_size"):
             check_positive("Evaluation", name, getattr(self, name))
 

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer._distributed import is_first_process
-from nflows_mixer._files import write_json
+from nflows_mixer._files import plain, write_json
 from nflows_mixer.data import ImageData
 from nflows_mixer.evaluation.batches import check_fit
 from nflows_mixer.flows.weights import save_state, save_weights
@@ -100,6 +100,9 @@ def fit(
         ['test', 'train', 'validation']
     """
     out = Path(out)
+    validate_every, checkpoint_every, record_every, evaluation_images, num_workers = plain(
+        (validate_every, checkpoint_every, record_every, evaluation_images, num_workers)
+    )
     _check(module, data, trainer, validate_every, checkpoint_every)
     if resume and overwrite:
         raise mismatch("fit", "resume or overwrite", "both", "leave one out")
@@ -252,7 +255,7 @@ def _describe(
         "conditional": module.conditional,
         "seed": module.seed,
     }
-    return json.loads(json.dumps(described))
+    return json.loads(json.dumps(plain(described)))
 
 
 def _prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) -> Path | None:
