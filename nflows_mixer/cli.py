@@ -21,7 +21,9 @@ from nflows_mixer._distributed import is_first_process
 from nflows_mixer._files import replace_file
 from nflows_mixer.core.factory import call_factory
 from nflows_mixer.data import ImageData, load_images
+from nflows_mixer.data.image_data import check_same_images
 from nflows_mixer.evaluation import Evaluation, evaluate_weights
+from nflows_mixer.evaluation.report import trained_on
 from nflows_mixer.flows import MIXERFLOW_PRESETS, ImageFlow, Pixels
 from nflows_mixer.training import FlowModule, Recipe, fit, table
 from nflows_mixer.training.presets import preset_file, preset_names
@@ -161,10 +163,15 @@ def train(arguments: Namespace) -> dict[str, Any]:
     config = yaml.safe_load(text)
     recipe, seed = Recipe(**vars(arguments.recipe)), arguments.seed
     torch.manual_seed(seed)
-    images = load_images(**_of(load_images, arguments))
+    start = arguments.start_from
+    trained = {} if start is None else trained_on(start)
+    # What the weights were trained on must not be held out.
+    split_seed = trained.get("split_seed", seed)
+    images = load_images(**{**_of(load_images, arguments), "seed": split_seed})
+    check_same_images(trained, images, "--start_from")
     flow = build_flow(arguments.model, images, arguments.conditional)
-    if arguments.start_from is not None:
-        start_from(arguments.start_from, flow)
+    if start is not None:
+        start_from(start, flow)
     if is_first_process():
         print(_announcement(images))
     trainer = {name: value for name, value in vars(arguments.trainer).items() if value is not None}
@@ -176,7 +183,7 @@ def train(arguments: Namespace) -> dict[str, Any]:
             "model": config["model"],
             "preset": config["model"]["init_args"].get("preset"),
             "precision": str(trainer.get("precision", "32-true")),
-            "from": arguments.start_from,
+            "from": start,
         },
         **trainer,
     )

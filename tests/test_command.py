@@ -277,7 +277,7 @@ def test_same_and_fewer_layers_start_from_weights(tmp_path, trained, unfinished)
     flow = load_weights(source)
     more = [f"--model.compile={str(COMPILES).lower()}", "--model.memory=constant"]
     for layers, options in ((1, []), (3, more)):  # the way to run is no part of the weights
-        flags = [f"--model.num_layers={layers}", "--conditional=true", *options]
+        flags = [f"--model.num_layers={layers}", "--conditional=true", "--shuffle=global", *options]
         run([*QUICK, *flags, "--start_from", source, "--out", str(tmp_path)])
         started = unfinished[-1]["module"].flow
         assert started.architecture.arguments["num_layers"] == layers
@@ -296,8 +296,8 @@ def test_same_and_fewer_layers_start_from_weights(tmp_path, trained, unfinished)
     ],
 )
 def test_weights_of_another_architecture_are_refused(tmp_path, capsys, trained, flags, said):
-    start = ["--start_from", trained / "mixer/weights.safetensors", "--out", tmp_path]
-    text = message(capsys, *QUICK, *start, "--conditional=true", *flags)
+    start = ["--start_from", trained / "mixer/weights.safetensors", "--shuffle=global"]
+    text = message(capsys, *QUICK, *start, "--conditional=true", *flags, "--out", tmp_path)
     assert "--start_from: expected weights of this architecture" in text and said in text
 
 

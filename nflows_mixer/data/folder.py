@@ -201,17 +201,17 @@ def _open(file: Path) -> Any:
     raw = str(picture.tile[0][3]) if picture.format == "PNG" and picture.tile else ""
     if ";16" in raw or mode[0] in "IF":
         bits = 16 if "16" in raw + mode else 32
-        error = _refused(file, "images of 8 bits", f"{bits} bits (mode {raw or mode})")
+        wanted, got = "images of 8 bits", f"{bits} bits (mode {raw or mode})"
     elif picture.format not in FORMATS:
-        error = _refused(file, f"one of {', '.join(sorted(FORMATS))}", f"{picture.format} inside")
+        wanted, got = f"one of {', '.join(sorted(FORMATS))}", f"{picture.format} inside"
     elif mode not in MODES:
-        error = _refused(file, "grey or RGB", f"mode {mode}")
-    elif picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
-        error = _refused(file, "one picture", f"an animation of {picture.n_frames}")
+        wanted, got = "grey or RGB", f"mode {mode}"
+    elif picture.format != "MPO" and (count := getattr(picture, "n_frames", 1)) > 1:
+        wanted, got = "one picture", f"an animation of {count}"
     else:
         return picture
     picture.close()
-    raise error
+    raise _refused(file, wanted, got)
 
 
 def _refused(file: Path, expected: str, got: str) -> ValueError:

@@ -14,6 +14,7 @@ from torch import Tensor
 from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer._files import plain, write_json
 from nflows_mixer.data import ImageData, ImageDataset, load_images
+from nflows_mixer.data.image_data import check_same_images
 from nflows_mixer.evaluation.batches import check_fit
 from nflows_mixer.evaluation.bits import evaluate_bounds, summary
 from nflows_mixer.evaluation.fid import frechet_inception_distance
@@ -130,8 +131,8 @@ def evaluate_weights(
         (20, 4)
     """
     options, place = options or Evaluation(), _device(device)
-    facts = {name: _parsed(text) for name, text in read_metadata(weights).items()}
-    images = _images_of_the_run(facts, data, test_data=test_data, root=root, size=size)
+    facts = _facts_of(weights)
+    images = _images_of_the_run(weights, data, test_data=test_data, root=root, size=size)
     flow = load_weights(weights).to(place).eval()
     held_out = (images.test or images.validation).subset(slice(options.images))
     _check(flow, images, held_out, options)
@@ -231,6 +232,31 @@ def _conditional(flow: ImageFlow) -> bool:
     return flow.context_features is not None or isinstance(flow._embedding_net, ClassEmbedding)
 
 
+def trained_on(weights: str | Path) -> dict[str, Any]:
+    """Return what the run that wrote a file of weights said of its images.
+
+    Args:
+        weights: file .safetensors.
+
+    Returns:
+        What ``ImageData.describe`` had returned, with the seed of the split; {} where the file says
+        nothing of them, as no run has written it.
+
+    Example:
+        >>> trained_on("runs/train/weights.safetensors")["split_seed"]  # doctest: +SKIP
+        0
+    """
+    facts = _facts_of(weights)
+    if not isinstance(facts.get("data"), dict):
+        return {}
+    drawn = facts["data"].get("split_seed")
+    return {**facts["data"], "split_seed": facts.get("seed", 0) if drawn is None else drawn}
+
+
+def _facts_of(weights: str | Path) -> dict[str, Any]:
+    return {name: _parsed(text) for name, text in read_metadata(weights).items()}
+
+
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
@@ -249,25 +275,18 @@ def _device(name: str) -> torch.device:
         raise mismatch(OWNER, f"a device {name!r}", reason, advice) from None
 
 
-def _images_of_the_run(facts: Mapping[str, Any], name: str | Path, **where: Any) -> ImageData:
+def _images_of_the_run(weights: str | Path, name: str | Path, **where: Any) -> ImageData:
     """Load the images with the split and the shuffle of the training run."""
-    trained = facts["data"] if isinstance(facts.get("data"), dict) else {}
+    trained = trained_on(weights)
     shuffle = trained.get("shuffle") or {}
     data = load_images(
         name,
-        seed=facts.get("seed", 0),
+        seed=trained.get("split_seed", 0),
         shuffle=shuffle.get("mode"),
         shuffle_patch=shuffle.get("patch_size"),
         **where,
     )
-    for fact, value in {"split_hash": data.split_hash, "version": data.version}.items():
-        if trained.get(fact, value) != value:
-            raise mismatch(
-                OWNER,
-                f"the images of the training run, {fact} {trained[fact]!r}",
-                f"{value!r}, where training images may be held out",
-                "name the same data, test_data and root",
-            )
+    check_same_images(trained, data, OWNER)
     return data
 
 
