@@ -137,7 +137,7 @@ def train_parser() -> ArgumentParser:
     parser.add_function_arguments(fit, as_group=False, skip=skip)
     for name, meaning in (
         ("resume", "go on with the run in the folder, if there is one"),
-        ("overwrite", "delete the run in the folder, if there is one"),
+        ("overwrite", "delete the files of the run in the folder, if there is nothing else in it"),
     ):
         parser.add_argument(f"--{name}", action="store_true", help=meaning)
     skip = _all_but(OF_TRAINER, Trainer)

@@ -24,8 +24,8 @@ from nflows_mixer.flows import (
 )
 from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.training import Recipe
-from nflows_mixer.training import run as run_module
 from nflows_mixer.training.presets import preset_names
+from nflows_mixer.training.run_folder import prepare
 from nflows_mixer.transforms import AffineCoupling
 from nflows_mixer.transforms.reversible import COMPILES
 
@@ -325,10 +325,10 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
     """What a launcher sets in them; the first process has made the folder ready."""
     for name, number in (("RANK", "1"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, number)
-        assert run_module._prepare(tmp_path / "out", {"seed": 0}, False, False) is None
+        assert prepare(tmp_path / "out", {"seed": 0}, False, False) is None
         assert not (tmp_path / "out").exists()
         monkeypatch.delenv(name)
-    run_module._prepare(tmp_path / "out", {"seed": 0}, False, False)
+    prepare(tmp_path / "out", {"seed": 0}, False, False)
     assert json.loads((tmp_path / "out/run.json").read_text()) == {"seed": 0}
 
 

@@ -35,8 +35,8 @@ def test_digits_end_with_bounds_and_neighbours(tmp_path, monkeypatch, capsys):
     assert printed.endswith("\n".join(results["notes"]) + "\n") and f"see {out}" in printed
     assert printed.count("| DenseFlow |") == 1
     assert results["notes"][0] in table(results) and str(tmp_path) not in json.dumps(results)
-    for name in ("samples", "neighbours", "curve"):
-        assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    for name in ("out/samples", "out/curve", "out-evaluation/neighbours"):
+        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
 
     data = load_images("digits", seed=3)
     flow = load_weights(out / "weights.safetensors")

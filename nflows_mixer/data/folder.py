@@ -167,7 +167,7 @@ def _decode(
             whole = ImageOps.exif_transpose(picture)
             if "A" in whole.mode or "transparency" in whole.info:
                 whole = whole.convert("RGBA")
-                if (least := whole.getchannel("A").getextrema()[0]) < 255:
+                if (least := np.asarray(whole.getchannel("A")).min()) < 255:
                     raise _refused(file, "no transparency", f"an alpha of {least}")
             image = whole.convert("L" if channels == 1 else "RGB")
         except (OSError, SyntaxError) as error:  # PIL's for truncated and broken files.

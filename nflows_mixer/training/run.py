@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 import json
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,8 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from nflows_mixer._checks import check_positive, mismatch
-from nflows_mixer._distributed import is_first_process
-from nflows_mixer._files import plain, write_json
+from nflows_mixer._files import plain
 from nflows_mixer.data import ImageData
 from nflows_mixer.evaluation.batches import check_fit
 from nflows_mixer.flows.weights import save_state, save_weights
@@ -33,8 +31,8 @@ from nflows_mixer.training.module import PRECISIONS, FlowModule, check_precision
 from nflows_mixer.training.progress_bar import ProgressBar
 from nflows_mixer.training.recipe import Recipe
 from nflows_mixer.training.results import collect, draw, write_results
+from nflows_mixer.training.run_folder import CHECKPOINT, prepare
 
-CHECKPOINT = "last.ckpt"
 NAMES = {"mixerflow": "MixerFlow", "denseflow": "DenseFlow", None: "flow"}
 """How a table names the flow, by its family."""
 
@@ -68,7 +66,8 @@ def fit(
         data: what to train and evaluate on.
         out: folder.
         resume: whether to go on from the checkpoint in ``out``, if there is one.
-        overwrite: whether a run that is in ``out`` is deleted.
+        overwrite: whether the files of a run that is in ``out`` are deleted; a folder with other
+            files, or without a run, is left as it is and refused.
         validate_every: steps between validations; a tenth of the run where None.
         checkpoint_every: steps between checkpoints.
         record_every: steps between entries of the curve.
@@ -84,7 +83,8 @@ def fit(
         What is in ``results.json``. Under several processes, only in the first; {} in the others.
 
     Raises:
-        ValueError: if there is another run in ``out``, or the checkpoint is of another.
+        ValueError: if there is another run in ``out``, the checkpoint is of another, or there are
+            files in the place of the run's that no run has written.
         FloatingPointError: if the loss or a gradient is not finite.
 
     Example:
@@ -135,6 +135,7 @@ def fit(
                         out,
                         Path(CHECKPOINT).stem,
                         every_n_train_steps=checkpoint_every,
+                        save_top_k=-1,  # or it deletes one that a copied folder's file names
                         enable_version_counter=False,
                     ),
                     *([ProgressBar()] if trainer.get("enable_progress_bar", True) else []),
@@ -148,7 +149,7 @@ def fit(
         if fewest < pl_trainer.world_size:
             expected = f"at least {pl_trainer.world_size} images in each part, one a process"
             raise mismatch("fit", expected, fewest, "use fewer devices, or evaluate more images")
-        checkpoint = _prepare(out, run, resume, overwrite)
+        checkpoint = prepare(out, run, resume, overwrite)
         if first is not None:
             pl_trainer.fit(module, datamodule=images, ckpt_path=checkpoint)
             pl_trainer.save_checkpoint(out / CHECKPOINT)
@@ -256,42 +257,3 @@ def _describe(
         "seed": module.seed,
     }
     return json.loads(json.dumps(plain(described)))
-
-
-def _prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) -> Path | None:
-    """Return the checkpoint to go on from, if there is one; make the folder ready otherwise."""
-    checkpoint, description = out / CHECKPOINT, out / "run.json"
-    if not is_first_process():  # the first process has done it, before it started this one
-        return checkpoint if resume and checkpoint.exists() else None
-    there = checkpoint.exists() or (out / "results.json").exists()
-    if there and overwrite:
-        shutil.rmtree(out)
-    elif there and not resume:
-        raise mismatch(
-            "fit",
-            "a folder without a run",
-            f"one with a run in {str(out)!r}",
-            "resume it (--resume), overwrite it (--overwrite), or name another (--out)",
-        )
-    elif there and description.exists():
-        before = json.loads(description.read_text())
-        if changed := list(_differences(before, run)):
-            raise mismatch(
-                "fit",
-                f"the run that is in {str(out)!r}",
-                "one that differs in " + "; ".join(changed),
-                "give what it was started with, or name another folder",
-            )
-    write_json(description, run)
-    if resume and checkpoint.exists():
-        return checkpoint
-    return None
-
-
-def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Yield in what two descriptions of runs differ, each as a few words."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted({*before, *now}):
-            yield from _differences(before.get(key), now.get(key), f"{name}.{key}".strip("."))
-    elif before != now:
-        yield f"{name}: {before} there, {now} now"
