@@ -199,7 +199,8 @@ def evaluate(arguments: Namespace) -> dict[str, Any]:
     report = evaluate_weights(options=options, **_of(evaluate_weights, arguments))
     shown = {name: value for name, value in report.items() if name != "weights"}
     lists = ("indices", "distances")
-    shown["memorisation"] = {k: v for k, v in shown["memorisation"].items() if k not in lists}
+    copies = shown["memorisation"] or {}
+    shown["memorisation"] = {k: v for k, v in copies.items() if k not in lists}
     print(f"{json.dumps(shown, indent=2)}\nsee {arguments.out}")
     return report
 

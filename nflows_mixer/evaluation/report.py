@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer._files import plain, write_json
 from nflows_mixer.data import ImageData, ImageDataset, load_images
 from nflows_mixer.data.image_data import check_same_images
+from nflows_mixer.evaluation.attempt import attempt
 from nflows_mixer.evaluation.batches import check_fit
 from nflows_mixer.evaluation.bits import evaluate_bounds, summary
 from nflows_mixer.evaluation.fid import frechet_inception_distance
@@ -147,7 +149,10 @@ def evaluate_weights(
         "seed": seed,
         "bits_per_dim": summary(bounds["average"]),
         "importance_weighted_bits_per_dim": summary(bounds["importance"]),
-        "round_trip_error": round_trip_error(flow, held_out.images(slice(200)), first, batch_size),
+        "round_trip_error": attempt(
+            "round_trip_error",
+            lambda: round_trip_error(flow, held_out.images(slice(200)), first, batch_size),
+        ),
     }
     if options.probe_steps:
         report["linear_probe"] = probe_depths(
@@ -167,40 +172,55 @@ def evaluate_weights(
             generated, images.train, of_net, images.levels, device=place
         )
         report["frechet_inception_distance"] = {"samples": count, "distance": distance}
-    flipped, samples = options.flipped, draw_samples(flow, COMPARED, seed=seed)
-    report["memorisation"] = memorisation_report(
-        samples,
-        images.train,
-        held_out.images(slice(COMPARED)),
-        options.neighbours,
-        crop=options.crop,
-        flipped=bool(facts.get("flip", False)) if flipped is None else flipped,
-    )
-    folder = Path(out)
+    flipped = bool(facts.get("flip", False)) if options.flipped is None else options.flipped
+
+    def compare() -> tuple[Tensor, dict[str, Any]]:
+        samples, some = draw_samples(flow, COMPARED, seed=seed), held_out.images(slice(COMPARED))
+        crop = options.crop
+        return samples, memorisation_report(
+            samples, images.train, some, options.neighbours, crop=crop, flipped=flipped
+        )
+
+    compared, folder = attempt("memorisation", compare), Path(out)
+    report["memorisation"] = None if compared is None else compared[1]
     write_json(folder / "evaluation.json", report)
     _draw_pictures(flow, held_out, options, folder)
-    _draw_neighbours(samples, images.train, report["memorisation"], images.levels, folder)
+    if compared is not None:
+        draw = partial(_draw_neighbours, compared[0], images.train, compared[1])
+        attempt("neighbours.png", partial(draw, images.levels, folder))
     return report
 
 
 def _draw_pictures(flow: ImageFlow, held_out: ImageDataset, options: Evaluation, out: Path) -> None:
     """Write ``temperatures.png``, ``interpolations.png`` and ``reconstructions.png``."""
     levels = flow.dequantization.levels
-    grids = temperature_grid(flow, options.temperatures, 16, options.seed)
-    save_rows(out / "temperatures.png", grids, levels)
 
-    half = min(8, len(held_out) // 2)
-    some = held_out.images(slice(2 * half))
-    context = held_out.labels(slice(half)) if _conditional(flow) else None
-    between = interpolation(flow, some[:half], some[half:], 8, context)
-    title = "held-out images at both ends, and interpolated latents"
-    rows = {str(i): row for i, row in enumerate(between)}
-    save_rows(out / "interpolations.png", rows, levels, title)
+    def temperatures() -> None:
+        grids = temperature_grid(flow, options.temperatures, 16, options.seed)
+        save_rows(out / "temperatures.png", grids, levels)
 
-    pairs, error = reconstruction(flow, some[:half], context)
-    title = f"largest error {error:.1e} of {levels} levels"
-    rows = {"images": pairs[:, 0], "reconstructed": pairs[:, 1]}
-    save_rows(out / "reconstructions.png", rows, levels, title)
+    def context_of(count: int) -> Tensor | None:
+        return held_out.labels(slice(count)) if _conditional(flow) else None
+
+    def interpolations() -> None:
+        half = min(8, len(held_out) // 2)
+        if not half:
+            raise mismatch(OWNER, "two images to interpolate", len(held_out), "evaluate more")
+        some = held_out.images(slice(2 * half))
+        between = interpolation(flow, some[:half], some[half:], 8, context_of(half))
+        title = "held-out images at both ends, and interpolated latents"
+        rows = {str(i): row for i, row in enumerate(between)}
+        save_rows(out / "interpolations.png", rows, levels, title)
+
+    def reconstructions() -> None:
+        some = held_out.images(slice(8))
+        pairs, error = reconstruction(flow, some, context_of(len(some)))
+        title = f"largest error {error:.1e} of {levels} levels"
+        rows = {"images": pairs[:, 0], "reconstructed": pairs[:, 1]}
+        save_rows(out / "reconstructions.png", rows, levels, title)
+
+    for picture in (temperatures, interpolations, reconstructions):
+        attempt(f"{picture.__name__}.png", picture)
 
 
 def _draw_neighbours(

@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nflows_mixer._checks import check_positive, mismatch
@@ -157,15 +158,17 @@ def fit(
             # As the first step would.
             batch = data.train[: recipe.batch_size]
             module.initialize([each.to(next(module.parameters()).device) for each in batch])
+        # Before anything that could fail: a run that has trained does not end without weights.
+        if pl_trainer.is_global_zero:
+            of_file = {"data": data.describe(), "step": pl_trainer.global_step, "seed": module.seed}
+            of_file |= {"flip": recipe.flip, "preset": run.get("preset")}
+            texts = {name: json.dumps(value) for name, value in of_file.items()}
+            save_weights(module.evaluated, out / "weights.safetensors", texts)
+            if isinstance(module, HybridModule):
+                save_state(module.evaluated_head, out / "head.safetensors")
         pl_trainer.test(module, datamodule=images, verbose=False)
     if not pl_trainer.is_global_zero:
         return {}
-    of_file = {"data": data.describe(), "step": pl_trainer.global_step, "seed": module.seed}
-    of_file |= {"flip": recipe.flip, "preset": run.get("preset")}
-    texts = {name: json.dumps(value) for name, value in of_file.items()}
-    save_weights(module.evaluated, out / "weights.safetensors", texts)
-    if isinstance(module, HybridModule):
-        save_state(module.evaluated_head, out / "head.safetensors")
     # Lightning has moved it to the CPU by now.
     module.to(pl_trainer.strategy.root_device)
     results = {**run, **collect(module, images, history, pl_trainer)}
@@ -189,6 +192,7 @@ def _check(
         expected = "images as they are beside the recipe's flip"
         advice = "mirrored, they are others than those to evaluate; leave out one of the two"
         raise mismatch("fit", expected, "shuffled pixels", advice)
+    _check_labels(module, data)
     check_precision(trainer.get("precision", PRECISIONS[0]))
     for name, steps in (
         ("checkpoint_every", checkpoint_every),
@@ -196,6 +200,31 @@ def _check(
         ("validate_every", 1 if validate_every is None else validate_every),
     ):
         check_positive("fit", name, steps)
+
+
+def _check_labels(module: FlowModule, data: ImageData) -> None:
+    """Refuse labels, of any part, that the module cannot be given after its training."""
+    hybrid = isinstance(module, HybridModule)
+    if not (hybrid or module.conditional):
+        return
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    named = {name: part for name, part in parts.items() if part is not None}
+    if bare := [name for name, part in named.items() if not part.labelled]:
+        advice = "use data whose every part has labels, or train without"
+        raise mismatch("fit", "labels of every part", f"none of {', '.join(bare)}", advice)
+    classes = {name: set(part.labels().unique().tolist()) for name, part in named.items()}
+    if isinstance(module, HybridModule):
+        known, expected = set(range(-1, module.head.out_features)), "labels of the classifier"
+    else:  # a class that is not trained on has a vector drawn at random
+        known, expected = classes["train"], "classes that are trained on, in every part"
+        net = module.flow._embedding_net
+        if isinstance(net, nn.Embedding):
+            known = known & set(range(net.num_embeddings))
+    for name, found in classes.items():
+        if unknown := sorted(found - known):
+            got = f"{', '.join(map(str, unknown[:5]))} in {name}"
+            advice = "count classes from 0, and have images of each to train on"
+            raise mismatch("fit", expected, got, advice)
 
 
 # Of Lightning's hints, those about things that are meant as they are.

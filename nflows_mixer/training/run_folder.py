@@ -87,7 +87,8 @@ def prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) ->
 
 def _files_in(out: Path) -> tuple[list[str], list[str]]:
     """Files in a folder, at any depth: those that a run writes, and others."""
-    written, others = [], []
+    written: list[str] = []
+    others: list[str] = []
     for folder, folders, files in os.walk(out):
         # A link to a folder is a file here: what it leads to is not the run's.
         for name in [*files, *(each for each in folders if Path(folder, each).is_symlink())]:
