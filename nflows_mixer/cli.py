@@ -27,6 +27,7 @@ from nflows_mixer.evaluation.report import trained_on
 from nflows_mixer.flows import MIXERFLOW_PRESETS, ImageFlow, Pixels
 from nflows_mixer.training import FlowModule, Recipe, fit, table
 from nflows_mixer.training.presets import preset_file, preset_names
+from nflows_mixer.training.signals import stopped_by_signals
 from nflows_mixer.training.warm_start import start_from
 
 PROG = "nflows-mixer"
@@ -77,7 +78,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         distributed run but the first.
 
     Raises:
-        SystemExit: with the message of an error, if an argument, a file or the loss is not right.
+        SystemExit: with the message of an error, if an argument, a file or the loss is not right;
+            with status 143 or 130, and one line on how to go on, at SIGTERM or SIGINT.
 
     Example:
         >>> import tempfile
@@ -88,11 +90,12 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         >>> results["parameters"]
         74731
     """
-    arguments = build_parser().parse_args(argv)
     try:
-        if arguments.subcommand == "train":
-            return train(arguments.train)
-        return evaluate(arguments.evaluate)
+        with stopped_by_signals(lambda: "start the same command again"):
+            arguments = build_parser().parse_args(argv)
+            if arguments.subcommand == "train":
+                return train(arguments.train)
+            return evaluate(arguments.evaluate)
     except SAID as error:
         raise SystemExit(f"error: {error}") from error
 

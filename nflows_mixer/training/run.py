@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from nflows_mixer.training.progress_bar import ProgressBar
 from nflows_mixer.training.recipe import Recipe
 from nflows_mixer.training.results import collect, draw, write_results
 from nflows_mixer.training.run_folder import CHECKPOINT, prepare
+from nflows_mixer.training.signals import StopOnSignals, stopped_by_signals
 
 NAMES = {"mixerflow": "MixerFlow", "denseflow": "DenseFlow", None: "flow"}
 """How a table names the flow, by its family."""
@@ -87,6 +89,7 @@ def fit(
         ValueError: if there is another run in ``out``, the checkpoint is of another, or there are
             files in the place of the run's that no run has written.
         FloatingPointError: if the loss or a gradient is not finite.
+        SystemExit: with status 143 or 130, at SIGTERM or SIGINT; one line says how to go on.
 
     Example:
         >>> import tempfile
@@ -114,7 +117,7 @@ def fit(
     recipe = images.recipe
     run = _describe(module, recipe, data, facts or {})
     parts = trainer.get("accumulate_grad_batches", 1)
-    with _quiet():
+    with _quiet(), stopped_by_signals(partial(_how_to_go_on, out)):
         pl_trainer = Trainer(
             **{
                 "devices": 1,
@@ -131,6 +134,7 @@ def fit(
                 "plugins": [AtomicCheckpointIO()],
                 "strategy": _strategy(trainer),
                 "callbacks": [
+                    StopOnSignals(),
                     history,
                     ModelCheckpoint(
                         out,
@@ -167,15 +171,22 @@ def fit(
             if isinstance(module, HybridModule):
                 save_state(module.evaluated_head, out / "head.safetensors")
         pl_trainer.test(module, datamodule=images, verbose=False)
-    if not pl_trainer.is_global_zero:
-        return {}
-    # Lightning has moved it to the CPU by now.
-    module.to(pl_trainer.strategy.root_device)
-    results = {**run, **collect(module, images, history, pl_trainer)}
-    write_results(results, out)
-    draw(module, images, results, history, out)
-    module.cpu()
-    return results
+        if not pl_trainer.is_global_zero:
+            return {}
+        # Lightning has moved it to the CPU by now.
+        module.to(pl_trainer.strategy.root_device)
+        results = {**run, **collect(module, images, history, pl_trainer)}
+        write_results(results, out)
+        draw(module, images, results, history, out)
+        module.cpu()
+        return results
+
+
+def _how_to_go_on(out: Path) -> str:
+    if not (out / CHECKPOINT).exists():
+        return "no checkpoint has been written yet; the same command starts again"
+    again = "the same command with --resume (in Python, resume=True) goes on from it"
+    return f"{out / CHECKPOINT} is whole; {again}"
 
 
 def _check(
