@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from nflows_mixer._checks import mismatch
+from nflows_mixer._checks import check_levels, mismatch
 from nflows_mixer.data.dataset import ImageDataset
 
 
@@ -73,8 +73,21 @@ class ImageData:
 
     @property
     def num_classes(self) -> int | None:
-        """The highest label to train on plus 1; None where there are no labels."""
-        return int(self.train.labels().max()) + 1 if self.train.labelled else None
+        """The highest label of all parts plus 1; None where the images to train on have none.
+
+        Raises:
+            ValueError: if more than half of the classes below the highest have no image.
+        """
+        if not self.train.labelled:
+            return None
+        parts = [part for part in (self.train, self.validation, self.test) if part is not None]
+        found = torch.cat([part.labels() for part in parts if part.labelled]).unique()
+        count = int(found.max()) + 1
+        if count > 2 * len(found):  # each class has parameters of its own
+            got = f"{len(found)} labels, up to {count - 1:,}"
+            advice = "number them anew, as np.unique(labels, return_inverse=True) does"
+            raise mismatch(self.name, "labels that count the classes from 0", got, advice)
+        return count
 
     def describe(self) -> dict[str, Any]:
         """Return what a result has to say about its data, ready for JSON."""
@@ -139,6 +152,35 @@ def check_same_images(trained: Mapping[str, Any], data: ImageData, owner: str) -
                 f"{value!r}, where training images may be held out",
                 "name the same data, test_data, size and root, with the files as they were",
             )
+
+
+def with_levels(data: ImageData, levels: int | None) -> ImageData:
+    """Return images as ones of fewer levels, which files and folders do not say that they have.
+
+    Args:
+        data: the images.
+        levels: number of pixel values; None, or as many as they have, for no change.
+
+    Raises:
+        ValueError: if a pixel of any part is too large, or the source says how many they are.
+
+    Example:
+        >>> images = ImageDataset(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
+        >>> with_levels(ImageData("blank", images, images, None), 17).levels
+        17
+    """
+    if levels is None or levels == data.levels:
+        return data
+    check_levels(data.name, levels)
+    if data.levels != 256:
+        raise mismatch(data.name, f"{data.levels} levels", levels, "leave the levels out")
+    for part in (data.train, data.validation, data.test):
+        for start in range(0, 0 if part is None else len(part), 10_000):
+            assert part is not None
+            if (top := int(part.images(slice(start, start + 10_000)).max())) >= levels:
+                expected, got = f"pixels from 0 to {levels - 1}", f"one of {top}"
+                raise mismatch(data.name, expected, got, "give levels for all of them")
+    return replace(data, levels=levels)
 
 
 def validation_size(count: int) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer._files import plain, write_json
 from nflows_mixer.data import ImageData, ImageDataset, load_images
-from nflows_mixer.data.image_data import check_same_images
+from nflows_mixer.data.image_data import check_same_images, with_levels
 from nflows_mixer.evaluation.attempt import attempt
 from nflows_mixer.evaluation.batches import check_fit
 from nflows_mixer.evaluation.bits import evaluate_bounds, summary
@@ -307,7 +307,7 @@ def _images_of_the_run(weights: str | Path, name: str | Path, **where: Any) -> I
         **where,
     )
     check_same_images(trained, data, OWNER)
-    return data
+    return with_levels(data, trained.get("levels"))
 
 
 def _others(flow: ImageFlow, name: str, root: str | Path) -> ImageData:
