@@ -49,7 +49,7 @@ def test_mass_at_either_end_puts_a_logit_that_is_said_and_kept(tmp_path, built, 
 
 
 def test_null_that_is_said_of_the_pixels_stands(tmp_path, built):
-    np.savez(tmp_path / "x.npz", images=np.full((50, 8, 8), 255, np.uint8))
+    np.savez(tmp_path / "x.npz", images=np.zeros((50, 8, 8), np.uint8))
     data = ["--data", tmp_path / "x.npz"]
     (tmp_path / "null.yaml").write_text(
         "model: {class_path: nflows_mixer.mixerflow, init_args: {patch_size: 2, pixels: null}}"
