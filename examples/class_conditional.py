@@ -68,6 +68,9 @@ def main(
     recipe = Recipe(learning_rate, steps=steps, batch_size=100, warmup=0.05)
     module = FlowModule(flow, recipe, conditional=True, seed=seed)
     facts = {"name": "MixerFlow, p(image, given its class)"}
+    picture = Path(out, "classes.png")
+    if overwrite:
+        picture.unlink(missing_ok=True)  # fit deletes the files of a run alone
     results = fit(module, data, out, overwrite=overwrite, facts=facts)
 
     counts = data.train.labels().bincount(minlength=data.num_classes)
@@ -85,7 +88,7 @@ def main(
     drawn = draw_samples(flow, 8, temperature, seed, context=classes)
     real = torch.cat([test[labels == c][:8] for c in classes])
     panels = {"held-out images": real, f"samples, temperature {temperature:g}": drawn}
-    save_grids(Path(out) / "classes.png", panels, data.levels, row_labels=list("0123456789"))
+    save_grids(picture, panels, data.levels, row_labels=list("0123456789"))
     print(f"\n{table(results)}\nsee {out}")
 
 

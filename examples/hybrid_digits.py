@@ -86,7 +86,8 @@ def main(
         labels = kept if images is few else len(data.train)
         name = f"weight {weight:g}, {labels:,} labels"
         hybrid = HybridModule(small_flow(data, seed), recipe, data.num_classes, weight, seed)
-        folder = Path(out, name.replace(" ", "-").replace(",", ""))
+        # Beside the first run, not in its folder, whose files alone overwrite deletes.
+        folder = Path(f"{out}-{name.replace(' ', '-').replace(',', '')}")
         found = fit(hybrid, images, folder, overwrite=overwrite)
         figures = ("bits_per_dim", "cross_entropy", "accuracy")
         results["hybrid"][name] = {figure: found[figure]["test"] for figure in figures}

@@ -36,7 +36,8 @@ def main(argv):
         out / "weights.safetensors",
         **{name: config[name] for name in ("data", "test_data", "root", "size")},
         options=Evaluation(draws=DRAWS, images=config["evaluation_images"], seed=config["seed"]),
-        out=out,
+        # Not into the folder of the run, whose files alone --overwrite deletes.
+        out=out.with_name(f"{out.name}-evaluation"),
     )
     average = report["bits_per_dim"]["mean"]
     weighted = report["importance_weighted_bits_per_dim"]["mean"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,16 +20,19 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from nflows_mixer._checks import mismatch
 from nflows_mixer._distributed import is_first_process
 from nflows_mixer._files import replace_file
-from nflows_mixer.core.factory import call_factory
+from nflows_mixer.core.factory import call_factory, named_keywords
 from nflows_mixer.data import ImageData, load_images
+from nflows_mixer.data.image_data import check_same_images, with_levels
 from nflows_mixer.evaluation import Evaluation, evaluate_weights
+from nflows_mixer.evaluation.report import trained_on
 from nflows_mixer.flows import MIXERFLOW_PRESETS, ImageFlow, Pixels
 from nflows_mixer.training import FlowModule, Recipe, fit, table
 from nflows_mixer.training.presets import preset_file, preset_names
+from nflows_mixer.training.signals import stopped_by_signals
 from nflows_mixer.training.warm_start import start_from
 
 PROG = "nflows-mixer"
-OF_THE_DATA = {"image_shape", "levels", "num_classes"}
+OF_THE_DATA = {"image_shape", "num_classes"}
 """Arguments of builders that the images say."""
 OF_FIT = ("out", "validate_every", "checkpoint_every", "evaluation_images", "num_workers")
 OF_TRAINER = (
@@ -56,6 +60,9 @@ class PresetOrFile(ActionConfigFile):
         super().__call__(parser, given, preset_file(values), option_string)
         if "model" in given:
             cfg.pop("model", None)
+            arguments = given.model.get("init_args") or {}
+            if "pixels" in arguments and arguments["pixels"] is None:
+                arguments["pixels"] = Namespace(**vars(Pixels()))  # it is said, not left out
         cfg.update(given)
 
 
@@ -75,7 +82,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         distributed run but the first.
 
     Raises:
-        SystemExit: with the message of an error, if an argument, a file or the loss is not right.
+        SystemExit: with the message of an error, if an argument, a file or the loss is not right;
+            with status 143 or 130, and one line on how to go on, at SIGTERM or SIGINT.
 
     Example:
         >>> import tempfile
@@ -86,11 +94,12 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         >>> results["parameters"]
         74731
     """
-    arguments = build_parser().parse_args(argv)
     try:
-        if arguments.subcommand == "train":
-            return train(arguments.train)
-        return evaluate(arguments.evaluate)
+        with stopped_by_signals(lambda: "start the same command again"):
+            arguments = build_parser().parse_args(_said(sys.argv[1:] if argv is None else argv))
+            if arguments.subcommand == "train":
+                return train(arguments.train)
+            return evaluate(arguments.evaluate)
     except SAID as error:
         raise SystemExit(f"error: {error}") from error
 
@@ -135,7 +144,7 @@ def train_parser() -> ArgumentParser:
     parser.add_function_arguments(fit, as_group=False, skip=skip)
     for name, meaning in (
         ("resume", "go on with the run in the folder, if there is one"),
-        ("overwrite", "delete the run in the folder, if there is one"),
+        ("overwrite", "delete the files of the run in the folder, if there is nothing else in it"),
     ):
         parser.add_argument(f"--{name}", action="store_true", help=meaning)
     skip = _all_but(OF_TRAINER, Trainer)
@@ -155,18 +164,31 @@ def evaluate_parser() -> ArgumentParser:
 
 def train(arguments: Namespace) -> dict[str, Any]:
     """Train as the arguments of ``nflows-mixer train`` say; print and return what came out."""
-    parser = train_parser()
-    kept = Namespace({k: v for k, v in vars(arguments).items() if k not in OF_THE_START})
-    text = parser.dump(kept, skip_validation=True, skip_unset=False)
-    config = yaml.safe_load(text)
     recipe, seed = Recipe(**vars(arguments.recipe)), arguments.seed
     torch.manual_seed(seed)
-    images = load_images(**_of(load_images, arguments))
+    start = arguments.start_from
+    trained = {} if start is None else trained_on(start)
+    # What the weights were trained on must not be held out.
+    split_seed = trained.get("split_seed", seed)
+    images = load_images(**{**_of(load_images, arguments), "seed": split_seed})
+    check_same_images(trained, images, "--start_from")
+    images = with_levels(images, getattr(factory_of(arguments.model), "keywords", {}).get("levels"))
+    chosen = automatic_pixels(arguments.model, images)
+    if chosen is not None:  # so that the run's files have it, and a run from them takes it
+        arguments.model.init_args.pixels = Namespace(**vars(chosen))
     flow = build_flow(arguments.model, images, arguments.conditional)
-    if arguments.start_from is not None:
-        start_from(arguments.start_from, flow)
+    kept = Namespace({k: v for k, v in vars(arguments).items() if k not in OF_THE_START})
+    text = train_parser().dump(kept, skip_validation=True, skip_unset=False)
+    config = yaml.safe_load(text)
+    if start is not None:
+        start_from(start, flow)
     if is_first_process():
         print(_announcement(images))
+        if chosen is not None:
+            print(
+                f"a quarter of the pixels or more are at an end of their range: a logit of them "
+                f"({chosen.logit:g}) is put before the flow; --model.pixels null leaves it out"
+            )
     trainer = {name: value for name, value in vars(arguments.trainer).items() if value is not None}
     results = fit(
         FlowModule(flow, recipe, arguments.conditional, seed),
@@ -176,7 +198,7 @@ def train(arguments: Namespace) -> dict[str, Any]:
             "model": config["model"],
             "preset": config["model"]["init_args"].get("preset"),
             "precision": str(trainer.get("precision", "32-true")),
-            "from": arguments.start_from,
+            "from": start,
         },
         **trainer,
     )
@@ -192,16 +214,14 @@ def evaluate(arguments: Namespace) -> dict[str, Any]:
     report = evaluate_weights(options=options, **_of(evaluate_weights, arguments))
     shown = {name: value for name, value in report.items() if name != "weights"}
     lists = ("indices", "distances")
-    shown["memorisation"] = {k: v for k, v in shown["memorisation"].items() if k not in lists}
+    copies = shown["memorisation"] or {}
+    shown["memorisation"] = {k: v for k, v in copies.items() if k not in lists}
     print(f"{json.dumps(shown, indent=2)}\nsee {arguments.out}")
     return report
 
 
 def build_flow(model: Namespace, images: ImageData, conditional: bool) -> ImageFlow:
     """Build the flow that a configuration describes, for these images.
-
-    A quarter of the pixels or more may be 0, a background against which ink is an outlier that a
-    linear scale leaves far off: then a MixerFlow that says nothing of its pixels gets a logit.
 
     Args:
         model: dotted name of the function that builds it, and its arguments.
@@ -223,11 +243,46 @@ def build_flow(model: Namespace, images: ImageData, conditional: bool) -> ImageF
             got = f"{images.name} without"
             raise mismatch("--conditional", "images with labels", got, "leave it out")
         of_the_data["num_classes"] = images.num_classes
-    preset = MIXERFLOW_PRESETS.get(getattr(builder, "keywords", {}).get("preset", ""))
-    some = images.train.images(slice(10_000))
-    if (some == 0).sum() > some.numel() / 4 and not (preset and "pixels" in preset.arguments):
-        of_the_data["pixels"] = Pixels(logit=1e-3)
+    if (pixels := automatic_pixels(model, images)) is not None:
+        of_the_data["pixels"] = pixels
     return call_factory(builder, **of_the_data)
+
+
+def automatic_pixels(model: Namespace, images: ImageData) -> Pixels | None:
+    """Return a logit of the pixels where it is called for and nothing is said of them, or None.
+
+    A quarter of the pixels or more may be at the ends of their range, a black or white background
+    against which ink is an outlier that a linear scale leaves far off.
+
+    Args:
+        model: dotted name of the function that builds the flow, and its arguments.
+        images: of which the first ones to train on are looked at.
+
+    Example:
+        >>> config = build_parser().parse_args(["train"])
+        >>> automatic_pixels(config.train.model, load_images("digits")).logit
+        0.001
+    """
+    builder = factory_of(model)
+    preset = MIXERFLOW_PRESETS.get(getattr(builder, "keywords", {}).get("preset", ""))
+    said = preset is not None and "pixels" in preset.arguments
+    if said or "pixels" not in named_keywords(builder, 0):
+        return None
+    some = images.train.images(slice(10_000))
+    at_ends = (some == 0) | (some == images.levels - 1)
+    return Pixels(logit=1e-3) if at_ends.sum() > some.numel() / 4 else None
+
+
+def _said(words: Sequence[str]) -> list[str]:
+    """The arguments, with a null that is said of the pixels as the linear scale that it means."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--model.pixels":
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    nulls = {f"--model.pixels={null}" for null in ("null", "None", "~")}
+    return ["--model.pixels={}" if word in nulls else word for word in joined]
 
 
 def factory_of(value: Any) -> Any:

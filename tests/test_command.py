@@ -24,8 +24,8 @@ from nflows_mixer.flows import (
 )
 from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.training import Recipe
-from nflows_mixer.training import run as run_module
 from nflows_mixer.training.presets import preset_names
+from nflows_mixer.training.run_folder import prepare
 from nflows_mixer.transforms import AffineCoupling
 from nflows_mixer.transforms.reversible import COMPILES
 from tests.training import QUIET_COMMAND
@@ -278,7 +278,7 @@ def test_same_and_fewer_layers_start_from_weights(tmp_path, trained, unfinished)
     flow = load_weights(source)
     more = [f"--model.compile={str(COMPILES).lower()}", "--model.memory=constant"]
     for layers, options in ((1, []), (3, more)):  # the way to run is no part of the weights
-        flags = [f"--model.num_layers={layers}", "--conditional=true", *options]
+        flags = [f"--model.num_layers={layers}", "--conditional=true", "--shuffle=global", *options]
         run([*QUICK, *flags, "--start_from", source, "--out", str(tmp_path)])
         started = unfinished[-1]["module"].flow
         assert started.architecture.arguments["num_layers"] == layers
@@ -297,8 +297,8 @@ def test_same_and_fewer_layers_start_from_weights(tmp_path, trained, unfinished)
     ],
 )
 def test_weights_of_another_architecture_are_refused(tmp_path, capsys, trained, flags, said):
-    start = ["--start_from", trained / "mixer/weights.safetensors", "--out", tmp_path]
-    text = message(capsys, *QUICK, *start, "--conditional=true", *flags)
+    start = ["--start_from", trained / "mixer/weights.safetensors", "--shuffle=global"]
+    text = message(capsys, *QUICK, *start, "--conditional=true", *flags, "--out", tmp_path)
     assert "--start_from: expected weights of this architecture" in text and said in text
 
 
@@ -326,10 +326,10 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
     """What a launcher sets in them; the first process has made the folder ready."""
     for name, number in (("RANK", "1"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, number)
-        assert run_module._prepare(tmp_path / "out", {"seed": 0}, False, False) is None
+        assert prepare(tmp_path / "out", {"seed": 0}, False, False) is None
         assert not (tmp_path / "out").exists()
         monkeypatch.delenv(name)
-    run_module._prepare(tmp_path / "out", {"seed": 0}, False, False)
+    prepare(tmp_path / "out", {"seed": 0}, False, False)
     assert json.loads((tmp_path / "out/run.json").read_text()) == {"seed": 0}
 
 

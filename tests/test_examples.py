@@ -125,7 +125,8 @@ def test_denseflow_ends_with_bounds_and_neighbours(tmp_path, monkeypatch, capsys
     ]
     flags += ["--recipe.steps=6", "--evaluation_images=20", "--seed=3"]
     results = run(monkeypatch, capsys, "train_denseflow", tmp_path / "out", *flags)
-    assert all(is_png(tmp_path / f"out/{name}.png") for name in ("samples", "neighbours", "curve"))
+    pictures = ("out/samples", "out/curve", "out-evaluation/neighbours")
+    assert all(is_png(tmp_path / f"{name}.png") for name in pictures)
     data = load_images("digits", seed=3)
     flow = load_weights(tmp_path / "out" / "weights.safetensors")
     held_out = data.test.subset(slice(20))

@@ -4,12 +4,14 @@ import copy
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import nn
 
-from nflows_mixer.evaluation import evaluate
+from nflows_mixer.data import load_images
+from nflows_mixer.evaluation import Evaluation, evaluate
 from nflows_mixer.flows import load_weights
 from nflows_mixer.training import FlowModule, Recipe
 from tests.training import (
@@ -299,3 +301,38 @@ def test_gradients_of_frozen_parameters_do_not_shrink_those_of_the_others():
     module.configure_gradient_clipping(optimizer)
     for parameter in others:
         assert torch.equal(parameter.grad, torch.full_like(parameter, 1e-3))
+
+
+# Numbers of numpy.
+
+
+def test_numpy_numbers_are_numbers_all_the_way_into_the_files(tmp_path):
+    """JSON takes none of them, and Lightning checks for Python's."""
+    recipe = Recipe(
+        np.float32(2**-7),
+        (np.float64(0.5), np.float32(0.25)),
+        steps=np.int64(2),
+        batch_size=np.int32(10),
+        warmup=np.int64(1),
+        layer_rates={"*": np.float32(0.5)},
+        flip=np.bool_(True),
+    )
+    assert recipe == Recipe(
+        2**-7, (0.5, 0.25), steps=2, batch_size=10, warmup=1, layer_rates={"*": 0.5}, flip=True
+    )
+    assert [type(v) for v in (recipe.learning_rate, recipe.steps, recipe.flip)] == [
+        float,
+        int,
+        bool,
+    ]
+    module = FlowModule(tiny(), recipe, seed=np.int64(3))
+    options = {"validate_every": np.int64(2), "checkpoint_every": np.int32(1)}
+    options |= {"evaluation_images": np.int64(5), "facts": {"budget": np.float32(0.5)}}
+    results = run(module, noise_data(), tmp_path, **options)
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert (results["seed"], results["budget"], results["recipe"]["steps"]) == (3, 0.5, 2)
+    data = load_images(seed=np.int64(1), shuffle="local", shuffle_patch=np.int64(2))
+    assert json.loads(json.dumps(data.describe()))["shuffle"]["patch_size"] == 2
+    asked = Evaluation(draws=np.int64(2), seed=np.int64(5), temperatures=(np.float32(0.5),))
+    assert asked == Evaluation(draws=2, seed=5, temperatures=(0.5,))
+    assert json.dumps(vars(asked))

@@ -251,7 +251,9 @@ def _check_terms(owner: str, results: Iterable[Mapping[str, Any]]) -> None:
         terms = {
             "budget": result["budget"],
             "accumulate": result.get("accumulate", 1),
-            f"split, {result['run']['shuffle'] or 'no'} shuffle": result["data"]["split_hash"],
+            f"split, {result['run']['shuffle'] or 'no'} shuffle": result["data"][
+                "split_hash"
+            ].partition("-")[0],
         }
         name = f"{result['name']}-{result['seed']}"
         for term, value in terms.items():

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Union
+from typing import Any, BinaryIO, Union
 
 import numpy as np
 import torch
@@ -84,6 +84,24 @@ def fingerprint(source: ImageFiles) -> str:
     return digest.hexdigest()[:16]
 
 
+def contents_hash(images: Tensor, file: Path | None = None) -> str:
+    """Return the SHA-256 of images [N, C, H, W] and of their shape, in hexadecimal digits.
+
+    Args:
+        images: what is hashed.
+        file: that they are mapped from, beside which ``gather`` has written the hash.
+    """
+    if file is not None and (written := _hash_file(file)).exists():
+        return written.read_text()
+    digest = hashlib.sha256(images.contiguous().numpy().data)
+    return _with_shape(digest, images.shape)
+
+
+def _with_shape(digest: Any, shape: Sequence[int]) -> str:
+    digest.update(repr(tuple(shape)).encode())
+    return digest.hexdigest()
+
+
 def map_images(file: Path) -> Tensor:
     """Return the array of a .npy file as a tensor of which only what is used is read.
 
@@ -100,10 +118,15 @@ def _labels_file(target: Path) -> Path:
     return target.with_suffix(".labels.npy")
 
 
+def _hash_file(target: Path) -> Path:
+    return target.with_suffix(".sha256")
+
+
 def _complete(target: Path) -> bool:
-    """Whether images and labels are there, and the images as long as their header says."""
+    """Whether all three files are there, and the images as long as their header says."""
     try:
-        return _labels_file(target).exists() and map_images(target).dim() == 4
+        beside = _labels_file(target).exists() and _hash_file(target).exists()
+        return beside and map_images(target).dim() == 4
     except (ValueError, OSError, EOFError):
         return False
 
@@ -124,19 +147,21 @@ def _read(source: ImageFiles) -> Iterator[Chunk]:
 
 
 def _write(source: ImageFiles, target: Path) -> None:
-    """Write images and labels, and name the labels first: where there are images, both are."""
+    """Write images, labels and hash, and name the images last: where they are, all are."""
     target.parent.mkdir(parents=True, exist_ok=True)
     labels: list[np.ndarray | None] = []
     # In a folder beside the target, thus on one file system, where replacing is atomic.
     with tempfile.TemporaryDirectory(dir=target.parent, suffix=".partial") as folder:
         partial = Path(folder, "whole.npy")
         with partial.open("wb") as file:
-            shape, count = (), 0
+            shape, count, digest = (), 0, hashlib.sha256()
             for images, of_images in _read(source):
                 if not count:
                     shape = images.shape[1:]
                     _write_header(file, (0, *shape))
-                file.write(np.ascontiguousarray(images).data)
+                content = np.ascontiguousarray(images).data
+                file.write(content)
+                digest.update(content)
                 labels.append(of_images)
                 count += len(images)
             # numpy leaves room in the header for the first axis to grow: the length stays.
@@ -147,6 +172,11 @@ def _write(source: ImageFiles, target: Path) -> None:
         with _labels_file(partial).open("wb") as file:
             np.save(file, _join(labels))
             os.fsync(file.fileno())
+        with _hash_file(partial).open("w") as file_of_hash:
+            file_of_hash.write(_with_shape(digest, (count, *shape)))
+            file_of_hash.flush()
+            os.fsync(file_of_hash.fileno())
+        os.replace(_hash_file(partial), _hash_file(target))
         os.replace(_labels_file(partial), _labels_file(target))
         os.replace(partial, target)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Union
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nflows_mixer._checks import mismatch
-from nflows_mixer.data.cache import map_images
+from nflows_mixer.data.cache import contents_hash, map_images
 
 Rows = Union[int, slice, Sequence[int], np.ndarray, Tensor]
 
@@ -84,6 +85,11 @@ class ImageDataset(Dataset):
     def rows(self) -> Tensor:
         """The rows of the stored images that are the data set, [N], in their order."""
         return self._rows
+
+    @cached_property
+    def contents_hash(self) -> str:
+        """SHA-256 of all the stored images, as they are before any transform."""
+        return contents_hash(self._images, self._file)
 
     def shares_images(self, other: ImageDataset) -> bool:
         """Whether both are rows of the same stored images."""

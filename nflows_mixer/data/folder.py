@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,12 +17,34 @@ from nflows_mixer.data import cache
 from nflows_mixer.data.cache import Chunk, ImageFiles
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+ORIENTATION = 0x0112
+"""The EXIF entry that says how an image is turned."""
+
+
+FORMATS = {"PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB"}
+"""PIL's names of what is in such files; an MPO is a JPEG file with further ones behind it."""
+MODES = {"1": "grey", "L": "grey", "LA": "colour", "RGB": "colour", "P": "colour"}
+MODES |= {"PA": "colour", "RGBA": "colour"}
+"""PIL's modes of pixels that uint8 in one or three channels holds, where nothing is transparent."""
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return the image files of a folder, at any depth, sorted; hidden ones are left out."""
+    """Return the image files of a folder, at any depth, sorted; hidden ones are left out.
+
+    A warning says how many files there are of other formats that PIL knows.
+    """
+    from PIL import Image
+
     found = map(Path, glob.iglob(f"{glob.escape(str(folder))}/**/*", recursive=True))
-    return sorted(file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = sorted(file for file in found if file.is_file())
+    others = set(Image.registered_extensions()) - SUFFIXES
+    if left := [file.name for file in files if file.suffix.lower() in others]:
+        warnings.warn(
+            f"{folder}: {len(left)} image files of other formats are left out, such as {left[0]}; "
+            f"convert them to one of {', '.join(sorted(SUFFIXES))}",
+            stacklevel=2,
+        )
+    return [file for file in files if file.suffix.lower() in SUFFIXES]
 
 
 def find_classes(files: Sequence[Path], folder: Path) -> list[str] | None:
@@ -59,9 +82,12 @@ def folder_images(
             at one by one beforehand.
         name: of the source; the folder's if None.
 
+    Images that the camera's EXIF entry says to turn are turned.
+
     Raises:
-        ValueError: if the folder has no images, they are not of one size or not of 8 bits, a file
-            is damaged, or lies in no class folder.
+        ValueError: if the folder has no images, they are not of one size, a file is damaged or
+            lies in no class folder, or has more than is read: other than 8 bits, other colours
+            than grey or RGB, transparency, several pictures.
     """
     if size is not None:
         check_positive("load_images", "size", size)
@@ -104,14 +130,16 @@ def _labels(files: list[Path], classes: list[str], folder: Path) -> np.ndarray:
 
 def _find_shape(files: list[Path], size: int | None, folder: Path) -> tuple[int, int, int]:
     """(C, H, W), from the headers of all files."""
+    from PIL import Image
     from tqdm import tqdm
 
-    modes, sizes = set(), set()
+    kinds, sizes = set(), set()
     for file in tqdm(files, desc=f"opening {folder.name}", delay=2):
         with _open(file) as picture:
-            modes.add(picture.mode)
-            sizes.add(picture.size)
-    _check_depth(modes, folder)
+            kinds.add(MODES[picture.mode])
+            # Exactly PIL's own: that of PNG files would read all pixels for it.
+            turned = Image.Image.getexif(picture).get(ORIENTATION, 1) in (5, 6, 7, 8)
+            sizes.add(picture.size[::-1] if turned else picture.size)
     if size is None and len(sizes) != 1:
         raise mismatch(
             str(folder),
@@ -120,8 +148,8 @@ def _find_shape(files: list[Path], size: int | None, folder: Path) -> tuple[int,
             "pass size=... to resize them",
         )
     width, height = sizes.pop() if size is None else (size, size)
-    # Grey stays one channel; palettes, alpha and the like become colours.
-    return 1 if modes <= {"1", "L"} else 3, height, width
+    # Grey stays one channel; palettes and the like become colours.
+    return 1 if kinds == {"grey"} else 3, height, width
 
 
 def _decode(
@@ -131,11 +159,17 @@ def _decode(
     crop: tuple[int, int, int, int] | None,
 ) -> np.ndarray:
     """One image [C, H, W]."""
+    from PIL import ImageOps
+
     channels, height, width = shape
     with _open(file) as picture:
-        _check_depth({picture.mode}, file)
         try:
-            image = picture.convert("L" if channels == 1 else "RGB")
+            whole = ImageOps.exif_transpose(picture)
+            if "A" in whole.mode or "transparency" in whole.info:
+                whole = whole.convert("RGBA")
+                if (least := np.asarray(whole.getchannel("A")).min()) < 255:
+                    raise _refused(file, "no transparency", f"an alpha of {least}")
+            image = whole.convert("L" if channels == 1 else "RGB")
         except (OSError, SyntaxError) as error:  # PIL's for truncated and broken files.
             raise mismatch(str(file), "a whole image file", error, "remove it") from error
     if crop is not None:
@@ -155,14 +189,31 @@ def _decode(
 
 
 def _open(file: Path) -> Any:
+    """Open a file whose pixels are read as they are, or raise: nothing is left out unseen."""
     from PIL import Image
 
     try:
-        return Image.open(file)
+        picture = Image.open(file)
     except OSError as error:  # PIL's UnidentifiedImageError is one.
         raise mismatch(str(file), "an image file", error, "remove it") from error
+    mode = picture.mode
+    # PIL reads 16 bits of grey alone; of colours it drops the lower 8 and says RGB.
+    raw = str(picture.tile[0][3]) if picture.format == "PNG" and picture.tile else ""
+    if ";16" in raw or mode[0] in "IF":
+        bits = 16 if "16" in raw + mode else 32
+        wanted, got = "images of 8 bits", f"{bits} bits (mode {raw or mode})"
+    elif picture.format not in FORMATS:
+        wanted, got = f"one of {', '.join(sorted(FORMATS))}", f"{picture.format} inside"
+    elif mode not in MODES:
+        wanted, got = "grey or RGB", f"mode {mode}"
+    elif picture.format != "MPO" and (count := getattr(picture, "n_frames", 1)) > 1:
+        wanted, got = "one picture", f"an animation of {count}"
+    else:
+        return picture
+    picture.close()
+    raise _refused(file, wanted, got)
 
 
-def _check_depth(modes: set[str], owner: Path) -> None:
-    if deep := sorted(mode for mode in modes if mode[0] in "IF"):
-        raise mismatch(str(owner), "images of 8 bits", f"modes {deep}", "convert them")
+def _refused(file: Path, expected: str, got: str) -> ValueError:
+    advice = "convert it, choosing yourself what is lost"
+    return mismatch(str(file), expected, got, advice)

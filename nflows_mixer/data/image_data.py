@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from nflows_mixer._checks import mismatch
+from nflows_mixer._checks import check_levels, mismatch
 from nflows_mixer.data.dataset import ImageDataset
 
 
@@ -26,9 +27,12 @@ class ImageData:
         levels: number of pixel values.
         version: which of several data sets of this name it is; "" where there is one only.
         shuffle: mode, patch size and seed of the fixed shuffle of the pixels, or None.
-        split_hash: says which rows went to which part: the first 16 hexadecimal digits of the
+        split_hash: says which images went to which part: the first 16 hexadecimal digits of the
             SHA-256 of the row numbers of train, validation and, where it comes from the same
-            images, test. Computed from the parts where it is not given.
+            images, test; a hyphen; and as many digits of that of the pixels of all the images that
+            these are rows of. Computed from the parts where it is not given.
+        split_seed: that the split was drawn by, and a shuffle; None where nothing says so.
+        test_hash: of the pixels of a test part of its own, likewise; None where there is none.
 
     Example:
         >>> import torch
@@ -46,11 +50,21 @@ class ImageData:
     version: str = ""
     shuffle: dict[str, Any] | None = None
     split_hash: str = ""
+    split_seed: int | None = None
+    test_hash: str | None = None
 
     def __post_init__(self) -> None:
         # Stored, so that a part that is cut down later keeps the hash of the split it came from.
         if not self.split_hash:
-            object.__setattr__(self, "split_hash", self._hash())
+            parts, test = [self.train, self.validation], self.test
+            if test is not None and test.shares_images(self.train):
+                parts.append(test)
+            elif test is not None:
+                object.__setattr__(self, "test_hash", _pixels_of([test]))
+            rows = hashlib.sha256()
+            for part in parts:
+                rows.update(part.rows.numpy().astype("<i8").tobytes())
+            object.__setattr__(self, "split_hash", f"{rows.hexdigest()[:16]}-{_pixels_of(parts)}")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -59,8 +73,21 @@ class ImageData:
 
     @property
     def num_classes(self) -> int | None:
-        """The highest label to train on plus 1; None where there are no labels."""
-        return int(self.train.labels().max()) + 1 if self.train.labelled else None
+        """The highest label of all parts plus 1; None where the images to train on have none.
+
+        Raises:
+            ValueError: if more than half of the classes below the highest have no image.
+        """
+        if not self.train.labelled:
+            return None
+        parts = [part for part in (self.train, self.validation, self.test) if part is not None]
+        found = torch.cat([part.labels() for part in parts if part.labelled]).unique()
+        count = int(found.max()) + 1
+        if count > 2 * len(found):  # each class has parameters of its own
+            got = f"{len(found)} labels, up to {count - 1:,}"
+            advice = "number them anew, as np.unique(labels, return_inverse=True) does"
+            raise mismatch(self.name, "labels that count the classes from 0", got, advice)
+        return count
 
     def describe(self) -> dict[str, Any]:
         """Return what a result has to say about its data, ready for JSON."""
@@ -73,19 +100,87 @@ class ImageData:
             "validation_images": len(self.validation),
             "test_images": 0 if self.test is None else len(self.test),
             "split_hash": self.split_hash,
+            "split_seed": self.split_seed,
+            "test_hash": self.test_hash,
         }
         if self.shuffle is not None:
             described["shuffle"] = dict(self.shuffle)
         return described
 
-    def _hash(self) -> str:
-        parts = [self.train, self.validation]
-        if self.test is not None and self.test.shares_images(self.train):
-            parts.append(self.test)
-        digest = hashlib.sha256()
-        for part in parts:
-            digest.update(part.rows.numpy().astype("<i8").tobytes())
-        return digest.hexdigest()[:16]
+
+def _pixels_of(parts: Sequence[ImageDataset]) -> str:
+    """16 digits of the hash of the stored images of parts, each store once."""
+    stores: list[ImageDataset] = []
+    for part in parts:
+        if not any(part.shares_images(store) for store in stores):
+            stores.append(part)
+    digest = hashlib.sha256("".join(store.contents_hash for store in stores).encode())
+    return digest.hexdigest()[:16]
+
+
+def check_same_images(trained: Mapping[str, Any], data: ImageData, owner: str) -> None:
+    """Raise unless images are those of a training run, in its order and its split.
+
+    Args:
+        trained: what ``describe`` said of the run's data; {} where nothing is known.
+        data: the images that there are now.
+        owner: who asks, for the error.
+
+    Example:
+        >>> from nflows_mixer.data import load_images
+        >>> check_same_images(load_images("digits").describe(), load_images("digits"), "example")
+    """
+    if not trained:
+        return
+    if (shuffle := trained.get("shuffle")) != data.shuffle:
+        expected = f"the shuffle of the training run, {shuffle}"
+        raise mismatch(owner, expected, f"{data.shuffle}", "give what it was given")
+    for fact, value in {"split_hash": data.split_hash, "version": data.version}.items():
+        known = trained.get(fact, value)
+        if known == value:
+            continue
+        if known == value.partition("-")[0]:  # of before the pixels were part of it
+            warnings.warn(
+                f"{owner}: the training run knew its images by their row numbers alone; whether "
+                "these are the same ones cannot be told",
+                stacklevel=2,
+            )
+        else:
+            raise mismatch(
+                owner,
+                f"the images of the training run, {fact} {known!r}",
+                f"{value!r}, where training images may be held out",
+                "name the same data, test_data, size and root, with the files as they were",
+            )
+
+
+def with_levels(data: ImageData, levels: int | None) -> ImageData:
+    """Return images as ones of fewer levels, which files and folders do not say that they have.
+
+    Args:
+        data: the images.
+        levels: number of pixel values; None, or as many as they have, for no change.
+
+    Raises:
+        ValueError: if a pixel of any part is too large, or the source says how many they are.
+
+    Example:
+        >>> images = ImageDataset(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
+        >>> with_levels(ImageData("blank", images, images, None), 17).levels
+        17
+    """
+    if levels is None or levels == data.levels:
+        return data
+    check_levels(data.name, levels)
+    if data.levels != 256:
+        raise mismatch(data.name, f"{data.levels} levels", levels, "leave the levels out")
+    for part in (data.train, data.validation, data.test):
+        for start in range(0, 0 if part is None else len(part), 10_000):
+            assert part is not None
+            if (top := int(part.images(slice(start, start + 10_000)).max())) >= levels:
+                expected, got = f"pixels from 0 to {levels - 1}", f"one of {top}"
+                raise mismatch(data.name, expected, got, "give levels for all of them")
+    return replace(data, levels=levels)
 
 
 def validation_size(count: int) -> int:

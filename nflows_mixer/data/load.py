@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from nflows_mixer._checks import check_choice, mismatch
+from nflows_mixer._files import plain
 from nflows_mixer.data.cache import ImageFiles, gather
 from nflows_mixer.data.dataset import ImageDataset
 from nflows_mixer.data.folder import folder_images
@@ -80,9 +82,10 @@ def load_images(
     Example:
         >>> data = load_images("digits")
         >>> len(data.train), len(data.validation), len(data.test), data.split_hash
-        (1344, 56, 397, 'b669f0cb2ebffae4')
+        (1344, 56, 397, 'b669f0cb2ebffae4-...')
     """
     root = Path(root).absolute()
+    seed, shuffle_patch, size = plain((seed, shuffle_patch, size))
     named = isinstance(data, str) and data in NAMES
     if named and test_data is not None:
         expected = f"no test images beside {data!r}"
@@ -96,6 +99,7 @@ def load_images(
         expected = "a shuffle_patch with shuffle='local' alone"
         raise mismatch("load_images", expected, f"shuffle={shuffle!r}", "leave it out")
     images = _named(str(data), root, seed) if named else _paths(data, test_data, root, seed, size)
+    images = replace(images, split_seed=seed)
     return images if shuffle is None else shuffled(images, shuffle, shuffle_patch, seed)
 
 
@@ -140,6 +144,9 @@ def _paths(
         return _split(name, everything, None, seed, held_out=max(1, count // 10))
     # The classes of the images to train on, so that a label says the same in both parts.
     test = ImageDataset(*gather(_open(Path(test_path), size, opened.classes), root))
+    if test.contents_hash == everything.contents_hash:
+        got = f"the images of {str(path)!r} once more"
+        raise mismatch(str(test_path), "images that are not trained on", got, "leave test_data out")
     if test.image_shape != everything.image_shape:
         expected = f"images of {list(everything.image_shape)}"
         raise mismatch(str(test_path), expected, list(test.image_shape), "resize them")

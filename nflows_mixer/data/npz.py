@@ -95,10 +95,12 @@ def _errors_named(path: Path) -> Iterator[None]:
 def as_labels(labels: Any, count: int, path: Path) -> np.ndarray:
     """Return labels as int64 [count], or raise unless there is one integer for each image."""
     labels = np.asarray(labels)
+    expected = f"one integer label for each of {count} images"
     if labels.shape not in [(count,), (count, 1)] or labels.dtype.kind not in "iu":
-        expected = f"one integer label for each of {count} images"
         got = f"{labels.dtype} {list(labels.shape)}"
         raise mismatch(str(path), expected, got, "save class indices")
+    if labels.size and labels.max() > np.iinfo(np.int64).max:
+        raise mismatch(str(path), expected, f"{labels.max()}", "count classes from 0")
     return labels.astype(np.int64).reshape(-1)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Union
+from typing import Any, Union
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer.data import ImageData, ImageDataset
@@ -45,6 +47,7 @@ def batches(
         [[4, 0], [3]]
     """
     check_positive("batches", "batch_size", batch_size)
+    images = _as_images(images)
     if context is not None and len(context) != len(images):
         expected = f"context with one row for each of {len(images)} images"
         raise mismatch("batches", expected, list(context.shape), "pass one row per image")
@@ -55,6 +58,23 @@ def batches(
     for part in places.cpu().split(batch_size) if len(places) else ():
         batch = images.images(part) if isinstance(images, ImageDataset) else images[part]
         yield part, batch, None if context is None else context[part.to(context.device)]
+
+
+def _as_images(images: Any) -> Images:
+    """Images of a numpy array or of a subset of a data set, too; or an error that says what to do.
+
+    A loader is none: what it gives has no place in the data set, which the noise follows.
+    """
+    if isinstance(images, np.ndarray):
+        return torch.from_numpy(images)
+    if isinstance(images, Subset) and not isinstance(images.dataset, Subset):
+        if isinstance(images.dataset, ImageDataset):
+            return images.dataset.subset(list(images.indices))
+    if not isinstance(images, (Tensor, ImageDataset)):
+        expected = "images as a tensor or array [N, C, H, W], an ImageDataset or a Subset of one"
+        advice = "stack a list (torch.stack), pass the data set of a loader, or an ImageDataset"
+        raise mismatch("batches", expected, f"a {type(images).__name__}", advice)
+    return images
 
 
 def in_batches(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 
 from nflows_mixer._checks import check_positive, mismatch
-from nflows_mixer._files import write_json
+from nflows_mixer._files import plain, write_json
 from nflows_mixer.data import ImageData, ImageDataset, load_images
+from nflows_mixer.data.image_data import check_same_images, with_levels
+from nflows_mixer.evaluation.attempt import attempt
 from nflows_mixer.evaluation.batches import check_fit
 from nflows_mixer.evaluation.bits import evaluate_bounds, summary
 from nflows_mixer.evaluation.fid import frechet_inception_distance
@@ -77,6 +80,8 @@ class Evaluation:
     batch_size: int = 500
 
     def __post_init__(self) -> None:
+        for name, value in list(vars(self).items()):
+            object.__setattr__(self, name, plain(value))
         for name in ("draws", "neighbours", "fid_samples", "batch_size"):
             check_positive("Evaluation", name, getattr(self, name))
 
@@ -128,8 +133,8 @@ def evaluate_weights(
         (20, 4)
     """
     options, place = options or Evaluation(), _device(device)
-    facts = {name: _parsed(text) for name, text in read_metadata(weights).items()}
-    images = _images_of_the_run(facts, data, test_data=test_data, root=root, size=size)
+    facts = _facts_of(weights)
+    images = _images_of_the_run(weights, data, test_data=test_data, root=root, size=size)
     flow = load_weights(weights).to(place).eval()
     held_out = (images.test or images.validation).subset(slice(options.images))
     _check(flow, images, held_out, options)
@@ -144,7 +149,10 @@ def evaluate_weights(
         "seed": seed,
         "bits_per_dim": summary(bounds["average"]),
         "importance_weighted_bits_per_dim": summary(bounds["importance"]),
-        "round_trip_error": round_trip_error(flow, held_out.images(slice(200)), first, batch_size),
+        "round_trip_error": attempt(
+            "round_trip_error",
+            lambda: round_trip_error(flow, held_out.images(slice(200)), first, batch_size),
+        ),
     }
     if options.probe_steps:
         report["linear_probe"] = probe_depths(
@@ -164,40 +172,55 @@ def evaluate_weights(
             generated, images.train, of_net, images.levels, device=place
         )
         report["frechet_inception_distance"] = {"samples": count, "distance": distance}
-    flipped, samples = options.flipped, draw_samples(flow, COMPARED, seed=seed)
-    report["memorisation"] = memorisation_report(
-        samples,
-        images.train,
-        held_out.images(slice(COMPARED)),
-        options.neighbours,
-        crop=options.crop,
-        flipped=bool(facts.get("flip", False)) if flipped is None else flipped,
-    )
-    folder = Path(out)
+    flipped = bool(facts.get("flip", False)) if options.flipped is None else options.flipped
+
+    def compare() -> tuple[Tensor, dict[str, Any]]:
+        samples, some = draw_samples(flow, COMPARED, seed=seed), held_out.images(slice(COMPARED))
+        crop = options.crop
+        return samples, memorisation_report(
+            samples, images.train, some, options.neighbours, crop=crop, flipped=flipped
+        )
+
+    compared, folder = attempt("memorisation", compare), Path(out)
+    report["memorisation"] = None if compared is None else compared[1]
     write_json(folder / "evaluation.json", report)
     _draw_pictures(flow, held_out, options, folder)
-    _draw_neighbours(samples, images.train, report["memorisation"], images.levels, folder)
+    if compared is not None:
+        draw = partial(_draw_neighbours, compared[0], images.train, compared[1])
+        attempt("neighbours.png", partial(draw, images.levels, folder))
     return report
 
 
 def _draw_pictures(flow: ImageFlow, held_out: ImageDataset, options: Evaluation, out: Path) -> None:
     """Write ``temperatures.png``, ``interpolations.png`` and ``reconstructions.png``."""
     levels = flow.dequantization.levels
-    grids = temperature_grid(flow, options.temperatures, 16, options.seed)
-    save_rows(out / "temperatures.png", grids, levels)
 
-    half = min(8, len(held_out) // 2)
-    some = held_out.images(slice(2 * half))
-    context = held_out.labels(slice(half)) if _conditional(flow) else None
-    between = interpolation(flow, some[:half], some[half:], 8, context)
-    title = "held-out images at both ends, and interpolated latents"
-    rows = {str(i): row for i, row in enumerate(between)}
-    save_rows(out / "interpolations.png", rows, levels, title)
+    def temperatures() -> None:
+        grids = temperature_grid(flow, options.temperatures, 16, options.seed)
+        save_rows(out / "temperatures.png", grids, levels)
 
-    pairs, error = reconstruction(flow, some[:half], context)
-    title = f"largest error {error:.1e} of {levels} levels"
-    rows = {"images": pairs[:, 0], "reconstructed": pairs[:, 1]}
-    save_rows(out / "reconstructions.png", rows, levels, title)
+    def context_of(count: int) -> Tensor | None:
+        return held_out.labels(slice(count)) if _conditional(flow) else None
+
+    def interpolations() -> None:
+        half = min(8, len(held_out) // 2)
+        if not half:
+            raise mismatch(OWNER, "two images to interpolate", len(held_out), "evaluate more")
+        some = held_out.images(slice(2 * half))
+        between = interpolation(flow, some[:half], some[half:], 8, context_of(half))
+        title = "held-out images at both ends, and interpolated latents"
+        rows = {str(i): row for i, row in enumerate(between)}
+        save_rows(out / "interpolations.png", rows, levels, title)
+
+    def reconstructions() -> None:
+        some = held_out.images(slice(8))
+        pairs, error = reconstruction(flow, some, context_of(len(some)))
+        title = f"largest error {error:.1e} of {levels} levels"
+        rows = {"images": pairs[:, 0], "reconstructed": pairs[:, 1]}
+        save_rows(out / "reconstructions.png", rows, levels, title)
+
+    for picture in (temperatures, interpolations, reconstructions):
+        attempt(f"{picture.__name__}.png", picture)
 
 
 def _draw_neighbours(
@@ -229,6 +252,31 @@ def _conditional(flow: ImageFlow) -> bool:
     return flow.context_features is not None or isinstance(flow._embedding_net, ClassEmbedding)
 
 
+def trained_on(weights: str | Path) -> dict[str, Any]:
+    """Return what the run that wrote a file of weights said of its images.
+
+    Args:
+        weights: file .safetensors.
+
+    Returns:
+        What ``ImageData.describe`` had returned, with the seed of the split; {} where the file says
+        nothing of them, as no run has written it.
+
+    Example:
+        >>> trained_on("runs/train/weights.safetensors")["split_seed"]  # doctest: +SKIP
+        0
+    """
+    facts = _facts_of(weights)
+    if not isinstance(facts.get("data"), dict):
+        return {}
+    drawn = facts["data"].get("split_seed")
+    return {**facts["data"], "split_seed": facts.get("seed", 0) if drawn is None else drawn}
+
+
+def _facts_of(weights: str | Path) -> dict[str, Any]:
+    return {name: _parsed(text) for name, text in read_metadata(weights).items()}
+
+
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
@@ -247,26 +295,19 @@ def _device(name: str) -> torch.device:
         raise mismatch(OWNER, f"a device {name!r}", reason, advice) from None
 
 
-def _images_of_the_run(facts: Mapping[str, Any], name: str | Path, **where: Any) -> ImageData:
+def _images_of_the_run(weights: str | Path, name: str | Path, **where: Any) -> ImageData:
     """Load the images with the split and the shuffle of the training run."""
-    trained = facts["data"] if isinstance(facts.get("data"), dict) else {}
+    trained = trained_on(weights)
     shuffle = trained.get("shuffle") or {}
     data = load_images(
         name,
-        seed=facts.get("seed", 0),
+        seed=trained.get("split_seed", 0),
         shuffle=shuffle.get("mode"),
         shuffle_patch=shuffle.get("patch_size"),
         **where,
     )
-    for fact, value in {"split_hash": data.split_hash, "version": data.version}.items():
-        if trained.get(fact, value) != value:
-            raise mismatch(
-                OWNER,
-                f"the images of the training run, {fact} {trained[fact]!r}",
-                f"{value!r}, where training images may be held out",
-                "name the same data, test_data and root",
-            )
-    return data
+    check_same_images(trained, data, OWNER)
+    return with_levels(data, trained.get("levels"))
 
 
 def _others(flow: ImageFlow, name: str, root: str | Path) -> ImageData:

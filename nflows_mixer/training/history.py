@@ -19,6 +19,7 @@ from nflows_mixer._checks import check_positive
 from nflows_mixer._distributed import all_reduce_max, all_reduce_sum
 from nflows_mixer._files import write_json
 from nflows_mixer.evaluation import draw_samples, save_curves, save_grids
+from nflows_mixer.evaluation.attempt import attempt
 from nflows_mixer.nn import ClassEmbedding
 from nflows_mixer.training.module import FlowModule
 
@@ -55,6 +56,7 @@ class History(Callback):
         self._started = self._paused = 0.0
         self._timed = 0  # batches of the window since the clock was started
         self._step = 0
+        self._drawable = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history and the time spent, for the checkpoint."""
@@ -132,11 +134,21 @@ class History(Callback):
 
     def draw(self, trainer: Trainer, module: FlowModule) -> None:
         """Write a grid of samples; the trainer's random state is not touched."""
-        samples = sample_grid(module, self.num_samples, module.last_context, self.seed)
+        if not self._drawable:
+            return
         step, levels = trainer.global_step, module.flow.dequantization.levels
         path = self.out / "samples" / f"step-{step:08d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_grids(path, {f"samples at step {step:,}": samples}, levels)
+
+        def write() -> Tensor:
+            samples = sample_grid(module, self.num_samples, module.last_context, self.seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_grids(path, {f"samples at step {step:,}": samples}, levels)
+            return samples
+
+        samples = attempt("samples/step-*.png", write)
+        self._drawable = samples is not None  # it is said once
+        if samples is None:
+            return
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_images("samples", samples / (levels - 1), step)

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from nflows_mixer import __version__
 from nflows_mixer._files import replace_file, write_json
 from nflows_mixer.evaluation import reference_models, round_trip_error, save_grids
+from nflows_mixer.evaluation.attempt import attempt
 from nflows_mixer.training.batches import ImageDataModule
 from nflows_mixer.training.history import History, sample_grid
 from nflows_mixer.training.module import FlowModule
@@ -37,11 +38,14 @@ def collect(
     return {
         **found,
         "evaluated_images": {part: int(count) for part, count in counts.items()},
-        "reference_models": _reference_models(images),
-        "round_trip_error": round_trip_error(
-            module.evaluated,
-            held_out.images(slice(200)).to(module.device),
-            held_out.labels(slice(200)).to(module.device) if module.conditional else None,
+        "reference_models": attempt("reference_models", lambda: _reference_models(images)) or {},
+        "round_trip_error": attempt(
+            "round_trip_error",
+            lambda: round_trip_error(
+                module.evaluated,
+                held_out.images(slice(200)).to(module.device),
+                held_out.labels(slice(200)).to(module.device) if module.conditional else None,
+            ),
         ),
         "steps": trainer.global_step,
         "train_seconds": round(history.seconds, 1),
@@ -81,14 +85,18 @@ def draw(
     history: History,
     out: Path,
 ) -> None:
-    """Write held-out images beside samples, and the curve beside simple models."""
+    """Write held-out images beside samples, and the curve beside simple models, where it can be."""
     held_out = images.parts[images.test_names[-1]]
-    given = held_out.labels(slice(64)) if module.conditional else None
-    samples = sample_grid(module, 64, given, module.seed)
-    panels = {"held-out images": held_out.images(slice(64)), "samples": samples}
-    save_grids(out / "samples.png", panels, images.data.levels)
+
+    def grids() -> None:
+        given = held_out.labels(slice(64)) if module.conditional else None
+        samples = sample_grid(module, 64, given, module.seed)
+        panels = {"held-out images": held_out.images(slice(64)), "samples": samples}
+        save_grids(out / "samples.png", panels, images.data.levels)
+
+    attempt("samples.png", grids)
     if history.entries:
-        history.write(results["reference_models"])
+        attempt("curve.png", lambda: history.write(results["reference_models"]))
 
 
 def write_results(results: Mapping[str, Any], out: str | Path) -> None:

@@ -6,10 +6,10 @@ import dataclasses
 import inspect
 import json
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nflows_mixer._checks import check_positive, mismatch
-from nflows_mixer._distributed import is_first_process
-from nflows_mixer._files import write_json
+from nflows_mixer._files import plain
 from nflows_mixer.data import ImageData
 from nflows_mixer.evaluation.batches import check_fit
 from nflows_mixer.flows.weights import save_state, save_weights
@@ -33,8 +33,9 @@ from nflows_mixer.training.module import PRECISIONS, FlowModule, check_precision
 from nflows_mixer.training.progress_bar import ProgressBar
 from nflows_mixer.training.recipe import Recipe
 from nflows_mixer.training.results import collect, draw, write_results
+from nflows_mixer.training.run_folder import CHECKPOINT, prepare
+from nflows_mixer.training.signals import StopOnSignals, stopped_by_signals
 
-CHECKPOINT = "last.ckpt"
 NAMES = {"mixerflow": "MixerFlow", "denseflow": "DenseFlow", None: "flow"}
 """How a table names the flow, by its family."""
 
@@ -68,7 +69,8 @@ def fit(
         data: what to train and evaluate on.
         out: folder.
         resume: whether to go on from the checkpoint in ``out``, if there is one.
-        overwrite: whether a run that is in ``out`` is deleted.
+        overwrite: whether the files of a run that is in ``out`` are deleted; a folder with other
+            files, or without a run, is left as it is and refused.
         validate_every: steps between validations; a tenth of the run where None.
         checkpoint_every: steps between checkpoints.
         record_every: steps between entries of the curve.
@@ -84,8 +86,10 @@ def fit(
         What is in ``results.json``. Under several processes, only in the first; {} in the others.
 
     Raises:
-        ValueError: if there is another run in ``out``, or the checkpoint is of another.
+        ValueError: if there is another run in ``out``, the checkpoint is of another, or there are
+            files in the place of the run's that no run has written.
         FloatingPointError: if the loss or a gradient is not finite.
+        SystemExit: with status 143 or 130, at SIGTERM or SIGINT; one line says how to go on.
 
     Example:
         >>> import tempfile
@@ -100,6 +104,9 @@ def fit(
         ['test', 'train', 'validation']
     """
     out = Path(out)
+    validate_every, checkpoint_every, record_every, evaluation_images, num_workers = plain(
+        (validate_every, checkpoint_every, record_every, evaluation_images, num_workers)
+    )
     _check(module, data, trainer, validate_every, checkpoint_every)
     if resume and overwrite:
         raise mismatch("fit", "resume or overwrite", "both", "leave one out")
@@ -110,7 +117,7 @@ def fit(
     recipe = images.recipe
     run = _describe(module, recipe, data, facts or {})
     parts = trainer.get("accumulate_grad_batches", 1)
-    with _quiet():
+    with _quiet(), stopped_by_signals(partial(_how_to_go_on, out)):
         pl_trainer = Trainer(
             **{
                 "devices": 1,
@@ -127,11 +134,13 @@ def fit(
                 "plugins": [AtomicCheckpointIO()],
                 "strategy": _strategy(trainer),
                 "callbacks": [
+                    StopOnSignals(),
                     history,
                     ModelCheckpoint(
                         out,
                         Path(CHECKPOINT).stem,
                         every_n_train_steps=checkpoint_every,
+                        save_top_k=-1,  # or it deletes one that a copied folder's file names
                         enable_version_counter=False,
                     ),
                     *([ProgressBar()] if trainer.get("enable_progress_bar", True) else []),
@@ -145,7 +154,7 @@ def fit(
         if fewest < pl_trainer.world_size:
             expected = f"at least {pl_trainer.world_size} images in each part, one a process"
             raise mismatch("fit", expected, fewest, "use fewer devices, or evaluate more images")
-        checkpoint = _prepare(out, run, resume, overwrite)
+        checkpoint = prepare(out, run, resume, overwrite)
         if first is not None:
             pl_trainer.fit(module, datamodule=images, ckpt_path=checkpoint)
             pl_trainer.save_checkpoint(out / CHECKPOINT)
@@ -153,22 +162,31 @@ def fit(
             # As the first step would.
             batch = data.train[: recipe.batch_size]
             module.initialize([each.to(next(module.parameters()).device) for each in batch])
+        # Before anything that could fail: a run that has trained does not end without weights.
+        if pl_trainer.is_global_zero:
+            of_file = {"data": data.describe(), "step": pl_trainer.global_step, "seed": module.seed}
+            of_file |= {"flip": recipe.flip, "preset": run.get("preset")}
+            texts = {name: json.dumps(value) for name, value in of_file.items()}
+            save_weights(module.evaluated, out / "weights.safetensors", texts)
+            if isinstance(module, HybridModule):
+                save_state(module.evaluated_head, out / "head.safetensors")
         pl_trainer.test(module, datamodule=images, verbose=False)
-    if not pl_trainer.is_global_zero:
-        return {}
-    of_file = {"data": data.describe(), "step": pl_trainer.global_step, "seed": module.seed}
-    of_file |= {"flip": recipe.flip, "preset": run.get("preset")}
-    texts = {name: json.dumps(value) for name, value in of_file.items()}
-    save_weights(module.evaluated, out / "weights.safetensors", texts)
-    if isinstance(module, HybridModule):
-        save_state(module.evaluated_head, out / "head.safetensors")
-    # Lightning has moved it to the CPU by now.
-    module.to(pl_trainer.strategy.root_device)
-    results = {**run, **collect(module, images, history, pl_trainer)}
-    write_results(results, out)
-    draw(module, images, results, history, out)
-    module.cpu()
-    return results
+        if not pl_trainer.is_global_zero:
+            return {}
+        # Lightning has moved it to the CPU by now.
+        module.to(pl_trainer.strategy.root_device)
+        results = {**run, **collect(module, images, history, pl_trainer)}
+        write_results(results, out)
+        draw(module, images, results, history, out)
+        module.cpu()
+        return results
+
+
+def _how_to_go_on(out: Path) -> str:
+    if not (out / CHECKPOINT).exists():
+        return "no checkpoint has been written yet; the same command starts again"
+    again = "the same command with --resume (in Python, resume=True) goes on from it"
+    return f"{out / CHECKPOINT} is whole; {again}"
 
 
 def _check(
@@ -185,6 +203,7 @@ def _check(
         expected = "images as they are beside the recipe's flip"
         advice = "mirrored, they are others than those to evaluate; leave out one of the two"
         raise mismatch("fit", expected, "shuffled pixels", advice)
+    _check_labels(module, data)
     check_precision(trainer.get("precision", PRECISIONS[0]))
     for name, steps in (
         ("checkpoint_every", checkpoint_every),
@@ -192,6 +211,31 @@ def _check(
         ("validate_every", 1 if validate_every is None else validate_every),
     ):
         check_positive("fit", name, steps)
+
+
+def _check_labels(module: FlowModule, data: ImageData) -> None:
+    """Refuse labels, of any part, that the module cannot be given after its training."""
+    hybrid = isinstance(module, HybridModule)
+    if not (hybrid or module.conditional):
+        return
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    named = {name: part for name, part in parts.items() if part is not None}
+    if bare := [name for name, part in named.items() if not part.labelled]:
+        advice = "use data whose every part has labels, or train without"
+        raise mismatch("fit", "labels of every part", f"none of {', '.join(bare)}", advice)
+    classes = {name: set(part.labels().unique().tolist()) for name, part in named.items()}
+    if isinstance(module, HybridModule):
+        known, expected = set(range(-1, module.head.out_features)), "labels of the classifier"
+    else:  # a class that is not trained on has a vector drawn at random
+        known, expected = classes["train"], "classes that are trained on, in every part"
+        net = module.flow._embedding_net
+        if isinstance(net, nn.Embedding):
+            known = known & set(range(net.num_embeddings))
+    for name, found in classes.items():
+        if unknown := sorted(found - known):
+            got = f"{', '.join(map(str, unknown[:5]))} in {name}"
+            advice = "count classes from 0, and have images of each to train on"
+            raise mismatch("fit", expected, got, advice)
 
 
 # Of Lightning's hints, those about things that are meant as they are.
@@ -252,43 +296,4 @@ def _describe(
         "conditional": module.conditional,
         "seed": module.seed,
     }
-    return json.loads(json.dumps(described))
-
-
-def _prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) -> Path | None:
-    """Return the checkpoint to go on from, if there is one; make the folder ready otherwise."""
-    checkpoint, description = out / CHECKPOINT, out / "run.json"
-    if not is_first_process():  # the first process has done it, before it started this one
-        return checkpoint if resume and checkpoint.exists() else None
-    there = checkpoint.exists() or (out / "results.json").exists()
-    if there and overwrite:
-        shutil.rmtree(out)
-    elif there and not resume:
-        raise mismatch(
-            "fit",
-            "a folder without a run",
-            f"one with a run in {str(out)!r}",
-            "resume it (--resume), overwrite it (--overwrite), or name another (--out)",
-        )
-    elif there and description.exists():
-        before = json.loads(description.read_text())
-        if changed := list(_differences(before, run)):
-            raise mismatch(
-                "fit",
-                f"the run that is in {str(out)!r}",
-                "one that differs in " + "; ".join(changed),
-                "give what it was started with, or name another folder",
-            )
-    write_json(description, run)
-    if resume and checkpoint.exists():
-        return checkpoint
-    return None
-
-
-def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Yield in what two descriptions of runs differ, each as a few words."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted({*before, *now}):
-            yield from _differences(before.get(key), now.get(key), f"{name}.{key}".strip("."))
-    elif before != now:
-        yield f"{name}: {before} there, {now} now"
+    return json.loads(json.dumps(plain(described)))

@@ -1,0 +1,79 @@
+"""The folder of a run: nothing but the run's own files is deleted, or written over."""
+
+import json
+
+import pytest
+
+from nflows_mixer.cli import main
+from nflows_mixer.training import FlowModule, Recipe
+from tests.test_command import MODEL, RUN
+from tests.test_training_loop import StopAt
+from tests.training import noise_data, run, tiny
+
+TRAIN = ["train", *MODEL, *RUN, "--recipe.steps=1"]
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_overwrite_deletes_the_run_and_nothing_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main([*TRAIN, "--out", "runs"])
+    main([*TRAIN, "--out", "runs/second"])
+    (tmp_path / "runs/notes.txt").write_text("notes")
+    (tmp_path / "runs/samples").mkdir(exist_ok=True)
+    (tmp_path / "runs/samples/mine.png").write_bytes(b"mine")
+    before = files(tmp_path)
+    for out in ("runs", ".", str(tmp_path)):
+        with pytest.raises(SystemExit, match="files that no run has written.*nothing was deleted"):
+            main([*TRAIN, "--out", out, "--overwrite"])
+        assert files(tmp_path) == before
+    # What is the run's own is replaced where it is alone.
+    (tmp_path / "runs/second/.last.ckpt.part").write_bytes(b"of a killed run")
+    main([*TRAIN, "--out", "runs/second", "--overwrite", "--seed=3"])
+    after = files(tmp_path)
+    second = {path for path in before if path.parts[-2] == "second"} - {*after}
+    assert not second and not (tmp_path / "runs/second/.last.ckpt.part").exists()
+    assert json.loads((tmp_path / "runs/second/results.json").read_text())["seed"] == 3
+    others = {path: text for path, text in before.items() if "second" not in path.parts}
+    assert {path: after[path] for path in others} == others
+    assert len([path for path in after if "tfevents" in path.name]) == 2
+
+
+def test_link_is_not_followed(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/step-00000001.png").write_bytes(b"another run's")
+    run(FlowModule(tiny(), Recipe(steps=1, batch_size=10)), noise_data(), tmp_path / "run")
+    (tmp_path / "run/samples").symlink_to(tmp_path / "pictures")
+    with pytest.raises(ValueError, match="1 files that no run has written, such as 'samples'"):
+        again = FlowModule(tiny(), Recipe(steps=1, batch_size=10))
+        run(again, noise_data(), tmp_path / "run", overwrite=True)
+    assert (tmp_path / "pictures/step-00000001.png").exists()
+
+
+@pytest.mark.parametrize("name", ["results.json", "config.yaml", "samples.png"])
+def test_files_of_that_name_that_no_run_has_written_are_not_written_over(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    module = FlowModule(tiny(), Recipe(steps=1, batch_size=10))
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(ValueError, match=f"would write over, got '{name}', which no run has"):
+            run(module, noise_data(), tmp_path, **options)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_resumed_copy_leaves_the_checkpoint_that_it_was_copied_from(tmp_path):
+    """Lightning deletes the checkpoint before, whose place the file names, below the folder."""
+    first, copy = tmp_path / "runs/first", tmp_path / "runs"
+    recipe, options = Recipe(steps=4, batch_size=10), {"checkpoint_every": 2}
+    data = noise_data()
+    with pytest.raises(InterruptedError):
+        stop = (StopAt(3),)
+        run(FlowModule(tiny(), recipe), data, first, callbacks=stop, **options)
+    for name in ("run.json", "last.ckpt"):
+        (copy / name).write_bytes((first / name).read_bytes())
+    before = (first / "last.ckpt").read_bytes()
+    with pytest.warns(UserWarning, match="The dirpath has changed"):
+        run(FlowModule(tiny(), recipe), data, copy, resume=True, **options)
+    assert (first / "last.ckpt").read_bytes() == before
