@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import cache
+from typing import Any, cast
 
 import torch
+from nflows import transforms as nflows_transforms
 from torch import Tensor, nn
 
 
 @contextmanager
 def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """Put ``module`` in training or evaluation mode, and every part back into its own after."""
-    changed = [part for part in module.modules() if part.training != training]
+    """Put ``module`` in training or evaluation mode, and every part back into its own after.
+
+    Evaluation mode is for parts alone that do something else in it: those that are not known to do
+    so may be in use by another thread, which trains them.
+    """
+    parts = list(module.modules())
+    # What is to be initialized reads its mode, and that of what it is in.
+    every = training or any(getattr(part, "initialized", True) is False for part in parts)
+    changed = [p for p in parts if p.training != training and (every or _heeds_mode(type(p)))]
     for part in changed:
         part.training = training
     try:
@@ -21,6 +31,24 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for part in changed:
             part.training = not training
+
+
+_HOMES = tuple(
+    f"torch.nn.modules.{name}."
+    for name in ("linear", "conv", "container", "activation", "normalization", "sparse", "flatten")
+)
+_OF_TORCH = (nn.modules.batchnorm._BatchNorm, nn.MultiheadAttention, nn.RReLU)
+_OF_NFLOWS = (nflows_transforms.BatchNorm, nflows_transforms.ActNorm)
+
+
+# As in transforms/flow_layer.py: a class, as an argument, is said not to be hashable.
+@cast(Callable[[Any], Any], cache)
+def _heeds_mode(kind: type) -> bool:
+    """Whether modules of a class may do something else in training mode; of users' classes, yes."""
+    home = f"{kind.__module__}."
+    if home.startswith((*_HOMES, "nflows_mixer.")):
+        return issubclass(kind, _OF_TORCH)
+    return not home.startswith("nflows.") or issubclass(kind, _OF_NFLOWS)
 
 
 def running_statistics(module: nn.Module) -> AbstractContextManager[None]:

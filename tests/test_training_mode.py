@@ -4,6 +4,7 @@ Of flows with a BatchNorm, which has to be asked for, that is not so, and sampli
 """
 
 import math
+import threading
 import warnings
 
 import normflows as nf
@@ -12,14 +13,17 @@ import torch
 import zuko
 from nflows.distributions import StandardNormal
 from nflows.flows import Flow
+from nflows.transforms import Transform
 from torch import nn
 
 from nflows_mixer.adapters import to_normflows, to_zuko
-from nflows_mixer.flows import mixerflow
+from nflows_mixer.flows import ImageFlow, mixerflow
 from nflows_mixer.transforms import (
     AffineCoupling,
+    CompositeTransform,
     FlowLayer,
     PatchMixerTransform,
+    PixelScaling,
     initialize,
     initialize_identity,
 )
@@ -203,3 +207,36 @@ def test_initialize_sets_every_actnorm_of_a_plain_flow_and_changes_nothing_else(
 def test_initialize_refuses_what_is_no_flow():
     with pytest.raises(TypeError, match="expected an nflows Flow or Transform, got Linear"):
         initialize(nn.Linear(2, 2), torch.randn(3, 2))
+
+
+class Waiting(Transform):
+    """The identity, whose inverse waits until it is told to go on."""
+
+    def __init__(self):
+        super().__init__()
+        self.began, self.goes_on = threading.Event(), threading.Event()
+
+    def forward(self, inputs, context=None):
+        return inputs, inputs.new_zeros(len(inputs))
+
+    def inverse(self, inputs, context=None):
+        self.began.set()
+        assert self.goes_on.wait(60)
+        return inputs, inputs.new_zeros(len(inputs))
+
+
+def test_sampling_in_one_thread_leaves_the_modes_of_a_flow_that_trains_in_another():
+    torch.manual_seed(0)
+    pixels = torch.randint(256, (9, 1, 4, 4), dtype=torch.uint8)
+    waiting = Waiting()
+    layer = mixerflow(**IMAGE)._transform._transforms[-1]
+    flow = ImageFlow(CompositeTransform([PixelScaling(256), waiting, layer]), (1, 4, 4))
+    flow.initialize(pixels).train()
+    thread = threading.Thread(target=flow.sample, args=(2,))
+    thread.start()
+    assert waiting.began.wait(60)
+    others = [part for part in flow.modules() if part is not waiting]
+    assert all(part.training for part in others)
+    waiting.goes_on.set()
+    thread.join()
+    assert waiting.training
