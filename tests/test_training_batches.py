@@ -74,7 +74,7 @@ def test_ordered_batches_have_each_image_once(num_images, world_size):
         module = ImageDataModule(ImageData("noise", part, part, None), Recipe(), 0, None, 2)
         module.trainer = Process()
         module.trainer.global_rank, module.trainer.world_size = rank, world_size
-        rows = [batch.tolist() for batch in module.val_dataloader()[0].sampler]
+        rows = [batch.tolist() for batch in module.val_dataloader()[0].dataset.rows]
         assert all(1 <= len(row) <= 2 for row in rows)
         flat = sum(rows, [])
         assert flat == sorted(flat) and all(row % world_size == rank for row in flat)
