@@ -157,7 +157,7 @@ class ImageDataModule(LightningDataModule):
         if not trainer.overfit_batches:
             return self._loader(self.data.train, _Remaining(self))
         count = len(self.data.train) // self.recipe.batch_size * trainer.accumulate_grad_batches
-        return self._loader(_Batches(self.data.train, list(islice(batches, count))))
+        return self._loader(PartInBatches(self.data.train, list(islice(batches, count))))
 
     def batches(self, trainer: Trainer, start: int = 0) -> ShuffledBatches:
         """Return the rows of this process's training batches, from batch ``start`` on.
@@ -180,23 +180,23 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader]:
         """The validation images."""
-        return [self._ordered(self.parts[name]) for name in self.validation_names]
+        return [self._ordered(name) for name in self.validation_names]
 
     def test_dataloader(self) -> list[DataLoader]:
         """Training, validation and test images, in that order."""
-        return [self._ordered(part) for part in self.parts.values()]
+        return [self._ordered(name) for name in self.test_names]
 
     def predict_dataloader(self) -> list[DataLoader]:
         """The same as for the test."""
         return self.test_dataloader()
 
-    def _ordered(self, part: ImageDataset) -> DataLoader:
+    def _ordered(self, name: str) -> DataLoader:
         """The images of a part in order, each in exactly one process: rank r has r, r + W, ..."""
-        trainer = self._trainer()
+        trainer, part = self._trainer(), self.parts[name]
         rows = torch.arange(len(part))[trainer.global_rank :: trainer.world_size]
         # Lightning's own sampler would repeat images until all processes have as many.
         batches = rows.split(self.evaluation_batch_size) if len(rows) else ()
-        return self._loader(_Batches(part, batches))
+        return self._loader(PartInBatches(part, batches, name))
 
     def _loader(self, part: Dataset, batches: Sampler | None = None) -> DataLoader:
         return DataLoader(
@@ -219,11 +219,18 @@ class ImageDataModule(LightningDataModule):
 
 
 @dataclass(eq=False)
-class _Batches(Dataset):
-    """Batches as the items of a data set, so that Lightning can take the first ones, in order."""
+class PartInBatches(Dataset):
+    """Batches as the items of a data set, so that Lightning can take the first ones, in order.
+
+    Args:
+        part: the images.
+        rows: of each batch.
+        name: of the figures.
+    """
 
     part: ImageDataset
     rows: Sequence[Tensor]
+    name: str = "train"
 
     def __len__(self) -> int:
         return len(self.rows)

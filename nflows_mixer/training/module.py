@@ -21,7 +21,7 @@ from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.weights import check_state
 from nflows_mixer.likelihood import bits_per_dim
 from nflows_mixer.nn import all_reduce_batch_norm
-from nflows_mixer.training.batches import ImageDataModule
+from nflows_mixer.training.batches import ImageDataModule, PartInBatches
 from nflows_mixer.training.diagnosis import clip_gradient, find_non_finite
 from nflows_mixer.training.flips import random_flips
 from nflows_mixer.training.moving_average import moving_average
@@ -310,11 +310,13 @@ class FlowModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over all images of all processes, and the worst image."""
-        self._log_figures("validation", len(self.trainer.num_val_batches))
+        trainer: Any = self.trainer
+        self._log_figures("validation", trainer.val_dataloaders, len(trainer.num_val_batches))
 
     def on_test_epoch_end(self) -> None:
         """Log the mean over all images of all processes, and the worst image."""
-        self._log_figures("test", len(self.trainer.num_test_batches))
+        trainer: Any = self.trainer
+        self._log_figures("test", trainer.test_dataloaders, len(trainer.num_test_batches))
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -366,13 +368,15 @@ class FlowModule(LightningModule):
         noise = self.flow.draw_noise(self.seed, 0, index, next(self.flow.parameters()).dtype)
         return images, context, noise
 
-    def _log_figures(self, stage: str, loaders: int) -> None:
+    def _log_figures(self, stage: str, loaders: Any, count: int) -> None:
         """Log means over the images of all processes; the worst one; how many."""
-        names = getattr(self.trainer.datamodule, f"{stage}_names", None)  # type: ignore[attr-defined]
-        names = names or ([stage] if loaders == 1 else [f"{stage}/{i}" for i in range(loaders)])
         logged: dict[str, Tensor] = {}
         for loader, metrics in sorted(self._metrics.items()):  # some may have no batch
-            name = names[loader]
+            name = stage if count == 1 else f"{stage}/{loader}"
+            # The trainer's data module may be that of an earlier call.
+            part = getattr(loaders[loader], "dataset", None) if isinstance(loaders, list) else None
+            if isinstance(part, PartInBatches):
+                name = part.name
             figures = {key: metric.compute() for key, metric in metrics.items()}
             bits = figures["bits_per_dim"]
             means = self.summarise({key: values.mean() for key, values in figures.items()})
