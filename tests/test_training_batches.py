@@ -71,7 +71,7 @@ def test_ordered_batches_have_each_image_once(num_images, world_size):
         part = noise_data((5, num_images, 5)).validation
         module = ImageDataModule(ImageData("noise", part, part, None), Recipe(), 0, None, 2)
         module.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
-        rows = [batch.tolist() for batch in module.val_dataloader()[0].sampler]
+        rows = [batch.tolist() for batch in module.val_dataloader()[0].dataset.rows]
         assert all(1 <= len(row) <= 2 for row in rows)
         flat = sum(rows, [])
         assert flat == sorted(flat) and all(row % world_size == rank for row in flat)

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer.data import ImageData, ImageDataset
 from nflows_mixer.training.recipe import Recipe
+
+
+def check_data(owner: str, data: object) -> None:
+    """Raise unless these are the parts of a data set."""
+    if not isinstance(data, ImageData):
+        raise TypeError(
+            f"{owner}: expected an ImageData, got {type(data).__name__}; load_images makes one, "
+            "and ImageData(name, train, validation, test) of your own images; a DataLoader is "
+            "for Lightning's Trainer: Trainer(max_steps=recipe.steps).fit(module, loader)"
+        )
 
 
 @dataclass(eq=False)
@@ -117,6 +129,7 @@ class ImageDataModule(LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
+        check_data("ImageDataModule", data)
         if evaluation_images is not None:
             check_positive("ImageDataModule", "evaluation_images", evaluation_images)
         self.data, self.recipe, self.seed = data, recipe.resolved(len(data.train)), seed
@@ -135,16 +148,29 @@ class ImageDataModule(LightningDataModule):
         return list(self.parts)
 
     def train_dataloader(self) -> DataLoader:
-        """Batches from the one on that follows the trainer's last step."""
+        """Batches from the one on that follows the trainer's last step, in each epoch.
+
+        Where the trainer overfits, those of one pass over the data, the same in each epoch.
+        """
         trainer = self._trainer()
-        return self._loader(self.data.train, self.batches(trainer, start=trainer.global_step))
+        batches = self.batches(trainer)  # and an error, if it cannot be
+        if not trainer.overfit_batches:
+            return self._loader(self.data.train, _Remaining(self))
+        count = len(self.data.train) // self.recipe.batch_size * trainer.accumulate_grad_batches
+        return self._loader(PartInBatches(self.data.train, list(islice(batches, count))))
 
     def batches(self, trainer: Trainer, start: int = 0) -> ShuffledBatches:
-        """Return the rows of this process's training batches, from batch ``start`` on."""
+        """Return the rows of this process's training batches, from batch ``start`` on.
+
+        As many as the recipe has steps, or more where the trainer is to make more.
+        """
+        longest = trainer.max_steps
+        if longest == trainer.max_epochs == -1:  # it ends by another rule
+            longest = sys.maxsize
         return ShuffledBatches(
             len(self.data.train),
             self.recipe.batch_size,
-            self.recipe.steps,
+            max(self.recipe.steps, longest),
             start,
             self.seed,
             trainer.global_rank,
@@ -154,20 +180,25 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader]:
         """The validation images."""
-        return [self._ordered(self.parts[name]) for name in self.validation_names]
+        return [self._ordered(name) for name in self.validation_names]
 
     def test_dataloader(self) -> list[DataLoader]:
         """Training, validation and test images, in that order."""
-        return [self._ordered(part) for part in self.parts.values()]
+        return [self._ordered(name) for name in self.test_names]
 
-    def _ordered(self, part: ImageDataset) -> DataLoader:
+    def predict_dataloader(self) -> list[DataLoader]:
+        """The same as for the test."""
+        return self.test_dataloader()
+
+    def _ordered(self, name: str) -> DataLoader:
         """The images of a part in order, each in exactly one process: rank r has r, r + W, ..."""
-        trainer = self._trainer()
+        trainer, part = self._trainer(), self.parts[name]
         rows = torch.arange(len(part))[trainer.global_rank :: trainer.world_size]
         # Lightning's own sampler would repeat images until all processes have as many.
-        return self._loader(part, rows.split(self.evaluation_batch_size) if len(rows) else ())
+        batches = rows.split(self.evaluation_batch_size) if len(rows) else ()
+        return self._loader(PartInBatches(part, batches, name))
 
-    def _loader(self, part: ImageDataset, batches: Iterable[Tensor]) -> DataLoader:
+    def _loader(self, part: Dataset, batches: Sampler | None = None) -> DataLoader:
         return DataLoader(
             part,
             batch_size=None,
@@ -185,3 +216,38 @@ class ImageDataModule(LightningDataModule):
                 "pass it to trainer.fit(module, datamodule=...)"
             )
         return self.trainer
+
+
+@dataclass(eq=False)
+class PartInBatches(Dataset):
+    """Batches as the items of a data set, so that Lightning can take the first ones, in order.
+
+    Args:
+        part: the images.
+        rows: of each batch.
+        name: of the figures.
+    """
+
+    part: ImageDataset
+    rows: Sequence[Tensor]
+    name: str = "train"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, ...]:
+        return self.part[self.rows[number]]
+
+
+@dataclass(eq=False)
+class _Remaining(Sampler):
+    """Rows of the batches that are still to come, where each epoch begins.
+
+    Not where the loader is made: that may be before a checkpoint is read.
+    """
+
+    images: ImageDataModule
+
+    def __iter__(self) -> Iterator[Tensor]:
+        trainer = self.images._trainer()
+        return iter(self.images.batches(trainer, start=trainer.global_step))

@@ -42,6 +42,8 @@ class History(Callback):
         []
     """
 
+    logs_figures = True  # so that the module leaves the loggers to it while it is trained
+
     def __init__(
         self, out: str | Path, every: int = 10, num_samples: int = 64, seed: int = 0
     ) -> None:
@@ -122,11 +124,14 @@ class History(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the validation figures, and draw."""
         assert isinstance(pl_module, FlowModule)
-        if trainer.state.fn != TrainerFn.FITTING:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         figures = {k: v.item() for k, v in trainer.callback_metrics.items() if "validation" in k}
+        # At the number of steps made, as for the curves of training; Lightning's is one less.
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, trainer.global_step)
         figures.pop("validation/evaluated_images", None)
-        self.entries.append({"step": trainer.global_step, **figures})  # the module logs them
+        self.entries.append({"step": trainer.global_step, **figures})
         if trainer.is_global_zero:
             self.write()
             self.draw(trainer, pl_module)
@@ -177,10 +182,16 @@ def sample_grid(
         given: context of some images, for a flow that takes another context than labels.
         seed: of the latents.
     """
-    flow = module.evaluated
-    if given is None or isinstance(flow._embedding_net, ClassEmbedding):
-        return draw_samples(flow, num_samples, seed=seed)
-    return draw_samples(flow, 1, seed=seed, context=given[:num_samples])
+    flow, before = module.evaluated, torch.get_default_dtype()
+    dtype = next(flow.parameters()).dtype
+    # A base of nflows draws in the default precision, which Lightning sets for its steps alone.
+    torch.set_default_dtype(dtype)
+    try:
+        if given is None or isinstance(flow._embedding_net, ClassEmbedding):
+            return draw_samples(flow, num_samples, seed=seed)
+        return draw_samples(flow, 1, seed=seed, context=given[:num_samples])
+    finally:
+        torch.set_default_dtype(before)
 
 
 def peak_memory_mb(device: torch.device) -> float:

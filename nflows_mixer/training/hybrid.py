@@ -115,18 +115,26 @@ class HybridModule(FlowModule):
         self, images: Tensor, context: Tensor | None, noise: Tensor, labels: Tensor | None
     ) -> dict[str, Tensor]:
         """Return bits per dimension, and of labelled images cross-entropy in nats and accuracy."""
-        latents, log_prob = self.evaluated.transform_and_log_prob(images, context, noise)
         labels = self._checked(labels)
-        logits = self.evaluated_head(latents.flatten(1))
+        figures = self.predictions(images, context, noise)
+        logits = figures.pop("logits")
         known = (labels != UNLABELLED).to(logits.dtype)
         cross_entropy = F.cross_entropy(logits, labels.clamp_min(0), reduction="none")
         correct = (logits.argmax(1) == labels).to(logits.dtype)
         return {
-            "bits_per_dim": bits_per_dim(log_prob, self.flow.image_shape),
+            **figures,
             "cross_entropy": cross_entropy * known,
             "accuracy": correct * known,
             "labelled": known,
         }
+
+    def predictions(
+        self, images: Tensor, context: Tensor | None, noise: Tensor
+    ) -> dict[str, Tensor]:
+        """Return bits_per_dim [B], and the classifier's logits [B, num_classes]."""
+        latents, log_prob = self.evaluated.transform_and_log_prob(images, context, noise)
+        bits = bits_per_dim(log_prob, self.flow.image_shape)
+        return {"bits_per_dim": bits, "logits": self.evaluated_head(latents.flatten(1))}
 
     def summarise(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """Take the classifier's figures over labelled images; NaN for a part without any."""

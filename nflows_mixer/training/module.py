@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Union, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from nflows.transforms import BatchNorm
 from torch import Tensor
@@ -20,7 +22,7 @@ from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.weights import check_state
 from nflows_mixer.likelihood import bits_per_dim
 from nflows_mixer.nn import all_reduce_batch_norm
-from nflows_mixer.training.batches import ImageDataModule
+from nflows_mixer.training.batches import ImageDataModule, PartInBatches
 from nflows_mixer.training.diagnosis import clip_gradient, find_non_finite
 from nflows_mixer.training.flips import random_flips
 from nflows_mixer.training.moving_average import moving_average
@@ -65,9 +67,15 @@ class FlowModule(LightningModule):
         batches: images uint8 [B, C, H, W], alone or in a tuple, or (images, labels). Under
             several processes, rank r of W has the images r, r + W, ... of the global batch.
 
+    Logged figures:
+        NAME/bits_per_dim and NAME/worst_image; of held-out images NAME/evaluated_images, too. NAME
+        is train, validation or test, with the number of the loader behind it where there are many
+        (test/1), or what an ``ImageDataModule`` calls its part.
+
     Raises:
         TypeError: if the flow is no ``ImageFlow``.
-        ValueError: if a flow of several processes has a part that cannot be trained so.
+        ValueError: if a flow of several processes has a part that cannot be trained so, or a batch
+            is of another form.
         FloatingPointError: if the loss or a gradient is not finite.
 
     References:
@@ -140,21 +148,36 @@ class FlowModule(LightningModule):
         """Begin in training mode, which Lightning leaves to the module, and with a fresh count."""
         self.train()
         self._micro_batch = (-1, 0)
-        planned = self.trainer.estimated_stepping_batches
-        if planned > self.recipe.steps:
-            beyond = self.recipe.learning_rate * self.recipe.schedule(self.recipe.steps)
+        planned, steps = self.trainer.estimated_stepping_batches, self.recipe.steps
+        if planned > steps and self._follows_recipe:
+            beyond = self.recipe.learning_rate * self.recipe.schedule(steps)
+            end = f"the learning rate beyond is {beyond:g}"
             warnings.warn(
-                f"FlowModule: expected at most the recipe's {self.recipe.steps} steps, got a "
-                f"trainer that makes {planned}; the learning rate beyond is {beyond:g}",
+                f"FlowModule: expected at most the recipe's {steps} steps, got a trainer that "
+                f"makes {planned}; {end if beyond else 'training ends with the recipe'}",
                 stacklevel=2,
             )
         self._follow()
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Number the batch, and initialise ActNorm from the first one of all processes."""
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
+        """Number the batch, and initialise ActNorm from the first one of all processes.
+
+        Where the recipe is done, and steps beyond would be at a rate of 0, training ends.
+        """
+        recipe = self.recipe
+        if self.global_step >= recipe.steps and self._follows_recipe:
+            if not recipe.schedule(self.global_step):
+                self.trainer.should_stop = True
+                return -1  # Lightning's word for no more batches in this epoch
         if self._micro_batch[0] != self.global_step:
             self._micro_batch = (self.global_step, 0)
         self.initialize(batch)
+        return None
+
+    @property
+    def _follows_recipe(self) -> bool:
+        """Whether the learning rate is the recipe's."""
+        return not is_overridden("configure_optimizers", self, FlowModule)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Count the images of the step, of which more may come."""
@@ -168,7 +191,7 @@ class FlowModule(LightningModule):
             batch: this process's part of the first batch; its first part, where gradients are
                 accumulated. On the flow's device.
         """
-        if not all(norm.initialized for norm in self._norms):
+        if not self._initialized:
             images, context, noise = self._drawn(batch)
             self.flow.initialize(images, context, noise)
             self._follow()
@@ -184,8 +207,9 @@ class FlowModule(LightningModule):
         finally:
             self.flow.validate_args = True
         self._last = (images, context, noise, loss.detach())
-        self.log("bits/dim", bits.mean().detach(), prog_bar=True, logger=False)
-        self.training_bits = bits.detach()
+        self.training_bits = bits = bits.detach()
+        self.log("train/bits_per_dim", bits.mean(), prog_bar=True, logger=self._to_logger)
+        self.log("train/worst_image", bits.max(), logger=self._to_logger)
         return loss
 
     def loss(
@@ -209,6 +233,15 @@ class FlowModule(LightningModule):
 
         The arguments are those of ``loss``.
         """
+        return self.predictions(images, context, noise)
+
+    def predictions(
+        self, images: Tensor, context: Tensor | None, noise: Tensor
+    ) -> dict[str, Tensor]:
+        """Return what ``Trainer.predict`` says of images: bits_per_dim [B]; arguments as ``loss``.
+
+        It needs no labels, but for those that are the flow's context.
+        """
         log_prob = self.evaluated.log_prob(images, context, noise)
         return {"bits_per_dim": bits_per_dim(log_prob, self.flow.image_shape)}
 
@@ -226,8 +259,10 @@ class FlowModule(LightningModule):
         if gradient_clip_val is not None:
             expected = "no gradient_clip_val, as the recipe has a gradient_clip"
             raise mismatch("FlowModule", expected, gradient_clip_val, "set it in the recipe")
-        # What is frozen has gradients, too, which are no part of the step.
-        moving = [group for group in optimizer.param_groups if group["initial_lr"] > 0]
+        # What is frozen has gradients, too, which are no part of the step. A warm-up may be at a
+        # rate of 0; the initial one is there where a schedule is.
+        groups = optimizer.param_groups
+        moving = [group for group in groups if group.get("initial_lr", group["lr"]) > 0]
         parameters = [p for group in moving for p in group["params"]]
         norm = clip_gradient(parameters, self.recipe.gradient_clip)
         assert self._last is not None
@@ -253,29 +288,57 @@ class FlowModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep the figures of this process's images, each once."""
-        if not self.trainer.sanity_checking:  # before the first batch, which initialises ActNorm
+        if self.trainer.sanity_checking and not self._initialized:
+            self._parts(batch)  # all that can be checked before the first batch of training
+        else:
             self._evaluate(dataloader_idx, batch)
 
     test_step = validation_step
+
+    def predict_step(
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
+        """Return ``predictions`` of this process's images, with the noise of evaluation."""
+        images, context, noise = self._held_out(dataloader_idx, batch)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.predictions(images, context, noise)
 
     def on_validation_epoch_start(self) -> None:
         """Start to count."""
         self._metrics, self._counted = {}, {}
 
-    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over all images of all processes, and the worst image."""
-        if self.trainer.sanity_checking:
-            return
-        figures = {name: value.item() for name, value in self._log_figures("validation").items()}
-        # At the number of steps made, as for the curves of training; Lightning's is one less.
-        for logger in self.trainer.loggers:
-            logger.log_metrics(figures, self.global_step)
+        trainer: Any = self.trainer
+        self._log_figures("validation", trainer.val_dataloaders, len(trainer.num_val_batches))
 
     def on_test_epoch_end(self) -> None:
         """Log the mean over all images of all processes, and the worst image."""
-        self._log_figures("test")
+        trainer: Any = self.trainer
+        self._log_figures("test", trainer.test_dataloaders, len(trainer.num_test_batches))
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **keywords: Any) -> Any:
+        """Read a module from a checkpoint of Lightning's, into ``flow=`` with ``recipe=``.
+
+        Both are objects, which a checkpoint has none of: build the flow as it was. For weights to
+        use, ``load_weights`` needs neither.
+        """
+        try:
+            return super().load_from_checkpoint(checkpoint_path, *arguments, **keywords)
+        except TypeError as error:
+            if "required positional argument" not in str(error):
+                raise
+            expected = "the arguments of the module by name, such as flow=... and recipe=..."
+            advice = (
+                "a checkpoint has tensors alone: build the flow as it was, or take the weights of "
+                "a run, load_weights('weights.safetensors'), which say what it was"
+            )
+            raise mismatch(
+                f"{cls.__name__}.load_from_checkpoint", expected, error, advice
+            ) from error
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model, by name."""
@@ -284,11 +347,7 @@ class FlowModule(LightningModule):
     @torch.no_grad()
     def _evaluate(self, loader: int, batch: Batch) -> None:
         """Keep the figures of a batch; processes may have different numbers of them."""
-        images, context = self._split(batch)
-        before = self._counted.get(loader, 0)
-        self._counted[loader] = before + len(images)
-        index = self._index(images, before)
-        noise = self.flow.draw_noise(self.seed, 0, index, next(self.flow.parameters()).dtype)
+        images, context, noise = self._held_out(loader, batch)
         # What is reported is computed in the parameters' precision, whatever training used.
         with torch.autocast(self.device.type, enabled=False):
             figures = self.figures(images, context, noise, self._labels(batch))
@@ -301,29 +360,67 @@ class FlowModule(LightningModule):
                 metrics[name].set_dtype(torch.float64)
             metrics[name].update(values.to(device).double())
 
-    def _log_figures(self, stage: str) -> dict[str, Tensor]:
-        """Log, and return, means over the images of all processes; the worst one; how many."""
-        count = len(self._metrics)
-        names = getattr(self.trainer.datamodule, f"{stage}_names", None)  # type: ignore[attr-defined]
-        names = names or ([stage] if count == 1 else [f"{stage}/{i}" for i in range(count)])
+    def _held_out(self, loader: int, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Images, context and the noise of evaluation, which follows the place in the loader."""
+        images, context = self._split(batch)
+        before = self._counted.get(loader, 0)
+        self._counted[loader] = before + len(images)
+        index = self._index(images, before)
+        noise = self.flow.draw_noise(self.seed, 0, index, next(self.flow.parameters()).dtype)
+        return images, context, noise
+
+    def _log_figures(self, stage: str, loaders: Any, count: int) -> None:
+        """Log means over the images of all processes; the worst one; how many."""
         logged: dict[str, Tensor] = {}
-        for loader, name in enumerate(names):
-            figures = {key: metric.compute() for key, metric in self._metrics[loader].items()}
+        for loader, metrics in sorted(self._metrics.items()):  # some may have no batch
+            name = stage if count == 1 else f"{stage}/{loader}"
+            # The trainer's data module may be that of an earlier call.
+            part = getattr(loaders[loader], "dataset", None) if isinstance(loaders, list) else None
+            if isinstance(part, PartInBatches):
+                name = part.name
+            figures = {key: metric.compute() for key, metric in metrics.items()}
             bits = figures["bits_per_dim"]
             means = self.summarise({key: values.mean() for key, values in figures.items()})
             others = {"worst_image": bits.max(), "evaluated_images": bits.new_tensor(len(bits))}
             logged |= {f"{name}/{key}": value for key, value in {**means, **others}.items()}
         for key, value in logged.items():
-            # To no logger, where "train" would join the curve of the training batches.
-            self.log(key, value, sync_dist=True, logger=False)
-        return logged
+            self.log(key, value, sync_dist=True, logger=self._to_logger)
+
+    @property
+    def _to_logger(self) -> bool | None:
+        """False while training with a ``History``, which sends figures to the loggers itself."""
+        trainer = self._trainer
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING:
+            return None
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        kept = any(getattr(callback, "logs_figures", False) for callback in callbacks)
+        return False if kept else None  # True would warn of a trainer without loggers
+
+    @property
+    def _initialized(self) -> bool:
+        return all(norm.initialized for norm in self._norms)
+
+    def _parts(self, batch: Batch) -> Sequence[Tensor]:
+        """Images, and labels where there are some; other batches are refused."""
+        parts = [batch] if isinstance(batch, Tensor) else batch
+        tensors = isinstance(parts, (list, tuple)) and all(isinstance(p, Tensor) for p in parts)
+        if not (tensors and 1 <= len(parts) <= 2):
+            got = f"a {type(batch).__name__}"
+            if isinstance(batch, Mapping):
+                got += f" of {', '.join(map(repr, batch))}"
+            elif isinstance(parts, (list, tuple)):
+                got += f" of ({', '.join(type(part).__name__ for part in parts)})"
+            expected = "batches of images, (images,) or (images, labels)"
+            advice = "give the DataLoader a collate_fn that makes one of these"
+            raise mismatch("FlowModule", expected, got, advice)
+        return parts
 
     def _split(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        images = batch if isinstance(batch, Tensor) else batch[0]
-        return images, self._labels(batch) if self.conditional else None
+        return self._parts(batch)[0], self._labels(batch) if self.conditional else None
 
     def _labels(self, batch: Batch) -> Tensor | None:
-        labels = None if isinstance(batch, Tensor) or len(batch) < 2 else batch[1]
+        parts = self._parts(batch)
+        labels = parts[1] if len(parts) == 2 else None
         if self.conditional and labels is None:
             raise mismatch(
                 "FlowModule", "batches of (images, labels)", "images alone", "conditional=False"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,15 +42,15 @@ def moving_average(flow: nn.Module, decay: float) -> AveragedModel:
     """
     if not 0 < decay < 1:
         raise mismatch("moving_average", "0 < decay < 1", decay, "0.999 is usual")
-    average_floats = get_ema_multi_avg_fn(decay)
-
-    def update(averages: Sequence[Tensor], values: Sequence[Tensor], count: Any) -> None:
-        if averages[0].is_floating_point():  # torch groups them by dtype
-            return average_floats(averages, values, count)
-        for average, value in zip(averages, values):
-            average.copy_(value)
-
-    average = AveragedModel(flow, multi_avg_fn=update, use_buffers=True)
+    # No function within this one: what has it is pickled, and sent to processes.
+    average = AveragedModel(flow, multi_avg_fn=partial(_update, decay), use_buffers=True)
     # Nothing trains the copy; a distributed run would wait for its gradients.
     average.requires_grad_(False)
     return average
+
+
+def _update(decay: float, averages: Sequence[Tensor], values: Sequence[Tensor], count: Any) -> None:
+    if averages[0].is_floating_point():  # torch groups them by dtype
+        return get_ema_multi_avg_fn(decay)(averages, values, count)
+    for average, value in zip(averages, values):
+        average.copy_(value)

@@ -32,10 +32,11 @@ def collect(
         key.partition("/")[2] for key in figures if key.startswith(f"{names[-1]}/")
     )
     found = {name: {part: figures[f"{part}/{name}"] for part in names} for name in reported}
-    counts = found.pop("evaluated_images")
+    counts = found.pop("evaluated_images", {})
     # Of training: the simple models below take memory of their own.
     peaks = [entry["peak_memory_mb"] for entry in history.entries if "peak_memory_mb" in entry]
     return {
+        "bits_per_dim": {},  # of a trainer that is told to test nothing
         **found,
         "evaluated_images": {part: int(count) for part, count in counts.items()},
         "reference_models": attempt("reference_models", lambda: _reference_models(images)) or {},
@@ -131,6 +132,8 @@ def table(results: Mapping[str, Any]) -> str:
         >>> table(results).splitlines()[3]
         '| uniform, 17 levels | 4.087 |'
     """
+    if not results["bits_per_dim"]:
+        return f"{results['steps']:,} steps of training; no image was evaluated.\n"
     part = list(results["bits_per_dim"])[-1]
     rows = {
         results.get("name", "MixerFlow"): results["bits_per_dim"][part],

@@ -25,7 +25,7 @@ from nflows_mixer._files import plain
 from nflows_mixer.data import ImageData
 from nflows_mixer.evaluation.batches import check_fit
 from nflows_mixer.flows.weights import save_state, save_weights
-from nflows_mixer.training.batches import ImageDataModule
+from nflows_mixer.training.batches import ImageDataModule, check_data
 from nflows_mixer.training.checkpoints import AtomicCheckpointIO
 from nflows_mixer.training.history import History
 from nflows_mixer.training.hybrid import HybridModule
@@ -197,6 +197,10 @@ def _check(
     checkpoint_every: int,
 ) -> None:
     """Refuse what cannot be, before anything is written."""
+    if not isinstance(module, FlowModule):
+        advice = "FlowModule(flow, recipe) makes one of an ImageFlow"
+        raise TypeError(f"fit: expected a FlowModule, got {type(module).__name__}; {advice}")
+    check_data("fit", data)
     advice = "build the flow with the image_shape and levels of the data"
     check_fit("fit", "images", module.flow, data, advice)
     if module.recipe.flip and data.shuffle is not None:
