@@ -22,7 +22,7 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
     """
     parts = list(module.modules())
     # What is to be initialized reads its mode, and that of what it is in.
-    every = training or any(getattr(part, "initialized", True) is False for part in parts)
+    every = training or any([getattr(part, "initialized", True) is False for part in parts])
     changed = [p for p in parts if p.training != training and (every or _heeds_mode(type(p)))]
     for part in changed:
         part.training = training

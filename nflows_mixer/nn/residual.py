@@ -139,7 +139,7 @@ class ResidualMLP(Conditioner):
         return (
             len(alike) == 1
             and type(norms[0]) in kinds[self.norm]
-            and all(type(part) is nn.Linear for part in parts)
+            and {type(part) for part in parts} == {nn.Linear}
         )
 
     def options(self, inputs: Tensor) -> tuple:

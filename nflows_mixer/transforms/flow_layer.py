@@ -283,9 +283,9 @@ def flow_layer(
     fixed, moved = rows.tensor_split((count,), 1) if first else rows.tensor_split((count,), 1)[::-1]
     given = fixed if context is None else torch.cat([fixed, context], 1)
     parameters, statistics = evaluate(given, network, options)
-    check_outputs(
-        parameters, (len(moved), per_feature * moved.shape[1]), "conditioner", "parameters"
-    )
+    shape = len(moved), per_feature * moved.shape[1]
+    if parameters.shape != shape:
+        check_outputs(parameters, shape, "conditioner", "parameters")  # which raises
     moved, logabsdet = elementwise(moved, parameters, *constants)
     rows = torch.cat((fixed, moved) if first else (moved, fixed), 1)
     if maps is not None:
