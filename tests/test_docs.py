@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.training import plain
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = ["index", "quickstart", "training", "data", "denseflow"]
@@ -28,6 +30,7 @@ ROOMS = [
 MODULES = ["distributions", "likelihood", "noise"]
 
 
+@plain
 @pytest.mark.parametrize("page", PAGES)
 def test_code_runs(page, tmp_path, monkeypatch):
     text = (DOCS / f"{page}.md").read_text()

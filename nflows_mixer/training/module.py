@@ -148,6 +148,14 @@ class FlowModule(LightningModule):
         """Begin in training mode, which Lightning leaves to the module, and with a fresh count."""
         self.train()
         self._micro_batch = (-1, 0)
+        self._follow()
+
+    def on_train_start(self) -> None:
+        """Say how a trainer that is longer than the recipe will go on.
+
+        Not before: the number of its steps is that of a loader, which is to be made when a
+        checkpoint has been read.
+        """
         planned, steps = self.trainer.estimated_stepping_batches, self.recipe.steps
         if planned > steps and self._follows_recipe:
             beyond = self.recipe.learning_rate * self.recipe.schedule(steps)
@@ -157,7 +165,6 @@ class FlowModule(LightningModule):
                 f"makes {planned}; {end if beyond else 'training ends with the recipe'}",
                 stacklevel=2,
             )
-        self._follow()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
         """Number the batch, and initialise ActNorm from the first one of all processes.
