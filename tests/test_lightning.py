@@ -6,6 +6,7 @@ import io
 import pickle
 from multiprocessing.reduction import ForkingPickler
 
+import normflows as nf
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -16,7 +17,14 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from nflows_mixer import data, distributions, flows, training
 from nflows_mixer.data import ImageDataset
-from nflows_mixer.distributions import DiagonalNormal, NormalMixture, ProductDistribution, StudentT
+from nflows_mixer.distributions import (
+    DiagonalNormal,
+    ModuleBase,
+    NormalMixture,
+    ProductDistribution,
+    StudentT,
+    TorchBase,
+)
 from nflows_mixer.evaluation import Evaluation, evaluate
 from nflows_mixer.flows import ImageFlow, Pixels, denseflow
 from nflows_mixer.training import (
@@ -79,6 +87,8 @@ OBJECTS = {
     "ImageFlow, DenseFlow": lambda: denseflow(units=[2], modules=[1], image_shape=(1, 8, 8)),
     "DequantizedFlow": lambda: initialized(tiny()).deterministic,
     "DiagonalNormal": lambda: DiagonalNormal(SHAPE),
+    "TorchBase": lambda: TorchBase(torch.distributions.Normal(torch.zeros(SHAPE), 1.0)),
+    "ModuleBase": lambda: ModuleBase(nf.distributions.DiagGaussian(SHAPE), SHAPE),
     "StudentT": lambda: StudentT(SHAPE),
     "NormalMixture": lambda: NormalMixture(SHAPE),
     "ProductDistribution": lambda: ProductDistribution({"a": DiagonalNormal(SHAPE)}),

@@ -44,8 +44,9 @@ def sources(folder: Path) -> dict[str, ImageData]:
 def batches_of(data: ImageData, batch_size: int) -> Iterator[tuple[torch.Tensor, ...]]:
     """Batches as a trainer of one process takes them."""
     module = ImageDataModule(data, Recipe(steps=1_000_000, batch_size=batch_size))
-    alone = {"global_step": 0, "global_rank": 0, "world_size": 1, "accumulate_grad_batches": 1}
-    module.trainer = SimpleNamespace(**alone)
+    alone = {"global_rank": 0, "world_size": 1, "accumulate_grad_batches": 1}
+    length = {"max_steps": 1_000_000, "max_epochs": -1, "overfit_batches": 0, "global_step": 0}
+    module.trainer = SimpleNamespace(**alone, **length)
     return iter(module.train_dataloader())
 
 

@@ -107,8 +107,11 @@ class CheckedFlow(Flow):
         elif _rows(context) != batch or context.dim() == 0:
             expected = f"context with one row for each of {batch} images"
             raise mismatch(owner, expected, list(context.shape), "pass one row per image")
-        own = next((p.dtype for p in self.parameters() if p.is_floating_point()), context.dtype)
-        return context.to(own) if context.is_floating_point() else context
+        return self._in_own_precision(context)
+
+    def _in_own_precision(self, values: Tensor) -> Tensor:
+        own = next((p.dtype for p in self.parameters() if p.is_floating_point()), values.dtype)
+        return values.to(own) if values.is_floating_point() else values
 
     @torch.no_grad()
     def sample(
@@ -146,7 +149,8 @@ class CheckedFlow(Flow):
         chunks = []
         with in_mode(self, training=False):
             embedded = self._embedding_net(context)
-            latents = self._sample_base(num_samples, embedded, temperature)
+            # A base of nflows draws in the default precision.
+            latents = self._in_own_precision(self._sample_base(num_samples, embedded, temperature))
             if embedded is not None:
                 latents = latents.flatten(0, 1)
                 embedded = embedded.repeat_interleave(num_samples, dim=0)

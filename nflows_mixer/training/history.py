@@ -182,16 +182,10 @@ def sample_grid(
         given: context of some images, for a flow that takes another context than labels.
         seed: of the latents.
     """
-    flow, before = module.evaluated, torch.get_default_dtype()
-    dtype = next(flow.parameters()).dtype
-    # A base of nflows draws in the default precision, which Lightning sets for its steps alone.
-    torch.set_default_dtype(dtype)
-    try:
-        if given is None or isinstance(flow._embedding_net, ClassEmbedding):
-            return draw_samples(flow, num_samples, seed=seed)
-        return draw_samples(flow, 1, seed=seed, context=given[:num_samples])
-    finally:
-        torch.set_default_dtype(before)
+    flow = module.evaluated
+    if given is None or isinstance(flow._embedding_net, ClassEmbedding):
+        return draw_samples(flow, num_samples, seed=seed)
+    return draw_samples(flow, 1, seed=seed, context=given[:num_samples])
 
 
 def peak_memory_mb(device: torch.device) -> float:
