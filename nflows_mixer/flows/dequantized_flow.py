@@ -175,9 +175,10 @@ class CheckedFlow(Flow):
 
     def _warn_of_batch_statistics(self) -> None:
         """Say once that a flow with BatchNorm has another density in training mode."""
-        if not self.training or self._has_warned:
+        if self._has_warned:
             return
-        if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in self.modules()):
+        norms = [p for p in self.modules() if isinstance(p, nn.modules.batchnorm._BatchNorm)]
+        if any(norm.training for norm in norms):
             self._has_warned = True
             warnings.warn(
                 f"{type(self).__name__}: this flow has BatchNorm: samples are of its running "

@@ -23,7 +23,7 @@ class ReshapeTransform(Transform):
         output_shape: of one output, such as (C, H, W).
 
     Shapes:
-        inputs [B, *input_shape], outputs [B, *output_shape].
+        inputs ``[B, *input_shape]``, outputs ``[B, *output_shape]``.
 
     Raises:
         ValueError: if the two have different numbers of elements, or inputs have another shape.
