@@ -261,7 +261,7 @@ def anchor(run):
 
 
 def steps_of(figures):
-    """Optimiser steps of a run."""
+    """Optimizer steps of a run."""
     return figures["steps"] if "steps" in figures else figures["arguments"]["steps"]
 
 

@@ -47,7 +47,7 @@ def main(
 
     Args:
         layers: mixer layers.
-        steps: optimiser steps, of 100 images.
+        steps: optimizer steps, of 100 images.
         learning_rate: its peak.
         temperature: of the samples; 1 is the model itself.
         seed: of the split, the start, the batches and the noise.

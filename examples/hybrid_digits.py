@@ -61,7 +61,7 @@ def main(
     """One network for p(image) and p(label | image): probes, hybrid training, outliers.
 
     Args:
-        steps: optimiser steps of each flow, of 100 images.
+        steps: optimizer steps of each flow, of 100 images.
         kept: labels that are left for semi-supervised training.
         probe_steps: steps by which each linear probe is fitted.
         seed: of the split, the start, the batches and the noise.

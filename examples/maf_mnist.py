@@ -55,7 +55,7 @@ def main(
         data: mnist (torchvision downloads it) or a file .npz.
         maf: whose masked flows.
         layers: mixer layers, of 8 MAFs each; the paper has 30.
-        steps: optimiser steps.
+        steps: optimizer steps.
         batch_size: images per step.
         learning_rate: its peak; the paper's is 5e-4.
         seed: of the split, the start, the batches and the noise.

@@ -29,7 +29,7 @@ NOISE = 0.1
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--steps", type=int, default=1000, help="optimiser steps, of 128 points")
+    add("--steps", type=int, default=1000, help="optimizer steps, of 128 points")
     add("--seed", type=int, default=0, help="of the points, the start and the batches")
     add("--out", type=Path, default=Path("runs") / Path(__file__).stem, help="folder/name of files")
     return parser.parse_args()

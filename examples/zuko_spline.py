@@ -33,7 +33,7 @@ def main(steps: int = 500, seed: int = 0, out: str = "runs/zuko_spline", overwri
     """A neural spline flow of zuko as the patch flow of a MixerFlow, on handwritten digits.
 
     Args:
-        steps: optimiser steps, of 100 images.
+        steps: optimizer steps, of 100 images.
         seed: of the split, the start, the batches and the noise.
         out: folder for what is written.
         overwrite: whether a run that is there is deleted.

@@ -52,7 +52,7 @@ def _heeds_mode(kind: type) -> bool:
 
 
 def running_statistics(module: nn.Module) -> AbstractContextManager[None]:
-    """For inverses: batch normalisation takes, and keeps, its running statistics.
+    """For inverses: batch normalization takes, and keeps, its running statistics.
 
     nflows' ``Flow.sample`` inverts in whatever mode the flow is in, and a batch of samples must
     neither change the map nor the statistics. Parts that are shared may be in another mode than

@@ -17,7 +17,7 @@ from nflows_mixer.transforms import ActNorm
         ((3, 4), (200, 3, 4, 5), (0, 3)),
     ],
 )
-def test_first_training_batch_comes_out_normalised(shape, inputs, axes):
+def test_first_training_batch_comes_out_normalized(shape, inputs, axes):
     norm = ActNorm(shape).double()
     outputs, _ = norm(3 + 5 * torch.randn(inputs, dtype=torch.float64))
     mean, variance = outputs.mean(axes), outputs.var(axes, unbiased=False)
@@ -25,7 +25,7 @@ def test_first_training_batch_comes_out_normalised(shape, inputs, axes):
     torch.testing.assert_close(variance, torch.ones_like(variance))
 
 
-def test_second_batch_does_not_initialise_again():
+def test_second_batch_does_not_initialize_again():
     norm = ActNorm(4)
     norm(torch.randn(100, 4))
     before = norm.log_scale.clone()
@@ -60,14 +60,14 @@ def test_constant_feature_keeps_its_scale(value):
     assert outputs[:, 0].std(unbiased=False).item() == pytest.approx(1, abs=1e-4)
 
 
-def test_small_but_real_variation_is_normalised():
+def test_small_but_real_variation_is_normalized():
     norm = ActNorm(1).double()
     outputs, _ = norm(1e-4 * torch.randn(100, 1, dtype=torch.float64))
     assert outputs.std(unbiased=False).item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("call", ["forward", "inverse"])
-def test_use_before_initialisation_is_an_error_that_names_initialize(call):
+def test_use_before_initialization_is_an_error_that_names_initialize(call):
     norm = ActNorm(4).eval()
     with pytest.raises(RuntimeError, match="initialize"):
         getattr(norm, call)(torch.randn(3, 4))
@@ -86,7 +86,7 @@ def test_state_survives_save_and_load_into_a_new_one():
     assert torch.equal(fresh.log_scale, norm.log_scale)
 
 
-def test_loading_an_uninitialised_state_is_remembered_too():
+def test_loading_an_uninitialized_state_is_remembered_too():
     norm = ActNorm(4)
     norm.initialize(torch.randn(50, 4))
     norm.load_state_dict(ActNorm(4).state_dict())
@@ -94,7 +94,7 @@ def test_loading_an_uninitialised_state_is_remembered_too():
         norm.eval()(torch.randn(3, 4))
 
 
-def test_deepcopy_before_initialisation_is_on_its_own():
+def test_deepcopy_before_initialization_is_on_its_own():
     norm = ActNorm(4)
     twin = copy.deepcopy(norm)
     norm.initialize(torch.randn(50, 4))

@@ -88,7 +88,7 @@ def test_every_second_layer_of_maf_goes_the_other_way():
 
 
 @torch.no_grad()
-def test_batch_normalisation_follows_every_layer():
+def test_batch_normalization_follows_every_layer():
     flow = maf((1, 4, 4), num_layers=3, hidden_features=32)
     assert sum(isinstance(part, BatchNorm) for part in flow.modules()) == 3
     pixels = 256 * torch.rand(500, 1, 4, 4)

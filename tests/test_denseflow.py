@@ -187,7 +187,7 @@ def test_readings_of_the_paper_by_argument():
     flow = on_paper(name, base=STANDARD)
     assert parts_of(flow) == {**whole, "prior": 0, "flow": whole["flow"] - 2 * 168}
     # Without the attention of 45 modules: 1,568,840 has 4,656 + 2,400 of it, and its half of the
-    # 96 channels that are normalised and joined.
+    # 96 channels that are normalized and joined.
     flow = on_paper(name, conditioner=DENSE_ALONE)
     of_attention = 24 * 49 + 4 * 24 * 24 + 48 * 25 + 2 * 48 + 48 * 48
     assert size(flow) == whole["flow"] - 45 * of_attention

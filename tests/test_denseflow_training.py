@@ -96,7 +96,7 @@ def test_images_and_noise_of_a_step_do_not_depend_on_how_it_is_split(parts):
 
 
 @plain
-def test_first_batch_initialises_with_its_flips_and_noise():
+def test_first_batch_initializes_with_its_flips_and_noise():
     data, flow = noise_data(), tiny_denseflow().double()
     rows = next(iter(ShuffledBatches(20, 10, 1, seed=3)))
     images, noise = draw_step(flow, data.train.images(rows), 3, 0, torch.arange(10))
@@ -108,7 +108,7 @@ def test_first_batch_initialises_with_its_flips_and_noise():
     assert not torch.equal(norms_of(flow)[0].log_scale, norms_of(unflipped)[0].log_scale)
 
 
-def test_run_of_no_steps_initialises_as_the_first_step_would(tmp_path):
+def test_run_of_no_steps_initializes_as_the_first_step_would(tmp_path):
     data, flow = noise_data(), tiny_denseflow()
     twin = copy.deepcopy(flow)
     images = data.train.images(slice(10))

@@ -96,7 +96,7 @@ def refused(call, pattern, kind=ValueError):
         (lambda: ready().sample(2.5), "num_samples to be a positive integer, got 2.5"),
         (lambda: ready().sample(2, batch_size=0), "batch_size to be a positive integer, got 0"),
         (lambda: ready().sample(2, temperature=-1.0), "temperature of at least 0, got -1"),
-        (lambda: ActNorm(4).initialize(zeros(0, 4)), "to initialise from, got none"),
+        (lambda: ActNorm(4).initialize(zeros(0, 4)), "to initialize from, got none"),
     ],
 )
 def test_images_noise_and_context_are_checked_at_the_boundary(call, pattern):
@@ -106,8 +106,8 @@ def test_images_noise_and_context_are_checked_at_the_boundary(call, pattern):
 @pytest.mark.parametrize(
     "call, pattern",
     [
-        (lambda: small().sample(2), "initialised from data.*got no batch yet"),
-        (lambda: small().eval().log_prob(images()), "initialised from data.*got no batch yet"),
+        (lambda: small().sample(2), "initialized from data.*got no batch yet"),
+        (lambda: small().eval().log_prob(images()), "initialized from data.*got no batch yet"),
         (lambda: small().sample_and_log_prob(2), "got one with dequantization"),
     ],
 )

@@ -38,9 +38,9 @@ def parts_by_hand(module, images, noise, labels):
     latents, log_prob = module.flow.transform_and_log_prob(images, None, noise)
     logits = latents.reshape(len(images), 16) @ module.head.weight.T + module.head.bias
     known = labels >= 0
-    log_normaliser = logits.exp().sum(1).log()
+    log_normalizer = logits.exp().sum(1).log()
     chosen = logits[torch.arange(len(labels)), labels.clamp_min(0)]
-    return -log_prob / (16 * math.log(2)), (log_normaliser - chosen)[known]
+    return -log_prob / (16 * math.log(2)), (log_normalizer - chosen)[known]
 
 
 @pytest.mark.parametrize("weight", [0, 0.3, 1, 1e6])
@@ -164,7 +164,7 @@ def test_accumulated_batches_weigh_each_label_the_same(missing):
 
 
 def one_layer(in_features, out_features):
-    """A network without batch normalisation, which parts of a batch would change."""
+    """A network without batch normalization, which parts of a batch would change."""
     return torch.nn.Linear(in_features, out_features)
 
 

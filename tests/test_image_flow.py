@@ -146,7 +146,7 @@ def test_initialize_happens_once_and_keeps_modes():
     assert all(torch.equal(a, b) for a, b in zip(before.values(), flow.state_dict().values()))
 
 
-def test_first_training_step_initialises_as_initialize_does():
+def test_first_training_step_initializes_as_initialize_does():
     first, second = (
         mixerflow(image_shape=SHAPE, patch_size=2, levels=17, num_layers=2) for _ in range(2)
     )

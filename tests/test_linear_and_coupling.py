@@ -119,7 +119,7 @@ def gelu(x):
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
 
-def normalised(norm, inputs):
+def normalized(norm, inputs):
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     return (inputs - norm.running_mean) * scale + norm.bias
 
@@ -129,8 +129,8 @@ def test_residual_mlp_is_its_formula():
     rows, context = torch.randn(7, 3).double(), torch.randn(7, 2).double()
     hidden = torch.cat([rows, context], 1) @ net.initial.weight.T + net.initial.bias
     for block in net.blocks:
-        inner = gelu(normalised(block.norm1, hidden)) @ block.linear1.weight.T + block.linear1.bias
-        outer = gelu(normalised(block.norm2, inner)) @ block.linear2.weight.T
+        inner = gelu(normalized(block.norm1, hidden)) @ block.linear1.weight.T + block.linear1.bias
+        outer = gelu(normalized(block.norm2, inner)) @ block.linear2.weight.T
         hidden = hidden + outer + block.linear2.bias
     torch.testing.assert_close(net(rows, context), hidden @ net.final.weight.T + net.final.bias)
 
@@ -140,7 +140,7 @@ def test_mlp_is_its_formula():
     hidden = rows = torch.randn(7, 3).double()
     linear1, norm1, _, linear2, norm2, _, final = net.layers
     for linear, norm in [(linear1, norm1), (linear2, norm2)]:
-        hidden = gelu(normalised(norm, hidden @ linear.weight.T + linear.bias))
+        hidden = gelu(normalized(norm, hidden @ linear.weight.T + linear.bias))
     torch.testing.assert_close(net(rows), hidden @ final.weight.T + final.bias)
 
 

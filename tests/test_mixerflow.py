@@ -305,7 +305,7 @@ def real_images(size: int, number: int, seed: int = 0) -> torch.Tensor:
 
 @torch.no_grad()
 def drawn(flow, images, std=0.01):
-    """Move every parameter off its start, then initialise ActNorm from data."""
+    """Move every parameter off its start, then initialize ActNorm from data."""
     moved(flow.double().eval(), std)
     for module in flow.modules():
         if isinstance(module, ActNorm):

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback
 from matplotlib.figure import Figure
 
 from benchmarks.papers import run as runs
@@ -31,6 +30,7 @@ from benchmarks.pictures import save_shuffles
 from benchmarks.sizes import parameters_of
 from benchmarks.tables import papers_page
 from nflows_mixer.training import FlowModule, fit
+from tests.training import StopAt
 
 RUN = Run("made-mnist", "mnist")
 PROBE = {"loss": 1.5, "accuracy": 0.4, "train_images": 10_000, "test_images": 2000}
@@ -313,17 +313,6 @@ def test_a_result_of_another_setting_is_refused(trained_once):
     with pytest.raises(ValueError, match="budget, recipe differ; delete it, or give another --out"):
         job_in(folder).result()
     path.write_text(before)
-
-
-class StopAt(Callback):
-    """An error in the middle of a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_before_backward(self, trainer, *_):
-        if trainer.global_step == self.step:
-            raise InterruptedError("stopped here")
 
 
 def test_a_run_that_is_stopped_goes_on(trained_once, tmp_path, monkeypatch):

@@ -202,7 +202,7 @@ def test_gradients_of_thirty_layers(memory, dtype, tolerance):
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
-def test_first_batch_initialises(memory):
+def test_first_batch_initializes(memory):
     images = torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8)
     noise = torch.rand(images.shape)
     torch.manual_seed(0)

@@ -53,7 +53,7 @@ def test_training_is_the_loop_written_by_hand(dtype):
 
 
 @plain
-def test_first_batch_initialises_with_its_noise():
+def test_first_batch_initializes_with_its_noise():
     """A rate too small to move anything leaves what the first batch set."""
     data, flow = noise_data(), tiny().double()
     recipe = Recipe(1e-300, steps=2, batch_size=10)

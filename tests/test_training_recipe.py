@@ -277,7 +277,7 @@ def test_moving_average_is_what_is_evaluated_and_saved_also_after_resuming(tmp_p
     assert again["bits_per_dim"] == results["bits_per_dim"]
 
 
-def test_moving_average_of_a_flow_that_is_initialised_after_the_module_is_made(tmp_path):
+def test_moving_average_of_a_flow_that_is_initialized_after_the_module_is_made(tmp_path):
     data, flow = noise_data(), tiny()
     module = FlowModule(flow, Recipe(steps=2, batch_size=10, ema_decay=0.9))
     flow.initialize(data.train.images())

@@ -392,7 +392,7 @@ def test_grown_flow_is_exact_in_double_precision_and_keeps_dtype_and_mode(traini
     assert_same_map(deeper, flow, rtol=0, atol=1e-10)
 
 
-def test_flow_that_was_not_trained_yet_grows_and_initialises_the_old_layers():
+def test_flow_that_was_not_trained_yet_grows_and_initializes_the_old_layers():
     flow = build()
     deeper = grow(flow, 2)
     count = sum(isinstance(m, ActNorm) for m in flow.modules())

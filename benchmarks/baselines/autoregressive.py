@@ -149,7 +149,7 @@ def maf(
     .. math:: f = \mathrm{BN} \circ \mathrm{MADE}_n \circ \mathrm{reverse} \circ \dots \circ
               \mathrm{reverse} \circ \mathrm{BN} \circ \mathrm{MADE}_1
 
-    A batch normalisation follows every MADE, the last one too. In training mode it uses
+    A batch normalization follows every MADE, the last one too. In training mode it uses
     the statistics of the batch, and a log-likelihood is exact as a sum over the batch.
 
     Args:

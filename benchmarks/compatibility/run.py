@@ -56,7 +56,7 @@ def draw(row: Row, layer: Any, batch: int, dtype: torch.dtype) -> tuple[Tensor, 
 
 
 def settle(row: Row, layer: Any, std: float = 0.05) -> Any:
-    """Initialise from data, and move every parameter off its start; leaves evaluation mode on."""
+    """Initialize from data, and move every parameter off its start; leaves evaluation mode on."""
     parameter = next(layer.parameters(), torch.empty(0, dtype=torch.float64))
     images, context = draw(row, layer, 16, parameter.dtype)
     layer.train()

@@ -72,7 +72,7 @@ def main(
         only: rows, by name, see ``benchmarks.denseflow.rows.ROWS``.
         seeds: of the parameters, the order of the images and the noise; one job for each.
         parameters: of every row, as near as widths allow.
-        steps: of the optimiser.
+        steps: of the optimizer.
         batch_size: images per step.
         learning_rate: its peak; a warm-up of a tenth of the steps, a cosine to zero.
         evaluated: test images.

@@ -1,6 +1,6 @@
 """The floor: a model's convolutions alone, on hot buffers.
 
-What is left of a DenseFlow when activations, normalisation, attention, concatenation and the flow
+What is left of a DenseFlow when activations, normalization, attention, concatenation and the flow
 itself cost nothing. The convolutions are those that a call of the flow makes, found by hooks, and
 the invertible 1x1 ones.
 """

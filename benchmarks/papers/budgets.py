@@ -17,7 +17,7 @@ class Budget:
     """How much of the published training a run gets.
 
     Args:
-        steps: of the optimiser; None for as many as published.
+        steps: of the optimizer; None for as many as published.
         batch_size: images per step; None for as many as published.
         evaluated: images of each part that are evaluated, at most; None for all.
         probed: images that a linear probe is fitted to, at most, and a fifth of them to test it.
@@ -46,7 +46,7 @@ BUDGETS = {
 }
 """Size of the models -> budget; what is scaled down has no published budget."""
 PROBE_STEPS = {"smoke": 20, "short": 2_000, "long": 2_000, "paper": 2_000}
-"""Budget -> optimiser steps of a linear probe."""
+"""Budget -> optimizer steps of a linear probe."""
 DRAWS = {"smoke": 2, "short": 16, "long": 64}
 """Budget -> draws of an importance-weighted bound, but for the published ones."""
 SMALL_RATES = {"cifar10": 1e-2, "mnist": 5e-3}

@@ -50,7 +50,7 @@ class Model:
 
 
 def initialized(flow: ImageFlow, images: Tensor) -> ImageFlow:
-    """Initialise ActNorm from images, with noise that depends on the seed alone."""
+    """Initialize ActNorm from images, with noise that depends on the seed alone."""
     noise = uniform_noise(SEED, 0, torch.arange(len(images)), flow.image_shape)
     return flow.initialize(images, noise=noise)
 
@@ -98,7 +98,7 @@ def digits_models() -> list[Model]:
     }
     facts = {**described, "seed": SEED}
     return [
-        Model("digits, untrained", start, test, {"made": "ActNorm initialised", **facts}),
+        Model("digits, untrained", start, test, {"made": "ActNorm initialized", **facts}),
         Model("digits, trained", flow, test, {"made": "trained", **facts, **training}),
     ]
 
@@ -115,8 +115,8 @@ def preset_models() -> list[Model]:
 
     crop = (..., slice(0, SMALL[1]), slice(0, SMALL[2]))
     small = f"cifar10 preset on {' x '.join(map(str, SMALL))}, moved"
-    start = {"made": "ActNorm initialised", **facts}
-    off = {"made": f"moved off its start by {MOVED:g}, then ActNorm initialised", **facts}
+    start = {"made": "ActNorm initialized", **facts}
+    off = {"made": f"moved off its start by {MOVED:g}, then ActNorm initialized", **facts}
     return [
         Model("cifar10 preset, untrained", built(train), test, start),
         Model("cifar10 preset, moved", built(train, MOVED), test, off),

@@ -62,7 +62,7 @@ def density_figures(flow: ImageFlow) -> dict[str, Any]:
     """Integrate the density of a flow of two pixels, and sum the probabilities of all images.
 
     Args:
-        flow: on images [1, 1, 2], of any number of levels; ActNorm is initialised.
+        flow: on images [1, 1, 2], of any number of levels; ActNorm is initialized.
 
     Returns:
         The integral over a large square, that with half the points along a side, the mass of

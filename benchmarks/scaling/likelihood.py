@@ -85,7 +85,7 @@ def main(
         layers: mixer layers.
         flow_layers: in each channel flow and each patch flow.
         hidden_features: width of the conditioners.
-        steps: of the optimiser.
+        steps: of the optimizer.
         batch_size: images per step.
         learning_rate: its peak; a warm-up of a twentieth of the steps, a cosine to zero.
         evaluated: test images.

@@ -1,7 +1,7 @@
 """The floor: a model's matrix products alone, as plain products on hot buffers.
 
 What no implementation of the same products on the same machine can beat: no activations, no
-normalisation, no memory that is not in a cache. The products are read off the flow itself.
+normalization, no memory that is not in a cache. The products are read off the flow itself.
 """
 
 from __future__ import annotations

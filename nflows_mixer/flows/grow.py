@@ -37,7 +37,7 @@ def grow(flow: ImageFlow, num_layers: int, **changes: Any) -> ImageFlow:
             do not cancel).
 
     References:
-        MixerFlow, Section 4, "Identity initialisation", and Section 8 (growing by layers).
+        MixerFlow, Section 4, "Identity initialization", and Section 8 (growing by layers).
 
     Example:
         >>> from nflows_mixer import mixerflow

@@ -40,14 +40,14 @@ class _AllReduced(nn.modules.batchnorm._BatchNorm):
         )
         mean = total / rows
         variance = (squares / rows - mean.square()).clamp_min(0)
-        normalised = (shifted - mean.reshape(aligned)) * (variance + self.eps).rsqrt().reshape(
+        normalized = (shifted - mean.reshape(aligned)) * (variance + self.eps).rsqrt().reshape(
             aligned
         )
         unbiased = (variance * rows / (rows - 1).clamp_min(1)).detach()
         track_statistics([([self], [self.running_mean + mean.detach(), unbiased])])
         if self.weight is None:
-            return normalised
-        return normalised * self.weight.reshape(aligned) + self.bias.reshape(aligned)
+            return normalized
+        return normalized * self.weight.reshape(aligned) + self.bias.reshape(aligned)
 
 
 class BatchNorm1d(_AllReduced, nn.BatchNorm1d):
@@ -89,7 +89,7 @@ def all_reduce_batch_norm(module: nn.Module) -> nn.Module:
     ours: dict[type, type] = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d}
     for part in module.modules():
         # Ours have the same state, so that the class is all that changes: names, hooks and
-        # references to the part, of an optimiser for one, stay good.
+        # references to the part, of an optimizer for one, stay good.
         part.__class__ = ours.get(type(part), type(part))
     return module
 

@@ -92,7 +92,7 @@ class ResidualMLP(Conditioner):
             expected or of another length.
 
     References:
-        MixerFlow, Section 4, "Flow layer" and "Identity initialisation".
+        MixerFlow, Section 4, "Flow layer" and "Identity initialization".
 
     Example:
         >>> net = ResidualMLP(24, 48, hidden_features=128)

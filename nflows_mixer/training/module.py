@@ -53,7 +53,7 @@ class FlowModule(LightningModule):
 
     The noise of an image, all that the flow draws, and whether it is mirrored are functions of the
     seed, the step and its place in the global batch, so that a run that is resumed, or split over
-    other numbers of processes, goes on with the same numbers. The first batch initialises ActNorm,
+    other numbers of processes, goes on with the same numbers. The first batch initializes ActNorm,
     over all processes together, before the moving average starts. A loss or gradient that is not
     finite stops the run before the parameters change, with the name of the layer it came from.
 
@@ -116,7 +116,7 @@ class FlowModule(LightningModule):
         return self.flow if self.average is None else cast(ImageFlow, self.average.module)
 
     def setup(self, stage: str) -> None:
-        """Take an epoch of the data for one; batch normalisation sees all processes' batch."""
+        """Take an epoch of the data for one; batch normalization sees all processes' batch."""
         check_precision(self.trainer.precision)
         images = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(images, ImageDataModule):
@@ -125,14 +125,14 @@ class FlowModule(LightningModule):
             if any(isinstance(part, BatchNorm) for part in self.flow.modules()):
                 raise mismatch(
                     "FlowModule",
-                    "normalisation over all processes",
+                    "normalization over all processes",
                     "nflows' BatchNorm, which would see the images of each process alone",
                     "build the flow with norm='actnorm', or train on one device",
                 )
             all_reduce_batch_norm(self.flow)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser and its schedule, as the recipe says."""
+        """The optimizer and its schedule, as the recipe says."""
         optimizer = self.recipe.optimizer_of(self.parameter_groups())
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.recipe.schedule)
         return {
@@ -167,7 +167,7 @@ class FlowModule(LightningModule):
             )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
-        """Number the batch, and initialise ActNorm from the first one of all processes.
+        """Number the batch, and initialize ActNorm from the first one of all processes.
 
         Where the recipe is done, and steps beyond would be at a rate of 0, training ends.
         """
@@ -192,7 +192,7 @@ class FlowModule(LightningModule):
         self._micro_batch = (step, before + len(self._split(batch)[0]))
 
     def initialize(self, batch: Batch) -> None:
-        """Initialise every ActNorm that is not yet, with the noise of the present step.
+        """Initialize every ActNorm that is not yet, with the noise of the present step.
 
         Args:
             batch: this process's part of the first batch; its first part, where gradients are

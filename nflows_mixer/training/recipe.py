@@ -44,9 +44,9 @@ class Recipe:
 
     Args:
         learning_rate: the peak, eta.
-        betas: of the optimiser.
+        betas: of the optimizer.
         gradient_clip: largest norm of the gradient; None for no bound.
-        steps: optimiser steps, T.
+        steps: optimizer steps, T.
         batch_size: images per step, over all processes together.
         warmup: steps in which the rate rises to its peak, w: their number, or below 1 a part of
             all steps; 0 for none.
@@ -225,11 +225,11 @@ class Recipe:
         return int(self.warmup if self.warmup >= 1 else self.steps * self.warmup)
 
     def optimizer_of(self, groups: list[dict[str, Any]]) -> Optimizer:
-        """Return the optimiser of parameters in groups, as ``parameter_groups`` gives them."""
+        """Return the optimizer of parameters in groups, as ``parameter_groups`` gives them."""
         return OPTIMIZERS[self.optimizer](groups, betas=self.betas)
 
     def parameter_groups(self, module: nn.Module) -> list[dict]:
-        """Return groups of the module's parameters with their learning rates, for an optimiser.
+        """Return groups of the module's parameters with their learning rates, for an optimizer.
 
         Args:
             module: a flow.

@@ -1,4 +1,4 @@
-"""Activation normalisation, initialised from data once."""
+"""Activation normalization, initialized from data once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ActNorm(Transform):
     share one. So ``ActNorm(48)`` is per feature of rows [N, 48], ``ActNorm(3)`` per channel of
     images [B, 3, H, W], and ``ActNorm((3, 32, 32))`` per activation.
 
-    The first forward in training mode initialises (the statistics of that batch, batch 1
+    The first forward in training mode initializes (the statistics of that batch, batch 1
     included; a feature that does not vary keeps its scale), or ``initialize(batch)`` does. In a
     distributed run the batch is that of all processes, each of which has to bring its part.
     The state is part of the state_dict.
@@ -33,8 +33,8 @@ class ActNorm(Transform):
         shape: number of features, or shape.
 
     Raises:
-        ValueError: if inputs have another shape, or a batch to initialise from is not finite.
-        RuntimeError: if used in evaluation mode, or inverted, before it is initialised.
+        ValueError: if inputs have another shape, or a batch to initialize from is not finite.
+        RuntimeError: if used in evaluation mode, or inverted, before it is initialized.
 
     References:
         Kingma and Dhariwal, Glow, 2018, Section 3.1; MixerFlow, Section 4, "ActNorm layer".
@@ -69,14 +69,14 @@ class ActNorm(Transform):
         return AffineMaps(log_scales.exp(), shifts, log_scales.sum(1))
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Normalise ``[B, *shape, ...]``."""
+        """Normalize ``[B, *shape, ...]``."""
         if self.training and not self.initialized:
             self.initialize(inputs)
         log_scale, shift = self._aligned(inputs)
         return inputs * log_scale.exp() + shift, self._logabsdet(inputs)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Undo the normalisation of ``[B, *shape, ...]``."""
+        """Undo the normalization of ``[B, *shape, ...]``."""
         log_scale, shift = self._aligned(inputs)
         return (inputs - shift) * (-log_scale).exp(), -self._logabsdet(inputs)
 
@@ -92,7 +92,7 @@ class ActNorm(Transform):
         batch = batch.to(torch.promote_types(self.shift.dtype, torch.float32))
         count = all_reduce_sum(batch.new_tensor(batch.numel() / math.prod(self.shape)))
         if count == 0:
-            raise mismatch("ActNorm", "a batch to initialise from", "none", "pass some inputs")
+            raise mismatch("ActNorm", "a batch to initialize from", "none", "pass some inputs")
         mean = all_reduce_sum(batch.sum(axes)) / count
         std = (all_reduce_sum((batch - mean.reshape(aligned)).square().sum(axes)) / count).sqrt()
         if not torch.isfinite(mean + std).all():
@@ -124,7 +124,7 @@ class ActNorm(Transform):
     def _aligned(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         if not self.initialized:
             raise RuntimeError(
-                "ActNorm: expected to be initialised before it is evaluated or inverted, got no "
+                "ActNorm: expected to be initialized before it is evaluated or inverted, got no "
                 "batch yet; call initialize(flow, batch) of nflows_mixer.transforms, or, without "
                 "data, its initialize_identity(flow), or train on a batch first"
             )

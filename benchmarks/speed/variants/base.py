@@ -55,7 +55,7 @@ class Setting:
 
 
 class Variant:
-    """A flow with what is timed of it; weights away from their start, and data-initialised.
+    """A flow with what is timed of it; weights away from their start, and data-initialized.
 
     Args:
         flow: with ``log_prob`` and ``sample``, on uint8 images.
@@ -81,7 +81,7 @@ class Variant:
         settle(self.flow, self.images, setting.num_layers)
         self.parameters = [p for p in self.flow.parameters() if p.requires_grad]
         # So small a rate that images which no flow fits do no harm in a few steps.
-        self._optimiser = torch.optim.Adam(self.parameters, lr=1e-6, fused=False)
+        self._optimizer = torch.optim.Adam(self.parameters, lr=1e-6, fused=False)
 
     @property
     def num_parameters(self) -> int:
@@ -90,7 +90,7 @@ class Variant:
 
     def forward_backward(self) -> None:
         """Mean bits/dim of the batch and its gradients, from none."""
-        self._optimiser.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=True)
         self.add_gradients()
 
     def loss(self) -> Tensor:
@@ -106,7 +106,7 @@ class Variant:
         """``forward_backward``, the gradient's norm bounded by 5, and a step of Adam."""
         self.forward_backward()
         nn.utils.clip_grad_norm_(self.parameters, 5.0)
-        self._optimiser.step()
+        self._optimizer.step()
 
     @torch.no_grad()
     def log_prob(self) -> Tensor:
@@ -122,7 +122,7 @@ class Variant:
 
 
 def settle(flow: Any, images: Tensor, num_layers: int) -> None:
-    """Move the weights off their start, and set normalisations from a batch, in training mode.
+    """Move the weights off their start, and set normalizations from a batch, in training mode.
 
     The identity that flows start at hides what rounding, overflow and zeros cost or save. The
     standard deviation is 0.01, and of more than 30 layers 0.01 * 30 / layers: with 0.01, numbers
