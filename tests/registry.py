@@ -41,6 +41,7 @@ from nflows_mixer.transforms import (
     FlowLayer,
     FullLinear,
     GlowStep,
+    GlowSteps,
     InverseTransform,
     InvertibleConv1x1,
     KroneckerLinear,
@@ -244,6 +245,10 @@ TRANSFORMS: dict[str, Case] = {
     ),
     "AffineCoupling": odd_row(lambda: coupling(7)),
     "AffineCoupling-second": odd_row(lambda: coupling(7, conditioning="second")),
+    "AffineCoupling-checkerboard": row(
+        lambda: coupling(6, mask="checkerboard", axes=(2, 3), conditioning="second")
+    ),
+    "AffineCoupling-mask": odd_row(lambda: coupling(7, mask=[True, False, False, True] + [False] * 3)),
     "AffineCoupling-tanh": row(lambda: coupling(6, scale="tanh")),
     "AffineCoupling-sigmoid": row(lambda: coupling(6, scale="sigmoid")),
     "AffineCoupling-softplus": row(lambda: coupling(6, scale="softplus")),
@@ -303,6 +308,8 @@ TRANSFORMS: dict[str, Case] = {
     "PatchMixer-context": Case(
         lambda: mixer((1, 4, 6), flow=conditional_layer), (1, 4, 6), context_features=3
     ),
+    "PatchMixer-checkerboard": wide(lambda: mixer((2, 4, 6), mask="checkerboard")),
+    "PatchMixer-random": wide(lambda: mixer((2, 4, 6), mask="random", layout="dilated")),
     "Shift": Case(lambda: ShiftTransform((1, 6, 6), 2, 1, mixer), (1, 6, 6)),
     "Shift-rectangular": wide(
         lambda: ShiftTransform(
@@ -398,6 +405,12 @@ TRANSFORMS: dict[str, Case] = {
     "GlowStep-conv": features(lambda: GlowStep(4, conv, "exp", "lu")),
     "GlowStep-no-swap": features(lambda: GlowStep(4, conv, swap=False)),
     "GlowStep-odd": Case(lambda: GlowStep(5, conv), (5, 2, 3)),
+    "GlowStep-second": features(lambda: GlowStep(4, conv, conditioning="second")),
+    "GlowSteps": Case(lambda: GlowSteps((1, 4, 6), 3, 8), (1, 4, 6)),
+    "GlowSteps-context": image(
+        lambda: GlowSteps((3, 2, 4), 2, squeeze=1, conditioner=conv, context_features=3),
+        context_features=3,
+    ),
     "GlowStep-context": features(
         lambda: GlowStep(4, partial(conv, context_features=3)), context_features=3
     ),

@@ -15,10 +15,10 @@ from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
 from torch import Tensor, distributions, nn
 
 from nflows_mixer._checks import check_choice, check_image_shape, mismatch
-from nflows_mixer.core.as_transform import as_transform
+from nflows_mixer.core.as_transform import as_transform, built
 from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.core.context import takes_context
-from nflows_mixer.core.factory import UNSET, Unset, named_keywords
+from nflows_mixer.core.factory import UNSET, Unset, call_factory, named_keywords
 from nflows_mixer.distributions import DiagonalNormal, as_base
 from nflows_mixer.flows.builder import Spec, specify
 from nflows_mixer.flows.image_flow import ImageFlow
@@ -46,6 +46,8 @@ RowFlowFactory = Callable[..., Union[Transform, nn.Module]]
 PatchSize = Union[int, Sequence[int], Callable[[tuple[int, int, int]], PatchTransform]]
 """p, (height, width), or image shape -> patches."""
 Shift = Union[int, Sequence[int], None]
+LocalFlow = Callable[[tuple[int, int, int]], Transform]
+"""Image shape -> a transform that keeps it, such as ``GlowSteps``."""
 Base = Union[Distribution, distributions.Distribution, nn.Module, Callable[..., Any]]
 """A distribution of nflows, torch, zuko or normflows, or a factory of one: shape -> base."""
 
@@ -65,6 +67,9 @@ def mixerflow(
     hidden_features: int | None = None,
     norm: Unset | Literal["layer", "batch"] | None = UNSET,
     shift: Shift | Sequence[Shift] | Unset = UNSET,
+    mask: str | Sequence[str] | None = None,
+    alternate: bool | None = None,
+    local_flow: LocalFlow | Sequence[LocalFlow | None] | None = None,
     base: Base | None = None,
     context_features: int | None = None,
     num_classes: int | None = None,
@@ -81,7 +86,7 @@ def mixerflow(
     that their signatures name: ``axes``, the sizes that a row was flattened from, (p_h, p_w, C) of
     a patch or (n_h, n_w) of the grid; ``index``, the flow layers before; ``context_features``, of
     context and positions together; ``norm``, ``hidden_features`` and ``conditioner`` where given;
-    ``conditioning``, which alternates between "first" and "second" where there is no linear block.
+    ``conditioning``, "first" and "second" in turn where halves alternate.
     Keywords that ``functools.partial`` has bound stay as they are.
 
     Args:
@@ -105,6 +110,16 @@ def mixerflow(
             LayerNorm, and none in masked networks.
         shift: s of the shift layers, or (height, width), which are layers 0, 4, 8, ...; None for
             no shift layers; or a list with one entry for each layer. 1 where not given.
+        mask: which half of a row conditions, as the order of patches and of the pixels in them:
+            "halves" (the default), "checkerboard", "rows", "columns" or "random", see
+            ``mask_order``; or a list with one for each layer.
+        alternate: whether the halves condition each other in turn, from flow layer to flow layer.
+            By default where there is no linear block, which would exchange them; the paper does
+            not say, and with linear blocks its first half always conditions here.
+        local_flow: factory of transforms of images, such as ``partial(GlowSteps, num_steps=3)``,
+            one before each mixer layer; or a list with one entry (or None) for each layer, before
+            which it stands, and one more for behind the last. They are given those of
+            ``context_features``, ``norm`` and ``index``, the layer, that their signature names.
         base: a factory ``shape -> distribution``, ``DiagonalNormal`` where not given, or a
             distribution of nflows, torch, zuko or normflows, see ``as_base``.
         context_features: length of the context, [B, context_features]; None for none.
@@ -183,6 +198,9 @@ class MixerFlowSpec(Spec):
     hidden_features: int | None = None
     norm: str | None | Unset = UNSET
     shift: Any = 1
+    mask: Any = "halves"
+    alternate: bool | None = None
+    local_flow: Any = None
     base: Base = DiagonalNormal
     context_features: int | None = None
     num_classes: int | None = None
@@ -200,7 +218,25 @@ class MixerFlowSpec(Spec):
     def patches(self) -> list[Callable[[tuple[int, int, int]], PatchTransform]]:
         """A factory of the patches of each layer."""
         sizes = per_layer("patch_size", self.patch_size, self.num_layers)
-        return [cut if callable(cut) else partial(PatchTransform, patch_size=cut) for cut in sizes]
+        masks = per_layer("mask", self.mask, self.num_layers)
+        return [
+            partial(call_factory, cut, mask=mask, seed=index)
+            if callable(cut)
+            else partial(PatchTransform, patch_size=cut, mask=mask, seed=index)
+            for index, (cut, mask) in enumerate(zip(sizes, masks))
+        ]
+
+    def local_flows(self) -> list[LocalFlow | None]:
+        """The local flow before each layer, and that behind the last one; None where there is none."""
+        count = self.num_layers
+        if self.local_flow is None or callable(self.local_flow):
+            return [self.local_flow] * count + [None]
+        given = list(self.local_flow)
+        if len(given) not in (count, count + 1):
+            expected = f"one local_flow for all, or a list of {count} or {count + 1} entries"
+            advice = "give one for each layer, and perhaps one for behind the last"
+            raise mismatch(OWNER, expected, f"{len(given)}", advice)
+        return given + [None] * (count + 1 - len(given))
 
     def shifts(self) -> list[Shift]:
         """The shift of each layer, None where it is none."""
@@ -229,7 +265,7 @@ def per_layer(name: str, value: Any, num_layers: int) -> list[Any]:
     """
     if _is_one(value):
         return [value] * num_layers
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    if not isinstance(value, Sequence):
         raise mismatch(OWNER, f"{name} for all layers, or a list", repr(value), "give one")
     if len(value) != num_layers:
         expected = f"one {name} for each of {num_layers} layers"
@@ -239,9 +275,9 @@ def per_layer(name: str, value: Any, num_layers: int) -> list[Any]:
 
 
 def _is_one(value: Any) -> bool:
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return len(value) == 2 and all(isinstance(size, Integral) for size in value)
-    return value is None or isinstance(value, Integral) or callable(value)
+    return value is None or isinstance(value, (Integral, str)) or callable(value)
 
 
 def _is_ready(base: Any) -> bool:
@@ -265,12 +301,15 @@ def build_mixerflow(spec: MixerFlowSpec, compile: bool, memory: str) -> ImageFlo
     image_shape = check_image_shape(spec.image_shape, OWNER)
     shape = spec.pixels.shape(image_shape)
     transforms = spec.pixels.transforms(image_shape, spec.levels)
+    local_flows = spec.local_flows()
     for index, (cut, shift) in enumerate(zip(spec.patches(), spec.shifts())):
+        transforms += _local(spec, local_flows[index], index, shape)
         layer = partial(_mixer, spec, index, cut)
         if shift is None:
             transforms.append(layer(shape))
         else:
             transforms.append(ShiftTransform(shape, cut(shape).patch_size, shift, layer))
+    transforms += _local(spec, local_flows[-1], spec.num_layers, shape)
     transform = ReversibleCompositeTransform(transforms, memory=memory, compile=compile)
     base: Any = spec.base
     base = as_base(base if _is_ready(base) else base(shape), shape, f"{OWNER}.base")
@@ -286,6 +325,18 @@ def build_mixerflow(spec: MixerFlowSpec, compile: bool, memory: str) -> ImageFlo
             stacklevel=3,
         )
     return flow
+
+
+def _local(
+    spec: MixerFlowSpec, local_flow: LocalFlow | None, index: int, shape: tuple[int, int, int]
+) -> list[Transform]:
+    """The local flow before mixer layer ``index``, or none."""
+    if local_flow is None:
+        return []
+    offered: dict[str, Any] = {"index": index, **spec.offered_norm}
+    if spec.features is not None:
+        offered["context_features"] = spec.features
+    return [built(local_flow, shape, f"{OWNER}.local_flow", **offered)]
 
 
 def _mixer(
@@ -327,8 +378,8 @@ def _mixing_flow(
     parts: list[Transform] = []
     for index in range(spec.num_flow_layers):
         offered["index"] = layer * spec.num_flow_layers + index
-        if spec.linear is None:
-            # Without a linear block nothing else exchanges the parts of a coupling.
+        # Without a linear block nothing else exchanges the parts of a coupling.
+        if spec.linear is None if spec.alternate is None else spec.alternate:
             offered["conditioning"] = "second" if offered["index"] % 2 else "first"
         linear = None
         if spec.linear is not None:

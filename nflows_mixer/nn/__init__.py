@@ -15,6 +15,7 @@ from nflows_mixer.nn.masked import MaskedMLP, MaskedResidualMLP
 from nflows_mixer.nn.norm import BatchNorm1d, BatchNorm2d, ChannelLayerNorm, all_reduce_batch_norm
 from nflows_mixer.nn.nystrom import NystromAttention
 from nflows_mixer.nn.residual import MLP, ResidualMLP
+from nflows_mixer.nn.transformer import TransformerBlock, TransformerConditioner
 
 __all__ = [
     "BatchNorm1d",
@@ -34,6 +35,8 @@ __all__ = [
     "MaskedResidualMLP",
     "NystromAttention",
     "ResidualMLP",
+    "TransformerBlock",
+    "TransformerConditioner",
     "all_reduce_batch_norm",
     "learned_positions",
     "sinusoidal_positions",

@@ -14,7 +14,7 @@ from nflows_mixer.transforms.dense_flow_block import (
     LearnedAugmentation,
 )
 from nflows_mixer.transforms.flow_layer import FlowLayer
-from nflows_mixer.transforms.glow_step import GlowStep
+from nflows_mixer.transforms.glow_step import GlowStep, GlowSteps
 from nflows_mixer.transforms.initialize import initialize, initialize_identity
 from nflows_mixer.transforms.linear import (
     FullLinear,
@@ -23,6 +23,7 @@ from nflows_mixer.transforms.linear import (
     LULinear,
     RLULinear,
 )
+from nflows_mixer.transforms.masks import mask_order
 from nflows_mixer.transforms.mixing import (
     ChannelMixingTransform,
     PatchMixerTransform,
@@ -57,6 +58,7 @@ __all__ = [
     "FlowLayer",
     "FullLinear",
     "GlowStep",
+    "GlowSteps",
     "InverseTransform",
     "InvertibleConv1x1",
     "KroneckerLinear",

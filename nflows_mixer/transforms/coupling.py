@@ -18,6 +18,7 @@ from nflows_mixer.core.context import takes_context
 from nflows_mixer.core.factory import UNSET, Unset, call_factory
 from nflows_mixer.nn import ResidualMLP
 from nflows_mixer.transforms.gradients import Gradients, Pair
+from nflows_mixer.transforms.masks import mask_order
 
 ConditionerLike = Union[nn.Module, Callable[[int, int], nn.Module]]
 """A network, or a factory: (in_features, out_features) -> network."""
@@ -44,19 +45,23 @@ class Coupling(Transform):
     of a size.
 
     Args:
-        features: D, of which ceil(D / 2) condition.
+        features: D, of which ceil(D / 2) condition, or as many as ``mask`` says.
         conditioner: network f, or a factory ``(in_features, out_features) -> network``, which is
-            given those of ``context_features``, ``norm`` and ``hidden_features`` that its
-            signature names. It gets the conditioning part (and the context, if it takes one) and
+            given those of ``context_features``, ``norm``, ``hidden_features`` and
+            ``moved_features`` (how many move) that its signature names. It gets the conditioning part (and the context, if it takes one) and
             gives ``parameters_per_feature * floor(D / 2)`` features.
         conditioning: which part conditions, "first" or "second".
         context_features: length of the context, for the factory.
         norm: of the conditioner, for the factory: "layer", "batch" or None; its own default where
             not given.
         hidden_features: width of the conditioner, for the factory; its own default likewise.
+        mask: which features are the first part: a name, see ``mask_order``, or one boolean for each
+            feature. They move to the front and back again, at the cost of two copies;
+            ``PatchTransform`` has the named masks for all layers at once.
+        axes: sizes that a row was flattened from, for a named mask; (D,) where None.
 
     Shapes:
-        inputs and outputs [N, D], or [B, D, H, W] with a conditioner of images.
+        inputs and outputs [N, D], or [B, D, ...] with a conditioner of such shapes.
 
     Raises:
         ValueError: if a choice is unknown, D is below 2, or inputs have another shape.
@@ -91,6 +96,8 @@ class Coupling(Transform):
         context_features: int | None = None,
         norm: str | None | Unset = UNSET,
         hidden_features: int | Unset = UNSET,
+        mask: str | Sequence[bool] | Tensor = "halves",
+        axes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         owner = type(self).__name__
@@ -105,9 +112,10 @@ class Coupling(Transform):
             )
         self.features = features
         self.conditioning = conditioning
-        # The larger part conditions: ceil(D / 2) of D.
-        self.transformed_features = features // 2
-        self.conditioning_features = features - self.transformed_features
+        order, count = _order_of(owner, mask, axes, features, conditioning)
+        self.register_buffer("order", order)
+        self.conditioning_features = count
+        self.transformed_features = features - count
         # The number of conditioning features, and whether they are the first.
         self.split = (self.conditioning_features, conditioning == "first")
         if not isinstance(conditioner, nn.Module):
@@ -118,6 +126,7 @@ class Coupling(Transform):
                 context_features=UNSET if context_features is None else context_features,
                 norm=norm,
                 hidden_features=hidden_features,
+                moved_features=self.transformed_features,
             )
         if not isinstance(conditioner, nn.Module):
             got = type(conditioner).__name__
@@ -206,6 +215,8 @@ class Coupling(Transform):
             [[[1.0, 1.0]], [[1.0]]]
         """
         count, first = self.split
+        if self.order is not None:
+            inputs = inputs.index_select(1, self.order)
         if first:
             return inputs[:, :count], inputs[:, count:]
         moved = inputs.shape[1] - count
@@ -234,7 +245,34 @@ class Coupling(Transform):
         return parameters
 
     def _join(self, fixed: Tensor, moved: Tensor) -> Tensor:
-        return torch.cat((fixed, moved) if self.split[1] else (moved, fixed), 1)
+        joined = torch.cat((fixed, moved) if self.split[1] else (moved, fixed), 1)
+        return joined if self.order is None else joined.index_select(1, self.order.argsort())
+
+
+def _order_of(
+    owner: str,
+    mask: str | Sequence[bool] | Tensor,
+    axes: Sequence[int] | None,
+    features: int,
+    conditioning: str,
+) -> tuple[Tensor | None, int]:
+    """Order of the features, None for as they are, and how many of them condition."""
+    # The larger part conditions: ceil(D / 2) of D.
+    count = features - features // 2
+    if isinstance(mask, str):
+        order = mask_order(mask, (features,) if axes is None else axes)
+        if len(order) != features:
+            raise mismatch(owner, f"axes of {features} features", tuple(axes or ()), "give theirs")
+        return (None if mask == "halves" else order), count
+    chosen = torch.as_tensor(mask)
+    if chosen.dtype != torch.bool or chosen.shape != (features,):
+        got = f"{chosen.dtype} of shape {list(chosen.shape)}"
+        raise mismatch(owner, f"a mask of {features} booleans", got, "or name one")
+    count = int(chosen.sum() if conditioning == "first" else features - chosen.sum())
+    if not 0 < count < features:
+        advice = "let some condition and others move"
+        raise mismatch(owner, f"1 to {features - 1} features that condition", count, advice)
+    return (~chosen).to(torch.uint8).argsort(stable=True), count
 
 
 class AffineCoupling(Coupling):
@@ -255,8 +293,8 @@ class AffineCoupling(Coupling):
     =========  ==============================  =================
 
     Args:
-        features, conditioner, conditioning, context_features, norm, hidden_features: as
-            ``Coupling``; the network gives u and t one behind the other.
+        features, conditioner, conditioning, context_features, norm, hidden_features, mask, axes:
+            as ``Coupling``; the network gives u and t one behind the other.
         scale: one of the four above.
 
     Shapes, errors: as ``Coupling``.
@@ -285,6 +323,8 @@ class AffineCoupling(Coupling):
         context_features: int | None = None,
         norm: str | None | Unset = UNSET,
         hidden_features: int | Unset = UNSET,
+        mask: str | Sequence[bool] | Tensor = "halves",
+        axes: Sequence[int] | None = None,
     ) -> None:
         super().__init__(
             features,
@@ -293,6 +333,8 @@ class AffineCoupling(Coupling):
             context_features=context_features,
             norm=norm,
             hidden_features=hidden_features,
+            mask=mask,
+            axes=axes,
         )
         check_choice("AffineCoupling", "scale", scale, tuple(LOG_SCALES))
         self.constants = (scale,)

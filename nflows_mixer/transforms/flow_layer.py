@@ -212,6 +212,7 @@ class FlowLayer(Transform):
         with torch.autocast(kind, enabled=False) if casts else nullcontext():
             outputs, logabsdet, statistics = self._call(
                 *(flow_layer, rows, maps, network, context, coupling.split, inverse),
+                coupling.order,
                 coupling.parameters_per_feature,
                 coupling.elementwise_inverse if inverse else coupling.elementwise,
                 *(coupling.constants, conditioner.evaluate, options),
@@ -248,6 +249,7 @@ def flow_layer(
     context: Tensor | None,
     split: tuple[int, bool],
     inverse: bool,
+    order: Tensor | None,
     per_feature: int,
     elementwise: Callable[..., tuple[Tensor, Tensor]],
     constants: tuple,
@@ -268,6 +270,7 @@ def flow_layer(
         context: [N, F], or None.
         split: see ``Coupling.split``.
         inverse: whether the map comes behind the coupling.
+        order: of the features for the coupling, [D]; None for as they are.
         per_feature: parameters that f gives for each feature that moves.
         elementwise: g, or its inverse.
         constants: of g.
@@ -279,6 +282,7 @@ def flow_layer(
     """
     if maps is not None and not inverse:
         rows = _apply(rows, maps)
+    rows = rows if order is None else rows.index_select(1, order)
     count, first = split if split[1] else (rows.shape[1] - split[0], False)
     fixed, moved = rows.tensor_split((count,), 1) if first else rows.tensor_split((count,), 1)[::-1]
     given = fixed if context is None else torch.cat([fixed, context], 1)
@@ -288,6 +292,7 @@ def flow_layer(
         check_outputs(parameters, shape, "conditioner", "parameters")  # which raises
     moved, logabsdet = elementwise(moved, parameters, *constants)
     rows = torch.cat((fixed, moved) if first else (moved, fixed), 1)
+    rows = rows if order is None else rows.index_select(1, order.argsort())
     if maps is not None:
         rows, logabsdet = _apply(rows, maps) if inverse else rows, logabsdet + maps[2]
     return rows, logabsdet, statistics

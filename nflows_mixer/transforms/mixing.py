@@ -181,6 +181,7 @@ class PatchMixerTransform(CompositeTransform):
             ``features -> transform``.
         patch_flow: transform of rows of length n_patches, or a factory of one.
         layout: see ``PatchTransform``.
+        mask: the order in which rows and columns come to their flows, see ``PatchTransform``.
         positions: ``rows -> [rows, F]``, the positional context of the flows; None gives none.
 
     Shapes:
@@ -215,18 +216,33 @@ class PatchMixerTransform(CompositeTransform):
         patch_flow: FlowLike,
         layout: str = "patch",
         positions: Callable[[int], Tensor] | None = None,
+        mask: str = "halves",
     ) -> None:
         patches = patch_size
         if not isinstance(patches, PatchTransform):
-            patches = PatchTransform(image_shape, patches, layout)
+            patches = PatchTransform(image_shape, patches, layout, mask)
         channel = as_transform(channel_flow, patches.channels, "PatchMixerTransform.channel_flow")
         patch = as_transform(patch_flow, patches.n_patches, "PatchMixerTransform.patch_flow")
         super().__init__(
             [
                 patches,
-                ChannelMixingTransform(channel, positions and positions(patches.n_patches)),
-                PatchMixingTransform(patch, positions and positions(patches.channels)),
+                ChannelMixingTransform(
+                    channel, _table(positions, patches.n_patches, patches.patch_order)
+                ),
+                PatchMixingTransform(
+                    patch, _table(positions, patches.channels, patches.channel_order)
+                ),
                 InverseTransform(patches),
             ]
         )
         self.image_shape = patches.image_shape
+
+
+def _table(
+    positions: Callable[[int], Tensor] | None, rows: int, order: Tensor | None
+) -> Tensor | None:
+    """Positional context of rows that come in an order; learned positions are in that order."""
+    table = None if positions is None else positions(rows)
+    if table is None or order is None or isinstance(table, nn.Parameter):
+        return table
+    return table[order]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from einops import rearrange
 from nflows.transforms import Transform
 from torch import Tensor
@@ -16,6 +17,7 @@ from nflows_mixer._checks import (
     wrong_event,
 )
 from nflows_mixer.core.composite import no_volume_change
+from nflows_mixer.transforms.masks import MASKS, mask_order
 
 LAYOUTS = ("patch", "band", "stripe", "dilated")
 
@@ -35,10 +37,15 @@ class PatchTransform(Transform):
     dilated    (i % n, j % n ; i // n, j // n)
     =========  ====================================
 
+    Patches and offsets come in the order of a mask, in which couplings of rows and of columns find
+    what conditions first. The inverse restores the positions.
+
     Args:
         image_shape: (C, H, W).
         patch_size: p, or (height, width); a band reads its height alone, a stripe its width alone.
         layout: one of the four above.
+        mask: order of the patches in their grid, and of the pixels in a patch, see ``mask_order``.
+        seed: of the mask "random".
 
     Shapes:
         inputs [B, C, H, W], outputs [B, n_patches, channels]; channels = p_h * p_w * C.
@@ -60,10 +67,16 @@ class PatchTransform(Transform):
     rearranges = True
 
     def __init__(
-        self, image_shape: Sequence[int], patch_size: int | Sequence[int], layout: str = "patch"
+        self,
+        image_shape: Sequence[int],
+        patch_size: int | Sequence[int],
+        layout: str = "patch",
+        mask: str = "halves",
+        seed: int = 0,
     ) -> None:
         super().__init__()
         check_choice("PatchTransform", "layout", layout, LAYOUTS)
+        check_choice("PatchTransform", "mask", mask, MASKS)
         self.image_shape = check_image_shape(image_shape, "PatchTransform")
         channels, height, width = self.image_shape
         patch_height, patch_width = as_pair(patch_size, "PatchTransform", "patch_size")
@@ -84,11 +97,19 @@ class PatchTransform(Transform):
                 )
         self.patch_size = (patch_height, patch_width)
         self.layout = layout
-        self.n_patches = (height // patch_height) * (width // patch_width)
+        self.mask = mask
+        self.grid = (height // patch_height, width // patch_width)
+        self.n_patches = self.grid[0] * self.grid[1]
         self.channels = channels * patch_height * patch_width
         rows, columns = ("(ph nh)", "(pw nw)") if layout == "dilated" else ("(nh ph)", "(nw pw)")
         self._image_axes = f"b c {rows} {columns}"
         self._matrix_axes = "b (nh nw) (ph pw c)"
+        orders: tuple[Tensor | None, ...] = (None, None)
+        if mask != "halves":
+            axes = self.grid, (*self.patch_size, channels)
+            orders = tuple(mask_order(mask, sizes, seed) for sizes in axes)
+        self.register_buffer("patch_order", orders[0])
+        self.register_buffer("channel_order", orders[1])
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Image to matrix."""
@@ -96,7 +117,11 @@ class PatchTransform(Transform):
             raise wrong_event(
                 inputs, self.image_shape, "PatchTransform", "pass images of that shape"
             )
-        matrix = rearrange(inputs, f"{self._image_axes} -> {self._matrix_axes}", **self._sizes)
+        if self.patch_order is None:
+            matrix = rearrange(inputs, f"{self._image_axes} -> {self._matrix_axes}", **self._sizes)
+        else:
+            matrix = inputs.flatten(1).index_select(1, self._source)
+            matrix = matrix.unflatten(1, (self.n_patches, self.channels))
         return matrix, no_volume_change(inputs)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -104,12 +129,22 @@ class PatchTransform(Transform):
         matrix_shape = (self.n_patches, self.channels)
         if inputs.shape[1:] != matrix_shape:
             raise wrong_event(inputs, matrix_shape, "PatchTransform", "pass what forward returned")
-        image = rearrange(inputs, f"{self._matrix_axes} -> {self._image_axes}", **self._sizes)
+        if self.patch_order is None:
+            image = rearrange(inputs, f"{self._matrix_axes} -> {self._image_axes}", **self._sizes)
+        else:
+            image = inputs.flatten(1).index_select(1, self._source.argsort())
+            image = image.unflatten(1, self.image_shape)
         return image, no_volume_change(inputs)
 
     @property
+    def _source(self) -> Tensor:
+        """Where in the image each entry of the matrix comes from; one gather costs no more."""
+        pixels = torch.arange(self.n_patches * self.channels, device=self.patch_order.device)
+        pixels = pixels.reshape(1, *self.image_shape)
+        matrix = rearrange(pixels, f"{self._image_axes} -> {self._matrix_axes}", **self._sizes)[0]
+        return matrix[self.patch_order][:, self.channel_order].flatten()
+
+    @property
     def _sizes(self) -> dict[str, int]:
-        patch_height, patch_width = self.patch_size
-        rows = self.image_shape[1] // patch_height
-        columns = self.image_shape[2] // patch_width
+        (patch_height, patch_width), (rows, columns) = self.patch_size, self.grid
         return {"ph": patch_height, "pw": patch_width, "nh": rows, "nw": columns}

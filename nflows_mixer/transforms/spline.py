@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 
 import torch
@@ -186,9 +187,9 @@ class RationalQuadraticCoupling(Coupling):
     ``rational_quadratic_spline``.
 
     Args:
-        features, conditioner, conditioning, context_features, norm, hidden_features: as
-            ``Coupling``; the network gives K widths, K heights and K - 1 derivatives one behind
-            the other, each of floor(D / 2) features.
+        features, conditioner, conditioning, context_features, norm, hidden_features, mask, axes:
+            as ``Coupling``; the network gives K widths, K heights and K - 1 derivatives one behind
+            the other, each of the features that move.
         num_bins: K, at least 2.
         tail_bound: B, above 0.
 
@@ -218,6 +219,8 @@ class RationalQuadraticCoupling(Coupling):
         context_features: int | None = None,
         norm: str | None | Unset = UNSET,
         hidden_features: int | Unset = UNSET,
+        mask: str | Sequence[bool] | Tensor = "halves",
+        axes: Sequence[int] | None = None,
     ) -> None:
         owner = "RationalQuadraticCoupling"
         check_positive(owner, "num_bins", num_bins)
@@ -236,6 +239,8 @@ class RationalQuadraticCoupling(Coupling):
             context_features=context_features,
             norm=norm,
             hidden_features=hidden_features,
+            mask=mask,
+            axes=axes,
         )
         self.constants = (int(num_bins), float(tail_bound))
 
