@@ -252,7 +252,7 @@ def test_bound_keywords_leave_the_others_to_be_given():
 )
 def test_what_no_factory_reads_is_refused(options, unread):
     sizes = {"image_shape": (1, 4, 4), "patch_size": 2, "num_layers": 1, "shift": None}
-    with expect(ValueError, f"a factory that takes {unread}"):
+    with expect(ValueError, f"a factory that takes {unread}, to read the {unread} given"):
         mixerflow(**sizes, **options)
     # What only a preset says may be left unread.
     presets = {k: v for k, v in options.items() if k not in ("hidden_features", "norm")}

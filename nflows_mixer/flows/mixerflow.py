@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
@@ -14,27 +15,32 @@ from nflows.distributions.base import Distribution
 from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
 from torch import Tensor, distributions, nn
 
-from nflows_mixer._checks import check_choice, check_image_shape, mismatch
+from nflows_mixer._checks import check_choice, check_image_shape, check_positive, mismatch
 from nflows_mixer.core.as_transform import as_transform, built
 from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.core.factory import UNSET, Unset, call_factory, named_keywords
-from nflows_mixer.distributions import DiagonalNormal, as_base
+from nflows_mixer.distributions import DiagonalNormal, ProductDistribution, as_base
 from nflows_mixer.flows.builder import Spec, specify
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.pixels import Pixels
 from nflows_mixer.flows.presets import MIXERFLOW_PRESETS
+from nflows_mixer.nn.dense_block import zero_convolution
 from nflows_mixer.transforms import (
     ActNorm,
     AffineAutoregressive,
     AffineCoupling,
     FlowLayer,
+    InvertibleConv1x1,
     LULinear,
+    MultiScaleTransform,
     PatchMixerTransform,
     PatchTransform,
     ReversibleCompositeTransform,
     RLULinear,
     ShiftTransform,
+    SqueezeAndSplit,
+    SqueezeTransform,
 )
 from nflows_mixer.transforms.reversible import MEMORY
 
@@ -58,7 +64,7 @@ def mixerflow(
     image_shape: Sequence[int] | None = None,
     patch_size: PatchSize | Sequence[PatchSize] | None = None,
     levels: int | None = None,
-    num_layers: int | None = None,
+    num_layers: int | Sequence[int] | None = None,
     num_flow_layers: int | None = None,
     channel_flow: RowFlowFactory | None = None,
     patch_flow: RowFlowFactory | None = None,
@@ -96,7 +102,10 @@ def mixerflow(
         patch_size: p, (height, width), or a factory such as ``partial(PatchTransform,
             patch_size=4, layout="stripe")``; or a list with one of these for each layer.
         levels: number of pixel values; 256.
-        num_layers: mixer layers; 30.
+        num_layers: mixer layers; 30. Or a list with the layers of each scale: after each but the
+            last, squares of 2 x 2 pixels become channels, and half of these are latents, normal
+            with a mean and scale that are learned of the other half. Where another argument is a
+            list for all layers, those of all scales follow each other.
         num_flow_layers: flow layers in each channel flow and in each patch flow; 4.
         channel_flow: factory of the row flow in each flow layer of the channel flows; a class or
             function such as ``AffineCoupling``, the default, ``zuko.flows.NSF``, ``identity_maf``
@@ -157,11 +166,16 @@ def mixerflow(
     """
     spec, changes = specify(mixerflow, MixerFlowSpec, MIXERFLOW_PRESETS, locals())
     flows = spec.channel_flow, spec.patch_flow
-    for name in ("conditioner", "norm", "hidden_features"):
-        if name in changes and not any(_reads(flow, name, spec.conditioner) for flow in flows):
+    local = [flow for flow in spec.local_flows() if flow is not None]
+    for name in ("conditioner", "norm", "hidden_features", "alternate"):
+        if name not in changes or changes[name] is False:
+            continue
+        keyword = "conditioning" if name == "alternate" else name
+        readers = [*flows, *local] if name == "norm" else flows
+        if not any(_reads(flow, keyword, spec.conditioner) for flow in readers):
             raise mismatch(
                 OWNER,
-                f"a factory that takes {name}, to read the one given",
+                f"a factory that takes {keyword}, to read the {name} given",
                 ", ".join(getattr(flow, "__name__", repr(flow)) for flow in flows),
                 f"leave {name} out, or give the factory its own by functools.partial",
             )
@@ -189,7 +203,7 @@ class MixerFlowSpec(Spec):
     image_shape: tuple[int, int, int]
     patch_size: Any
     levels: int = 256
-    num_layers: int = 30
+    num_layers: Any = 30
     num_flow_layers: int = 4
     channel_flow: RowFlowFactory = AffineCoupling
     patch_flow: RowFlowFactory = AffineCoupling
@@ -211,14 +225,28 @@ class MixerFlowSpec(Spec):
         factories = ["channel_flow", "patch_flow", "linear", "conditioner", "positions", "base"]
         if _is_ready(self.base):
             factories.remove("base")
-        self.check(OWNER, ("num_layers", "num_flow_layers", "hidden_features"), factories)
+        self.check(OWNER, ("num_flow_layers", "hidden_features"), factories)
+        for count in self.scales:
+            check_positive(OWNER, "num_layers", count)
+        masks = [self.mask] if isinstance(self.mask, str) else list(self.mask)
+        reordered = any(mask != "halves" for mask in masks)
+        if reordered and self.linear is not None and "axes" in named_keywords(self.linear):
+            got = f"{getattr(self.linear, '__name__', self.linear)} beside mask={self.mask!r}"
+            advice = "give couplings the mask, as in channel_flow=partial(AffineCoupling, mask=...)"
+            raise mismatch(OWNER, "rows in their order for a linear block of axes", got, advice)
         if not isinstance(self.pixels, Pixels):
             raise mismatch(OWNER, "pixels as Pixels(...)", repr(self.pixels), "build one")
 
+    @property
+    def scales(self) -> list[int]:
+        """Mixer layers of each scale."""
+        given = self.num_layers
+        return list(given) if isinstance(given, Sequence) else [given]
+
     def patches(self) -> list[Callable[[tuple[int, int, int]], PatchTransform]]:
         """A factory of the patches of each layer."""
-        sizes = per_layer("patch_size", self.patch_size, self.num_layers)
-        masks = per_layer("mask", self.mask, self.num_layers)
+        sizes = per_layer("patch_size", self.patch_size, sum(self.scales))
+        masks = per_layer("mask", self.mask, sum(self.scales))
         return [
             partial(call_factory, cut, mask=mask, seed=index)
             if callable(cut)
@@ -228,7 +256,7 @@ class MixerFlowSpec(Spec):
 
     def local_flows(self) -> list[LocalFlow | None]:
         """The local flow before each layer, and that behind the last one; None where there is none."""
-        count = self.num_layers
+        count = sum(self.scales)
         if self.local_flow is None or callable(self.local_flow):
             return [self.local_flow] * count + [None]
         given = list(self.local_flow)
@@ -240,7 +268,7 @@ class MixerFlowSpec(Spec):
 
     def shifts(self) -> list[Shift]:
         """The shift of each layer, None where it is none."""
-        of_each = per_layer("shift", self.shift, self.num_layers)
+        of_each = per_layer("shift", self.shift, sum(self.scales))
         if of_each and _is_one(self.shift):
             return [s if i % SHIFT_PERIOD == 0 else None for i, s in enumerate(of_each)]
         return of_each
@@ -300,31 +328,79 @@ def build_mixerflow(spec: MixerFlowSpec, compile: bool, memory: str) -> ImageFlo
     check_choice(OWNER, "memory", memory, MEMORY)
     image_shape = check_image_shape(spec.image_shape, OWNER)
     shape = spec.pixels.shape(image_shape)
-    transforms = spec.pixels.transforms(image_shape, spec.levels)
-    local_flows = spec.local_flows()
-    for index, (cut, shift) in enumerate(zip(spec.patches(), spec.shifts())):
-        transforms += _local(spec, local_flows[index], index, shape)
-        layer = partial(_mixer, spec, index, cut)
-        if shift is None:
-            transforms.append(layer(shape))
-        else:
-            transforms.append(ShiftTransform(shape, cut(shape).patch_size, shift, layer))
-    transforms += _local(spec, local_flows[-1], spec.num_layers, shape)
-    transform = ReversibleCompositeTransform(transforms, memory=memory, compile=compile)
-    base: Any = spec.base
-    base = as_base(base if _is_ready(base) else base(shape), shape, f"{OWNER}.base")
+    parts = spec.pixels.transforms(image_shape, spec.levels)
+    layers = _layers(spec)
+    several = len(spec.scales) > 1
+    chains: list[Transform] = []
+    for scale, count in enumerate(spec.scales):
+        parts += [part for _, layer in zip(range(count), layers) for part in layer(shape)]
+        last = scale == len(spec.scales) - 1
+        if last:
+            parts += next(layers)(shape)
+        chains.append(ReversibleCompositeTransform(parts, memory=memory, compile=compile))
+        parts = []
+        if not last:
+            chains += _split(shape)
+            shape = (2 * shape[0], shape[1] // 2, shape[2] // 2)
+    transform = MultiScaleTransform(chains, image_shape) if several else chains[0]
+    base = _base(spec, transform.latent_shapes if several else None, shape)
     dequantization = spec.pixels.dequantization, spec.pixels.noise_channels
     flow = spec.assemble(OWNER, transform, base, *dequantization, memory)
-    layers = [part for part in flow.modules() if isinstance(part, FlowLayer)]
-    unread = sum(not takes_context(layer) for layer in layers)
+    flow_layers = [part for part in flow.modules() if isinstance(part, FlowLayer)]
+    unread = sum(not takes_context(layer) for layer in flow_layers)
     if (features := spec.features) is not None and unread:
         warnings.warn(
-            f"mixerflow: {unread} of {len(layers)} flow layers take no context and stay "
+            f"mixerflow: {unread} of {len(flow_layers)} flow layers take no context and stay "
             f"unconditional; build the flow that was given for a context of {features} features, "
             f"as in partial(zuko.flows.NSF, context={features})",
             stacklevel=3,
         )
     return flow
+
+
+def _layers(spec: MixerFlowSpec) -> Iterator[Callable[[tuple[int, int, int]], list[Transform]]]:
+    """What stands at each layer, for images of a shape, and behind the last one."""
+    *before, behind = spec.local_flows()
+
+    def at(index: int, shape: tuple[int, int, int]) -> list[Transform]:
+        cut, shift = spec.patches()[index], spec.shifts()[index]
+        mixer = partial(_mixer, spec, index, cut)
+        if shift is None:
+            layer: Transform = mixer(shape)
+        else:
+            layer = ShiftTransform(shape, cut(shape).patch_size, shift, mixer)
+        return [*_local(spec, before[index], index, shape), layer]
+
+    for index in range(len(before)):
+        yield partial(at, index)
+    yield partial(_local, spec, behind, len(before))
+
+
+def _split(shape: tuple[int, int, int]) -> list[Transform]:
+    """Half the resolution, and half of the channels a latent with a learned conditional normal."""
+    channels = 4 * shape[0]
+    prior = partial(zero_convolution, kernel_size=3)
+    return [
+        SqueezeTransform(2),
+        InvertibleConv1x1(channels),
+        AffineCoupling(channels, prior),
+        SqueezeAndSplit(1),
+    ]
+
+
+def _base(
+    spec: MixerFlowSpec, pieces: Mapping[str, tuple[int, ...]] | None, shape: tuple[int, ...]
+) -> Distribution:
+    """The base, of one shape or of the pieces of several scales."""
+    made: Any = spec.base
+    if pieces is None:
+        made = made if _is_ready(made) else made(shape)
+    elif _is_ready(made):
+        shape = (sum(map(math.prod, pieces.values())),)
+    else:
+        owner = f"{OWNER}.base"
+        return ProductDistribution({k: as_base(made(v), v, owner) for k, v in pieces.items()})
+    return as_base(made, shape, f"{OWNER}.base")
 
 
 def _local(

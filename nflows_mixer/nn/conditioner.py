@@ -140,6 +140,16 @@ def append_context(inputs: Tensor, context: Tensor | None, context_features: int
         >>> append_context(torch.zeros(2, 3), torch.ones(2, 1), context_features=1).shape
         torch.Size([2, 4])
     """
+    check_context_features(context, context_features)
+    return inputs if context is None else torch.cat([inputs, context], dim=1)
+
+
+def check_context_features(context: Tensor | None, context_features: int | None) -> None:
+    """Raise unless the context [N, F] is what was agreed; see ``append_context``.
+
+    Example:
+        >>> check_context_features(torch.zeros(2, 3), 3)
+    """
     got = None if context is None else context.shape[-1]
     if got != context_features:
         raise mismatch(
@@ -148,7 +158,6 @@ def append_context(inputs: Tensor, context: Tensor | None, context_features: int
             f"{got} features",
             "build it with context_features=... and pass that context, or neither",
         )
-    return inputs if context is None else torch.cat([inputs, context], dim=1)
 
 
 def concat_context(features: Tensor, context: Tensor | None, channels: int, owner: str) -> Tensor:

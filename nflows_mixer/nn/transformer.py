@@ -7,8 +7,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nflows_mixer._checks import check_context, check_sizes, mismatch
-from nflows_mixer.nn.conditioner import zero_linear
+from nflows_mixer._checks import check_sizes, mismatch
+from nflows_mixer.nn.conditioner import check_context_features, zero_linear
 
 
 class TransformerBlock(nn.Module):
@@ -143,8 +143,8 @@ class TransformerConditioner(nn.Module):
                 "TransformerConditioner", f"tokens {list(expected)}", list(inputs.shape[1:]), advice
             )
         hidden = self.embed(tokens) + self.positions
+        check_context_features(context, self.context_features)
         if self.condition is not None:
-            check_context(context, len(inputs), "TransformerConditioner")
             hidden = hidden + self.condition(context).unsqueeze(1)
         hidden = self.norm(self.blocks(hidden)[:, : self.moved_features])
         outputs = rearrange(self.final(hidden), "b t (m c) -> b (m t) c", c=self.token_features)

@@ -197,3 +197,7 @@ class GlowSteps(CompositeTransform):
         ]
         super().__init__([squeezed, *steps, InverseTransform(squeezed)])
         self.image_shape = shape
+
+    def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """That of the inputs: the squeeze is undone."""
+        return tuple(input_shape)
