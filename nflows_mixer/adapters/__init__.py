@@ -1,4 +1,4 @@
-"""Flows of other libraries as nflows transforms, and the other way round: one file or folder a library.
+"""Flows of other libraries as nflows transforms, and back: a file or folder for each library.
 
 Neither library is imported before a flow of it is met, or a function of its file is asked for.
 """
