@@ -10,7 +10,7 @@ import torch
 from nflows.distributions.base import Distribution
 from torch import Tensor, distributions, nn
 
-from nflows_mixer._checks import check_event, check_positive, mismatch
+from nflows_mixer._checks import check_positive, mismatch, wrong_event
 
 
 class BaseDistribution(Distribution):
@@ -44,7 +44,10 @@ class BaseDistribution(Distribution):
         )
 
     def _log_prob(self, inputs: Tensor, context: Tensor | None) -> Tensor:
-        check_event(inputs, self.shape, type(self).__name__, "build the base for this shape")
+        if inputs.shape[1:] != self.shape:
+            raise wrong_event(
+                inputs, self.shape, type(self).__name__, "build the base for this shape"
+            )
         log_prob = self.as_torch(1.0).log_prob(inputs)
         return log_prob if log_prob.dim() == 1 else log_prob.flatten(1).sum(1)
 
@@ -267,7 +270,10 @@ class ProductDistribution(BaseDistribution):
         self.sizes = [math.prod(part.shape) for part in parts.values()]
 
     def _log_prob(self, inputs: Tensor, context: Tensor | None) -> Tensor:
-        check_event(inputs, self.shape, "ProductDistribution", "build the base for this latent")
+        if inputs.shape[1:] != self.shape:
+            raise wrong_event(
+                inputs, self.shape, "ProductDistribution", "build the base for this latent"
+            )
         total = inputs.new_zeros(len(inputs))
         for part, latents in zip(self._bases(), inputs.split(self.sizes, dim=1)):
             total = total + part.log_prob(latents.reshape(-1, *part.shape))

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from nflows_mixer._checks import check_sizes
 from nflows_mixer._distributed import world_size
-from nflows_mixer._modes import autocast_dtype
 from nflows_mixer.nn.conditioner import Conditioner, Statistics, append_context, zero_linear
 from nflows_mixer.nn.norm import BatchNorm1d, make_norm, normalize_batch
 
@@ -145,7 +144,8 @@ class ResidualMLP(Conditioner):
 
     def options(self, inputs: Tensor) -> tuple:
         """Norm, its eps, whether it is over the batch of all processes, half precision or None."""
-        half = autocast_dtype(inputs)
+        kind = inputs.device.type
+        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         if self.norm is None:
             return None, 0.0, False, half
         norm: Any = self.blocks[0].norm1
