@@ -10,7 +10,7 @@ import torch
 from nflows.distributions.base import Distribution
 from torch import Tensor, distributions, nn
 
-from nflows_mixer._checks import mismatch
+from nflows_mixer._checks import libraries_of, mismatch
 from nflows_mixer.distributions.bases import BaseDistribution, as_size
 
 
@@ -32,11 +32,10 @@ def as_base(base: Any, shape: Sequence[int], owner: str) -> Distribution:
         >>> as_base(normal, (1, 4, 4), "example").sample(2).shape
         torch.Size([2, 1, 4, 4])
     """
-    library = {kind.__module__.split(".")[0] for kind in type(base).__mro__}
     if isinstance(base, distributions.Distribution):
         base = TorchBase(base)
     elif isinstance(base, nn.Module) and not isinstance(base, Distribution):
-        if library & {"zuko", "normflows"}:
+        if libraries_of(base) & {"zuko", "normflows"}:
             try:
                 base = ModuleBase(base, shape)
                 drawn = base.sample(1).shape[1:]
@@ -50,11 +49,25 @@ def as_base(base: Any, shape: Sequence[int], owner: str) -> Distribution:
             f"{owner}: expected a base of nflows, torch, zuko or normflows, got "
             f"{type(base).__name__}; a base of your own subclasses nflows' Distribution"
         )
-    own = getattr(base, "shape", getattr(base, "_shape", None))
+    own = shape_of(base)
     if own is not None and tuple(own) != tuple(shape):
         got, advice = f"{tuple(own)} of {type(base).__name__}", "build it for these latents"
         raise mismatch(owner, f"a base of shape {tuple(shape)}", got, advice)
     return base
+
+
+def shape_of(base: Distribution) -> Sequence[int] | None:
+    """Shape of one latent, which bases of this package and of nflows say; None for others.
+
+    Args:
+        base: any distribution of nflows.
+
+    Example:
+        >>> from nflows.distributions import StandardNormal
+        >>> shape_of(StandardNormal([3]))
+        torch.Size([3])
+    """
+    return getattr(base, "shape", getattr(base, "_shape", None))
 
 
 class TorchBase(BaseDistribution):

@@ -22,6 +22,7 @@ from nflows_mixer.core.context import (
     shape_after,
     takes_context,
 )
+from nflows_mixer.distributions.as_base import shape_of
 from nflows_mixer.numerics.autoregressive import inverse_of
 
 
@@ -72,7 +73,7 @@ def to_zuko(
     base = flow._distribution if isinstance(flow, NflowsFlow) else None
     known = getattr(flow, "image_shape", None) or input_shape(transform)
     if base is not None:
-        noise_shape = noise_shape or getattr(base, "shape", getattr(base, "_shape", None))
+        noise_shape = noise_shape or shape_of(base)
     if known is not None and event_shape is not None and tuple(known) != tuple(event_shape):
         raise mismatch("to_zuko", f"event_shape {tuple(known)}", tuple(event_shape), "leave it out")
     shape = event_shape or known or noise_shape
