@@ -158,7 +158,7 @@ def deterministic_transform(flow: Transform | Flow, owner: str) -> Transform:
             f"{owner}: expected an nflows Transform or Flow, got {type(flow).__name__}; the "
             "library's own flows need no adapter"
         )
-    if (got := stochastic_part(transform)) is not None:
-        advice = "leave it out, and add its noise to the data"
+    if (part := stochastic_part(transform)) is not None:
+        got, advice = f"one with {part} in it", "leave it out, and add its noise to the data"
         raise mismatch(owner, "a deterministic transform", got, advice)
     return adapted(transform, owner)
