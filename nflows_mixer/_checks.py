@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -76,18 +76,25 @@ def check_sizes(owner: str, **sizes: object) -> None:
 
 
 def as_python(value: Any) -> Any:
-    """Return numbers and sizes of numpy as Python's, those in lists and tuples too."""
-    if isinstance(value, (bool, str)):
+    """Return numbers and sizes of numpy as Python's, also in lists, tuples and mappings."""
+    if isinstance(value, bool):
         return value
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):
         return float(value)
+    if isinstance(value, Mapping):
+        return {as_python(name): as_python(item) for name, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(map(as_python, value))
     if type(value).__module__ == "numpy":
         return as_python(value.tolist())
     return value
+
+
+def libraries_of(thing: object) -> set[str]:
+    """Return the names of the packages that the classes of ``thing`` are from."""
+    return {kind.__module__.split(".")[0] for kind in type(thing).__mro__}
 
 
 def check_levels(owner: str, levels: object) -> None:

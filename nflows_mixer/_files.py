@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -42,12 +39,3 @@ def replace_file(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, as ``replace_file`` writes."""
     replace_file(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def plain(value: Any) -> Any:
-    """Return a value whose numpy numbers are Python's, which JSON and Lightning take."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {plain(name): plain(item) for name, item in value.items()}
-    return type(value)(map(plain, value)) if isinstance(value, (list, tuple)) else value

@@ -248,7 +248,7 @@ TRANSFORMS: dict[str, Case] = {
     "AffineCoupling-checkerboard": row(
         lambda: coupling(6, mask="checkerboard", axes=(2, 3), conditioning="second")
     ),
-    "AffineCoupling-mask": odd_row(lambda: coupling(7, mask=[True, False, False, True] + [False] * 3)),
+    "AffineCoupling-mask": odd_row(lambda: coupling(7, mask=[i in (0, 3) for i in range(7)])),
     "AffineCoupling-tanh": row(lambda: coupling(6, scale="tanh")),
     "AffineCoupling-sigmoid": row(lambda: coupling(6, scale="sigmoid")),
     "AffineCoupling-softplus": row(lambda: coupling(6, scale="softplus")),

@@ -108,7 +108,7 @@ def test_layers_that_take_no_context_are_told_of():
         ([0] * 60, "context as a tensor, got list"),
         (torch.full((60,), 3), "integers from 0 to 2, got labels from 3 to 3"),
         (torch.full((60,), -1), "got labels from -1 to -1"),
-        (torch.zeros(60), "torch.float32 of shape"),
+        (torch.zeros(60), r"integers from 0 to 2, got torch.float\d+ of shape"),
         (torch.zeros(60, 3, dtype=torch.long), r"shape \[60, 3\]"),
     ],
 )

@@ -20,6 +20,7 @@ ROOMS = [
     "adapters",
     "core",
     "data",
+    "distributions",
     "evaluation",
     "flows",
     "nn",
@@ -27,7 +28,7 @@ ROOMS = [
     "training",
     "transforms",
 ]
-MODULES = ["distributions", "likelihood", "noise"]
+MODULES = ["likelihood", "noise"]
 
 
 @plain

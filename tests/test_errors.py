@@ -106,8 +106,11 @@ def test_images_noise_and_context_are_checked_at_the_boundary(call, pattern):
 @pytest.mark.parametrize(
     "call, pattern",
     [
-        (lambda: small().sample(2), "initialized from data.*got no batch yet"),
-        (lambda: small().eval().log_prob(images()), "initialized from data.*got no batch yet"),
+        (lambda: small().sample(2), "to be initialized.*got no batch yet; call initialize"),
+        (
+            lambda: small().eval().log_prob(images()),
+            "to be initialized.*got no batch yet; call initialize",
+        ),
         (lambda: small().sample_and_log_prob(2), "got one with dequantization"),
     ],
 )

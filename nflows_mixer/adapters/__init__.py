@@ -1,4 +1,4 @@
-"""Flows of other libraries as nflows transforms, and the other way round: one file a library.
+"""Flows of other libraries as nflows transforms, and back: a file or folder for each library.
 
 Neither library is imported before a flow of it is met, or a function of its file is asked for.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nflows.transforms import Transform
 
+from nflows_mixer._checks import libraries_of
 from nflows_mixer.adapters.foreign import ForeignTransform
 from nflows_mixer.core.as_transform import register_adapter
 
@@ -22,7 +23,7 @@ __all__ = ["ForeignTransform", "from_normflows", "from_zuko", "to_normflows", "t
 
 def _register(library: str) -> None:
     def recognizes(flow: object) -> bool:
-        return any(kind.__module__.split(".")[0] == library for kind in type(flow).__mro__)
+        return library in libraries_of(flow)
 
     def adapt(flow: Any, features: int | None) -> Transform:
         return __getattr__(f"from_{library}")(flow, features)

@@ -7,6 +7,7 @@ from typing import Any
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
+from nflows_mixer._checks import libraries_of
 from nflows_mixer.core.as_transform import register_adapter
 from nflows_mixer.core.context import takes_context
 
@@ -46,12 +47,11 @@ class ForeignTransform(Transform):
 
 
 def _is_foreign(flow: object) -> bool:
-    libraries = {kind.__module__.split(".")[0] for kind in type(flow).__mro__}
     return (
         isinstance(flow, nn.Module)
         and not isinstance(flow, Transform)
         and callable(getattr(flow, "inverse", None))
-        and not libraries & {"zuko", "normflows"}
+        and not libraries_of(flow) & {"zuko", "normflows"}
     )
 
 

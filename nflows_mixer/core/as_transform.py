@@ -10,7 +10,7 @@ from nflows.transforms import Transform
 from torch import nn
 
 from nflows_mixer._checks import mismatch
-from nflows_mixer.core.context import row_lengths
+from nflows_mixer.core.context import row_lengths, stochastic_part
 from nflows_mixer.core.factory import call_factory
 from nflows_mixer.core.probe import check_usable
 
@@ -158,12 +158,7 @@ def deterministic_transform(flow: Transform | Flow, owner: str) -> Transform:
             f"{owner}: expected an nflows Transform or Flow, got {type(flow).__name__}; the "
             "library's own flows need no adapter"
         )
-    for part in transform.modules():
-        if getattr(part, "stochastic_forward", False):
-            raise mismatch(
-                owner,
-                "a deterministic transform",
-                f"one with {type(part).__name__} in it",
-                "leave it out, and add its noise to the data",
-            )
+    if (part := stochastic_part(transform)) is not None:
+        got, advice = f"one with {part} in it", "leave it out, and add its noise to the data"
+        raise mismatch(owner, "a deterministic transform", got, advice)
     return adapted(transform, owner)

@@ -1,4 +1,4 @@
-"""What a transform of any library says of itself: lengths of rows, shapes, and its context."""
+"""What a transform of any library says of itself: lengths of rows, shapes, noise and context."""
 
 from __future__ import annotations
 
@@ -82,6 +82,23 @@ def takes_context(module: nn.Module) -> bool:
     asks = bool(getattr(module, "context_features", None))
     asks = asks or hasattr(module, "context_layer") or hasattr(module, "_context_encoder")
     return asks or any(takes_context(child) for child in module.children())
+
+
+def stochastic_part(module: nn.Module) -> str | None:
+    """Kind and name of the first part of a module that draws noise; None where there is none.
+
+    Args:
+        module: any module; a part says it by ``stochastic_forward``.
+
+    Example:
+        >>> from nflows_mixer.transforms import UniformDequantization
+        >>> stochastic_part(NflowsComposite([UniformDequantization()]))
+        "UniformDequantization at '_transforms.0'"
+    """
+    for name, part in module.named_modules():
+        if getattr(part, "stochastic_forward", False):
+            return type(part).__name__ + (f" at {name!r}" if name else "")
+    return None
 
 
 def context_lengths(module: nn.Module) -> set[int]:

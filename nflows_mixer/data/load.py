@@ -10,8 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from nflows_mixer._checks import check_choice, mismatch
-from nflows_mixer._files import plain
+from nflows_mixer._checks import as_python, check_choice, mismatch
 from nflows_mixer.data.cache import ImageFiles, gather
 from nflows_mixer.data.dataset import ImageDataset
 from nflows_mixer.data.folder import folder_images
@@ -85,7 +84,7 @@ def load_images(
         (1344, 56, 397, 'b669f0cb2ebffae4-...')
     """
     root = Path(root).absolute()
-    seed, shuffle_patch, size = plain((seed, shuffle_patch, size))
+    seed, shuffle_patch, size = as_python((seed, shuffle_patch, size))
     named = isinstance(data, str) and data in NAMES
     if named and test_data is not None:
         expected = f"no test images beside {data!r}"

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nflows_mixer._checks import check_positive, mismatch
-from nflows_mixer._files import plain, write_json
+from nflows_mixer._checks import as_python, check_positive, mismatch
+from nflows_mixer._files import write_json
 from nflows_mixer.data import ImageData, ImageDataset, load_images
 from nflows_mixer.data.image_data import check_same_images, with_levels
 from nflows_mixer.evaluation.attempt import attempt
@@ -81,7 +81,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         for name, value in list(vars(self).items()):
-            object.__setattr__(self, name, plain(value))
+            object.__setattr__(self, name, as_python(value))
         for name in ("draws", "neighbours", "fid_samples", "batch_size"):
             check_positive("Evaluation", name, getattr(self, name))
 

@@ -21,7 +21,7 @@ from nflows_mixer._checks import (
 )
 from nflows_mixer._modes import in_mode
 from nflows_mixer.core.as_transform import adapted
-from nflows_mixer.core.context import shape_after, takes_context
+from nflows_mixer.core.context import shape_after, stochastic_part, takes_context
 from nflows_mixer.distributions import BaseDistribution, DiagonalNormal, as_base
 from nflows_mixer.nn import ClassEmbedding
 
@@ -57,11 +57,9 @@ class CheckedFlow(Flow):
         self.validate_args = validate_args
         self._takes_context = any(map(takes_context, (self._transform, base)))
         self._has_warned = False
-        for name, part in self._transform.named_modules():
-            if getattr(part, "stochastic_forward", False) and not self.takes_noise:
-                got = f"{type(part).__name__} at {name!r}"
-                advice = "an ImageFlow takes it, whose log_prob is a bound"
-                raise mismatch(owner, "a deterministic transform", got, advice)
+        if not self.takes_noise and (got := stochastic_part(self._transform)) is not None:
+            advice = "an ImageFlow takes it, whose log_prob is a bound"
+            raise mismatch(owner, "a deterministic transform", got, advice)
         if context_features is not None and not self._takes_context:
             raise mismatch(
                 owner,

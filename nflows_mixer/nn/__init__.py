@@ -12,9 +12,10 @@ from nflows_mixer.nn.dense_block import (
 )
 from nflows_mixer.nn.lipschitz import LipschitzMLP
 from nflows_mixer.nn.masked import MaskedMLP, MaskedResidualMLP
+from nflows_mixer.nn.mlp import MLP
 from nflows_mixer.nn.norm import BatchNorm1d, BatchNorm2d, ChannelLayerNorm, all_reduce_batch_norm
 from nflows_mixer.nn.nystrom import NystromAttention
-from nflows_mixer.nn.residual import MLP, ResidualMLP
+from nflows_mixer.nn.residual import ResidualMLP
 from nflows_mixer.nn.transformer import TransformerBlock, TransformerConditioner
 
 __all__ = [

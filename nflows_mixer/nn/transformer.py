@@ -118,12 +118,14 @@ class TransformerConditioner(nn.Module):
         check_sizes("TransformerConditioner", **sizes, token_features=token_features)
         moved = in_features if moved_features is None else moved_features
         if moved > in_features or out_features % moved:
-            expected = f"at most {in_features} tokens that move, whose number divides {out_features}"
-            raise mismatch("TransformerConditioner", expected, moved, "let the larger part condition")
+            expected = f"at most {in_features} moved tokens, whose number divides {out_features}"
+            advice = "let the larger part condition"
+            raise mismatch("TransformerConditioner", expected, moved, advice)
         self.token_features, self.moved_features = token_features, moved
         self.context_features = context_features
         self.embed = nn.Linear(token_features, hidden_features)
-        self.positions = nn.Parameter(hidden_features**-0.5 * torch.randn(in_features, hidden_features))
+        positions = hidden_features**-0.5 * torch.randn(in_features, hidden_features)
+        self.positions = nn.Parameter(positions)
         self.condition = (
             None if context_features is None else nn.Linear(context_features, hidden_features)
         )

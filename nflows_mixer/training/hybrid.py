@@ -13,6 +13,7 @@ from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer.data import ImageDataset
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.likelihood import bits_per_dim
+from nflows_mixer.nn.conditioner import zero_linear
 from nflows_mixer.training.module import FlowModule
 from nflows_mixer.training.moving_average import moving_average
 from nflows_mixer.training.recipe import Recipe
@@ -77,9 +78,7 @@ class HybridModule(FlowModule):
                 "a classifier that is given the labels would learn nothing",
             )
         self.weight = weight
-        self.head = nn.Linear(_latent_features(flow), num_classes)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = zero_linear(_latent_features(flow), num_classes)
         self.head_average = (
             None if recipe.ema_decay is None else moving_average(self.head, recipe.ema_decay)
         )

@@ -15,9 +15,8 @@ from nflows.transforms import BatchNorm
 from torch import Tensor
 from torchmetrics import CatMetric
 
-from nflows_mixer._checks import mismatch
+from nflows_mixer._checks import as_python, mismatch
 from nflows_mixer._distributed import all_reduce_sum
-from nflows_mixer._files import plain
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.weights import check_state
 from nflows_mixer.likelihood import bits_per_dim
@@ -102,7 +101,7 @@ class FlowModule(LightningModule):
         self.flow = flow
         self.recipe = recipe
         self.conditional = conditional
-        self.seed = plain(seed)
+        self.seed = as_python(seed)
         self.average = None if recipe.ema_decay is None else moving_average(flow, recipe.ema_decay)
         self._norms = [part for part in flow.modules() if isinstance(part, ActNorm)]
         self._micro_batch = (0, 0)  # step, and how many images of it came before

@@ -16,8 +16,7 @@ import yaml
 from torch import nn
 from torch.optim import Optimizer
 
-from nflows_mixer._checks import check_choice, check_positive, mismatch
-from nflows_mixer._files import plain
+from nflows_mixer._checks import as_python, check_choice, check_positive, mismatch
 from nflows_mixer.training.presets import preset_file, preset_names
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
@@ -98,7 +97,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, value in list(vars(self).items()):
-            object.__setattr__(self, name, plain(value))
+            object.__setattr__(self, name, as_python(value))
         check_positive("Recipe", "batch_size", self.batch_size)
         check_choice("Recipe", "optimizer", self.optimizer, tuple(OPTIMIZERS))
         if self.decay_every is not None:

@@ -20,8 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nflows_mixer._checks import check_positive, mismatch
-from nflows_mixer._files import plain
+from nflows_mixer._checks import as_python, check_positive, mismatch
 from nflows_mixer.data import ImageData
 from nflows_mixer.evaluation.batches import check_fit
 from nflows_mixer.flows.weights import save_state, save_weights
@@ -104,7 +103,7 @@ def fit(
         ['test', 'train', 'validation']
     """
     out = Path(out)
-    validate_every, checkpoint_every, record_every, evaluation_images, num_workers = plain(
+    validate_every, checkpoint_every, record_every, evaluation_images, num_workers = as_python(
         (validate_every, checkpoint_every, record_every, evaluation_images, num_workers)
     )
     _check(module, data, trainer, validate_every, checkpoint_every)
@@ -300,4 +299,4 @@ def _describe(
         "conditional": module.conditional,
         "seed": module.seed,
     }
-    return json.loads(json.dumps(plain(described)))
+    return json.loads(json.dumps(as_python(described)))

@@ -6,13 +6,10 @@ back; ``logabsdet`` is [B], the log-determinant of the Jacobian of the direction
 
 from nflows_mixer.core.composite import CompositeTransform, InverseTransform
 from nflows_mixer.transforms.actnorm import ActNorm
+from nflows_mixer.transforms.augmentation import CrossUnitCoupling, LearnedAugmentation
 from nflows_mixer.transforms.autoregressive import AffineAutoregressive, identity_maf
 from nflows_mixer.transforms.coupling import AdditiveCoupling, AffineCoupling, Coupling
-from nflows_mixer.transforms.dense_flow_block import (
-    CrossUnitCoupling,
-    DenseFlowBlock,
-    LearnedAugmentation,
-)
+from nflows_mixer.transforms.dense_flow_block import DenseFlowBlock
 from nflows_mixer.transforms.flow_layer import FlowLayer
 from nflows_mixer.transforms.glow_step import GlowStep, GlowSteps
 from nflows_mixer.transforms.initialize import initialize, initialize_identity
@@ -86,4 +83,5 @@ __all__ = [
     "identity_maf",
     "initialize",
     "initialize_identity",
+    "mask_order",
 ]

@@ -48,8 +48,8 @@ class Coupling(Transform):
         features: D, of which ceil(D / 2) condition, or as many as ``mask`` says.
         conditioner: network f, or a factory ``(in_features, out_features) -> network``, which is
             given those of ``context_features``, ``norm``, ``hidden_features`` and
-            ``moved_features`` (how many move) that its signature names. It gets the conditioning part (and the context, if it takes one) and
-            gives ``parameters_per_feature * floor(D / 2)`` features.
+            ``moved_features`` (how many move) that its signature names. It gets the conditioning
+            part (and the context, if it takes one) and gives ``parameters_per_feature * floor(D / 2)`` features.
         conditioning: which part conditions, "first" or "second".
         context_features: length of the context, for the factory.
         norm: of the conditioner, for the factory: "layer", "batch" or None; its own default where

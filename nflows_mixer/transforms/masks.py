@@ -68,5 +68,6 @@ def mask_order(mask: str, axes: Sequence[int], seed: int = 0) -> Tensor:
         return torch.randperm(features, generator=generator)
     height, width = (1, axes[0]) if len(axes) == 1 else axes[:2]
     i, j = torch.arange(height)[:, None], torch.arange(width)
-    of_position = {"checkerboard": i + j, "rows": i + 0 * j, "columns": 0 * i + j}[mask] % 2
-    return of_position.flatten().repeat_interleave(features // (height * width)).argsort(stable=True)
+    parity = {"checkerboard": i + j, "rows": i + 0 * j, "columns": 0 * i + j}[mask] % 2
+    of_features = parity.flatten().repeat_interleave(features // (height * width))
+    return of_features.argsort(stable=True)

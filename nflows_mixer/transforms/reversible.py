@@ -20,6 +20,7 @@ from nflows_mixer._checks import check_choice, check_sizes, mismatch
 from nflows_mixer._distributed import all_reduce_max, world_size
 from nflows_mixer._modes import autocast_dtype, is_transformed, running_statistics, without_autocast
 from nflows_mixer.core.composite import CompositeTransform, Passage, run_chain
+from nflows_mixer.core.context import stochastic_part
 from nflows_mixer.nn.norm import scratch_buffers
 from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms.actnorm import ActNorm
@@ -132,11 +133,9 @@ class ReversibleCompositeTransform(CompositeTransform):
                 torch.__version__,
                 "update it, or leave compile out",
             )
-        for name, part in self.named_modules():
-            if memory != "full" and getattr(part, "stochastic_forward", False):
-                got = f"{type(part).__name__} at {name!r}"
-                advice = "put it before or behind the composite"
-                raise mismatch(owner, "deterministic transforms", got, advice)
+        if memory != "full" and (got := stochastic_part(self)) is not None:
+            advice = "put it before or behind the composite"
+            raise mismatch(owner, "deterministic transforms", got, advice)
         self.compiled = CompiledCalls() if compile else None
         for layer in layers_in(self) if compile else ():
             layer.compiled = self.compiled

@@ -11,6 +11,7 @@ from nflows.transforms import Transform
 from torch import Tensor
 
 from nflows_mixer._checks import check_levels, mismatch
+from nflows_mixer.core.context import stochastic_part
 
 
 class StochasticTransform(Transform):
@@ -83,11 +84,10 @@ def check_noise_is_passed(transform: Transform, owner: str) -> None:
     """
     if getattr(transform, "stochastic_forward", False):
         return
-    for name, part in transform.named_modules():
-        if getattr(part, "stochastic_forward", False):
-            got = f"{type(part).__name__} at {name!r} of a {type(transform).__name__}"
-            advice = "put it into a MultiScaleTransform, which hands noise to its parts"
-            raise mismatch(owner, "parts that are given their noise", got, advice)
+    if (part := stochastic_part(transform)) is not None:
+        got = f"{part} of a {type(transform).__name__}"
+        advice = "put it into a MultiScaleTransform, which hands noise to its parts"
+        raise mismatch(owner, "parts that are given their noise", got, advice)
 
 
 class Dequantization(StochasticTransform):
