@@ -255,7 +255,7 @@ class MixerFlowSpec(Spec):
         ]
 
     def local_flows(self) -> list[LocalFlow | None]:
-        """The local flow before each layer and that behind the last one, None where there is none."""
+        """The local flow before each layer, and that behind the last one; None for none."""
         count = sum(self.scales)
         if self.local_flow is None or callable(self.local_flow):
             return [self.local_flow] * count + [None]
