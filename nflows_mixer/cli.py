@@ -172,7 +172,8 @@ def train(arguments: Namespace) -> dict[str, Any]:
     split_seed = trained.get("split_seed", seed)
     images = load_images(**{**_of(load_images, arguments), "seed": split_seed})
     check_same_images(trained, images, "--start_from")
-    images = with_levels(images, getattr(factory_of(arguments.model), "keywords", {}).get("levels"))
+    said = getattr(factory_of(arguments.model), "keywords", {})
+    images = with_levels(images, said.get("levels", images.levels))
     chosen = automatic_pixels(arguments.model, images)
     if chosen is not None:  # so that the run's files have it, and a run from them takes it
         arguments.model.init_args.pixels = Namespace(**vars(chosen))

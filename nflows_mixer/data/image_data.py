@@ -154,22 +154,23 @@ def check_same_images(trained: Mapping[str, Any], data: ImageData, owner: str) -
             )
 
 
-def with_levels(data: ImageData, levels: int | None) -> ImageData:
+def with_levels(data: ImageData, levels: int) -> ImageData:
     """Return images as ones of fewer levels, which files and folders do not say that they have.
 
     Args:
         data: the images.
-        levels: number of pixel values; None, or as many as they have, for no change.
+        levels: number of pixel values.
 
     Raises:
-        ValueError: if a pixel of any part is too large, or the source says how many they are.
+        ValueError: if a pixel of any part is too large, or the source says how many they are; if
+            it is None, which is for flows on real images.
 
     Example:
         >>> images = ImageDataset(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
         >>> with_levels(ImageData("blank", images, images, None), 17).levels
         17
     """
-    if levels is None or levels == data.levels:
+    if levels == data.levels:
         return data
     check_levels(data.name, levels)
     if data.levels != 256:

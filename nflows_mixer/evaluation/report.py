@@ -307,7 +307,7 @@ def _images_of_the_run(weights: str | Path, name: str | Path, **where: Any) -> I
         **where,
     )
     check_same_images(trained, data, OWNER)
-    return with_levels(data, trained.get("levels"))
+    return with_levels(data, trained.get("levels", data.levels))
 
 
 def _others(flow: ImageFlow, name: str, root: str | Path) -> ImageData:

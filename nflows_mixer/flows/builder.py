@@ -34,7 +34,7 @@ class Spec:
     """Base of the arguments of a builder that describe a flow, a dataclass with their defaults."""
 
     image_shape: tuple[int, int, int]
-    levels: int
+    levels: int | None
     norm: str | None | Unset
     context_features: int | None
     num_classes: int | None
@@ -48,7 +48,8 @@ class Spec:
             factories: names of arguments that are factories, or not given.
         """
         check_image_shape(self.image_shape, owner)
-        check_levels(owner, self.levels)
+        if self.levels is not None:
+            check_levels(owner, self.levels)
         if self.norm is not UNSET:
             check_choice(owner, "norm", self.norm, ("layer", "batch", None))
         for name in (*sizes, "context_features", "num_classes"):
@@ -91,7 +92,7 @@ class Spec:
             builder: its name.
             transform: from pixels to latents.
             base: of the latents.
-            dequantization: its name or a factory, see ``Pixels``.
+            dequantization: its name or a factory, see ``Pixels``; not read for real images.
             noise_channels: of a learned one.
             memory: of the backward pass.
         """
@@ -115,7 +116,7 @@ class Spec:
             self.levels,
             self.features,
             None if classes is None else ClassEmbedding(classes, self.features or 0),
-            call_factory(dequantization, **offered),
+            None if self.levels is None else call_factory(dequantization, **offered),
         )
         flow.architecture = Architecture(builder, dict(vars(self)))
         return flow

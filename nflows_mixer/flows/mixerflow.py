@@ -55,7 +55,7 @@ def mixerflow(
     *,
     image_shape: Sequence[int] | None = None,
     patch_size: PatchSize | Sequence[PatchSize] | None = None,
-    levels: int | None = None,
+    levels: int | None | Unset = UNSET,
     num_layers: int | None = None,
     num_flow_layers: int | None = None,
     channel_flow: RowFlowFactory | None = None,
@@ -90,7 +90,8 @@ def mixerflow(
         image_shape: (C, H, W).
         patch_size: p, (height, width), or a factory such as ``partial(PatchTransform,
             patch_size=4, layout="stripe")``; or a list with one of these for each layer.
-        levels: number of pixel values; 256.
+        levels: number of pixel values, 256 where not given; None for real images, which are
+            neither dequantized nor scaled.
         num_layers: mixer layers; 30.
         num_flow_layers: flow layers in each channel flow and in each patch flow; 4.
         channel_flow: factory of the row flow in each flow layer of the channel flows; a class or
@@ -121,8 +122,9 @@ def mixerflow(
             ``ReversibleCompositeTransform``.
 
     Returns:
-        A flow on uint8 images, at the identity but for the scaling of pixels. ActNorm needs one
-        batch before evaluation: ``flow.initialize(images)``, or one training step.
+        A flow on uint8 images, or on real ones, whose log-density ``log_prob`` is; at the identity
+        but for the scaling of pixels. ActNorm needs one batch before evaluation:
+        ``flow.initialize(images)``, or one training step.
 
     Raises:
         ValueError: if a choice is unknown, sizes do not fit, or nothing would read an argument.
@@ -173,7 +175,7 @@ class MixerFlowSpec(Spec):
 
     image_shape: tuple[int, int, int]
     patch_size: Any
-    levels: int = 256
+    levels: int | None = 256
     num_layers: int = 30
     num_flow_layers: int = 4
     channel_flow: RowFlowFactory = AffineCoupling
