@@ -58,6 +58,16 @@ def test_null_that_is_said_of_the_pixels_stands(tmp_path, built):
     for words in (["--model.pixels=null"], ["--model.pixels", "None"], file):
         flow, _, said = built(*words, *data)
         assert flow.architecture.arguments["pixels"].logit is None and "logit" not in said
+    one, others = ["--model.pixels.logit", "null"], ["--model.pixels.conv1x1=false"]
+    for words in ([*one, *others], [*others, "--model.pixels.logit=None"]):
+        flow, _, said = built(*words, *data)
+        found = flow.architecture.arguments["pixels"]
+        assert (found.logit, found.conv1x1) == (None, False) and "logit" not in said
+
+
+def test_no_levels_are_refused_of_data_that_have_some():
+    with pytest.raises(SystemExit, match="digits: expected 2 to 256 levels, got None"):
+        cli.main(["train", *MODEL, *RUN, "--model.levels=null"])
 
 
 def test_images_in_between_are_scaled_linearly(tmp_path, built):
