@@ -108,6 +108,31 @@ def test_labels_that_leave_out_most_classes_are_refused(tmp_path):
     assert load_images(tmp_path / "x.npz").describe()  # they are no fault of a flow without labels
 
 
+def test_labels_are_numbered_anew_where_it_is_asked_for_and_the_run_knows_them(tmp_path):
+    images = np.random.default_rng(0).integers(256, size=(60, 8, 8), dtype=np.uint8)
+    labels = np.array([70, -1, 2_000_000, 5])[np.arange(60) % 4]
+    np.savez(tmp_path / "x.npz", images=images, labels=labels)
+    data, values = load_images(tmp_path / "x.npz", remap_labels=True), [5, 70, 2_000_000]
+    plain = load_images(tmp_path / "x.npz")
+    assert data.num_classes == 3 and data.label_values == data.describe()["label_values"] == values
+    for part, before in zip((data.train, data.validation), (plain.train, plain.validation)):
+        again = torch.tensor([*values, -1])[part.labels()]  # -1 is the last of them
+        assert torch.equal(again, before.labels())
+    np.savez(tmp_path / "x.npz", images=images, labels=np.abs(labels))
+    flags = ["--data", str(tmp_path / "x.npz"), "--conditional=true", "--remap_labels=true"]
+    cli.main(["train", *MODEL, *RUN, *flags, "--out", str(tmp_path / "run")])
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["label_values"] == [1, 5, 70, 2_000_000]
+    weights = tmp_path / "run/weights.safetensors"
+    assert load_weights(weights)._embedding_net.num_embeddings == 4
+    quick = ["--draws=1", "--images=1", "--out", str(tmp_path / "figures")]
+    with pytest.warns(RuntimeWarning, match="interpolations.png is left out"):
+        cli.main(["evaluate", "--weights", str(weights), *flags[:2], *quick])
+    again = ["train", *MODEL, *RUN, *flags[:2], "--start_from", str(weights)]
+    with pytest.raises(SystemExit, match=r"classes of the training run, \[1, 5, .* got None"):
+        cli.main(again)
+
+
 def test_classes_are_counted_over_all_parts():
     def part(*labels):
         count = len(labels)
