@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from nflows.transforms import Transform
 from torch import nn
@@ -238,7 +238,8 @@ def build_denseflow(spec: DenseFlowSpec, compile: bool, memory: str) -> ImageFlo
     }
     priors["final"] = spec.base(transform.latent_shapes["final"])
     base, noise = ProductDistribution(priors), (spec.dequantization, spec.noise_channels)
-    return spec.assemble(OWNER, transform, base, *noise, memory)
+    advice = "give a conditioner that takes it: a factory that names context_features"
+    return spec.assemble(OWNER, transform, base, *noise, memory, GlowStep, advice)
 
 
 def _augmentation(spec: DenseFlowSpec, channels: int) -> Transform:
@@ -258,7 +259,9 @@ def _unit(
     channels: int,
 ) -> Transform:
     """Return a unit of glow-like modules."""
-    offered = {"context_features": spec.features, **spec.offered_norm}
+    offered: dict[str, Any] = {"context_features": spec.features}
+    if "norm" in named_keywords(spec.conditioner, positional=2):
+        offered |= spec.offered_norm
     step = partial(GlowStep, channels, spec.conditioner, spec.scale, swap=spec.swap, **offered)
     unit = composite([step() for _ in range(modules)])
     if unit.compiled is not None:
