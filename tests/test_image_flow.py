@@ -240,7 +240,8 @@ def test_density_of_real_images_is_exact_and_that_of_their_samples():
     batch = 2 * torch.randn(3, *SHAPE, dtype=torch.float64)
     log_prob = flow.log_prob(batch)
     assert torch.equal(log_prob, flow.log_prob(batch))
-    assert torch.equal(log_prob, flow.deterministic.log_prob(batch))
+    for same in (flow.deterministic, copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
+        assert torch.equal(log_prob, same.log_prob(batch))
 
     def latents(image):
         return flow._transform(image[None])[0].flatten()

@@ -502,7 +502,7 @@ def test_real_images_train_with_a_loader_of_ones_own_and_images_of_bytes_are_ref
     bits = -module.flow.eval().log_prob(batches.tensors[0]) / (math.prod(SHAPE) * math.log(2))
     assert figures["test/bits_per_dim"] == pytest.approx(bits.mean().item(), rel=1e-4)
     module = FlowModule(tiny(levels=None), Recipe(steps=4, batch_size=10))
-    with pytest.raises(ValueError, match=r"of real values \(levels=None\), got uint8 .* 17 levels"):
+    with pytest.raises(ValueError, match=r"of real values \(levels=None\), got .* of 17 levels"):
         fit(module, noise_data(), tmp_path / "run", **QUIET)
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="floating point, got torch.uint8"):

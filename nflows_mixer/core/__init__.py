@@ -23,7 +23,7 @@ from nflows_mixer.core.context import (
     shape_after,
     takes_context,
 )
-from nflows_mixer.core.factory import UNSET, Unset, call_factory, check_read, named_keywords
+from nflows_mixer.core.factory import UNSET, Unset, call_factory, named_keywords
 from nflows_mixer.core.probe import check_usable
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "as_transform",
     "built",
     "call_factory",
-    "check_read",
     "check_usable",
     "context_lengths",
     "deterministic_transform",

@@ -105,5 +105,5 @@ def check_fit(owner: str, what: str, flow: ImageFlow, data: ImageData, advice: s
     if flow.image_shape != data.image_shape or levels != data.levels:
         of_levels = "real values (levels=None)" if levels is None else f"{levels} levels"
         expected = f"{what} {list(flow.image_shape)} of {of_levels}"
-        got = f"uint8 {list(data.image_shape)} of {data.levels} levels"
+        got = f"{list(data.image_shape)} of {data.levels} levels"
         raise mismatch(owner, expected, got, advice)
