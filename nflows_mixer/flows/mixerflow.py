@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,6 @@ from torch import Tensor, distributions, nn
 from nflows_mixer._checks import check_choice, check_image_shape, mismatch
 from nflows_mixer.core.as_transform import as_transform
 from nflows_mixer.core.composite import CompositeTransform
-from nflows_mixer.core.context import takes_context
 from nflows_mixer.core.factory import UNSET, Unset, named_keywords
 from nflows_mixer.distributions import DiagonalNormal, as_base
 from nflows_mixer.flows.builder import Spec, specify
@@ -40,6 +38,8 @@ from nflows_mixer.transforms.reversible import MEMORY
 
 OWNER = "mixerflow"
 SHIFT_PERIOD = 4
+NETWORK = ("conditioner", "norm", "hidden_features")
+"""Arguments of the networks of row flows."""
 
 RowFlowFactory = Callable[..., Union[Transform, nn.Module]]
 """Row length -> flow: a class such as ``zuko.flows.NSF``, a function, a ``functools.partial``."""
@@ -55,7 +55,7 @@ def mixerflow(
     *,
     image_shape: Sequence[int] | None = None,
     patch_size: PatchSize | Sequence[PatchSize] | None = None,
-    levels: int | None = None,
+    levels: int | None | Unset = UNSET,
     num_layers: int | None = None,
     num_flow_layers: int | None = None,
     channel_flow: RowFlowFactory | None = None,
@@ -90,7 +90,8 @@ def mixerflow(
         image_shape: (C, H, W).
         patch_size: p, (height, width), or a factory such as ``partial(PatchTransform,
             patch_size=4, layout="stripe")``; or a list with one of these for each layer.
-        levels: number of pixel values; 256.
+        levels: number of pixel values, 256 where not given; None for real images, which are
+            neither dequantized nor scaled.
         num_layers: mixer layers; 30.
         num_flow_layers: flow layers in each channel flow and in each patch flow; 4.
         channel_flow: factory of the row flow in each flow layer of the channel flows; a class or
@@ -121,8 +122,9 @@ def mixerflow(
             ``ReversibleCompositeTransform``.
 
     Returns:
-        A flow on uint8 images, at the identity but for the scaling of pixels. ActNorm needs one
-        batch before evaluation: ``flow.initialize(images)``, or one training step.
+        A flow on uint8 images, or on real ones, whose log-density ``log_prob`` is; at the identity
+        but for the scaling of pixels. ActNorm needs one batch before evaluation:
+        ``flow.initialize(images)``, or one training step.
 
     Raises:
         ValueError: if a choice is unknown, sizes do not fit, or nothing would read an argument.
@@ -142,7 +144,7 @@ def mixerflow(
     """
     spec, changes = specify(mixerflow, MixerFlowSpec, MIXERFLOW_PRESETS, locals())
     flows = spec.channel_flow, spec.patch_flow
-    for name in ("conditioner", "norm", "hidden_features"):
+    for name in NETWORK:
         if name in changes and not any(_reads(flow, name, spec.conditioner) for flow in flows):
             raise mismatch(
                 OWNER,
@@ -173,7 +175,7 @@ class MixerFlowSpec(Spec):
 
     image_shape: tuple[int, int, int]
     patch_size: Any
-    levels: int = 256
+    levels: int | None = 256
     num_layers: int = 30
     num_flow_layers: int = 4
     channel_flow: RowFlowFactory = AffineCoupling
@@ -275,17 +277,11 @@ def build_mixerflow(spec: MixerFlowSpec, compile: bool, memory: str) -> ImageFlo
     base: Any = spec.base
     base = as_base(base if _is_ready(base) else base(shape), shape, f"{OWNER}.base")
     dequantization = spec.pixels.dequantization, spec.pixels.noise_channels
-    flow = spec.assemble(OWNER, transform, base, *dequantization, memory)
-    layers = [part for part in flow.modules() if isinstance(part, FlowLayer)]
-    unread = sum(not takes_context(layer) for layer in layers)
-    if (features := spec.features) is not None and unread:
-        warnings.warn(
-            f"mixerflow: {unread} of {len(layers)} flow layers take no context and stay "
-            f"unconditional; build the flow that was given for a context of {features} features, "
-            f"as in partial(zuko.flows.NSF, context={features})",
-            stacklevel=3,
-        )
-    return flow
+    advice = (
+        f"build the flow that was given for a context of {spec.features} features, as in "
+        f"partial(zuko.flows.NSF, context={spec.features})"
+    )
+    return spec.assemble(OWNER, transform, base, *dequantization, memory, FlowLayer, advice)
 
 
 def _mixer(
@@ -324,6 +320,9 @@ def _mixing_flow(
     }
     offered = {keyword: value for keyword, value in offered.items() if value is not None}
     offered |= spec.offered_norm
+    flow_factory = getattr(spec, name)
+    # One of the two flows may read what the other does not.
+    unread = {keyword for keyword in NETWORK if not _reads(flow_factory, keyword, spec.conditioner)}
     parts: list[Transform] = []
     for index in range(spec.num_flow_layers):
         offered["index"] = layer * spec.num_flow_layers + index
@@ -333,7 +332,8 @@ def _mixing_flow(
         linear = None
         if spec.linear is not None:
             linear = as_transform(spec.linear, features, f"{OWNER}.linear", **offered)
-        row_flow = as_transform(getattr(spec, name), features, f"{OWNER}.{name}", **offered)
+        given = {keyword: value for keyword, value in offered.items() if keyword not in unread}
+        row_flow = as_transform(flow_factory, features, f"{OWNER}.{name}", **given)
         parts.append(FlowLayer(features, linear=linear, flow=row_flow))
     flow = CompositeTransform([*parts, ActNorm(features)])
     _check_mixing(spec, flow)

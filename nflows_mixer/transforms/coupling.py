@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from nflows_mixer._checks import check_choice, check_outputs, mismatch
 from nflows_mixer._modes import running_statistics
 from nflows_mixer.core.context import takes_context
-from nflows_mixer.core.factory import UNSET, Unset, call_factory
+from nflows_mixer.core.factory import UNSET, Unset, call_factory, check_read
 from nflows_mixer.nn import ResidualMLP
 from nflows_mixer.transforms.gradients import Gradients, Pair
 
@@ -52,14 +52,15 @@ class Coupling(Transform):
         conditioning: which part conditions, "first" or "second".
         context_features: length of the context, for the factory.
         norm: of the conditioner, for the factory: "layer", "batch" or None; its own default where
-            not given.
+            not given. Refused, like the next, where the factory does not take it.
         hidden_features: width of the conditioner, for the factory; its own default likewise.
 
     Shapes:
         inputs and outputs [N, D], or [B, D, H, W] with a conditioner of images.
 
     Raises:
-        ValueError: if a choice is unknown, D is below 2, or inputs have another shape.
+        ValueError: if a choice is unknown, nothing would read an argument, D is below 2, or inputs
+            have another shape.
 
     References:
         Dinh et al., Density estimation using Real NVP, 2017, Section 3.
@@ -110,6 +111,7 @@ class Coupling(Transform):
         self.conditioning_features = features - self.transformed_features
         # The number of conditioning features, and whether they are the first.
         self.split = (self.conditioning_features, conditioning == "first")
+        check_read(owner, conditioner, 2, norm=norm, hidden_features=hidden_features)
         if not isinstance(conditioner, nn.Module):
             conditioner = call_factory(
                 conditioner,
