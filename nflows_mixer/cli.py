@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -172,7 +173,8 @@ def train(arguments: Namespace) -> dict[str, Any]:
     split_seed = trained.get("split_seed", seed)
     images = load_images(**{**_of(load_images, arguments), "seed": split_seed})
     check_same_images(trained, images, "--start_from")
-    images = with_levels(images, getattr(factory_of(arguments.model), "keywords", {}).get("levels"))
+    said = getattr(factory_of(arguments.model), "keywords", {})
+    images = with_levels(images, said.get("levels", images.levels))
     chosen = automatic_pixels(arguments.model, images)
     if chosen is not None:  # so that the run's files have it, and a run from them takes it
         arguments.model.init_args.pixels = Namespace(**vars(chosen))
@@ -274,15 +276,20 @@ def automatic_pixels(model: Namespace, images: ImageData) -> Pixels | None:
 
 
 def _said(words: Sequence[str]) -> list[str]:
-    """The arguments, with a null that is said of the pixels as the linear scale that it means."""
+    """The arguments, with nulls of the pixels in the form in which jsonargparse takes them.
+
+    One of all is the linear scale that it means; it knows no nested one of what is not set yet.
+    """
     joined: list[str] = []
     for word in words:
-        if joined and joined[-1] == "--model.pixels":
+        if joined and re.fullmatch(r"--model\.pixels(\.\w+)?", joined[-1]):
             joined[-1] += f"={word}"
         else:
             joined.append(word)
-    nulls = {f"--model.pixels={null}" for null in ("null", "None", "~")}
-    return ["--model.pixels={}" if word in nulls else word for word in joined]
+    pattern = re.compile(r"--model\.pixels(?:\.(\w+))?=(?:null|None|~)")
+    found = [(word, pattern.fullmatch(word)) for word in joined]
+    nulls = [null and (f"{null[1]}: null" if null[1] else "") for _, null in found]
+    return [w if null is None else f"--model.pixels={{{null}}}" for w, null in zip(joined, nulls)]
 
 
 def factory_of(value: Any) -> Any:

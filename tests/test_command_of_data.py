@@ -58,6 +58,16 @@ def test_null_that_is_said_of_the_pixels_stands(tmp_path, built):
     for words in (["--model.pixels=null"], ["--model.pixels", "None"], file):
         flow, _, said = built(*words, *data)
         assert flow.architecture.arguments["pixels"].logit is None and "logit" not in said
+    one, others = ["--model.pixels.logit", "null"], ["--model.pixels.conv1x1=false"]
+    for words in ([*one, *others], [*others, "--model.pixels.logit=None"]):
+        flow, _, said = built(*words, *data)
+        found = flow.architecture.arguments["pixels"]
+        assert (found.logit, found.conv1x1) == (None, False) and "logit" not in said
+
+
+def test_no_levels_are_refused_of_data_that_have_some():
+    with pytest.raises(SystemExit, match="digits: expected 2 to 256 levels, got None"):
+        cli.main(["train", *MODEL, *RUN, "--model.levels=null"])
 
 
 def test_images_in_between_are_scaled_linearly(tmp_path, built):
@@ -96,6 +106,31 @@ def test_labels_that_leave_out_most_classes_are_refused(tmp_path):
     with pytest.raises(SystemExit, match="count the classes from 0, got 3 labels, up to 2,000,000"):
         cli.main(["train", *MODEL, *RUN, *flags])
     assert load_images(tmp_path / "x.npz").describe()  # they are no fault of a flow without labels
+
+
+def test_labels_are_numbered_anew_where_it_is_asked_for_and_the_run_knows_them(tmp_path):
+    images = np.random.default_rng(0).integers(256, size=(60, 8, 8), dtype=np.uint8)
+    labels = np.array([70, -1, 2_000_000, 5])[np.arange(60) % 4]
+    np.savez(tmp_path / "x.npz", images=images, labels=labels)
+    data, values = load_images(tmp_path / "x.npz", remap_labels=True), [5, 70, 2_000_000]
+    plain = load_images(tmp_path / "x.npz")
+    assert data.num_classes == 3 and data.label_values == data.describe()["label_values"] == values
+    for part, before in zip((data.train, data.validation), (plain.train, plain.validation)):
+        again = torch.tensor([*values, -1])[part.labels()]  # -1 is the last of them
+        assert torch.equal(again, before.labels())
+    np.savez(tmp_path / "x.npz", images=images, labels=np.abs(labels))
+    flags = ["--data", str(tmp_path / "x.npz"), "--conditional=true", "--remap_labels=true"]
+    cli.main(["train", *MODEL, *RUN, *flags, "--out", str(tmp_path / "run")])
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["label_values"] == [1, 5, 70, 2_000_000]
+    weights = tmp_path / "run/weights.safetensors"
+    assert load_weights(weights)._embedding_net.num_embeddings == 4
+    quick = ["--draws=1", "--images=1", "--out", str(tmp_path / "figures")]
+    with pytest.warns(RuntimeWarning, match="interpolations.png is left out"):
+        cli.main(["evaluate", "--weights", str(weights), *flags[:2], *quick])
+    again = ["train", *MODEL, *RUN, *flags[:2], "--start_from", str(weights)]
+    with pytest.raises(SystemExit, match=r"classes of the training run, \[1, 5, .* got None"):
+        cli.main(again)
 
 
 def test_classes_are_counted_over_all_parts():

@@ -95,7 +95,7 @@ def test_samples_of_each_class():
 
 def test_layers_that_take_no_context_are_told_of():
     sizes = {"image_shape": (1, 4, 4), "patch_size": 2, "num_layers": 2, "shift": None}
-    with pytest.warns(UserWarning, match="8 of 16 flow layers take no context"):
+    with pytest.warns(UserWarning, match="8 of 16 FlowLayers take no context"):
         mixerflow(num_classes=3, patch_flow=LULinear, **sizes)
 
 
@@ -108,7 +108,7 @@ def test_layers_that_take_no_context_are_told_of():
         ([0] * 60, "context as a tensor, got list"),
         (torch.full((60,), 3), "integers from 0 to 2, got labels from 3 to 3"),
         (torch.full((60,), -1), "got labels from -1 to -1"),
-        (torch.zeros(60), r"integers from 0 to 2, got torch.float\d+ of shape"),
+        (torch.zeros(60), "torch.float64 of shape"),
         (torch.zeros(60, 3, dtype=torch.long), r"shape \[60, 3\]"),
     ],
 )

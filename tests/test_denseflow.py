@@ -511,6 +511,11 @@ def test_copies_and_dtypes():
         ({"memory": "none"}, "memory to be one of 'full'"),
         # Options that nothing would read.
         ({"dequantization": "uniform"}, "dequantization='variational' beside noise_channels=8"),
+        (
+            {"levels": None, "dequantization": "uniform", "noise_channels": None},
+            "what reads dequantization='uniform', got .*levels=None",
+        ),
+        ({"levels": None}, "dequantization='variational' beside noise_channels=8"),
         ({**CONV, "norm": "batch"}, "what reads norm='batch', got conditioner="),
         ({"growth": 0, "preconditioning": "previous"}, "what reads preconditioning='previous'"),
         ({"growth": 0, "preconditioning": "banana"}, "preconditioning to be one of"),

@@ -91,11 +91,26 @@ def refused(call, pattern, kind=ValueError):
         (lambda: masked().sample(2), "context of 3 features, got None"),
         (lambda: small().log_prob(images(), None, zeros(1)), r"noise .*\[4, 1, 6, 6\], got \[1\]"),
         (lambda: small().log_prob(images(), None, zeros(4, *SHAPE) - 7), "0 to 1, got -7 to -7"),
+        (
+            lambda: small(levels=None).log_prob(images()),
+            "floating point, got torch.uint8; .*levels",
+        ),
+        (lambda: small(levels=None).log_prob(broken(torch.nan)), "finite pixels, got 1 that"),
+        (
+            lambda: small(levels=None).log_prob(zeros(4, *SHAPE), None, zeros(4, *SHAPE)),
+            r"no noise, as .*, got noise of shape \[4, 1, 6, 6\]",
+        ),
         (lambda: ready().sample(0), "num_samples to be a positive integer, got 0"),
         (lambda: ready().sample(-1), "num_samples to be a positive integer, got -1"),
         (lambda: ready().sample(2.5), "num_samples to be a positive integer, got 2.5"),
         (lambda: ready().sample(2, batch_size=0), "batch_size to be a positive integer, got 0"),
         (lambda: ready().sample(2, temperature=-1.0), "temperature of at least 0, got -1"),
+        (
+            lambda: ImageFlow(
+                PixelScaling(17), SHAPE, None, None, None, None, UniformDequantization(17)
+            ),
+            "no dequantization of real images .*, got 17",
+        ),
         (lambda: ActNorm(4).initialize(zeros(0, 4)), "to initialize from, got none"),
     ],
 )
@@ -106,12 +121,9 @@ def test_images_noise_and_context_are_checked_at_the_boundary(call, pattern):
 @pytest.mark.parametrize(
     "call, pattern",
     [
-        (lambda: small().sample(2), "to be initialized.*got no batch yet; call initialize"),
-        (
-            lambda: small().eval().log_prob(images()),
-            "to be initialized.*got no batch yet; call initialize",
-        ),
-        (lambda: small().sample_and_log_prob(2), "got one with dequantization"),
+        (lambda: small().sample(2), "initialized before .*got no batch yet"),
+        (lambda: small().eval().log_prob(images()), "initialized before .*got no batch yet"),
+        (lambda: small().sample_and_log_prob(2), "got one that draws noise"),
     ],
 )
 def test_calls_that_a_flow_cannot_answer_are_refused(call, pattern):
@@ -253,6 +265,8 @@ def test_things_of_another_kind_are_type_errors(call, pattern):
         ({"shift": "1"}, "shift for all layers, or a list, got '1'"),
         ({"levels": 300}, "2 to 256 levels, got 300"),
         ({"levels": 0}, "2 to 256 levels, got 0"),
+        ({"levels": None, "pixels": Pixels(logit=1e-3)}, "levels=None, got logit=0.001"),
+        ({"levels": None, "pixels": Pixels("variational")}, "dequantization='variational'"),
         ({"pixels": Pixels(logit=0.7)}, "0 < alpha < 0.5, got 0.7"),
         ({"pixels": "uniform"}, "pixels as Pixels"),
     ],

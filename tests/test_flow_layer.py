@@ -14,6 +14,7 @@ from nflows import transforms as nflows_transforms
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.flows import mixerflow
@@ -139,6 +140,32 @@ def test_hooks_on_parts_fire(name):
     calls = listen(layer, name)
     torch.testing.assert_close(flow(rows), expected)
     assert calls == [name]
+
+
+@pytest.mark.parametrize("memory", ["full", "constant"])
+def test_hooks_on_all_modules_see_the_parts(memory):
+    torch.manual_seed(0)
+    layers = [FlowLayer(4, flow=partial(AffineCoupling, conditioner=narrow)) for _ in range(2)]
+    flow, rows = ReversibleCompositeTransform(layers, memory=memory).double(), torch.randn(9, 4)
+    rows = rows.double()
+    flow(rows)
+
+    def found():
+        outputs, logabsdet = flow(rows)
+        total = outputs.square().sum() - logabsdet.sum()
+        return [outputs, *torch.autograd.grad(total, list(flow.parameters()))]
+
+    expected, seen = found(), []
+    set_hook = torch.nn.modules.module.register_module_forward_hook
+    with set_hook(lambda module, *_: seen.append(module)):
+        torch.testing.assert_close(found(), expected)
+    inner = {
+        layer.get_submodule(name) for layer in layers for name in ("linear", "flow", "actnorm")
+    }
+    assert inner <= set(seen)
+    with FlopCounterMode(display=False) as counter:
+        flow(rows)
+    assert any("final" in name for name in counter.flop_counts)
 
 
 class Doubled(AffineCoupling):

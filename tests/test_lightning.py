@@ -3,6 +3,7 @@ them."""
 
 import copy
 import io
+import math
 import pickle
 from multiprocessing.reduction import ForkingPickler
 
@@ -489,3 +490,20 @@ def test_fit_in_float64_validates_and_samples(tmp_path, base):
     assert results["steps"] == 2 and (tmp_path / "samples/step-00000002.png").exists()
     assert next(module.parameters()).dtype == torch.float64
     assert torch.get_default_dtype() == torch.float32
+
+
+@plain
+def test_real_images_train_with_a_loader_of_ones_own_and_images_of_bytes_are_refused(tmp_path):
+    batches = TensorDataset(0.1 * torch.randn(40, *SHAPE))
+    module = FlowModule(tiny(levels=None), Recipe(1e-2, steps=4, batch_size=10))
+    trainer = plain_trainer(4)
+    trainer.fit(module, DataLoader(batches, batch_size=10))
+    (figures,) = trainer.test(module, DataLoader(batches, batch_size=10), verbose=False)
+    bits = -module.flow.eval().log_prob(batches.tensors[0]) / (math.prod(SHAPE) * math.log(2))
+    assert figures["test/bits_per_dim"] == pytest.approx(bits.mean().item(), rel=1e-4)
+    module = FlowModule(tiny(levels=None), Recipe(steps=4, batch_size=10))
+    with pytest.raises(ValueError, match=r"of real values \(levels=None\), got .* of 17 levels"):
+        fit(module, noise_data(), tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="floating point, got torch.uint8"):
+        plain_trainer(4).fit(module, DataLoader(TensorDataset(pixels(40)), batch_size=10))

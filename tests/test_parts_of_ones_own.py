@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -9,14 +10,18 @@ from nflows.transforms import MaskedAffineAutoregressiveTransform
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from nflows_mixer.flows import mixerflow
-from nflows_mixer.nn import Conditioner, ResidualMLP
+from nflows_mixer.flows import denseflow, mixerflow
+from nflows_mixer.nn import Conditioner, ConvConditioner, ResidualMLP
 from nflows_mixer.transforms import (
+    AdditiveCoupling,
     AffineCoupling,
     CompositeTransform,
     FlowLayer,
+    GlowStep,
     InverseTransform,
     LULinear,
+    RationalQuadraticCoupling,
+    ResidualTransform,
     ReversibleCompositeTransform,
     initialize,
 )
@@ -210,6 +215,52 @@ def test_a_factory_keeps_its_own_defaults():
     assert set(seen) == {(24, None, None)}
     AffineCoupling(6, network, norm="batch", hidden_features=8)
     assert seen[-1] == (8, "batch", None)
+
+
+def bare(in_features, out_features):
+    return nn.Linear(in_features, out_features)
+
+
+@pytest.mark.parametrize(
+    "make, pattern",
+    [
+        (lambda: AffineCoupling(6, bare, norm="batch"), "takes norm, .* got bare; leave norm out"),
+        (lambda: AdditiveCoupling(6, bare, norm=None, hidden_features=8), "norm, hidden_features"),
+        (lambda: AffineCoupling(6, bare(3, 6), hidden_features=8), "got a ready Linear"),
+        (
+            lambda: RationalQuadraticCoupling(
+                6, partial(ResidualMLP, hidden_features=8), hidden_features=16
+            ),
+            "RationalQuadraticCoupling: .* takes hidden_features",
+        ),
+        (lambda: ResidualTransform(6, nn.Linear, hidden_features=8), "hidden_features.*got Linear"),
+        (lambda: GlowStep(4, ConvConditioner, norm="batch"), "norm.*got ConvConditioner"),
+    ],
+)
+def test_options_that_no_network_reads_are_refused_where_they_are_given(make, pattern):
+    with pytest.raises(ValueError, match=f"(?s){pattern}"):
+        make()
+
+
+def test_one_flow_may_read_what_the_other_does_not():
+    sizes = {"image_shape": (1, 4, 4), "patch_size": 2, "num_layers": 1, "shift": None}
+    flow = mixerflow(**sizes, patch_flow=partial(AffineCoupling, conditioner=bare), norm="batch")
+    norms = [type(part).__name__ for part in flow.modules() if "Norm" in type(part).__name__]
+    assert any("Batch" in name for name in norms)
+    small = {"image_shape": (1, 4, 4), "units": (1,), "modules": (1,), "growth": 0}
+    denseflow("table4-none", **{**small, "conditioner": thin})  # a preset's norm is no one's word
+
+
+def thin(in_channels, out_channels):
+    return nn.Conv2d(in_channels, out_channels, 1)
+
+
+def test_denseflow_says_that_its_networks_take_no_context():
+    small = {"image_shape": (1, 4, 4), "units": (2,), "modules": (1,), "growth": 2}
+    with pytest.warns(UserWarning, match="2 of 2 GlowSteps take no context .*context_features"):
+        denseflow(**small, conditioner=thin, context_features=3)
+    with pytest.raises(ValueError, match="a part that takes context of 3 features, got none"):
+        denseflow(**{**small, "growth": 0}, conditioner=thin, context_features=3)
 
 
 def test_a_part_that_is_taken_out_does_not_move_the_context():

@@ -137,6 +137,22 @@ def test_file_of_before_an_option_was_added_has_its_default(tmp_path, make, opti
     assert load_weights(path).architecture == flow.architecture
 
 
+@pytest.mark.parametrize(
+    "flow",
+    [tiny(levels=None), tiny_denseflow(levels=None, growth=0, dequantization=None)],
+    ids=["mixerflow", "denseflow"],
+)
+def test_file_of_a_flow_on_real_images_keeps_that_it_is_one(tmp_path, flow):
+    path, images = tmp_path / "flow.safetensors", torch.randn(30, *SHAPE)
+    save_weights(flow.initialize(images), path)
+    again = load_weights(path)
+    assert again.architecture == flow.architecture and again.dequantization.levels is None
+    assert torch.equal(again.eval().log_prob(images), flow.eval().log_prob(images))
+    if flow.architecture.builder == "mixerflow":
+        deeper = grow(flow, 2).eval()
+        torch.testing.assert_close(deeper.log_prob(images), flow.log_prob(images))
+
+
 def test_file_of_the_layout_before_is_refused_with_its_version(tmp_path):
     path = tmp_path / "flow.safetensors"
     save_state(trained(), path, {"nflows_mixer": "0.1.0", "mixerflow": "{}"})

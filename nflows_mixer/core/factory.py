@@ -7,6 +7,10 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
+from torch import nn
+
+from nflows_mixer._checks import mismatch
+
 
 class Unset(Enum):
     """The value of an argument that was not given, where None is a choice of its own."""
@@ -43,6 +47,33 @@ def call_factory(factory: Callable[..., Any], *arguments: Any, **offered: Any) -
     return factory(
         *arguments, **{k: v for k, v in offered.items() if k in names and v is not UNSET}
     )
+
+
+def check_read(owner: str, factory: Any, positional: int = 1, **given: Any) -> None:
+    """Raise if a keyword is given for a factory that does not take it, or for what is ready.
+
+    Args:
+        owner: who takes the keywords, for the error.
+        factory: a class, a function, a ``functools.partial``; or what one would have made.
+        positional: how many arguments it gets by position.
+        given: the keywords, ``UNSET`` where they are not given.
+
+    Raises:
+        ValueError: naming what nothing would read.
+
+    Example:
+        >>> check_read("example", lambda size, norm=None: None, norm="batch", width=UNSET)
+    """
+    ready = isinstance(factory, nn.Module)
+    read = set() if ready else named_keywords(factory, positional)
+    unread = [name for name, value in given.items() if value is not UNSET and name not in read]
+    if unread:
+        names = ", ".join(unread)
+        got = getattr(factory, "__name__", repr(factory))
+        got = f"a ready {type(factory).__name__}" if ready else got
+        expected = f"a factory that still takes {names}, to read the one given"
+        advice = f"leave {names} out, or give the factory its own by functools.partial"
+        raise mismatch(owner, expected, got, advice)
 
 
 def named_keywords(factory: Callable[..., Any], positional: int = 1) -> set[str]:

@@ -33,6 +33,8 @@ class ImageData:
             these are rows of. Computed from the parts where it is not given.
         split_seed: that the split was drawn by, and a shuffle; None where nothing says so.
         test_hash: of the pixels of a test part of its own, likewise; None where there is none.
+        label_values: what the labels were before they were numbered anew, that of each class; None
+            where they are as they were, see ``with_numbered_labels``.
 
     Example:
         >>> import torch
@@ -52,6 +54,7 @@ class ImageData:
     split_hash: str = ""
     split_seed: int | None = None
     test_hash: str | None = None
+    label_values: list[int] | None = None
 
     def __post_init__(self) -> None:
         # Stored, so that a part that is cut down later keeps the hash of the split it came from.
@@ -85,7 +88,7 @@ class ImageData:
         count = int(found.max()) + 1
         if count > 2 * len(found):  # each class has parameters of its own
             got = f"{len(found)} labels, up to {count - 1:,}"
-            advice = "number them anew, as np.unique(labels, return_inverse=True) does"
+            advice = "number them anew, by load_images(..., remap_labels=True) or np.unique"
             raise mismatch(self.name, "labels that count the classes from 0", got, advice)
         return count
 
@@ -105,6 +108,8 @@ class ImageData:
         }
         if self.shuffle is not None:
             described["shuffle"] = dict(self.shuffle)
+        if self.label_values is not None:
+            described["label_values"] = self.label_values
         return described
 
 
@@ -135,6 +140,9 @@ def check_same_images(trained: Mapping[str, Any], data: ImageData, owner: str) -
     if (shuffle := trained.get("shuffle")) != data.shuffle:
         expected = f"the shuffle of the training run, {shuffle}"
         raise mismatch(owner, expected, f"{data.shuffle}", "give what it was given")
+    if (values := trained.get("label_values")) != data.label_values:
+        expected, got = f"the classes of the training run, {values}", f"{data.label_values}"
+        raise mismatch(owner, expected, got, "number the labels anew where it did: remap_labels")
     for fact, value in {"split_hash": data.split_hash, "version": data.version}.items():
         known = trained.get(fact, value)
         if known == value:
@@ -154,22 +162,23 @@ def check_same_images(trained: Mapping[str, Any], data: ImageData, owner: str) -
             )
 
 
-def with_levels(data: ImageData, levels: int | None) -> ImageData:
+def with_levels(data: ImageData, levels: int) -> ImageData:
     """Return images as ones of fewer levels, which files and folders do not say that they have.
 
     Args:
         data: the images.
-        levels: number of pixel values; None, or as many as they have, for no change.
+        levels: number of pixel values.
 
     Raises:
-        ValueError: if a pixel of any part is too large, or the source says how many they are.
+        ValueError: if a pixel of any part is too large, or the source says how many they are; if
+            it is None, which is for flows on real images.
 
     Example:
         >>> images = ImageDataset(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
         >>> with_levels(ImageData("blank", images, images, None), 17).levels
         17
     """
-    if levels is None or levels == data.levels:
+    if levels == data.levels:
         return data
     check_levels(data.name, levels)
     if data.levels != 256:
@@ -181,6 +190,35 @@ def with_levels(data: ImageData, levels: int | None) -> ImageData:
                 expected, got = f"pixels from 0 to {levels - 1}", f"one of {top}"
                 raise mismatch(data.name, expected, got, "give levels for all of them")
     return replace(data, levels=levels)
+
+
+def with_numbered_labels(data: ImageData) -> ImageData:
+    """Return images whose labels count the classes from 0, in the order of their labels.
+
+    Args:
+        data: the images; labels below 0, of images without a class, stay as they are.
+
+    Example:
+        >>> labels = torch.tensor([7, 90, 7])
+        >>> images = ImageDataset(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), labels)
+        >>> numbered = with_numbered_labels(ImageData("blank", images, images, None))
+        >>> numbered.train.labels().tolist(), numbered.label_values
+        ([0, 1, 0], [7, 90])
+    """
+    named = {"train": data.train, "validation": data.validation, "test": data.test}
+    parts = {name: part for name, part in named.items() if part is not None and part.labelled}
+    if not parts:
+        raise mismatch(data.name, "labels to number anew", "images alone", "leave remap_labels out")
+    of_each = {name: part.labels() for name, part in parts.items()}
+    values = torch.cat(list(of_each.values())).unique()
+    values = values[values >= 0]
+    numbered: dict[str, Any] = {
+        name: parts[name].with_labels(
+            torch.where(labels < 0, labels, torch.searchsorted(values, labels))
+        )
+        for name, labels in of_each.items()
+    }
+    return replace(data, **numbered, label_values=values.tolist())
 
 
 def validation_size(count: int) -> int:

@@ -14,7 +14,12 @@ from nflows_mixer._checks import as_python, check_choice, mismatch
 from nflows_mixer.data.cache import ImageFiles, gather
 from nflows_mixer.data.dataset import ImageDataset
 from nflows_mixer.data.folder import folder_images
-from nflows_mixer.data.image_data import ImageData, split, validation_size
+from nflows_mixer.data.image_data import (
+    ImageData,
+    split,
+    validation_size,
+    with_numbered_labels,
+)
 from nflows_mixer.data.imagenet import load_imagenet
 from nflows_mixer.data.npz import npz_images
 from nflows_mixer.data.shuffle import shuffled
@@ -35,6 +40,7 @@ def load_images(
     shuffle: Literal["global", "local"] | None = None,
     shuffle_patch: int | None = None,
     size: int | None = None,
+    remap_labels: bool = False,
 ) -> ImageData:
     """Load images by name, from an .npz file, or from a folder of image files.
 
@@ -67,6 +73,8 @@ def load_images(
         shuffle: shuffle the pixels of all images in the same way; local keeps patches together.
         shuffle_patch: patch size of the local shuffle; 4 if None.
         size: of a folder: the shorter side of each image is resized to it, the centre cropped.
+        remap_labels: number labels such as 0, 10, 1000 anew, 0, 1, 2; ``label_values`` of the
+            images, results and weights has what they were.
 
     Returns:
         The images.
@@ -99,6 +107,7 @@ def load_images(
         raise mismatch("load_images", expected, f"shuffle={shuffle!r}", "leave it out")
     images = _named(str(data), root, seed) if named else _paths(data, test_data, root, seed, size)
     images = replace(images, split_seed=seed)
+    images = with_numbered_labels(images) if remap_labels else images
     return images if shuffle is None else shuffled(images, shuffle, shuffle_patch, seed)
 
 

@@ -103,5 +103,7 @@ def check_fit(owner: str, what: str, flow: ImageFlow, data: ImageData, advice: s
     """Raise unless a flow is one of images of these sizes and levels."""
     levels = flow.dequantization.levels
     if flow.image_shape != data.image_shape or levels != data.levels:
-        expected = f"{what} {list(flow.image_shape)} of {levels} levels"
-        raise mismatch(owner, expected, f"{list(data.image_shape)} of {data.levels}", advice)
+        of_levels = "real values (levels=None)" if levels is None else f"{levels} levels"
+        expected = f"{what} {list(flow.image_shape)} of {of_levels}"
+        got = f"{list(data.image_shape)} of {data.levels} levels"
+        raise mismatch(owner, expected, got, advice)

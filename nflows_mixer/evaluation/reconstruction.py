@@ -61,7 +61,7 @@ def reconstruction(
 def round_trip_error(
     flow: ImageFlow, images: Tensor, context: Tensor | None = None, batch_size: int = 100
 ) -> float:
-    r"""Largest error of inverting the flow, as a fraction of the pixel range.
+    r"""Largest error of inverting the flow, as a fraction of the pixel range; of real images as is.
 
     .. math:: \max |f^{-1}(f(y)) - y|\, /\, \mathrm{levels}
 
@@ -77,7 +77,8 @@ def round_trip_error(
         >>> round_trip_error(flow, torch.zeros(3, 1, 2, 2, dtype=torch.uint8))
         0.0
     """
-    return reconstruction(flow, images, context, batch_size)[1] / flow.dequantization.levels
+    error = reconstruction(flow, images, context, batch_size)[1]
+    return error / (flow.dequantization.levels or 1)
 
 
 def inverted(flow: ImageFlow, latents: Tensor, context: Tensor | None, batch_size: int) -> Tensor:

@@ -304,10 +304,11 @@ def _images_of_the_run(weights: str | Path, name: str | Path, **where: Any) -> I
         seed=trained.get("split_seed", 0),
         shuffle=shuffle.get("mode"),
         shuffle_patch=shuffle.get("patch_size"),
+        remap_labels="label_values" in trained,
         **where,
     )
     check_same_images(trained, data, OWNER)
-    return with_levels(data, trained.get("levels"))
+    return with_levels(data, trained.get("levels", data.levels))
 
 
 def _others(flow: ImageFlow, name: str, root: str | Path) -> ImageData:

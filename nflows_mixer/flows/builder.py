@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from nflows_mixer._checks import (
     check_positive,
     mismatch,
 )
+from nflows_mixer.core.context import takes_context
 from nflows_mixer.core.factory import UNSET, Unset, call_factory
 from nflows_mixer.flows.architecture import Architecture
 from nflows_mixer.flows.image_flow import ImageFlow
@@ -34,7 +36,7 @@ class Spec:
     """Base of the arguments of a builder that describe a flow, a dataclass with their defaults."""
 
     image_shape: tuple[int, int, int]
-    levels: int
+    levels: int | None
     norm: str | None | Unset
     context_features: int | None
     num_classes: int | None
@@ -48,7 +50,8 @@ class Spec:
             factories: names of arguments that are factories, or not given.
         """
         check_image_shape(self.image_shape, owner)
-        check_levels(owner, self.levels)
+        if self.levels is not None:
+            check_levels(owner, self.levels)
         if self.norm is not UNSET:
             check_choice(owner, "norm", self.norm, ("layer", "batch", None))
         for name in (*sizes, "context_features", "num_classes"):
@@ -84,6 +87,8 @@ class Spec:
         dequantization: DequantizationLike,
         noise_channels: int | None,
         memory: str,
+        layers: type[Transform],
+        advice: str,
     ) -> ImageFlow:
         """Return the flow of these parts, which knows what it is made of.
 
@@ -91,9 +96,11 @@ class Spec:
             builder: its name.
             transform: from pixels to latents.
             base: of the latents.
-            dequantization: its name or a factory, see ``Pixels``.
+            dequantization: its name or a factory, see ``Pixels``; not read for real images.
             noise_channels: of a learned one.
             memory: of the backward pass.
+            layers: the class of those that are to take the context; a warning says how many do not.
+            advice: what to do about these.
         """
         classes, shape = self.num_classes, check_image_shape(self.image_shape, builder)
         if dequantization == "uniform":
@@ -115,9 +122,17 @@ class Spec:
             self.levels,
             self.features,
             None if classes is None else ClassEmbedding(classes, self.features or 0),
-            call_factory(dequantization, **offered),
+            None if self.levels is None else call_factory(dequantization, **offered),
         )
         flow.architecture = Architecture(builder, dict(vars(self)))
+        found = [part for part in flow.modules() if isinstance(part, layers)]
+        unread = sum(not takes_context(layer) for layer in found)
+        if self.features is not None and unread:
+            warnings.warn(
+                f"{builder}: {unread} of {len(found)} {layers.__name__}s take no context and stay "
+                f"unconditional; {advice}",
+                stacklevel=4,
+            )
         return flow
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from nflows.transforms import Transform
 from torch import nn
@@ -49,7 +49,7 @@ def denseflow(
     preset: str | None = None,
     *,
     image_shape: Sequence[int] | None = None,
-    levels: int | None = None,
+    levels: int | None | Unset = UNSET,
     units: Sequence[int] | None = None,
     modules: Sequence[int] | None = None,
     growth: int | None = None,
@@ -130,10 +130,11 @@ def denseflow(
     """
     spec, changes = specify(denseflow, DenseFlowSpec, DENSEFLOW_PRESETS, locals())
     read = {"augmentation": spec.growth, "preconditioning": spec.growth}
+    read["dequantization"] = spec.levels is not None
     read["norm"] = "norm" in named_keywords(spec.conditioner, positional=2)
     for name, value in changes.items():
         if not read.get(name, True):
-            got = f"conditioner={spec.conditioner!r}, growth={spec.growth}"
+            got = f"conditioner={spec.conditioner!r}, growth={spec.growth}, levels={spec.levels}"
             expected = f"what reads {name}={value!r}"
             raise mismatch(OWNER, expected, got, f"leave {name} out")
     return build_denseflow(spec, compile, memory)
@@ -144,7 +145,7 @@ class DenseFlowSpec(Spec):
     """The arguments of ``denseflow`` that describe the flow, with their defaults, checked."""
 
     image_shape: tuple[int, int, int]
-    levels: int = 256
+    levels: int | None = 256
     units: Sequence[int] = (6, 4, 1)
     modules: Sequence[int] = (5, 6, 20)
     growth: int = 10
@@ -180,7 +181,8 @@ class DenseFlowSpec(Spec):
         check_choice(OWNER, "augmentation", self.augmentation, ("units", "input"))
         check_choice(OWNER, "scale", self.scale, tuple(LOG_SCALES))
         learned = bool(self.growth) and self.preconditioning == "learned"
-        check_dequantization(OWNER, self.dequantization, self.noise_channels, read=learned)
+        kind = "uniform" if self.levels is None else self.dequantization
+        check_dequantization(OWNER, kind, self.noise_channels, read=learned)
         if self.growth != 0:
             check_positive(OWNER, "growth", self.growth)
         places = {"units": PRECONDITIONING, "input": ("learned", None)}
@@ -203,7 +205,8 @@ def build_denseflow(spec: DenseFlowSpec, compile: bool, memory: str) -> ImageFlo
     check_choice(OWNER, "memory", memory, MEMORY)
     composite = partial(ReversibleCompositeTransform, memory=memory, compile=compile)
     shape = check_image_shape(spec.image_shape, OWNER)
-    parts: list[Transform] = [PixelScaling(spec.levels), SqueezeTransform(2)]
+    scaling = [] if spec.levels is None else [PixelScaling(spec.levels)]
+    parts: list[Transform] = [*scaling, SqueezeTransform(2)]
     channels = 4 * shape[0]
     if spec.growth and spec.augmentation == "input":
         parts.append(_augmentation(spec, channels))
@@ -235,7 +238,8 @@ def build_denseflow(spec: DenseFlowSpec, compile: bool, memory: str) -> ImageFlo
     }
     priors["final"] = spec.base(transform.latent_shapes["final"])
     base, noise = ProductDistribution(priors), (spec.dequantization, spec.noise_channels)
-    return spec.assemble(OWNER, transform, base, *noise, memory)
+    advice = "give a conditioner that takes it: a factory that names context_features"
+    return spec.assemble(OWNER, transform, base, *noise, memory, GlowStep, advice)
 
 
 def _augmentation(spec: DenseFlowSpec, channels: int) -> Transform:
@@ -255,7 +259,9 @@ def _unit(
     channels: int,
 ) -> Transform:
     """Return a unit of glow-like modules."""
-    offered = {"context_features": spec.features, **spec.offered_norm}
+    offered: dict[str, Any] = {"context_features": spec.features}
+    if "norm" in named_keywords(spec.conditioner, positional=2):
+        offered |= spec.offered_norm
     step = partial(GlowStep, channels, spec.conditioner, spec.scale, swap=spec.swap, **offered)
     unit = composite([step() for _ in range(modules)])
     if unit.compiled is not None:

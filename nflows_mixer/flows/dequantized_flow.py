@@ -80,6 +80,17 @@ class CheckedFlow(Flow):
         if images.shape[1:] != self.image_shape:
             raise wrong_event(images, self.image_shape, owner, advice)
 
+    def _checked_values(self, images: Tensor, advice: str) -> Tensor:
+        """Return images that are real and, where values are looked at, finite."""
+        owner = type(self).__name__
+        self._check_images(images)
+        if not images.is_floating_point():
+            raise mismatch(owner, "real pixels, floating point", images.dtype, advice)
+        if self.validate_args and (broken := (~torch.isfinite(images)).sum().item()):
+            got = f"{broken} that are NaN or infinite"
+            raise mismatch(owner, "finite pixels", got, "look at the data")
+        return images
+
     def _check_context(self, context: Tensor | None, batch: int) -> Tensor | None:
         """Return the context in the precision of the flow."""
         owner, length = type(self).__name__, self.context_features
@@ -130,7 +141,7 @@ class CheckedFlow(Flow):
 
         Returns:
             [num_samples, C, H, W], or [M, num_samples, C, H, W] with a context; real pixels here
-            and of a ``DequantizedFlow``, uint8 ones of an ``ImageFlow``.
+            and of a ``DequantizedFlow``, uint8 ones of an ``ImageFlow`` that dequantizes.
 
         Raises:
             ValueError: if an argument is out of range, or the base knows no temperature.
@@ -231,14 +242,7 @@ class DequantizedFlow(CheckedFlow):
             return super().sample_and_log_prob(num_samples, context)
 
     def _check_values(self, images: Tensor, context: Tensor | None) -> Tensor | None:
-        self._check_images(images)
-        if not images.is_floating_point():
-            expected = "dequantized pixels, floating point"
-            advice = "pass integer pixels to the ImageFlow itself"
-            raise mismatch("DequantizedFlow", expected, images.dtype, advice)
-        if self.validate_args and (broken := (~torch.isfinite(images)).sum().item()):
-            got = f"{broken} that are NaN or infinite"
-            raise mismatch("DequantizedFlow", "finite pixels", got, "look at the data")
+        self._checked_values(images, "pass integer pixels to the ImageFlow itself")
         return self._check_context(context, len(images))
 
 

@@ -1,4 +1,4 @@
-"""Flows on images of integer pixels."""
+"""Flows on images, of integer pixels or of real ones."""
 
 from __future__ import annotations
 
@@ -22,8 +22,38 @@ from nflows_mixer.transforms.initialize import initialize
 from nflows_mixer.transforms.multiscale import MultiScaleTransform
 from nflows_mixer.transforms.pixels import PixelScaling
 from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
-from nflows_mixer.transforms.stochastic import UniformDequantization, check_noise_is_passed, cut
+from nflows_mixer.transforms.stochastic import (
+    StochasticTransform,
+    UniformDequantization,
+    check_noise_is_passed,
+    cut,
+)
 from nflows_mixer.transforms.variational import VariationalDequantization
+
+
+class _RealPixels(StochasticTransform):
+    """Stands where the dequantization does, in a flow on images that are real already."""
+
+    stochastic_forward = False
+    noise_kind = "uniform"
+    levels: Any = None
+
+    def noise_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """No noise."""
+        return (0,)
+
+    def forward(
+        self, inputs: Tensor, context: Tensor | None = None, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the images as they are."""
+        if noise is not None and noise.numel():
+            expected, got = "no noise, as real images are not dequantized", list(noise.shape)
+            raise mismatch("ImageFlow", expected, f"noise of shape {got}", "leave it out")
+        return inputs, inputs.new_zeros(inputs.shape[0])
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the images as they are."""
+        return inputs, inputs.new_zeros(inputs.shape[0])
 
 
 class ImageFlow(CheckedFlow):
@@ -37,13 +67,17 @@ class ImageFlow(CheckedFlow):
     its -log q, and the bound is over all of it. Images are checked here, at the boundary, and
     nowhere deeper.
 
+    With ``levels=None`` images are real, and go into the transform as they are: ``log_prob`` is
+    the log-density of its image (a bound on it where the transform draws noise), ``sample`` gives
+    real images, and ``sample_and_log_prob`` gives them with their log-densities.
+
     Args:
-        transform: from pixels in [0, levels) to the base's shape; ends of the range and scales
-            are its own affair (see ``PixelScaling``). It may be stochastic (see
+        transform: from pixels in [0, levels), or real images, to the base's shape; ends of the
+            range and scales are its own affair (see ``PixelScaling``). It may be stochastic (see
             ``StochasticTransform``).
         image_shape: (C, H, W).
         base: distribution of the latents; ``DiagonalNormal(image_shape)`` where None.
-        levels: number of pixel values.
+        levels: number of pixel values; None for images that are real.
         context_features: length of the context that has to be given; None where there is none,
             or where its parts check it themselves.
         embedding_net: encoder of the context, as for nflows' flows.
@@ -52,7 +86,8 @@ class ImageFlow(CheckedFlow):
             waits for a GPU. Shapes, the dtype and ActNorm's flag always are. May be set later.
 
     Shapes:
-        images uint8 [B, C, H, W]; context [B, F]; log-likelihoods [B], in nats.
+        images [B, C, H, W], uint8, or of floating point where ``levels`` is None; context [B, F];
+        log-likelihoods [B], in nats.
 
     Raises:
         ValueError: if images have another shape, dtype or range, the context is missing, of
@@ -68,6 +103,9 @@ class ImageFlow(CheckedFlow):
         >>> images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
         >>> flow.log_prob(images).shape, flow.sample(2).dtype
         (torch.Size([4]), torch.uint8)
+        >>> real = ImageFlow(PixelScaling(2, -1.0, 3.0), image_shape=(3, 8, 8), levels=None)
+        >>> real.sample(2).dtype, real.draw_noise(seed=0, step=0, index=torch.arange(2)).shape
+        (torch.float32, torch.Size([2, 0]))
     """
 
     takes_noise = True
@@ -77,7 +115,7 @@ class ImageFlow(CheckedFlow):
         transform: Transform,
         image_shape: Sequence[int],
         base: Distribution | None = None,
-        levels: int = 256,
+        levels: int | None = 256,
         context_features: int | None = None,
         embedding_net: nn.Module | None = None,
         dequantization: UniformDequantization | VariationalDequantization | None = None,
@@ -87,18 +125,20 @@ class ImageFlow(CheckedFlow):
             transform, image_shape, base, context_features, embedding_net, validate_args
         )
         check_noise_is_passed(self._transform, "ImageFlow")
-        if dequantization is None:
-            dequantization = UniformDequantization(levels)
-        if not isinstance(dequantization, (UniformDequantization, VariationalDequantization)):
+        own = _RealPixels() if levels is None else UniformDequantization(levels)
+        kinds = (UniformDequantization, VariationalDequantization)
+        if dequantization is not None and not isinstance(dequantization, kinds):
             raise TypeError(
                 "ImageFlow: expected a UniformDequantization or VariationalDequantization, got "
                 f"{dequantization!r}; build one"
             )
-        if dequantization.levels != levels:
-            expected, got = f"a dequantization of {levels} levels", dequantization.levels
-            advice = "build both with the number of levels of the data"
+        if dequantization is not None and dequantization.levels != levels:
+            expected = "no dequantization of real images (levels=None)"
+            if levels is not None:
+                expected = f"a dequantization of {levels} levels"
+            got, advice = dequantization.levels, "build both with the number of levels of the data"
             raise mismatch("ImageFlow", expected, got, advice)
-        self.dequantization = dequantization
+        self.dequantization = own if dequantization is None else dequantization
         self.architecture: Architecture | None = None
 
     @classmethod
@@ -106,7 +146,7 @@ class ImageFlow(CheckedFlow):
         cls,
         flow: Flow,
         image_shape: Sequence[int],
-        levels: int = 256,
+        levels: int | None = 256,
         dequantization: UniformDequantization | VariationalDequantization | None = None,
     ) -> ImageFlow:
         """Put the scaling and dequantization of pixels before any nflows flow on real images.
@@ -115,11 +155,11 @@ class ImageFlow(CheckedFlow):
             flow: an nflows flow on [B, C, H, W], which sees pixels in [-1/2, 1/2) and is shared,
                 not copied.
             image_shape: (C, H, W).
-            levels: number of pixel values.
+            levels: number of pixel values; None for real images, which ``flow`` sees as they are.
             dequantization: of the same levels; ``UniformDequantization`` where None.
 
         Returns:
-            A flow on uint8 images, which takes context where ``flow`` does.
+            A flow on uint8 images, or on real ones, which takes context where ``flow`` does.
 
         Example:
             >>> from nflows.distributions import StandardNormal
@@ -130,13 +170,15 @@ class ImageFlow(CheckedFlow):
             >>> flow.log_prob(torch.randint(17, (5, 1, 8, 8), dtype=torch.uint8)).shape
             torch.Size([5])
         """
+        base, net = flow._distribution, flow._embedding_net
+        if levels is None:
+            return cls(flow._transform, image_shape, base, None, None, net, dequantization)
         parts = [PixelScaling(levels), flow._transform]
         transform: Transform
         if getattr(flow._transform, "stochastic_forward", False):
             transform = MultiScaleTransform(parts, image_shape)
         else:
             transform = ReversibleCompositeTransform(parts, memory="full")
-        base, net = flow._distribution, flow._embedding_net
         return cls(transform, image_shape, base, levels, None, net, dequantization)
 
     @property
@@ -168,6 +210,7 @@ class ImageFlow(CheckedFlow):
         """Shape of the noise that ``log_prob`` takes for one image.
 
         That of the dequantization; if the transform draws noise, too, one row with both, flat.
+        (0,) where nothing draws any.
         """
         shapes = [shape for _, shape in self._noises]
         return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
@@ -187,7 +230,7 @@ class ImageFlow(CheckedFlow):
             ``[B, *noise_shape]``, on the device of ``index``.
         """
         row = mixed_noise(seed, step, index, self._noises, dtype)
-        return row.reshape(-1, *self.noise_shape)
+        return row.reshape(len(index), *self.noise_shape)
 
     def log_prob(
         self, inputs: Tensor, context: Tensor | None = None, noise: Tensor | None = None
@@ -198,7 +241,7 @@ class ImageFlow(CheckedFlow):
         what is to be reported.
 
         Args:
-            inputs: uint8 [B, C, H, W].
+            inputs: uint8 [B, C, H, W], or real where ``levels`` is None.
             context: [B, F], or what the embedding net takes.
             noise: of ``noise_shape``, such as ``draw_noise`` returns; drawn if not given.
         """
@@ -229,7 +272,10 @@ class ImageFlow(CheckedFlow):
             return self._transform(values, self._embedding_net(context), *given)[0]
 
     def dequantize_mid(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        """Real pixels in [0, levels) that ``transform_to_noise`` maps, [B, C, H, W]."""
+        """Real pixels in [0, levels) that ``transform_to_noise`` maps, [B, C, H, W].
+
+        Images that are real are these themselves.
+        """
         with in_mode(self, training=False):
             return self._dequantize(inputs, context, self._median_noise(inputs))[0]
 
@@ -240,7 +286,7 @@ class ImageFlow(CheckedFlow):
         batch_size: int | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Draw uint8 images; arguments, shapes and errors are those of ``DequantizedFlow.sample``.
+        """Draw images, uint8 unless ``levels`` is None; else as ``DequantizedFlow.sample``.
 
         A ``RuntimeWarning`` says how many samples overflowed, if any did.
         """
@@ -255,13 +301,22 @@ class ImageFlow(CheckedFlow):
             )
         return self.dequantization.inverse(values)[0]
 
-    def sample_and_log_prob(self, num_samples: int, context: Tensor | None = None) -> None:
-        """Raise: the density of a dequantized sample is not the likelihood of its pixels."""
+    def sample_and_log_prob(
+        self, num_samples: int, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw real images with their log-densities, where nothing draws noise.
+
+        Raises:
+            RuntimeError: if something does: the density of a dequantized sample is not the
+                likelihood of its pixels.
+        """
+        if self.dequantization.levels is None and not self._is_stochastic:
+            return self.deterministic.sample_and_log_prob(num_samples, context)
         raise RuntimeError(
-            "ImageFlow.sample_and_log_prob: expected a deterministic flow, got one with "
-            "dequantization inside, where the density of what was sampled is not the likelihood of "
-            "its pixels; call log_prob(sample(n)), or, where the transform draws no noise of its "
-            "own, deterministic.sample_and_log_prob(n)"
+            "ImageFlow.sample_and_log_prob: expected a deterministic flow, got one that draws "
+            "noise (of its dequantization, or on the way), where the density of what was sampled "
+            "is not the likelihood of its pixels; call log_prob(sample(n)), or, where the "
+            "transform draws no noise of its own, deterministic.sample_and_log_prob(n)"
         )
 
     def initialize(
@@ -278,20 +333,24 @@ class ImageFlow(CheckedFlow):
         self, images: Tensor, context: Tensor | None, noise: Tensor | None
     ) -> tuple[Tensor, Tensor, list[Tensor], Tensor | None]:
         """Real pixels, the log-det of making them so, the transform's noise, and the context."""
-        self._check_images(images)
-        top = self.dequantization.levels - 1
-        if images.dtype != torch.uint8:
-            expected = f"uint8 pixels from 0 to {top}"
-            advice = "pass raw pixels, .to(torch.uint8): the flow dequantizes and scales them"
-            raise mismatch("ImageFlow", expected, images.dtype, advice)
+        levels = self.dequantization.levels
+        if levels is None:
+            advice = "build the flow with levels=256 for integer pixels, or make them real"
+            images = self._in_own_precision(self._checked_values(images, advice))
+        else:
+            self._check_images(images)
+            if images.dtype != torch.uint8:
+                expected = f"uint8 pixels from 0 to {levels - 1}"
+                advice = "pass raw pixels, .to(torch.uint8), which the flow dequantizes and scales"
+                advice += "; images that are real by nature have a flow of levels=None"
+                raise mismatch("ImageFlow", expected, images.dtype, advice)
         context = self._check_context(context, len(images))
         own, given = self._split_noise(noise, len(images))
-        if self.validate_args and images.numel():
-            self._check_range(images, own)
+        if self.validate_args and images.numel() and levels is not None:
+            self._check_range(images, levels - 1, own)
         return (*self.dequantization(images, noise=own), given, context)
 
-    def _check_range(self, images: Tensor, noise: Tensor | None) -> None:
-        top = self.dequantization.levels - 1
+    def _check_range(self, images: Tensor, top: int, noise: Tensor | None) -> None:
         # 255 is all that uint8 has.
         if top < 255 and (largest := images.max().item()) > top:
             advice = "build the flow with the number of levels of the data"
@@ -318,7 +377,8 @@ class ImageFlow(CheckedFlow):
             torch.full((len(inputs), math.prod(shape)), 0.0 if kind == "normal" else 0.5)
             for kind, shape in self._noises
         ]
-        return torch.cat(medians, dim=1).reshape(-1, *self.noise_shape).to(inputs.device)
+        rows = torch.cat(medians, dim=1).reshape(len(inputs), *self.noise_shape)
+        return rows.to(inputs.device)
 
     def _split_noise(self, noise: Tensor | None, batch: int) -> tuple[Tensor | None, list[Tensor]]:
         """Noise of the dequantization, and that of the transform if it takes some."""

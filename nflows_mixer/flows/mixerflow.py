@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,6 @@ from torch import Tensor, distributions, nn
 from nflows_mixer._checks import check_choice, check_image_shape, check_positive, mismatch
 from nflows_mixer.core.as_transform import as_transform, built
 from nflows_mixer.core.composite import CompositeTransform
-from nflows_mixer.core.context import takes_context
 from nflows_mixer.core.factory import UNSET, Unset, call_factory, named_keywords
 from nflows_mixer.distributions import DiagonalNormal, ProductDistribution, as_base
 from nflows_mixer.flows.builder import Spec, specify
@@ -46,6 +44,8 @@ from nflows_mixer.transforms.reversible import MEMORY
 
 OWNER = "mixerflow"
 SHIFT_PERIOD = 4
+NETWORK = ("conditioner", "norm", "hidden_features")
+"""Arguments of the networks of row flows."""
 
 RowFlowFactory = Callable[..., Union[Transform, nn.Module]]
 """Row length -> flow: a class such as ``zuko.flows.NSF``, a function, a ``functools.partial``."""
@@ -63,7 +63,7 @@ def mixerflow(
     *,
     image_shape: Sequence[int] | None = None,
     patch_size: PatchSize | Sequence[PatchSize] | None = None,
-    levels: int | None = None,
+    levels: int | None | Unset = UNSET,
     num_layers: int | Sequence[int] | None = None,
     num_flow_layers: int | None = None,
     channel_flow: RowFlowFactory | None = None,
@@ -101,7 +101,8 @@ def mixerflow(
         image_shape: (C, H, W).
         patch_size: p, (height, width), or a factory such as ``partial(PatchTransform,
             patch_size=4, layout="stripe")``; or a list with one of these for each layer.
-        levels: number of pixel values; 256.
+        levels: number of pixel values, 256 where not given; None for real images, which are
+            neither dequantized nor scaled.
         num_layers: mixer layers; 30. Or a list with the layers of each scale: after each but the
             last, squares of 2 x 2 pixels become channels, and half of these are latents, normal
             with a mean and scale that are learned of the other half. Where another argument is a
@@ -145,8 +146,9 @@ def mixerflow(
             ``ReversibleCompositeTransform``.
 
     Returns:
-        A flow on uint8 images, at the identity but for the scaling of pixels. ActNorm needs one
-        batch before evaluation: ``flow.initialize(images)``, or one training step.
+        A flow on uint8 images, or on real ones, whose log-density ``log_prob`` is; at the identity
+        but for the scaling of pixels. ActNorm needs one batch before evaluation:
+        ``flow.initialize(images)``, or one training step.
 
     Raises:
         ValueError: if a choice is unknown, sizes do not fit, or nothing would read an argument.
@@ -167,7 +169,7 @@ def mixerflow(
     spec, changes = specify(mixerflow, MixerFlowSpec, MIXERFLOW_PRESETS, locals())
     flows = spec.channel_flow, spec.patch_flow
     local = [flow for flow in spec.local_flows() if flow is not None]
-    for name in ("conditioner", "norm", "hidden_features", "alternate"):
+    for name in (*NETWORK, "alternate"):
         if name not in changes or changes[name] is False:
             continue
         keyword = "conditioning" if name == "alternate" else name
@@ -188,7 +190,7 @@ def _reads(flow: Callable[..., Any], name: str, conditioner: Any) -> bool:
     if name not in keywords:
         return False
     parameters = inspect.signature(flow).parameters
-    if name == "conditioner" or "conditioner" not in parameters:
+    if name in ("conditioner", "conditioning") or "conditioner" not in parameters:
         return True
     # A coupling hands the others on to its network.
     own = parameters["conditioner"].default
@@ -202,7 +204,7 @@ class MixerFlowSpec(Spec):
 
     image_shape: tuple[int, int, int]
     patch_size: Any
-    levels: int = 256
+    levels: int | None = 256
     num_layers: Any = 30
     num_flow_layers: int = 4
     channel_flow: RowFlowFactory = AffineCoupling
@@ -345,17 +347,11 @@ def build_mixerflow(spec: MixerFlowSpec, compile: bool, memory: str) -> ImageFlo
     transform = MultiScaleTransform(chains, image_shape) if several else chains[0]
     base = _base(spec, transform.latent_shapes if several else None, shape)
     dequantization = spec.pixels.dequantization, spec.pixels.noise_channels
-    flow = spec.assemble(OWNER, transform, base, *dequantization, memory)
-    flow_layers = [part for part in flow.modules() if isinstance(part, FlowLayer)]
-    unread = sum(not takes_context(layer) for layer in flow_layers)
-    if (features := spec.features) is not None and unread:
-        warnings.warn(
-            f"mixerflow: {unread} of {len(flow_layers)} flow layers take no context and stay "
-            f"unconditional; build the flow that was given for a context of {features} features, "
-            f"as in partial(zuko.flows.NSF, context={features})",
-            stacklevel=3,
-        )
-    return flow
+    advice = (
+        f"build the flow that was given for a context of {spec.features} features, as in "
+        f"partial(zuko.flows.NSF, context={spec.features})"
+    )
+    return spec.assemble(OWNER, transform, base, *dequantization, memory, FlowLayer, advice)
 
 
 def _layers(spec: MixerFlowSpec) -> Iterator[Callable[[tuple[int, int, int]], list[Transform]]]:
@@ -451,6 +447,9 @@ def _mixing_flow(
     }
     offered = {keyword: value for keyword, value in offered.items() if value is not None}
     offered |= spec.offered_norm
+    flow_factory = getattr(spec, name)
+    # One of the two flows may read what the other does not.
+    unread = {keyword for keyword in NETWORK if not _reads(flow_factory, keyword, spec.conditioner)}
     parts: list[Transform] = []
     for index in range(spec.num_flow_layers):
         offered["index"] = layer * spec.num_flow_layers + index
@@ -460,7 +459,8 @@ def _mixing_flow(
         linear = None
         if spec.linear is not None:
             linear = as_transform(spec.linear, features, f"{OWNER}.linear", **offered)
-        row_flow = as_transform(getattr(spec, name), features, f"{OWNER}.{name}", **offered)
+        given = {keyword: value for keyword, value in offered.items() if keyword not in unread}
+        row_flow = as_transform(flow_factory, features, f"{OWNER}.{name}", **given)
         parts.append(FlowLayer(features, linear=linear, flow=row_flow))
     flow = CompositeTransform([*parts, ActNorm(features)])
     _check_mixing(spec, flow)

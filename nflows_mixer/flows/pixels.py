@@ -34,7 +34,7 @@ class Pixels:
     r"""What stands between uint8 pixels and the mixer layers.
 
     Dequantization; a scale to [-1/2, 1/2), or to [0, 1) and a logit; an invertible 1x1 convolution
-    over the channels; a squeeze.
+    over the channels; a squeeze. Images that are real (``levels=None``) have the last two alone.
 
     Args:
         dequantization: "uniform", or "variational" with learned noise, or a factory such as
@@ -78,10 +78,18 @@ class Pixels:
         height, width = (size // self.squeeze for size in sizes)
         return channels * self.squeeze**2, height, width
 
-    def transforms(self, image_shape: tuple[int, int, int], levels: int) -> list[Transform]:
-        """Return the transforms from dequantized pixels to the first mixer layer."""
-        parts: list[Transform] = [PixelScaling(levels)]
-        if self.logit is not None:
+    def transforms(self, image_shape: tuple[int, int, int], levels: int | None) -> list[Transform]:
+        """Return the transforms from dequantized, or real, pixels to the first mixer layer.
+
+        Raises:
+            ValueError: if ``levels`` is None and something is for integer pixels.
+        """
+        parts: list[Transform] = [] if levels is None else [PixelScaling(levels)]
+        if levels is None and (self.dequantization != "uniform" or self.logit is not None):
+            expected = "pixels without a logit or a dequantization beside levels=None"
+            got = f"logit={self.logit}, dequantization={self.dequantization!r}"
+            raise mismatch("Pixels", expected, got, "leave these out: real images are taken as is")
+        if levels is not None and self.logit is not None:
             parts = [PixelScaling(levels, low=0.0, high=1.0), LogitTransform(self.logit)]
         if self.conv1x1:
             parts.append(InvertibleConv1x1(image_shape[0]))

@@ -175,7 +175,7 @@ _PARTS = {
     nn.ModuleList,
     *_NORMS,
 }
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def why_not_foldable(flow: Any) -> str | None:
@@ -202,7 +202,7 @@ def why_not_foldable(flow: Any) -> str | None:
     inside = set(activation.modules()) if isinstance(activation, nn.Module) else set()
     for part in flow.modules():
         name = type(part).__name__
-        if any(getattr(part, hooks) for hooks in _HOOKS):
+        if any(getattr(part, hooks) for hooks in HOOKS):
             return f"{name} with hooks"
         if part in inside:
             continue

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from nflows_mixer._checks import check_choice, check_outputs, mismatch
 from nflows_mixer._modes import running_statistics
 from nflows_mixer.core.context import takes_context
-from nflows_mixer.core.factory import UNSET, Unset, call_factory
+from nflows_mixer.core.factory import UNSET, Unset, call_factory, check_read
 from nflows_mixer.nn import ResidualMLP
 from nflows_mixer.transforms.gradients import Gradients, Pair
 from nflows_mixer.transforms.masks import mask_order
@@ -54,7 +54,7 @@ class Coupling(Transform):
         conditioning: which part conditions, "first" or "second".
         context_features: length of the context, for the factory.
         norm: of the conditioner, for the factory: "layer", "batch" or None; its own default where
-            not given.
+            not given. Refused, like the next, where the factory does not take it.
         hidden_features: width of the conditioner, for the factory; its own default likewise.
         mask: which features are the first part: a name, see ``mask_order``, or one boolean for each
             feature. They move to the front and back again, at the cost of two copies;
@@ -65,7 +65,8 @@ class Coupling(Transform):
         inputs and outputs [N, D], or [B, D, ...] with a conditioner of such shapes.
 
     Raises:
-        ValueError: if a choice is unknown, D is below 2, or inputs have another shape.
+        ValueError: if a choice is unknown, nothing would read an argument, D is below 2, or inputs
+            have another shape.
 
     References:
         Dinh et al., Density estimation using Real NVP, 2017, Section 3.
@@ -119,6 +120,7 @@ class Coupling(Transform):
         self.transformed_features = features - count
         # The number of conditioning features, and whether they are the first.
         self.split = (self.conditioning_features, conditioning == "first")
+        check_read(owner, conditioner, 2, norm=norm, hidden_features=hidden_features)
         if not isinstance(conditioner, nn.Module):
             conditioner = call_factory(
                 conditioner,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from nflows.transforms import Transform
 from torch import Tensor, nn
+from torch.nn.modules import module as module_of_torch
 
 from nflows_mixer._checks import ROWS_ADVICE, check_outputs, wrong_event
 from nflows_mixer._modes import EVALUATING, running_statistics, without_autocast
@@ -20,7 +21,7 @@ from nflows_mixer.core.composite import run_chain
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.nn.conditioner import Conditioner, Statistics, append_context
 from nflows_mixer.nn.norm import track_statistics
-from nflows_mixer.numerics.autoregressive import inverse_of
+from nflows_mixer.numerics.autoregressive import HOOKS, inverse_of
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.compiled import CompiledCalls
 from nflows_mixer.transforms.coupling import AffineCoupling, Coupling
@@ -486,7 +487,12 @@ def stands_for_forward(kind: type, method: str) -> bool:
 
 
 def _have_hooks(modules: Iterable[nn.Module | None], deep: bool = True) -> bool:
-    """Whether somebody listens to modules or their parts, or has replaced a direction of theirs."""
+    """Whether somebody listens to modules or their parts, or has replaced a direction of theirs.
+
+    Hooks on all modules of the process count, which flop counters and profilers set.
+    """
+    if any(getattr(module_of_torch, f"_global{hooks}") for hooks in HOOKS):
+        return True
     rest = list(modules)
     while rest:
         part = rest.pop()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nflows_mixer._checks import ROWS_ADVICE, check_event, check_outputs, check_sizes, mismatch
 from nflows_mixer._modes import running_statistics
 from nflows_mixer.core.context import takes_context
-from nflows_mixer.core.factory import call_factory
+from nflows_mixer.core.factory import UNSET, Unset, call_factory, check_read
 from nflows_mixer.nn.lipschitz import LipschitzMLP
 from nflows_mixer.numerics.implicit import row_jacobian, with_implicit_gradient
 
@@ -47,7 +47,7 @@ class ResidualTransform(Transform):
         tolerance: of the inverse; None is 1e-12 for float64 and 1e-6 for any other dtype.
         max_iterations: of the inverse; each shrinks the change by L or more.
         context_features: length of the context; of the factory, as is the next.
-        hidden_features: width of the network.
+        hidden_features: width of the network; its own default where not given.
 
     Shapes:
         inputs and outputs [N, D].
@@ -81,13 +81,14 @@ class ResidualTransform(Transform):
         max_iterations: int = 1000,
         *,
         context_features: int | None = None,
-        hidden_features: int = 128,
+        hidden_features: int | Unset = UNSET,
     ) -> None:
         super().__init__()
         owner = "ResidualTransform"
         check_sizes(owner, features=features, max_iterations=max_iterations)
         if tolerance is not None and not tolerance > 0:
             raise mismatch(owner, "tolerance above 0", tolerance, "give None for one by dtype")
+        check_read(owner, network, hidden_features=hidden_features)
         if not isinstance(network, nn.Module):
             network = call_factory(
                 network,
