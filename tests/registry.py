@@ -25,6 +25,7 @@ from nflows_mixer.nn import (
     DenseEncoder,
     LipschitzMLP,
     ResidualMLP,
+    TransformerConditioner,
     learned_positions,
     sinusoidal_positions,
 )
@@ -139,6 +140,15 @@ fused = partial(
     attention_channels=4,
     norm="batch",
 )
+
+
+steps = partial(GlowSteps, num_steps=2, hidden_channels=8)
+tokens = partial(TransformerConditioner, hidden_features=8, num_heads=2)
+
+
+def with_maps(inputs: int, outputs: int, context_features: int | None = None):
+    """Convolutions that see the context at every pixel."""
+    return ConvConditioner(inputs, outputs, 8, context_features)
 
 
 def maf(features: int, context_features: int | None = None) -> Transform:
@@ -256,6 +266,11 @@ TRANSFORMS: dict[str, Case] = {
     "AffineCoupling-mlp": row(lambda: AffineCoupling(6, partial(MLP, hidden_features=16))),
     "AffineCoupling-mlp-batch-norm": row(
         lambda: AffineCoupling(6, partial(MLP, hidden_features=16, norm="batch"))
+    ),
+    "AffineCoupling-transformer": odd_row(lambda: AffineCoupling(7, tokens)),
+    "AffineCoupling-of-patches": matrix(
+        lambda: AffineCoupling(4, partial(tokens, token_features=6, context_features=3)),
+        context_features=3,
     ),
     "AffineCoupling-images": image(lambda: AffineCoupling(3, image_net)),
     "AdditiveCoupling": odd_row(lambda: AdditiveCoupling(7, narrow)),
@@ -384,6 +399,27 @@ TRANSFORMS: dict[str, Case] = {
     "MixerFlow-spline": whole(
         channel_flow=partial(RationalQuadraticCoupling, num_bins=4), num_layers=1, shift=None
     ),
+    "MixerFlow-checkerboard": whole((1, 6, 6), num_layers=1, mask="checkerboard", alternate=True),
+    "MixerFlow-local": whole(
+        local_flow=[steps, None, partial(steps, conditioner=with_maps)],
+        context_features=3,
+    ),
+    "MixerFlow-transformer": whole(
+        (1, 4, 4),
+        num_layers=1,
+        conditioner=partial(TransformerConditioner, num_heads=2),
+        context_features=3,
+        shift=None,
+    ),
+    "MixerFlow-scales": whole(
+        (1, 4, 4),
+        out_shape=(16,),
+        num_layers=[1, 1],
+        patch_size=[2, 1],
+        num_flow_layers=1,
+        shift=None,
+        memory="constant",
+    ),
     "MixerFlow-residual": whole(patch_flow=ResidualTransform, num_flow_layers=1, shift=None),
     "Composite-mixed-context": matrix(
         lambda: ChannelMixingTransform(
@@ -504,7 +540,9 @@ Composite-of-nflows PatchMixer-context ChannelMixing-context FlowLayer-context
 AffineAutoregressive Composite-glow RationalQuadraticCoupling-images MixerFlow
 MixerFlow-constant-memory MixerFlow-butterfly MixerFlow-kronecker MixerFlow-bounded MixerFlow-maf
 MixerFlow-additive-squeezed MixerFlow-positions MixerFlow-batch-norm MixerFlow-batch-norm-mlp
-MixerFlow-patch-sizes MixerFlow-spline MixerFlow-residual
+MixerFlow-patch-sizes MixerFlow-spline MixerFlow-residual MixerFlow-checkerboard MixerFlow-local
+MixerFlow-transformer MixerFlow-scales GlowSteps-context GlowStep-second PatchMixer-random
+AffineCoupling-of-patches
 MultiScale-glow Reversible-glow-checkpoint
 """.split()
 for name in NOT_COMPILED:
