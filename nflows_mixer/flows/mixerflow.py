@@ -131,7 +131,8 @@ def mixerflow(
             which it stands, and one more for behind the last. They are given those of
             ``context_features``, ``norm`` and ``index``, the layer, that their signature names.
         base: a factory ``shape -> distribution``, ``DiagonalNormal`` where not given, or a
-            distribution of nflows, torch, zuko or normflows, see ``as_base``.
+            distribution of nflows, torch, zuko or normflows, see ``as_base``. With several scales a
+            factory makes one for each piece of the latents, of ``nflows_mixer.distributions``.
         context_features: length of the context, [B, context_features]; None for none.
         num_classes: of class labels, given as context in the place of vectors: integers [B], of
             which each has a learned vector of ``context_features`` (16 where that is None).
@@ -228,6 +229,9 @@ class MixerFlowSpec(Spec):
         if _is_ready(self.base):
             factories.remove("base")
         self.check(OWNER, ("num_flow_layers", "hidden_features"), factories)
+        if not self.scales:
+            advice = "give one number, or one for each scale"
+            raise mismatch(OWNER, "num_layers of at least one scale", self.num_layers, advice)
         for count in self.scales:
             check_positive(OWNER, "num_layers", count)
         masks = [self.mask] if isinstance(self.mask, str) else list(self.mask)

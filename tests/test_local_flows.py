@@ -1,0 +1,153 @@
+"""Local flows beside mixer layers, and several scales, as the builder puts them together."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from nflows.distributions import StandardNormal
+
+from nflows_mixer import mixerflow
+from nflows_mixer.distributions import DiagonalNormal
+from nflows_mixer.nn import ConvConditioner
+from nflows_mixer.transforms import GlowSteps, MultiScaleTransform, PatchMixerTransform
+from tests.helpers import expect, moved
+
+STEPS = partial(GlowSteps, num_steps=2, hidden_channels=8)
+SIZES = {
+    "image_shape": (1, 8, 8),
+    "patch_size": 2,
+    "levels": 16,
+    "num_layers": 2,
+    "num_flow_layers": 2,
+    "hidden_features": 16,
+    "mask": "checkerboard",
+    "alternate": True,
+}
+
+
+def build(**changes):
+    torch.manual_seed(0)
+    flow = mixerflow(**{**SIZES, **changes}).double()
+    features = changes.get("context_features")
+    context = None if features is None else torch.randn(64, features)
+    flow.initialize(images(64), context)
+    return moved(flow, 0.01)
+
+
+def images(count=6, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(16, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)
+
+
+def kinds(flow):
+    parts = (GlowSteps, PatchMixerTransform)
+    return [type(part).__name__ for part in flow.modules() if isinstance(part, parts)]
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        (STEPS, "GPGP"),
+        ([STEPS, None], "GPP"),
+        ([None, None, STEPS], "PPG"),
+        ([STEPS, None, STEPS], "GPPG"),
+    ],
+)
+def test_local_flows_stand_before_between_or_behind_mixer_layers(given, expected):
+    assert "".join(name[0] for name in kinds(build(local_flow=given))) == expected
+
+
+@pytest.mark.parametrize("options", [{"local_flow": STEPS}, {"num_layers": [1, 1], "shift": None}])
+def test_constant_memory_has_the_gradients_of_full_memory(options):
+    full = build(**options)
+    constant = build(memory="constant", **options)
+    constant.load_state_dict(full.state_dict())
+    noise = torch.rand(6, 1, 8, 8, dtype=torch.float64)
+    for flow in (full, constant):
+        flow.log_prob(images(), noise=noise).sum().backward()
+    pairs = zip(full.named_parameters(), constant.parameters())
+    for (name, expected), found in pairs:
+        torch.testing.assert_close(found.grad, expected.grad, atol=1e-9, rtol=1e-9, msg=name)
+
+
+def test_a_local_flow_sees_the_context():
+    conditioner = partial(_conditional, hidden_channels=8)
+    flow = build(local_flow=partial(STEPS, conditioner=conditioner), context_features=3)
+    context = torch.randn(6, 3, dtype=torch.float64)
+    local = next(part for part in flow.modules() if isinstance(part, GlowSteps))
+    inputs = torch.rand(6, 1, 8, 8, dtype=torch.float64)
+    first, second = local(inputs, context)[0], local(inputs, -context)[0]
+    assert (first - second).abs().max() > 1e-4
+
+
+def _conditional(inputs, outputs, hidden_channels, context_features=None):
+    return ConvConditioner(inputs, outputs, hidden_channels, context_features)
+
+
+def test_pixels_stay_at_their_places_through_glow_steps():
+    """So that the patch grid behind a local flow is that of the image."""
+    local = GlowSteps((3, 8, 8), 3, 8)
+    inputs = torch.randn(50, 3, 8, 8)
+    local.train()(inputs)
+    outputs = local.eval()(inputs)[0]
+    together = torch.stack([inputs.flatten(1), outputs.flatten(1)])
+    correlation = torch.stack([row.corrcoef()[0, 1] for row in together.permute(2, 0, 1)])
+    assert correlation.min() > 0.99
+
+
+def test_latents_of_two_scales_are_half_the_image_each_and_are_inverted():
+    flow = build(num_layers=[1, 1], shift=None)
+    assert isinstance(flow._transform, MultiScaleTransform)
+    assert flow._transform.latent_shapes == {"split_1": (2, 4, 4), "final": (2, 4, 4)}
+    latents = flow.transform_to_noise(images())
+    assert latents.shape == (6, 64)
+    back, _ = flow.deterministic._transform.inverse(latents)
+    assert torch.equal(flow.dequantization.inverse(back)[0], images())
+
+
+def test_what_is_split_off_is_normal_given_the_rest():
+    """The base alone is a density of its latents; the prior's mean depends on what was kept."""
+    flow = moved(build(num_layers=[1, 1], shift=None), 0.1)
+    chain, squeeze, mix, prior, split = list(flow._transform._transforms)[:5]
+    inputs = torch.rand(6, 1, 8, 8, dtype=torch.float64)
+    mixed = mix(squeeze(chain(inputs)[0])[0])[0]
+    kept, dropped = split.split(mixed)
+    latents = split.split(prior(mixed)[0])[1]
+    unconstrained, shift = prior.conditioner(kept).chunk(2, dim=1)
+    torch.testing.assert_close(latents, dropped * unconstrained.exp() + shift)
+
+
+def test_bases_of_several_scales_are_made_for_each_piece_or_for_the_whole_row():
+    standard = partial(DiagonalNormal, learnable=False)
+    pieces = build(num_layers=[1, 1], shift=None, base=standard)
+    whole = build(num_layers=[1, 1], shift=None, base=StandardNormal((64,)))
+    latents = torch.randn(5, 64, dtype=torch.float64)
+    torch.testing.assert_close(
+        pieces._distribution.log_prob(latents), whole._distribution.log_prob(latents)
+    )
+    learned = build(num_layers=[1, 1], shift=None)
+    assert sum(isinstance(part, DiagonalNormal) for part in learned.modules()) == 2
+
+
+def test_copies_are_equal():
+    flow = build(local_flow=STEPS, num_layers=[1, 1], shift=None)
+    noise = torch.rand(6, 1, 8, 8, dtype=torch.float64)
+    expected = flow.log_prob(images(), noise=noise)
+    assert torch.equal(copy.deepcopy(flow).log_prob(images(), noise=noise), expected)
+
+
+@pytest.mark.parametrize(
+    "changes, pattern",
+    [
+        ({"local_flow": [STEPS]}, "a list of 2 or 3 entries, got 1"),
+        ({"local_flow": partial(STEPS, squeeze=3)}, "multiples of 3"),
+        ({"num_layers": [1, 0]}, "num_layers to be a positive integer, got 0"),
+        ({"num_layers": []}, "num_layers.*at least one scale"),
+        ({"num_layers": [1, 1], "image_shape": (1, 6, 10)}, "patch height that divides"),
+        ({"local_flow": STEPS, "num_flow_layers": 0}, "num_flow_layers"),
+    ],
+)
+def test_wrong_arguments_are_refused(changes, pattern):
+    with expect(ValueError, pattern):
+        mixerflow(**{**SIZES, **changes})
