@@ -46,7 +46,8 @@ RowFlowFactory = Callable[..., Union[Transform, nn.Module]]
 PatchSize = Union[int, Sequence[int], Callable[[tuple[int, int, int]], PatchTransform]]
 """p, (height, width), or image shape -> patches."""
 Shift = Union[int, Sequence[int], None]
-Base = Union[Distribution, distributions.Distribution, nn.Module, Callable[..., Any]]
+ReadyBase = Union[Distribution, distributions.Distribution, nn.Module]
+Base = Union[ReadyBase, Callable[[tuple[int, ...]], ReadyBase]]
 """A distribution of nflows, torch, zuko or normflows, or a factory of one: shape -> base."""
 
 
