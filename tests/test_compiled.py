@@ -40,6 +40,7 @@ ONE_SIZE = {"image_shape": (1, 4, 4), "shift": None}
 """Rows of 4 channels, and of 4 patches."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "memory, flow, sizes",
     [
@@ -68,6 +69,7 @@ def test_the_same_numbers_and_gradients(memory, flow, sizes):
     torch.testing.assert_close(*results, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_layers_of_one_size_share_their_code():
     counts = []
     for depth in (2, 9):

@@ -115,6 +115,7 @@ def test_interrupted_writing_leaves_nothing_that_is_used(tmp_path, x, monkeypatc
     assert len(x().train) == 346
 
 
+@pytest.mark.slow
 def test_process_does_not_grow_by_what_is_mapped(tmp_path):
     images = np.ones((50_000, 64, 64), np.uint8)  # 205 MB.
     np.savez(tmp_path / "x.npz", images=images)

@@ -428,6 +428,7 @@ def test_gradients_do_not_depend_on_the_memory(memory, training):
         torch.testing.assert_close(other.state_dict()[name], value, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["full", "constant"])
 def test_compiled_networks_give_the_same_gradients(memory):
     if memory != "full" and not COMPILES:
@@ -448,6 +449,7 @@ def test_compiled_networks_give_the_same_gradients(memory):
         assert torch.isclose(gradients(copied, False)[0], expected)
 
 
+@pytest.mark.slow
 def test_memory_that_is_kept():
     """Bytes for the backward pass, with modules in one unit."""
     kept = {}
@@ -561,6 +563,7 @@ def mixer_flow() -> ImageFlow:
     return mixerflow(**sizes, pixels=Pixels("variational", noise_channels=4))
 
 
+@pytest.mark.slow
 def test_mixerflow_learns_its_dequantization():
     """Trained alone, q(u | x) tightens the bound of a flow that stays as it is."""
     torch.manual_seed(0)

@@ -91,6 +91,7 @@ def test_kept_bytes_are_of_storages_beyond_the_parameters():
     assert cost.kept_bytes(layer, loss) == 4 * 10
 
 
+@pytest.mark.slow
 def test_cost_command_writes_what_the_table_needs(tmp_path, capsys):
     sizes = {**SMALL, "modules": [4, 1], "image_shape": (1, 8, 8), "dequantization": "uniform"}
     cost.main("denseflow-45-6", 4, (8, 16), rounds=1, changes=sizes, out=str(tmp_path))
@@ -143,6 +144,7 @@ def test_rows_have_equal_parameters(name):
     assert parameters_of(flow) == pytest.approx(60_000, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Lightning's, of few processes that load images
 def test_ablation_command_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     quick = {

@@ -65,6 +65,7 @@ def assert_ended_alike(one, two):
     return states[0], figures[0]["evaluated_images"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_end_as_one(two, tmp_path, name):
     train(name, tmp_path, devices=1)
@@ -78,6 +79,7 @@ def test_two_processes_end_as_one(two, tmp_path, name):
     assert sum(moved) > 20 or name == "noise and flips"
 
 
+@pytest.mark.slow
 def test_command_starts_two_processes_that_end_as_one(tmp_path):
     run([*ARGUMENTS, "--out", str(tmp_path / "one")])
     command = [sys.executable, "-m", "nflows_mixer", *ARGUMENTS]

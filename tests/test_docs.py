@@ -31,6 +31,7 @@ ROOMS = [
 MODULES = ["likelihood", "noise"]
 
 
+@pytest.mark.slow
 @plain
 @pytest.mark.parametrize("page", PAGES)
 def test_code_runs(page, tmp_path, monkeypatch):
@@ -107,6 +108,7 @@ def test_command_lines_of_the_pages_are_understood():
             assert set(re.findall(r"--([\w.-]+)", line.split("#")[0])) <= known, line
 
 
+@pytest.mark.slow
 def test_it_builds_without_warnings(tmp_path):
     for name in ("sphinx", "furo", "myst_parser"):
         pytest.importorskip(name, reason="pip install 'nflows-mixer[docs]'")

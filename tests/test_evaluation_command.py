@@ -29,6 +29,7 @@ def weights(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "conditional"])
 def test_figures_and_pictures(weights, tmp_path, capsys, name):
     path = weights / f"{name}.safetensors"
@@ -59,6 +60,7 @@ def test_figures_and_pictures(weights, tmp_path, capsys, name):
     assert pictures == {"interpolations", "neighbours", "reconstructions", "temperatures"}
 
 
+@pytest.mark.slow
 def test_probe_and_outside_images(weights, tmp_path):
     noise = np.random.default_rng(0).integers(17, size=(40, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "noise.npz", images=noise)
@@ -98,6 +100,7 @@ def trained(tmp_path_factory):
     return out / "weights.safetensors", run(["train", *flags])
 
 
+@pytest.mark.slow
 def test_split_shuffle_and_flow_are_those_of_the_training_run(trained, tmp_path):
     path, results = trained
     flags = ["--weights", str(path), "--draws", "1", "--out", str(tmp_path), "--seed", "0"]
@@ -118,6 +121,7 @@ def test_other_images_than_those_of_the_run_are_refused(trained, tmp_path):
         run([*flags, "--data", str(tmp_path / "other.npz")])
 
 
+@pytest.mark.slow
 def test_conditional_flows_few_images_and_devices_that_are_not_there(weights, tmp_path):
     path = str(weights / "conditional.safetensors")
     flags = ["evaluate", "--weights", path, "--draws", "1", "--out", str(tmp_path)]

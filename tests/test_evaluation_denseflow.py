@@ -132,6 +132,7 @@ def test_conditional_flows_keep_the_context():
         embeddings(flow, images, 2)
 
 
+@pytest.mark.slow
 def test_command_over_weights(tmp_path):
     """Figures and pictures, with probes, other images and nearest images of a crop."""
     torch.manual_seed(0)
@@ -154,6 +155,7 @@ def test_command_over_weights(tmp_path):
     assert len(list((tmp_path / "out").glob("*.png"))) == 4
 
 
+@pytest.mark.slow
 def test_command_over_weights_with_learned_dequantisation(flow, tmp_path):
     path = tmp_path / "weights.safetensors"
     save_weights(flow, path)

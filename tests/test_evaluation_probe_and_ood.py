@@ -59,6 +59,7 @@ def test_embeddings_of_a_conditional_flow_and_of_a_single_layer():
     assert torch.equal(embeddings(scaled, images), images.flatten(1) + 0.5)
 
 
+@pytest.mark.slow
 def test_probe_reads_labels_that_are_linear_in_pixels():
     images = pixels(400)
     labels = (images[:, 0, 0, 0] > 8).long() + (images[:, 0, 0, 0] > 8) * (images[:, 0, 1, 1] < 8)
@@ -79,6 +80,7 @@ def test_probe_of_random_labels_is_chance():
     assert result["loss"] == pytest.approx(math.log(4), abs=0.05)
 
 
+@pytest.mark.slow
 def test_probe_reaches_the_minimum():
     """Against scikit-learn's logistic regression with the same penalty."""
     from sklearn.linear_model import LogisticRegression
@@ -93,6 +95,7 @@ def test_probe_reaches_the_minimum():
     assert result["train_loss"] == pytest.approx(expected, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_probes_of_digits_by_depth():
     digits = load_digits()
     images = torch.from_numpy(digits.images.astype(np.uint8))[:, None]

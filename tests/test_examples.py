@@ -102,6 +102,7 @@ def strokes(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_mixerflow_ends_with_figures_pictures_and_weights(tmp_path, monkeypatch, capsys):
     flags = [*QUIET_COMMAND, "--recipe.steps=50", "--model.num_layers=2"]
     results = run(monkeypatch, capsys, "train_mixerflow", tmp_path / "out", *flags)
@@ -116,6 +117,7 @@ def test_mixerflow_ends_with_figures_pictures_and_weights(tmp_path, monkeypatch,
     assert found == pytest.approx(bits, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_denseflow_ends_with_bounds_and_neighbours(tmp_path, monkeypatch, capsys):
     flags = [
         *QUIET_COMMAND,
@@ -141,6 +143,7 @@ def test_denseflow_ends_with_bounds_and_neighbours(tmp_path, monkeypatch, capsys
     assert usual == pytest.approx(distances[:, 0].quantile(0.5).item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maf", ["nflows", "zuko"])
 def test_maf_counts_the_passes_of_its_samples(strokes, tmp_path, monkeypatch, capsys, maf):
     flags = ["--data", strokes, "--maf", maf, "--layers", 1, "--steps", 4, "--batch_size", 16]
@@ -154,6 +157,7 @@ def test_maf_counts_the_passes_of_its_samples(strokes, tmp_path, monkeypatch, ca
     assert is_png(tmp_path / "out" / "samples.png") and is_png(tmp_path / "out" / "curve.png")
 
 
+@pytest.mark.slow
 def test_zuko_spline_checks_its_log_determinant(tmp_path, monkeypatch, capsys):
     results = run(monkeypatch, capsys, "zuko_spline", tmp_path / "out", "--steps", 15)
     assert 0 <= results["logabsdet_error"] < 1e-8
@@ -163,6 +167,7 @@ def test_zuko_spline_checks_its_log_determinant(tmp_path, monkeypatch, capsys):
     assert is_png(tmp_path / "out" / "samples.png")
 
 
+@pytest.mark.slow
 def test_class_conditional_flow_classifies(tmp_path, monkeypatch, capsys):
     flags = ["--steps", 40, "--layers", 1]
     results = run(monkeypatch, capsys, "class_conditional", tmp_path / "out", *flags)
@@ -174,6 +179,7 @@ def test_class_conditional_flow_classifies(tmp_path, monkeypatch, capsys):
     assert is_png(tmp_path / "out" / "samples.png") and is_png(tmp_path / "out" / "classes.png")
 
 
+@pytest.mark.slow
 def test_hybrid_trains_with_all_labels_and_with_few(few_digits, tmp_path, monkeypatch, capsys):
     flags = ["--steps", 6, "--probe_steps", 20]
     results = run(monkeypatch, capsys, "hybrid_digits", tmp_path / "out", *flags)
@@ -184,6 +190,7 @@ def test_hybrid_trains_with_all_labels_and_with_few(few_digits, tmp_path, monkey
     assert all(0 <= value <= 1 for scores in aurocs.values() for value in scores.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["moons_nflows", "moons_mixer"])
 def test_moons(tmp_path, monkeypatch, capsys, name):
     out = tmp_path / "runs" / name

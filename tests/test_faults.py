@@ -79,6 +79,7 @@ DRIVER = textwrap.dedent(
 )
 
 
+@pytest.mark.slow
 def test_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
     deaths = "step:1,step:5,write:2,step:10,write:1,step:13,never"
     runs = f"{tmp_path / 'whole'},never;{tmp_path / 'killed'},{deaths}"

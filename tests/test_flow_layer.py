@@ -66,6 +66,7 @@ def results_of(transform, inputs, inverse=True):
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(LINEAR),

@@ -90,6 +90,7 @@ def test_the_inverse_of_sampling_can_be_exported(density):
     )
 
 
+@pytest.mark.slow
 def test_log_prob_compiles_whole(density):
     compiled = torch.compile(density.log_prob, backend="aot_eager", fullgraph=True)
     images = pixels()

@@ -43,6 +43,7 @@ def test_signature_is_explicit_typed_and_short(builder):
         builder(hidden=3)
 
 
+@pytest.mark.slow
 def test_main_names_need_no_extra():
     extras = "lightning, jsonargparse, safetensors, sklearn, tensorboard, torchvision, yaml"
     code = f"""
@@ -260,6 +261,7 @@ def test_what_no_factory_reads_is_refused(options, unread):
         mixerflow("galaxy32", num_layers=1, **presets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_flow_layers", [1, 2])
 def test_parts_of_couplings_alternate_without_a_linear_block(num_flow_layers):
     """Every latent then depends on pixels other than its own."""
@@ -314,12 +316,14 @@ def drawn(flow, images, std=0.01):
     return flow.eval()
 
 
+@pytest.mark.slow
 def test_thirty_layers_in_float64_invert():
     images = real_images(32, 8)
     flow = drawn(mixerflow("cifar10"), images)
     assert round_trip_error(flow, images[:4]) < 1e-8
 
 
+@pytest.mark.slow
 def test_thirty_layers_in_float64_have_the_logabsdet_of_their_jacobian():
     images = real_images(6, 200)
     flow = drawn(mixerflow(image_shape=(3, 6, 6), patch_size=2, hidden_features=32), images)
@@ -333,6 +337,7 @@ def test_thirty_layers_in_float64_have_the_logabsdet_of_their_jacobian():
     torch.testing.assert_close(logabsdet, expected, rtol=1e-8, atol=0)
 
 
+@pytest.mark.slow
 def test_fresh_cifar10_preset_inverts_real_images_in_float32():
     images = real_images(32, 24)
     flow = mixerflow("cifar10").initialize(images)

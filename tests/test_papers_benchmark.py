@@ -55,6 +55,7 @@ def size_of(model, size, shape):
         return parameters_of(MODELS[model].at(size, shape, 256))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", PARAMETERS)
 def test_models_are_as_large_as_published(model):
     shape = (3, 64, 64) if model in ("glow-37", "spline-38", "mixerflow-64") else (3, 32, 32)

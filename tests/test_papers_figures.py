@@ -53,6 +53,7 @@ def test_figures_without_weights_say_how_to_get_them(job_of, tmp_path):
         with_figure(row, replace(job_of(row), scratch=tmp_path / "elsewhere"))
 
 
+@pytest.mark.slow
 def test_denseflow_is_reported_by_importance_weights(job_of):
     row = row_of("denseflow-1-cifar10-plain-denseflow-74-10-importance_bits_per_dim")
     job = job_of(row)

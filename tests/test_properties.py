@@ -275,6 +275,7 @@ def test_inputs_of_another_shape_are_an_error(case):
         transform(wrong)
 
 
+@pytest.mark.slow
 @over(lambda case: case.compiles)
 def test_compiles_whole_with_its_gradients(case, request):
     # Whole models are made of the other cases, and their gradients take minutes to trace.

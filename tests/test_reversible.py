@@ -181,6 +181,7 @@ def preset(num_layers, memory, hidden_features=16):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_gradients_of_thirty_layers(memory, dtype, tolerance):
@@ -362,6 +363,7 @@ def test_inverses_that_are_not_exact_are_named_and_their_inputs_kept(kind):
     assert relative(found, expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_randomly_scaled_flow_is_caught():
     """Random scales everywhere: the inverse of thirty layers explodes in float32."""
     torch.manual_seed(0)
@@ -451,6 +453,7 @@ def saved_numbers(flow, images, noise):
     return total
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_depth():
     """Numbers kept per image, as a slope over two batch sizes."""
     kept = {}

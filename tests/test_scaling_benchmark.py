@@ -43,6 +43,7 @@ def test_flows_differ_in_the_linear_block_alone(name):
         assert more == 2 * (192 + 192**2 + 4 + 4**2)
 
 
+@pytest.mark.slow
 def test_cost_command_runs(tmp_path):
     measure.main([16, 32], ["lu", "kronecker"], pixels_per_batch=1024, rounds=1, out=str(tmp_path))
     results = json.loads((tmp_path / "results.json").read_text())

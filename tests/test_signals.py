@@ -34,6 +34,7 @@ def step_of(checkpoint):
     return AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"]
 
 
+@pytest.mark.slow
 def test_stopped_run_says_how_to_go_on_and_goes_on(tmp_path, capsys):
     command = [*LONG, "--out", str(tmp_path / "run")]
     checkpoint = tmp_path / "run/last.ckpt"

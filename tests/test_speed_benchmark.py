@@ -46,6 +46,7 @@ def products_of_preset(collapsed):
     return 4 * (22 * plain + 8 * shifted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("collapsed, billions", [(False, 0.60), (True, 0.40)])
 def test_floor_counts_the_products_of_the_preset(collapsed, billions):
     counted = multiply_adds(matrix_products(mixerflow("cifar10"), collapsed))
@@ -96,6 +97,7 @@ def test_stock_model_makes_the_products_of_the_floor():
     assert counter.get_total_flops() == 2 * 5 * (multiply_adds(products) + blocks + colours)
 
 
+@pytest.mark.slow
 @quiet
 @pytest.mark.parametrize("name", ["our Glow", "Glow of nflows", "Glow of normflows"])
 def test_glow_has_the_model_s_size_and_inverts(name):
@@ -141,6 +143,7 @@ def test_several_threads_are_timed_by_the_wall(threads, usual, monkeypatch):
     assert timing.environment("cpu")["clock"] == ("CPU time" if threads == 1 else "wall time")
 
 
+@pytest.mark.slow
 @quiet
 def test_speed_command_writes_what_the_table_needs(tmp_path, capsys):
     names = ["eager", "bf16 conditioner", "stock nflows parts", "our Glow"]
@@ -172,6 +175,7 @@ def kept(folder):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 @quiet
 def test_ratios_to_compiled_are_of_the_same_round(monkeypatch):
     rounds = {
@@ -192,6 +196,7 @@ def test_ratios_to_compiled_are_of_the_same_round(monkeypatch):
         assert "to_compiled" not in timed["compiled"]
 
 
+@pytest.mark.slow
 @quiet
 def test_exactness_command_compares_both_ways(tmp_path):
     rng = np.random.default_rng(0)
@@ -243,6 +248,7 @@ def test_peak_is_of_what_is_held_at_one_time():
     assert memory.peak_bytes(task, "cpu") == 8 * 1500
 
 
+@pytest.mark.slow
 @quiet
 def test_memory_command_gives_slopes(tmp_path):
     memory.main(

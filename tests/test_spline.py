@@ -126,6 +126,7 @@ def test_zeros_are_the_identity(bins, inverse):
     assert (logabsdet == 0).all()
 
 
+@pytest.mark.slow
 def test_derivative_is_continuous_at_knots_and_bounds():
     parameters = torch.randn(50, 11).double()
     inputs = torch.linspace(-3.1, 3.1, 20_001).double().expand(50, -1)
@@ -134,6 +135,7 @@ def test_derivative_is_continuous_at_knots_and_bounds():
     assert logabsdet.diff().abs().max() < 0.05
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("tail_bound", [1.0, 3.0, 5.0])
 @pytest.mark.parametrize("bins", [2, 4, 8, 16])

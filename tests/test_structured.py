@@ -110,6 +110,7 @@ def test_starts_at_the_identity(kind, features, factors):
         assert torch.equal(outputs, rows) and not logabsdet.any()
 
 
+@pytest.mark.slow
 @every_case
 @every_size
 def test_gradients_both_ways(kind, features, factors):

@@ -82,6 +82,7 @@ def test_ordered_batches_have_each_image_once(num_images, world_size):
 # Loaders.
 
 
+@pytest.mark.slow
 @plain
 @pytest.mark.parametrize("form", ["tensor", "alone in a tuple", "with labels"])
 def test_own_loaders_and_a_plain_trainer(form):
@@ -114,6 +115,7 @@ def test_own_loaders_and_a_plain_trainer(form):
     assert figures["validation/worst_image"] == pytest.approx(bits.max().item(), abs=1e-6)
 
 
+@pytest.mark.slow
 @plain
 def test_many_loaders_keep_their_figures_apart():
     """Eleven and more, of which the numbers sort as words would."""
@@ -130,6 +132,7 @@ def test_many_loaders_keep_their_figures_apart():
 # Context.
 
 
+@pytest.mark.slow
 @plain
 def test_labels_are_the_context():
     data, flow = noise_data(classes=3), tiny(num_classes=3)
@@ -160,6 +163,7 @@ class OneHot(nn.Module):
         return nn.functional.one_hot(labels, 3).to(torch.get_default_dtype())
 
 
+@pytest.mark.slow
 def test_conditional_flow_of_nflows_with_an_embedding_of_its_own(tmp_path):
     layers = list(tiny(context_features=3)._transform._transforms)[1:]
     plain = Flow(CompositeTransform(layers), tiny()._distribution, OneHot())

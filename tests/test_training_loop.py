@@ -95,6 +95,7 @@ def test_accumulated_batches_are_the_loop_written_by_hand():
     assert len(draws.unique(dim=0)) == 10
 
 
+@pytest.mark.slow
 def test_accumulated_batches_leave_the_history_at_the_same_steps(tmp_path):
     histories = []
     for micro in (1, 2):
@@ -121,6 +122,7 @@ TUNED = {"warmup": 3, "decay": 0.7, "decay_every": 2, "fine_tune_steps": 2, "fin
 TUNED |= {"optimizer": "adamax", "gradient_clip": None, "flip": True, "ema_decay": 0.8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make, options, stop, every",
     [
@@ -163,6 +165,7 @@ def dropout(in_features, out_features):
     )
 
 
+@pytest.mark.slow
 def test_validation_and_samples_leave_the_random_state_of_training(tmp_path):
     """With dropout, of which the masks come from the global state."""
     data, start = noise_data(), tiny(conditioner=dropout, hidden_features=None)
@@ -181,6 +184,7 @@ def test_validation_and_samples_leave_the_random_state_of_training(tmp_path):
 # Any flow of nflows.
 
 
+@pytest.mark.slow
 def test_any_nflows_flow_trains(tmp_path):
     layer = PatchMixerTransform(
         SHAPE, 2, lambda n: FlowLayer(n, linear=AffineCoupling(n)), lambda n: FlowLayer(n)
@@ -256,6 +260,7 @@ def test_numbers_out_of_range_are_refused(tmp_path, name, value):
 # Devices.
 
 
+@pytest.mark.slow
 @plain
 def test_figures_are_computed_where_the_training_was(tmp_path, monkeypatch):
     """Lightning moves a module to the CPU behind training and testing: it has to come back."""

@@ -113,6 +113,7 @@ PROBLEMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", [by_zuko, by_normflows])
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS.keys())
 def test_reverse_kl_in_training_mode_goes_to_zero_and_not_below(library, problem):

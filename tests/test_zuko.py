@@ -44,6 +44,7 @@ def exact(flow, std=0.05):
 # zuko's flows as nflows transforms.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make, step",
     [
@@ -117,6 +118,7 @@ def test_inverse_without_a_solution_is_an_error():
         clipped.inverse(torch.full((1, 3), 1e6))
 
 
+@pytest.mark.slow
 def test_free_form_flow_to_the_precision_it_is_asked_for():
     torch.manual_seed(0)
     make = partial(zuko.flows.CNF, atol=1e-9, rtol=1e-9, **small)
@@ -131,6 +133,7 @@ def test_free_form_flow_to_the_precision_it_is_asked_for():
     torch.testing.assert_close(logabsdet, expected, atol=2e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_free_form_inverse_that_misses_is_an_error():
     torch.manual_seed(0)
     transform = from_zuko(zuko.flows.CNF(4, **small))

@@ -54,7 +54,8 @@ PatchSize = Union[int, Sequence[int], Callable[[tuple[int, int, int]], PatchTran
 Shift = Union[int, Sequence[int], None]
 LocalFlow = Callable[[tuple[int, int, int]], Transform]
 """Image shape -> a transform that keeps it, such as ``GlowSteps``."""
-Base = Union[Distribution, distributions.Distribution, nn.Module, Callable[..., Any]]
+ReadyBase = Union[Distribution, distributions.Distribution, nn.Module]
+Base = Union[ReadyBase, Callable[[tuple[int, ...]], ReadyBase]]
 """A distribution of nflows, torch, zuko or normflows, or a factory of one: shape -> base."""
 
 
