@@ -11,7 +11,8 @@ from nflows_mixer._modes import in_mode
 from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.flows.architecture import encoded
 from nflows_mixer.flows.image_flow import ImageFlow
-from nflows_mixer.flows.mixerflow import MixerFlowSpec, build_mixerflow, per_layer
+from nflows_mixer.flows.mixer_layers import build_mixerflow
+from nflows_mixer.flows.mixerflow_spec import MixerFlowSpec, per_layer
 from nflows_mixer.transforms.actnorm import ActNorm
 
 

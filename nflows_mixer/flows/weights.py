@@ -18,7 +18,8 @@ from nflows_mixer.core.factory import UNSET
 from nflows_mixer.flows.architecture import ADVICE, decoded, encoded
 from nflows_mixer.flows.denseflow import DenseFlowSpec, build_denseflow
 from nflows_mixer.flows.image_flow import ImageFlow
-from nflows_mixer.flows.mixerflow import MixerFlowSpec, build_mixerflow
+from nflows_mixer.flows.mixer_layers import build_mixerflow
+from nflows_mixer.flows.mixerflow_spec import MixerFlowSpec
 
 BUILDERS: dict[str, tuple[type, Callable[[Any, bool, str], ImageFlow]]] = {
     "mixerflow": (MixerFlowSpec, build_mixerflow),

@@ -144,6 +144,7 @@ class GlowSteps(CompositeTransform):
         hidden_channels: width of the networks, convolutions of 3x3, 1x1 and 3x3.
         squeeze: pixels of a square that become channels, on a side; 1 for none.
         scale: of the couplings, see ``AffineCoupling``.
+        matrix: of the 1x1 convolutions, see ``InvertibleConv1x1``.
         conditioner: factory of the couplings' networks, in place of those convolutions.
         context_features: length of the context, for the factory of the networks.
         norm: of the networks, for their factory.
@@ -172,6 +173,7 @@ class GlowSteps(CompositeTransform):
         hidden_channels: int = 64,
         squeeze: int = 2,
         scale: str = "tanh",
+        matrix: str = "lu",
         conditioner: ConditionerLike | None = None,
         *,
         context_features: int | None = None,
@@ -187,7 +189,7 @@ class GlowSteps(CompositeTransform):
                 channels,
                 network,
                 scale,
-                "lu",
+                matrix,
                 swap=False,
                 conditioning=("first", "second")[index % 2],
                 context_features=context_features,

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from benchmarks.speed.variants.base import Setting, Unavailable, Variant
 from nflows_mixer.adapters import to_zuko
 from nflows_mixer.flows import MIXERFLOW_PRESETS, ImageFlow
-from nflows_mixer.flows.mixerflow import SHIFT_PERIOD
+from nflows_mixer.flows.mixerflow_spec import SHIFT_PERIOD
 from nflows_mixer.transforms import PixelScaling, UniformDequantization
 
 RowsFlow = Callable[[int], Transform]
