@@ -166,8 +166,8 @@ def small_flow():
 def test_captum_attributes_the_density_to_pixels_and_sees_layers():
     attr = pytest.importorskip("captum.attr")
     flow, images = small_flow()
+    flow.validate_args = False
     density = flow.eval().deterministic
-    density.validate_args = False
     pixels, baseline = images[:4].float() + 0.5, torch.full((1, *IMAGE), 128.0)
     gradients = attr.IntegratedGradients(density.log_prob)
     found = gradients.attribute(pixels, baseline, n_steps=200)
