@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 ROWS_ADVICE = "put it into a ChannelMixingTransform or PatchMixingTransform to map a matrix"
@@ -63,20 +64,21 @@ def check_choice(owner: str, name: str, value: object, choices: Sequence[object]
         raise mismatch(owner, f"{name} to be one of {listed}", repr(value), "choose one of these")
 
 
-def check_positive(owner: str, name: str, value: object) -> None:
-    """Raise unless ``value`` is a positive integer."""
-    if not isinstance(value, (int, Integral)) or isinstance(value, bool) or int(value) < 1:
+def check_positive(owner: str, name: str, value: object) -> int:
+    """Return ``value`` as a positive integer of Python, or raise."""
+    number = as_python(value)
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise mismatch(owner, f"{name} to be a positive integer", repr(value), "give 1 or more")
+    return number
 
 
-def check_sizes(owner: str, **sizes: object) -> None:
-    """Raise unless all of these are positive integers."""
-    for name, size in sizes.items():
-        check_positive(owner, name, size)
+def check_sizes(owner: str, **sizes: object) -> tuple[int, ...]:
+    """Return all of these as positive integers of Python, or raise."""
+    return tuple(check_positive(owner, name, size) for name, size in sizes.items())
 
 
 def as_python(value: Any) -> Any:
-    """Return numbers and sizes of numpy as Python's, also in lists, tuples and mappings."""
+    """Return numbers and sizes of numpy and torch as Python's, also in lists and mappings."""
     if isinstance(value, bool):
         return value
     if isinstance(value, Integral):
@@ -87,7 +89,7 @@ def as_python(value: Any) -> Any:
         return {as_python(name): as_python(item) for name, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(map(as_python, value))
-    if type(value).__module__ == "numpy":
+    if type(value).__module__ == "numpy" or isinstance(value, Tensor):
         return as_python(value.tolist())
     return value
 
@@ -97,10 +99,12 @@ def libraries_of(thing: object) -> set[str]:
     return {kind.__module__.split(".")[0] for kind in type(thing).__mro__}
 
 
-def check_levels(owner: str, levels: object) -> None:
-    """Raise unless ``levels`` is a number of pixel values that uint8 can hold."""
-    if not isinstance(levels, (int, Integral)) or not 2 <= int(levels) <= 256:
+def check_levels(owner: str, levels: object) -> int:
+    """Return ``levels`` as a number of pixel values that uint8 can hold, or raise."""
+    number = as_python(levels)
+    if not isinstance(number, int) or not 2 <= number <= 256:
         raise mismatch(owner, "2 to 256 levels", levels, "pass 2 ** bits, or 17 for digits")
+    return number
 
 
 def check_image_shape(image_shape: Sequence[int], owner: str) -> tuple[int, int, int]:
@@ -115,7 +119,14 @@ def check_image_shape(image_shape: Sequence[int], owner: str) -> tuple[int, int,
 
 def as_pair(size: int | Sequence[int], owner: str, name: str) -> tuple[int, int]:
     """Return ``size`` as (height, width), or raise."""
-    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
-    if len(pair) != 2 or not all(isinstance(n, (int, Integral)) for n in pair):
+    known = as_python(size)
+    pair = tuple(known) if isinstance(known, Sequence) else (known, known)
+    if len(pair) != 2 or not all(isinstance(n, int) for n in pair):
         raise mismatch(owner, f"{name} as an integer or (height, width)", size, "give one of these")
-    return int(pair[0]), int(pair[1])
+    return pair
+
+
+def as_size(shape: int | Sequence[int]) -> torch.Size:
+    """An event shape; a length is that of rows."""
+    known = as_python(shape)
+    return torch.Size((known,) if isinstance(known, int) else known)

@@ -87,8 +87,8 @@ def log_prob_draws(
         got = f"a {type(flow).__name__}, which draws its noise unseen"
         advice = "ImageFlow.from_flow makes one of a flow on images"
         raise mismatch("log_prob_draws", "a flow with draw_noise", got, advice)
-    check_positive("log_prob_draws", "num_samples", num_samples)
-    check_positive("log_prob_draws", "batch_size", batch_size)
+    num_samples = check_positive("log_prob_draws", "num_samples", num_samples)
+    batch_size = check_positive("log_prob_draws", "batch_size", batch_size)
     index = torch.arange(len(images)) if index is None else index
     for name, given in (("index", index), ("context", context)):
         if given is not None and len(given) != len(images):

@@ -8,19 +8,37 @@ import torch
 from nflows.transforms import Transform
 from torch import nn
 
+from nflows_mixer.adapters import to_zuko
 from nflows_mixer.core import as_transform
-from nflows_mixer.distributions import DiagonalNormal, NormalMixture, ProductDistribution
-from nflows_mixer.flows import Pixels, mixerflow
+from nflows_mixer.distributions import (
+    DiagonalNormal,
+    NormalMixture,
+    ProductDistribution,
+    StudentT,
+)
+from nflows_mixer.evaluation import evaluate
+from nflows_mixer.flows import ImageFlow, Pixels, mixerflow
 from nflows_mixer.flows.weights import load_weights, save_weights
+from nflows_mixer.training import Recipe
 from nflows_mixer.transforms import (
+    ActNorm,
+    AdditiveCoupling,
+    AffineAutoregressive,
     AffineCoupling,
     ButterflyLinear,
     CompositeTransform,
+    ConditionalNoise,
     FlowLayer,
     FullLinear,
+    GlowStep,
     InvertibleConv1x1,
     KroneckerLinear,
     LULinear,
+    PatchTransform,
+    PermutePixels,
+    PixelScaling,
+    RationalQuadraticCoupling,
+    ResidualTransform,
     RLULinear,
 )
 from tests.helpers import moved
@@ -135,3 +153,56 @@ def test_numbers_of_numpy_become_those_of_python(tmp_path):
     assert loaded.image_shape == (1, 4, 4)
     kernel = partial(LULinear, bias=np.bool_(True))
     assert mixerflow(**SMALL, linear=kernel).image_shape == (1, 4, 4)
+
+
+FOUR = np.int64(4)
+OF_ROWS = [ActNorm, AdditiveCoupling, AffineAutoregressive, AffineCoupling, ButterflyLinear]
+OF_ROWS += [FlowLayer, FullLinear, KroneckerLinear, LULinear, RLULinear, RationalQuadraticCoupling]
+OF_ROWS += [ResidualTransform]
+
+
+@pytest.mark.parametrize("kind", OF_ROWS)
+def test_sizes_of_numpy_build_every_transform_of_rows(kind):
+    transform = kind(FOUR)
+    assert type(transform.features) is int and to_zuko(transform).event_shape == (4,)
+    assert transform(torch.randn(5, 4))[0].shape == (5, 4)
+
+
+@pytest.mark.parametrize("kind", [ActNorm, ConditionalNoise, GlowStep, InvertibleConv1x1])
+def test_sizes_of_numpy_build_every_transform_of_channels(kind):
+    transform = kind(FOUR)
+    context = torch.randn(2, 64, 4, 4) if kind is ConditionalNoise else None
+    assert transform(torch.randn(2, 4, 4, 4), context)[0].shape == (2, 4, 4, 4)
+    assert type(getattr(transform, "channels", 4)) is int
+
+
+@pytest.mark.parametrize("kind", [DiagonalNormal, StudentT, NormalMixture])
+@pytest.mark.parametrize("shape", [FOUR, np.array([4]), (FOUR,)])
+def test_sizes_of_numpy_build_every_base(kind, shape):
+    assert kind(shape).sample(np.int64(3)).shape == (3, 4)
+
+
+def test_numbers_of_numpy_and_torch_become_those_of_python_elsewhere():
+    assert NormalMixture(4, scales=np.array([0.1, 1.0])).sample(2).shape == (2, 4)
+    assert PatchTransform((1, 4, 4), np.array([2, 2])).patch_size == (2, 2)
+    local = PermutePixels((1, 4, 4), "local", np.array([2, 2]), np.int64(3))
+    assert torch.equal(local.source, PermutePixels((1, 4, 4), "local", 2, 3).source)
+    flow = ImageFlow(PixelScaling(np.int64(17)), np.array([1, 4, 4]), levels=np.int64(17))
+    assert type(flow.dequantization.levels) is int
+    assert type(flow._transform.scale) is float
+    rate = Recipe(learning_rate=torch.tensor(0.5)).learning_rate
+    assert rate == 0.5 and type(rate) is float
+    for name in ("learning_rate", "decay"):
+        with pytest.raises(ValueError, match="expected numbers, got True for"):
+            Recipe(**{name: True})
+
+
+def test_evaluation_takes_numbers_and_context_of_numpy():
+    flow = mixerflow(**SMALL, context_features=3)
+    images = torch.randint(256, (9, 1, 4, 4), dtype=torch.uint8)
+    context = torch.randn(9, 3)
+    flow.initialize(images, context)
+    expected = evaluate(flow, images, context, batch_size=3, draws=2)
+    given = {"batch_size": np.int64(3), "draws": np.int64(2), "seed": np.int64(0)}
+    found = evaluate(flow, images.numpy(), context.numpy(), **given)
+    assert torch.equal(found, expected)

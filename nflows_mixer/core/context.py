@@ -8,6 +8,8 @@ from nflows.transforms import CompositeTransform as NflowsComposite
 from nflows.transforms import InverseTransform, Permutation, SqueezeTransform, Transform
 from torch import nn
 
+from nflows_mixer._checks import as_python
+
 
 def row_lengths(transform: Transform) -> set[int]:
     """Row lengths that a transform, and the parts of a composite, were built for.
@@ -28,7 +30,7 @@ def row_lengths(transform: Transform) -> set[int]:
         return set().union(*(row_lengths(p) for p in parts if isinstance(p, Transform)))
     if isinstance(transform, Permutation):
         return {len(transform._permutation)}
-    features = getattr(transform, "features", None)
+    features = as_python(getattr(transform, "features", None))
     return {features} if isinstance(features, int) else set()
 
 

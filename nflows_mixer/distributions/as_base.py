@@ -10,8 +10,8 @@ import torch
 from nflows.distributions.base import Distribution
 from torch import Tensor, distributions, nn
 
-from nflows_mixer._checks import libraries_of, mismatch
-from nflows_mixer.distributions.bases import BaseDistribution, as_size
+from nflows_mixer._checks import as_size, libraries_of, mismatch
+from nflows_mixer.distributions.bases import BaseDistribution
 
 
 def as_base(base: Any, shape: Sequence[int], owner: str) -> Distribution:

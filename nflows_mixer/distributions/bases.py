@@ -10,7 +10,7 @@ import torch
 from nflows.distributions.base import Distribution
 from torch import Tensor, distributions, nn
 
-from nflows_mixer._checks import check_positive, mismatch, wrong_event
+from nflows_mixer._checks import as_python, as_size, check_positive, mismatch, wrong_event
 
 
 class BaseDistribution(Distribution):
@@ -71,7 +71,7 @@ class BaseDistribution(Distribution):
             ValueError: if ``num_samples`` is not a positive integer, or the temperature is
                 negative or not finite.
         """
-        check_positive("sample", "num_samples", num_samples)
+        num_samples = check_positive("sample", "num_samples", num_samples)
         if not (math.isfinite(temperature) and temperature >= 0):
             raise mismatch("sample", "a temperature of at least 0", temperature, "1 is the default")
         leading = (num_samples,) if context is None else (context.shape[0], num_samples)
@@ -164,8 +164,9 @@ class StudentT(BaseDistribution):
         if not degrees_of_freedom > 0:
             expected, advice = "degrees_of_freedom above 0", "1 is the Cauchy"
             raise mismatch("StudentT", expected, degrees_of_freedom, advice)
-        zeros = {"location": torch.zeros(shape), "log_scale": torch.zeros(shape)}
-        super().__init__(shape, learnable, **zeros)
+        own = as_size(shape)
+        zeros = {"location": torch.zeros(own), "log_scale": torch.zeros(own)}
+        super().__init__(own, learnable, **zeros)
         self.degrees_of_freedom = float(degrees_of_freedom)
 
     def as_torch(self, temperature: float = 1.0) -> distributions.StudentT:
@@ -206,6 +207,7 @@ class NormalMixture(BaseDistribution):
         scales: Sequence[float] = (0.1, 1.0),
         learnable: bool = True,
     ) -> None:
+        scales = as_python(scales)
         if not scales or min(scales) <= 0:
             raise mismatch("NormalMixture", "scales above 0", scales, "give one per component")
         components = (*as_size(shape), len(scales))
@@ -328,8 +330,3 @@ def standard_normal_log_prob(noise: Tensor) -> Tensor:
     dimensions = math.prod(noise.shape[1:])
     constant = dimensions * math.log(2 * math.pi)
     return -0.5 * (noise.square().flatten(1).sum(1) + constant)
-
-
-def as_size(shape: int | Sequence[int]) -> torch.Size:
-    """An event shape; a length is that of rows."""
-    return torch.Size((shape,) if isinstance(shape, int) else shape)

@@ -46,8 +46,9 @@ def batches(
         >>> [batch.flatten().tolist() for _, batch, _ in batches(images, 2, rows=[4, 0, 3])]
         [[4, 0], [3]]
     """
-    check_positive("batches", "batch_size", batch_size)
+    batch_size = check_positive("batches", "batch_size", batch_size)
     images = _as_images(images)
+    context = None if context is None else torch.as_tensor(context)
     if context is not None and len(context) != len(images):
         expected = f"context with one row for each of {len(images)} images"
         raise mismatch("batches", expected, list(context.shape), "pass one row per image")
@@ -86,7 +87,7 @@ def in_batches(
 ) -> Tensor:
     """What a function makes of rows and their context, a batch at a time on the flow's device."""
     device = device_of(flow)
-    context = None if context is None else context.to(device)
+    context = None if context is None else torch.as_tensor(context, device=device)
     parts = batches(rows, batch_size, context=context)
     return torch.cat([function(part.to(device), given) for _, part, given in parts])
 

@@ -65,7 +65,7 @@ def interpolation(
         >>> way.shape, torch.equal(way[:, 0], ends[0])
         (torch.Size([3, 5, 1, 2, 2]), True)
     """
-    check_positive("interpolation", "steps", steps)
+    steps = check_positive("interpolation", "steps", steps)
     if steps < 2:
         raise mismatch("interpolation", "2 steps or more", steps, "both ends are among them")
     if first.shape != second.shape:

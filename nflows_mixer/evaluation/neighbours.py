@@ -58,7 +58,7 @@ def nearest_images(
         >>> indices.tolist(), distances.tolist()
         ([[1, 2]], [[0.0, 16.0]])
     """
-    check_positive("nearest_images", "k", k)
+    k = check_positive("nearest_images", "k", k)
     if samples.dtype != torch.uint8 or samples.dim() != 4:
         got = f"{samples.dtype} {list(samples.shape)}"
         raise mismatch("nearest_images", "uint8 samples [M, C, H, W]", got, "pass raw pixels")

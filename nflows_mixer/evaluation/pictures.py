@@ -47,7 +47,7 @@ def save_grids(
     """
     from matplotlib.figure import Figure
 
-    check_positive("save_grids", "columns", columns)
+    columns = check_positive("save_grids", "columns", columns)
     if not panels:
         raise mismatch("save_grids", "one panel or more", "none", "give images with a title")
     grids = [_tiled(_scaled(images, levels), columns) for images in panels.values()]

@@ -66,7 +66,7 @@ def linear_probe(
         >>> linear_probe(features, labels, features, labels, steps=200)["accuracy"]
         1.0
     """
-    check_positive("linear_probe", "steps", steps)
+    steps = check_positive("linear_probe", "steps", steps)
     for name, features, labels in (("train", train, train_labels), ("test", test, test_labels)):
         _check(name, features, labels, train.shape[-1])
     if len(train) < 2:

@@ -147,9 +147,9 @@ class CheckedFlow(Flow):
             ValueError: if an argument is out of range, or the base knows no temperature.
             RuntimeError: if ActNorm was not initialized before.
         """
-        check_positive("sample", "num_samples", num_samples)
+        num_samples = check_positive("sample", "num_samples", num_samples)
         if batch_size is not None:
-            check_positive("sample", "batch_size", batch_size)
+            batch_size = check_positive("sample", "batch_size", batch_size)
         context = self._check_context(context, _rows(context))
         if context is not None and _rows(context) == 0:
             got = list(context.shape)

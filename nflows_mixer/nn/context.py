@@ -34,7 +34,8 @@ class ClassEmbedding(nn.Embedding):
     """
 
     def __init__(self, num_classes: int, features: int) -> None:
-        check_sizes("ClassEmbedding", num_classes=num_classes, features=features)
+        sizes = {"num_classes": num_classes, "features": features}
+        num_classes, features = check_sizes("ClassEmbedding", **sizes)
         super().__init__(num_classes, features)
 
     def forward(self, labels: Tensor) -> Tensor:

@@ -62,8 +62,8 @@ class LipschitzMLP(nn.Module):
     ) -> None:
         super().__init__()
         sizes = {} if context_features is None else {"context_features": context_features}
-        sizes |= {"features": features, "hidden_features": hidden_features}
-        check_sizes("LipschitzMLP", **sizes, num_layers=num_layers)
+        sizes |= {"hidden_features": hidden_features, "num_layers": num_layers}
+        features, *_ = check_sizes("LipschitzMLP", features=features, **sizes)
         if not 0 < lipschitz < 1:
             advice = "x + g(x) is invertible only where g is a contraction; 0.9 is usual"
             raise mismatch("LipschitzMLP", "lipschitz above 0 and below 1", lipschitz, advice)

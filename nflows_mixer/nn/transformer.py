@@ -40,7 +40,8 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, features: int, num_heads: int, causal: bool = False) -> None:
         super().__init__()
-        check_sizes("TransformerBlock", features=features, num_heads=num_heads)
+        sizes = {"features": features, "num_heads": num_heads}
+        features, num_heads = check_sizes("TransformerBlock", **sizes)
         if features % num_heads:
             expected, advice = f"heads that divide the width {features}", "choose another number"
             raise mismatch("TransformerBlock", expected, num_heads, advice)

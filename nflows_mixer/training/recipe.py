@@ -127,6 +127,13 @@ class Recipe:
         yield ema is None or 0 < ema < 1, "0 < ema_decay < 1", ema, "0.999 is usual"
         yield decay is None or 0 < decay <= 1, "0 < decay <= 1", decay, "0.95 is usual"
         yield isinstance(self.flip, bool), "flip of True or False", self.flip, "False is usual"
+        switched = [name for name, of in vars(self).items() if of is True and name != "flip"]
+        yield (
+            not switched,
+            "numbers",
+            f"True for {', '.join(switched)}",
+            "give numbers",
+        )
         yield not broken, "layer_rates of 0 or more", broken, "0 freezes"
 
     def _combinations(self) -> Iterator[tuple[bool, str, object, str]]:

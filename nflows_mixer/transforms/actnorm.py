@@ -9,7 +9,7 @@ import torch
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
-from nflows_mixer._checks import mismatch
+from nflows_mixer._checks import as_size, mismatch
 from nflows_mixer._distributed import all_reduce_sum
 from nflows_mixer.transforms.linear import AffineMaps
 
@@ -48,7 +48,7 @@ class ActNorm(Transform):
 
     def __init__(self, shape: int | Sequence[int]) -> None:
         super().__init__()
-        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.shape = tuple(as_size(shape))
         self.log_scale = nn.Parameter(torch.zeros(self.shape))
         self.shift = nn.Parameter(torch.zeros(self.shape))
         # The buffer travels with the state_dict; layers ask the attribute, which needs no

@@ -28,9 +28,8 @@ class _Augmentation(StochasticTransform):
 
     def __init__(self, channels: int, noise_channels: int) -> None:
         super().__init__()
-        check_sizes(type(self).__name__, channels=channels, noise_channels=noise_channels)
-        self.channels = channels
-        self.noise_channels = noise_channels
+        sizes = {"channels": channels, "noise_channels": noise_channels}
+        self.channels, self.noise_channels = check_sizes(type(self).__name__, **sizes)
 
     def noise_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         """Noise channels, at the resolution of the input [C, H, W]."""

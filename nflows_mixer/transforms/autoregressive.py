@@ -12,7 +12,7 @@ from einops import rearrange
 from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
 from torch import Tensor, nn
 
-from nflows_mixer._checks import ROWS_ADVICE, check_choice, check_event, mismatch
+from nflows_mixer._checks import ROWS_ADVICE, as_python, check_choice, check_event, mismatch
 from nflows_mixer.nn.masked import MaskedMLP, MaskedResidualMLP
 from nflows_mixer.numerics.autoregressive import NFLOWS_EPSILON, nflows_log_scale, why_not_foldable
 from nflows_mixer.numerics.masked_inverse import degrees_of, invert_affine
@@ -74,7 +74,7 @@ class AffineAutoregressive(Transform):
     ) -> None:
         super().__init__()
         check_choice("AffineAutoregressive", "scale", scale, tuple(_LOG_SCALES))
-        self.features = features
+        self.features = features = as_python(features)
         self.scale = scale
         self.network: MaskedResidualMLP | MaskedMLP = MaskedResidualMLP(
             features, 2, hidden_features, num_blocks, context_features, norm

@@ -12,7 +12,7 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nflows_mixer._checks import check_choice, check_outputs, mismatch
+from nflows_mixer._checks import as_python, check_choice, check_outputs, mismatch
 from nflows_mixer._modes import running_statistics
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.core.factory import UNSET, Unset, call_factory, check_read
@@ -104,6 +104,7 @@ class Coupling(Transform):
         super().__init__()
         owner = type(self).__name__
         check_choice(owner, "conditioning", conditioning, ("first", "second"))
+        features = as_python(features)
         if features < 2:
             raise mismatch(
                 owner,

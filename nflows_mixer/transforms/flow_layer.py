@@ -14,7 +14,7 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 from torch.nn.modules import module as module_of_torch
 
-from nflows_mixer._checks import ROWS_ADVICE, check_outputs, wrong_event
+from nflows_mixer._checks import ROWS_ADVICE, check_outputs, check_positive, wrong_event
 from nflows_mixer._modes import EVALUATING, running_statistics, without_autocast
 from nflows_mixer.core.as_transform import FlowLike, as_transform
 from nflows_mixer.core.composite import run_chain
@@ -91,7 +91,7 @@ class FlowLayer(Transform):
         context_features: int | None = None,
     ) -> None:
         super().__init__()
-        self.features = features
+        self.features = features = check_positive("FlowLayer", "features", features)
         given = {"actnorm": actnorm, "linear": linear, "flow": flow}
         offered: dict[str, Any] = {}
         if context_features:

@@ -84,7 +84,7 @@ class GlowStep(CompositeTransform):
             order = torch.arange(channels).roll(-coupling.conditioning_features)
             parts.append(Permutation(order, dim=1))
         super().__init__(parts)
-        self.channels = channels
+        self.channels = coupling.features
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map images, ActNorm and convolution as one map of the channels."""
@@ -180,7 +180,7 @@ class GlowSteps(CompositeTransform):
         norm: str | None | Unset = UNSET,
     ) -> None:
         shape = check_image_shape(image_shape, "GlowSteps")
-        check_positive("GlowSteps", "num_steps", num_steps)
+        num_steps = check_positive("GlowSteps", "num_steps", num_steps)
         squeezed = SqueezeTransform(squeeze)
         channels = squeezed.output_shape(shape)[0]
         network = conditioner or partial(ConvConditioner, hidden_channels=hidden_channels)

@@ -124,8 +124,7 @@ class LinearBlock(Transform):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        check_positive(type(self).__name__, "features", features)
-        self.features = features
+        self.features = check_positive(type(self).__name__, "features", features)
         self.register_parameter("bias", None)
 
     @abstractmethod
@@ -336,10 +335,10 @@ class InvertibleConv1x1(Transform):
     def __init__(self, channels: int, matrix: str = "lu") -> None:
         super().__init__()
         check_choice("InvertibleConv1x1", "matrix", matrix, ("lu", "full"))
-        self.channels = channels
         self.linear: LULinear | FullLinear = (
             LULinear(channels, bias=False) if matrix == "lu" else FullLinear(channels)
         )
+        self.channels = self.linear.features
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the channels of every pixel."""

@@ -64,7 +64,7 @@ def mask_order(mask: str, axes: Sequence[int], seed: int = 0) -> Tensor:
     if mask == "halves":
         return torch.arange(features)
     if mask == "random":
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(seed))
         return torch.randperm(features, generator=generator)
     height, width = (1, axes[0]) if len(axes) == 1 else axes[:2]
     i, j = torch.arange(height)[:, None], torch.arange(width)

@@ -64,7 +64,7 @@ class PermutePixels(Transform):
                 "give it with mode='local'",
             )
         _, height, width = self.image_shape
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(seed))
         if patch_size is None:
             source = torch.randperm(height * width, generator=generator)
         else:

@@ -36,7 +36,7 @@ class PixelScaling(Transform):
 
     def __init__(self, levels: int = 256, low: float = -0.5, high: float = 0.5) -> None:
         super().__init__()
-        check_levels("PixelScaling", levels)
+        levels = check_levels("PixelScaling", levels)
         if not high > low:
             raise mismatch("PixelScaling", "low < high", (low, high), "exchange them")
         self.low = low

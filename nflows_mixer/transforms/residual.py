@@ -85,7 +85,8 @@ class ResidualTransform(Transform):
     ) -> None:
         super().__init__()
         owner = "ResidualTransform"
-        check_sizes(owner, features=features, max_iterations=max_iterations)
+        sizes = {"features": features, "max_iterations": max_iterations}
+        features, max_iterations = check_sizes(owner, **sizes)
         if tolerance is not None and not tolerance > 0:
             raise mismatch(owner, "tolerance above 0", tolerance, "give None for one by dtype")
         check_read(owner, network, hidden_features=hidden_features)

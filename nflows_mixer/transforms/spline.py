@@ -223,7 +223,7 @@ class RationalQuadraticCoupling(Coupling):
         axes: Sequence[int] | None = None,
     ) -> None:
         owner = "RationalQuadraticCoupling"
-        check_positive(owner, "num_bins", num_bins)
+        num_bins = check_positive(owner, "num_bins", num_bins)
         if num_bins < 2:
             raise mismatch(owner, "at least 2 bins", num_bins, "one alone is a straight line")
         if not isinstance(tail_bound, Real) or not 0 < tail_bound < math.inf:

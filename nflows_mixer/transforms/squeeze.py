@@ -39,8 +39,7 @@ class SqueezeTransform(Transform):
 
     def __init__(self, factor: int = 2) -> None:
         super().__init__()
-        check_positive(type(self).__name__, "factor", factor)
-        self.factor = factor
+        self.factor = check_positive(type(self).__name__, "factor", factor)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Pixels into channels."""
@@ -99,7 +98,7 @@ class SqueezeAndSplit(SqueezeTransform):
     def __init__(self, factor: int = 2, kept_channels: int | None = None) -> None:
         super().__init__(factor)
         if kept_channels is not None:
-            check_positive("SqueezeAndSplit", "kept_channels", kept_channels)
+            kept_channels = check_positive("SqueezeAndSplit", "kept_channels", kept_channels)
         self.kept_channels = kept_channels
 
     def split(self, squeezed: Tensor) -> tuple[Tensor, Tensor]:

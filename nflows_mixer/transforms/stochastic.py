@@ -102,8 +102,7 @@ class Dequantization(StochasticTransform):
 
     def __init__(self, levels: int) -> None:
         super().__init__()
-        check_levels(type(self).__name__, levels)
-        self.levels = levels
+        self.levels = check_levels(type(self).__name__, levels)
         # Follows .double() and .to(device), so that the outputs do.
         self.register_buffer("_like", torch.zeros(()), persistent=False)
 

@@ -103,12 +103,10 @@ class ButterflyLinear(Transform):
     ) -> None:
         super().__init__()
         owner = type(self).__name__
-        check_positive(owner, "features", features)
+        features = check_positive(owner, "features", features)
         if factors is None:
             factors = nearly_square(features) if axes is None else self._factors_of(axes)
-        factors = tuple(factors)
-        for factor in factors:
-            check_positive(owner, "each factor", factor)
+        factors = tuple(check_positive(owner, "each factor", factor) for factor in factors)
         if not factors or math.prod(factors) != features:
             raise mismatch(
                 owner,

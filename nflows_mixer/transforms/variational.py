@@ -73,7 +73,7 @@ class ConditionalNoise(CompositeTransform):
             parts.append(InvertibleConv1x1(channels, "full"))
             parts.append(AffineCoupling(channels, conditioner, "tanh"))
         super().__init__([*parts, InvertibleConv1x1(channels, "full")])
-        self.channels = channels
+        self.channels = gaussian.shape[0]
 
 
 NEARLY_UNIFORM = partial(ConditionalNoise, scale=1.7)
