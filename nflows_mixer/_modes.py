@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -17,38 +18,65 @@ from torch import Tensor, nn
 def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
     """Put ``module`` in training or evaluation mode, and every part back into its own after.
 
-    Evaluation mode is for parts alone that do something else in it: those that are not known to do
-    so may be in use by another thread, which trains them.
+    Evaluation mode is for parts alone that may do something else in it: the others may be in use
+    by another thread, which trains them. A part that several threads evaluate goes back when the
+    last of them is done.
     """
     parts = list(module.modules())
     # What is to be initialized reads its mode, and that of what it is in.
     every = training or any([getattr(part, "initialized", True) is False for part in parts])
-    changed = [p for p in parts if p.training != training and (every or _heeds_mode(type(p)))]
-    for part in changed:
-        part.training = training
+    # Traced code has no other threads, and cannot take a lock.
+    holds = not training and not torch.compiler.is_compiling()
+    lock = _LOCK if holds else nullcontext()
+    with lock:
+        changed = [
+            part
+            for part in parts
+            if (part.training != training or (holds and part in _HELD))
+            and (every or _heeds_mode(type(part)))
+        ]
+        for part in changed:
+            part.training = training
+            if holds:
+                _HELD[part] = _HELD.get(part, 0) + 1
     try:
         yield
     finally:
-        for part in changed:
-            part.training = not training
+        with lock:
+            for part in changed:
+                if left := _HELD.pop(part) - 1 if holds else 0:
+                    _HELD[part] = left
+                else:
+                    part.training = not training
 
 
+_LOCK = threading.Lock()
+# How many evaluations hold a part in evaluation mode that is to train again after them.
+_HELD: dict[nn.Module, int] = {}
+
+# What the libraries' own modules do in training mode alone, apart from those listed here, is to
+# keep a cache, or, in zuko, to give gradients to parameters: both belong to the mode they are in.
+_LIBRARIES = ("nflows_mixer.", "nflows.", "zuko.", "normflows.")
 _HOMES = tuple(
     f"torch.nn.modules.{name}."
     for name in ("linear", "conv", "container", "activation", "normalization", "sparse", "flatten")
 )
-_OF_TORCH = (nn.modules.batchnorm._BatchNorm, nn.MultiheadAttention, nn.RReLU)
-_OF_NFLOWS = (nflows_transforms.BatchNorm, nflows_transforms.ActNorm)
+_HEEDING = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.MultiheadAttention,
+    nn.RReLU,
+    nflows_transforms.BatchNorm,
+    nflows_transforms.ActNorm,
+)
 
 
 # As in transforms/flow_layer.py: a class, as an argument, is said not to be hashable.
 @cast(Callable[[Any], Any], cache)
 def _heeds_mode(kind: type) -> bool:
     """Whether modules of a class may do something else in training mode; of users' classes, yes."""
-    home = f"{kind.__module__}."
-    if home.startswith((*_HOMES, "nflows_mixer.")):
-        return issubclass(kind, _OF_TORCH)
-    return not home.startswith("nflows.") or issubclass(kind, _OF_NFLOWS)
+    known = f"{kind.__module__}.".startswith((*_HOMES, *_LIBRARIES))
+    # normflows, which may be missing, estimates the log-det of this one in training mode.
+    return not known or issubclass(kind, _HEEDING) or kind.__name__ == "iResBlock"
 
 
 def running_statistics(module: nn.Module) -> AbstractContextManager[None]:

@@ -6,6 +6,7 @@ Of flows with a BatchNorm, which has to be asked for, that is not so, and sampli
 import math
 import threading
 import warnings
+from functools import partial
 
 import normflows as nf
 import pytest
@@ -13,10 +14,10 @@ import torch
 import zuko
 from nflows.distributions import StandardNormal
 from nflows.flows import Flow
-from nflows.transforms import Transform
+from nflows.transforms import MaskedAffineAutoregressiveTransform
 from torch import nn
 
-from nflows_mixer.adapters import to_normflows, to_zuko
+from nflows_mixer.adapters import from_normflows, from_zuko, to_normflows, to_zuko
 from nflows_mixer.flows import ImageFlow, mixerflow
 from nflows_mixer.transforms import (
     AffineCoupling,
@@ -210,34 +211,73 @@ def test_initialize_refuses_what_is_no_flow():
         initialize(nn.Linear(2, 2), torch.randn(3, 2))
 
 
-class Waiting(Transform):
-    """The identity, whose inverse waits until it is told to go on."""
+class Waits:
+    """A thread that samples a flow, and waits in evaluation mode until it is told to go on."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, flow):
         self.began, self.goes_on = threading.Event(), threading.Event()
+        self.flow, draw = flow, flow._distribution.sample
 
-    def forward(self, inputs, context=None):
-        return inputs, inputs.new_zeros(len(inputs))
+        def sample(*args, **kwargs):
+            if threading.current_thread() is self.thread:
+                self.began.set()
+                assert self.goes_on.wait(60)
+            return draw(*args, **kwargs)
 
-    def inverse(self, inputs, context=None):
-        self.began.set()
-        assert self.goes_on.wait(60)
-        return inputs, inputs.new_zeros(len(inputs))
+        flow._distribution.sample = sample
+        self.thread = threading.Thread(target=self.flow.sample, args=(2,))
+        self.thread.start()
+        assert self.began.wait(60)
+
+    def end(self):
+        self.goes_on.set()
+        self.thread.join()
 
 
-def test_sampling_in_one_thread_leaves_the_modes_of_a_flow_that_trains_in_another():
+def of_zuko(features):
+    return from_zuko(zuko.flows.NAF(features, transforms=1, hidden_features=(8,)))
+
+
+def of_normflows(features):
+    return from_normflows(nf.flows.AutoregressiveRationalQuadraticSpline(features, 1, 8))
+
+
+def of_nflows(features):
+    return MaskedAffineAutoregressiveTransform(features, 8)
+
+
+@pytest.mark.parametrize("kind", [AffineCoupling, of_nflows, of_zuko, of_normflows])
+def test_sampling_in_one_thread_leaves_the_training_of_another(kind):
     torch.manual_seed(0)
     pixels = torch.randint(256, (9, 1, 4, 4), dtype=torch.uint8)
-    waiting = Waiting()
-    layer = mixerflow(**IMAGE)._transform._transforms[-1]
-    flow = ImageFlow(CompositeTransform([PixelScaling(256), waiting, layer]), (1, 4, 4))
+    layer = partial(FlowLayer, flow=kind)
+    mixer = PatchMixerTransform((1, 4, 4), 2, layer, layer)
+    flow = ImageFlow(CompositeTransform([PixelScaling(256), mixer]), (1, 4, 4))
     flow.initialize(pixels).train()
-    thread = threading.Thread(target=flow.sample, args=(2,))
-    thread.start()
-    assert waiting.began.wait(60)
-    others = [part for part in flow.modules() if part is not waiting]
-    assert all(part.training for part in others)
-    waiting.goes_on.set()
-    thread.join()
-    assert waiting.training
+    noise = flow.draw_noise(0, 0, torch.arange(9))
+
+    def gradients():
+        loss = flow.log_prob(pixels, noise=noise).sum()
+        return torch.autograd.grad(loss, list(flow.parameters()))
+
+    expected = gradients()
+    sampler = Waits(flow)
+    # Some have a Dropout, of probability 0.
+    assert all(part.training for part in flow.modules() if not isinstance(part, nn.Dropout))
+    for found, right in zip(gradients(), expected):
+        assert torch.equal(found, right)
+    sampler.end()
+
+
+@pytest.mark.filterwarnings("ignore:.*BatchNorm")
+def test_two_that_sample_a_batch_norm_keep_it_in_evaluation_mode_until_the_last_is_done():
+    torch.manual_seed(0)
+    pixels = torch.randint(256, (9, 1, 4, 4), dtype=torch.uint8)
+    flow = mixerflow(**IMAGE, norm="batch").initialize(pixels).train()
+    norms = [part for part in flow.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    first, second = Waits(flow), Waits(flow)
+    assert norms and not any(norm.training for norm in norms)
+    first.end()
+    assert not any(norm.training for norm in norms)
+    second.end()
+    assert all(part.training for part in flow.modules())
