@@ -72,14 +72,17 @@ class MixerFlowSpec(Spec):
             raise mismatch(OWNER, "num_layers of at least one scale", self.num_layers, advice)
         for count in self.scales:
             check_positive(OWNER, "num_layers", count)
-        masks = [self.mask] if isinstance(self.mask, str) else list(self.mask)
-        reordered = any(mask != "halves" for mask in masks)
+        reordered = any(mask != "halves" for mask in self._masks())
         if reordered and self.linear is not None and "axes" in named_keywords(self.linear):
             got = f"{getattr(self.linear, '__name__', self.linear)} beside mask={self.mask!r}"
             advice = "give couplings the mask, as in channel_flow=partial(AffineCoupling, mask=...)"
             raise mismatch(OWNER, "rows in their order for a linear block of axes", got, advice)
         if not isinstance(self.pixels, Pixels):
             raise mismatch(OWNER, "pixels as Pixels(...)", repr(self.pixels), "build one")
+
+    def _masks(self) -> list[str]:
+        """The mask of each layer, if there is a list."""
+        return [self.mask] * sum(self.scales) if isinstance(self.mask, str) else list(self.mask)
 
     @property
     def scales(self) -> list[int]:
@@ -90,7 +93,7 @@ class MixerFlowSpec(Spec):
     def patches(self) -> list[Callable[[tuple[int, int, int]], PatchTransform]]:
         """A factory of the patches of each layer."""
         sizes = per_layer("patch_size", self.patch_size, sum(self.scales))
-        masks = per_layer("mask", self.mask, sum(self.scales))
+        masks = per_layer("mask", self._masks(), sum(self.scales))
         return [
             partial(call_factory, cut, mask=mask, seed=index)
             if callable(cut)
@@ -137,7 +140,7 @@ def per_layer(name: str, value: Any, num_layers: int) -> list[Any]:
     """
     if _is_one(value):
         return [value] * num_layers
-    if not isinstance(value, Sequence):
+    if not isinstance(value, Sequence) or isinstance(value, str):
         raise mismatch(OWNER, f"{name} for all layers, or a list", repr(value), "give one")
     if len(value) != num_layers:
         expected = f"one {name} for each of {num_layers} layers"
@@ -147,9 +150,9 @@ def per_layer(name: str, value: Any, num_layers: int) -> list[Any]:
 
 
 def _is_one(value: Any) -> bool:
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, Sequence):
         return len(value) == 2 and all(isinstance(size, Integral) for size in value)
-    return value is None or isinstance(value, (Integral, str)) or callable(value)
+    return value is None or isinstance(value, Integral) or callable(value)
 
 
 def is_ready(base: Any) -> bool:
