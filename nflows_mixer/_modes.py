@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
 from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from nflows import transforms as nflows_transforms
@@ -56,12 +58,37 @@ def running_statistics(module: nn.Module) -> AbstractContextManager[None]:
 
     nflows' ``Flow.sample`` inverts in whatever mode the flow is in, and a batch of samples must
     neither change the map nor the statistics. Parts that are shared may be in another mode than
-    the module that they are part of, so that all are looked at.
+    the module that they are part of, so that all are looked at. What would normalize by its batch
+    is warned of.
     """
     if EVALUATING.get():
         return nullcontext()
-    # Traced code cannot set a context variable.
-    return in_mode(module, training=False) if torch.compiler.is_compiling() else _evaluating(module)
+    if torch.compiler.is_compiling():  # traced code cannot set a context variable
+        return in_mode(module, training=False)
+    warn_of_batch_statistics(module)
+    return _evaluating(module)
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """Batch normalizations of a module, torch's and nflows', that are in training mode."""
+    kinds = nn.modules.batchnorm._BatchNorm, nflows_transforms.BatchNorm
+    return [part for part in module.modules() if isinstance(part, kinds) and part.training]
+
+
+_WARNED: WeakSet[nn.Module] = WeakSet()
+
+
+def warn_of_batch_statistics(module: nn.Module) -> None:
+    """Say, once, that what is inverted here has another density in training mode."""
+    norms = [norm for norm in batch_norms(module) if norm not in _WARNED]
+    if norms:
+        _WARNED.update(norms)
+        warnings.warn(
+            f"{type(module).__name__}: its BatchNorm is in training mode: samples, and all inverses, "
+            "are of the running statistics, and log_prob is of those of the batch, which is another "
+            "density; call eval(), or leave BatchNorm out",
+            stacklevel=3,
+        )
 
 
 @contextmanager

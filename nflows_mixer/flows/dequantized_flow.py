@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from nflows_mixer._checks import (
     mismatch,
     wrong_event,
 )
-from nflows_mixer._modes import in_mode
+from nflows_mixer._modes import in_mode, warn_of_batch_statistics
 from nflows_mixer.core.as_transform import adapted
 from nflows_mixer.core.context import shape_after, stochastic_part, takes_context
 from nflows_mixer.distributions import BaseDistribution, DiagonalNormal, as_base
@@ -56,7 +55,6 @@ class CheckedFlow(Flow):
         self.context_features = context_features
         self.validate_args = validate_args
         self._takes_context = any(map(takes_context, (self._transform, base)))
-        self._has_warned = False
         if not self.takes_noise and (got := stochastic_part(self._transform)) is not None:
             advice = "an ImageFlow takes it, whose log_prob is a bound"
             raise mismatch(owner, "a deterministic transform", got, advice)
@@ -154,7 +152,7 @@ class CheckedFlow(Flow):
         if context is not None and _rows(context) == 0:
             got = list(context.shape)
             raise mismatch(type(self).__name__, "a row of context or more", got, "or leave it out")
-        self._warn_of_batch_statistics()
+        warn_of_batch_statistics(self)
         chunks = []
         with in_mode(self, training=False):
             embedded = self._embedding_net(context)
@@ -181,19 +179,6 @@ class CheckedFlow(Flow):
                 "use one of these, or temperature=1",
             )
         return self._distribution.sample(num_samples, context)
-
-    def _warn_of_batch_statistics(self) -> None:
-        """Say once that a flow with BatchNorm has another density in training mode."""
-        if self._has_warned:
-            return
-        norms = [p for p in self.modules() if isinstance(p, nn.modules.batchnorm._BatchNorm)]
-        if any(norm.training for norm in norms):
-            self._has_warned = True
-            warnings.warn(
-                f"{type(self).__name__}: this flow has BatchNorm: samples are of its running "
-                "statistics, and in training mode log_prob is of those of the batch; call eval()",
-                stacklevel=4,
-            )
 
 
 class DequantizedFlow(CheckedFlow):
@@ -238,6 +223,7 @@ class DequantizedFlow(CheckedFlow):
     ) -> tuple[Tensor, Tensor]:
         """Draw dequantized images, in evaluation mode, with their log-densities."""
         context = self._check_context(context, _rows(context))
+        warn_of_batch_statistics(self)
         with in_mode(self, training=False):
             return super().sample_and_log_prob(num_samples, context)
 
