@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
-from typing import Any, cast
+from typing import Any, TypeVar, Union, cast
 from weakref import WeakSet
 
 import torch
@@ -84,9 +84,9 @@ def warn_of_batch_statistics(module: nn.Module) -> None:
     if norms:
         _WARNED.update(norms)
         warnings.warn(
-            f"{type(module).__name__}: its BatchNorm is in training mode: samples, and all inverses, "
-            "are of the running statistics, and log_prob is of those of the batch, which is another "
-            "density; call eval(), or leave BatchNorm out",
+            f"{type(module).__name__}: its BatchNorm is in training mode: samples, and inverses, "
+            "are of the running statistics, log_prob is of those of the batch, another density; "
+            "call eval(), or leave BatchNorm out",
             stacklevel=3,
         )
 
@@ -103,6 +103,26 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 # True within the inverse of a flow, whose parts need not look through their modules again.
 EVALUATING: ContextVar[bool] = ContextVar("nflows_mixer_all_evaluate", default=False)
+
+
+Values = TypeVar("Values", Tensor, Union[Tensor, None])
+
+
+def in_own_precision(module: nn.Module, values: Values) -> Values:
+    """Real values in the precision of a module's parameters."""
+    own = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+    if values is None or own is None or not values.is_floating_point():
+        return values
+    return values.to(own)
+
+
+def widened(module: nn.Module, latents: Tensor) -> Tensor:
+    """Latents in the precision of a module, where that is the wider one.
+
+    nflows' bases draw in torch's default precision, whatever that of the flow is.
+    """
+    own = next((p.dtype for p in module.parameters() if p.is_floating_point()), latents.dtype)
+    return latents.to(torch.promote_types(latents.dtype, own))
 
 
 def autocast_dtype(inputs: Tensor) -> torch.dtype | None:

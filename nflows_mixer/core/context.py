@@ -8,6 +8,8 @@ from nflows.transforms import CompositeTransform as NflowsComposite
 from nflows.transforms import InverseTransform, Permutation, SqueezeTransform, Transform
 from torch import nn
 
+from nflows_mixer._checks import mismatch
+
 
 def row_lengths(transform: Transform) -> set[int]:
     """Row lengths that a transform, and the parts of a composite, were built for.
@@ -82,6 +84,31 @@ def takes_context(module: nn.Module) -> bool:
     asks = bool(getattr(module, "context_features", None))
     asks = asks or hasattr(module, "context_layer") or hasattr(module, "_context_encoder")
     return asks or any(takes_context(child) for child in module.children())
+
+
+def check_takes_context(owner: str, context_features: int | None, *modules: nn.Module) -> None:
+    """Raise if a context is to be given, and none of the modules takes one.
+
+    Args:
+        owner: whose argument ``context_features`` is, for the error.
+        context_features: length of the context; None or 0 for none.
+        modules: who may take it.
+
+    Raises:
+        ValueError: if none does.
+
+    Example:
+        >>> check_takes_context("example", None, nn.Identity())
+    """
+    if context_features and not any(map(takes_context, modules)):
+        raise mismatch(
+            owner,
+            f"a part that takes context of {context_features} features",
+            "none",
+            "give a factory that names context_features, or one with a context of its own, such "
+            f"as partial(zuko.flows.MAF, context={context_features}); set takes_context = True on "
+            "a part of your own",
+        )
 
 
 def stochastic_part(module: nn.Module) -> str | None:
