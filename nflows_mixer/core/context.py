@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nflows.transforms import CompositeTransform as NflowsComposite
-from nflows.transforms import InverseTransform, Permutation, SqueezeTransform, Transform
+from nflows.transforms import (
+    InverseTransform,
+    OneByOneConvolution,
+    Permutation,
+    SqueezeTransform,
+    Transform,
+)
 from torch import nn
 
 from nflows_mixer._checks import mismatch
@@ -148,8 +154,8 @@ def context_lengths(module: nn.Module) -> set[int]:
 def input_shape(transform: Transform) -> tuple[int, ...] | None:
     """Shape of one input of a transform, or None where it does not say.
 
-    One of images says it by ``image_shape``, one of rows by ``features``; of a composite of images
-    the first part that says it is asked.
+    One of images says it by ``image_shape``, None for images of any size, one of rows by
+    ``features``; of a composite of images the first part that says it is asked.
 
     Args:
         transform: any nflows transform.
@@ -162,7 +168,7 @@ def input_shape(transform: Transform) -> tuple[int, ...] | None:
     known = getattr(transform, "image_shape", getattr(transform, "input_shape", None))
     if known is not None:
         return tuple(known)
-    if any(hasattr(part, "image_shape") for part in transform.modules()):
+    if any(_is_of_images(part) for part in transform.modules()):
         # Rows within it are no inputs of it. The first part that says, if none before changes it.
         for part in transform._transforms if isinstance(transform, NflowsComposite) else ():
             shape = input_shape(part)
@@ -173,3 +179,7 @@ def input_shape(transform: Transform) -> tuple[int, ...] | None:
         return None
     lengths = row_lengths(transform)
     return (next(iter(lengths)),) if len(lengths) == 1 else None
+
+
+def _is_of_images(part: nn.Module) -> bool:
+    return hasattr(part, "image_shape") or isinstance(part, (SqueezeTransform, OneByOneConvolution))

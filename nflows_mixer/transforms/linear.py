@@ -333,6 +333,8 @@ class InvertibleConv1x1(Transform):
         tensor([0., 0.], grad_fn=<MulBackward0>)
     """
 
+    image_shape = None  # of any size
+
     def __init__(self, channels: int, matrix: str = "lu") -> None:
         super().__init__()
         check_choice("InvertibleConv1x1", "matrix", matrix, ("lu", "full"))

@@ -26,6 +26,8 @@ class _MixingTransform(Transform):
     _rows: str
     _row_axis: int
 
+    image_shape = None  # of any size
+
     def __init__(self, transform: Transform | nn.Module, positions: Tensor | None = None) -> None:
         super().__init__()
         self.transform = adapted(transform, type(self).__name__)
