@@ -90,8 +90,16 @@ def test_parameters_of_a_torch_base_are_trained_and_follow_the_dtype():
     "base, error, words",
     [
         (StandardNormal([16]), ValueError, r"base of shape \(1, 4, 4\), got \(16,\)"),
-        (distributions.Normal(zeros[0], ones[0]), ValueError, r"got \(4, 4\) of TorchBase"),
+        (distributions.Normal(zeros[0], ones[0]), ValueError, r"got \(4, 4\) of Normal"),
         (nf.distributions.DiagGaussian((16,)), ValueError, "expected a base"),
+        (nf.distributions.DiagGaussian((16,)), ValueError, "got DiagGaussian, which raises"),
+        (distributions.Poisson(ones), ValueError, "real latents, got Poisson, a discrete one"),
+        (distributions.Independent(distributions.Bernoulli(ones / 2), 3), ValueError, "discrete"),
+        (
+            ConditionalDiagonalNormal(SHAPE, nn.Linear(3, 32)),
+            ValueError,
+            "got ConditionalDiagonalNormal, which takes context; .*context_features",
+        ),
         (nn.Linear(2, 2), TypeError, "expected a base of nflows, torch, zuko or normflows"),
         (lambda shape: 3, TypeError, "got int"),
     ],
