@@ -8,6 +8,7 @@ import pytest
 import torch
 import zuko
 from nflows.distributions import ConditionalDiagonalNormal, StandardNormal
+from nflows.distributions.base import NoMeanException
 from nflows.distributions.uniform import BoxUniform
 from nflows.flows import Flow
 from nflows.transforms import MaskedAffineAutoregressiveTransform
@@ -188,3 +189,10 @@ def test_pixels_of_another_precision_are_taken_in_that_of_the_flow():
     expected = flow.deterministic.log_prob(pixels)
     torch.testing.assert_close(flow.deterministic.log_prob(pixels.double()), expected)
     assert flow.deterministic.transform_to_noise(pixels.double()).dtype == torch.float32
+
+
+def test_a_base_of_another_library_gives_its_mean_or_says_that_it_has_none():
+    assert torch.equal(as_base(lazy(), SHAPE, "here").mean(), zeros)
+    base = as_base(nf.distributions.DiagGaussian(SHAPE), SHAPE, "here")
+    with pytest.raises(NoMeanException, match="expected a base that knows its mean, got DiagGau"):
+        base.mean()

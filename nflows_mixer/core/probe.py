@@ -52,8 +52,8 @@ def check_usable(
     own, within. What has passed is not probed again, nor what the same factory makes alike: of the
     same classes, sizes, options and buffers. Not probed are transforms on the meta or a fake
     device, those for which the length of rows or of the context is not known, and those whose
-    inverse iterates, which say so by an attribute ``iterative``; those whose inverse raises ``InverseNotAvailable`` or
-    ``NotImplementedError`` are probed one way.
+    inverse iterates, which say so by an attribute ``iterative``; those whose inverse raises
+    ``InverseNotAvailable`` or ``NotImplementedError`` are probed one way.
 
     Args:
         transform: any nflows transform.

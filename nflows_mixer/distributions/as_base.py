@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from nflows.distributions.base import Distribution
+from nflows.distributions.base import Distribution, NoMeanException
 from torch import Tensor, distributions, nn
 
 from nflows_mixer._checks import libraries_of, mismatch
@@ -142,11 +142,24 @@ class ModuleBase(Distribution):
         leading = (num_samples,) if context is None else (len(context), num_samples)
         return samples.reshape(*leading, *self.shape)
 
+    def _mean(self, context: Tensor | None) -> Tensor:
+        density = None if hasattr(self.base, "log_prob") else self.base()
+        try:
+            mean = getattr(density, "mean", None)
+        except NotImplementedError:
+            mean = None
+        if mean is None:
+            raise NoMeanException(
+                f"mean: expected a base that knows its mean, got {type(self.base).__name__}, which "
+                "does not; average samples, or use a base of nflows_mixer.distributions"
+            )
+        return mean if context is None else mean.expand(len(context), *self.shape)
+
 
 def _is_discrete(distribution: distributions.Distribution) -> bool:
     """Whether its support is; one that does not say its support is taken for real."""
     try:
-        return distribution.support.is_discrete
+        return getattr(distribution.support, "is_discrete", False)
     except NotImplementedError:
         return False
 

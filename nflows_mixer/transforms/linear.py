@@ -345,7 +345,7 @@ class InvertibleConv1x1(Transform):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the channels of every pixel."""
-        return self._map_pixels(self.linear.forward, inputs)
+        return self._map_pixels(self.linear, inputs)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the channels of every pixel back."""
