@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
-from typing import Any, cast
+from typing import Any, TypeVar, Union, cast
+from weakref import WeakSet
 
 import torch
 from nflows import transforms as nflows_transforms
@@ -84,12 +86,37 @@ def running_statistics(module: nn.Module) -> AbstractContextManager[None]:
 
     nflows' ``Flow.sample`` inverts in whatever mode the flow is in, and a batch of samples must
     neither change the map nor the statistics. Parts that are shared may be in another mode than
-    the module that they are part of, so that all are looked at.
+    the module that they are part of, so that all are looked at. What would normalize by its batch
+    is warned of.
     """
     if EVALUATING.get():
         return nullcontext()
-    # Traced code cannot set a context variable.
-    return in_mode(module, training=False) if torch.compiler.is_compiling() else _evaluating(module)
+    if torch.compiler.is_compiling():  # traced code cannot set a context variable
+        return in_mode(module, training=False)
+    warn_of_batch_statistics(module)
+    return _evaluating(module)
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """Batch normalizations of a module, torch's and nflows', that are in training mode."""
+    kinds = nn.modules.batchnorm._BatchNorm, nflows_transforms.BatchNorm
+    return [part for part in module.modules() if isinstance(part, kinds) and part.training]
+
+
+_WARNED: WeakSet[nn.Module] = WeakSet()
+
+
+def warn_of_batch_statistics(module: nn.Module) -> None:
+    """Say, once, that what is inverted here has another density in training mode."""
+    norms = [norm for norm in batch_norms(module) if norm not in _WARNED]
+    if norms:
+        _WARNED.update(norms)
+        warnings.warn(
+            f"{type(module).__name__}: its BatchNorm is in training mode: samples, and inverses, "
+            "are of the running statistics, log_prob is of those of the batch, another density; "
+            "call eval(), or leave BatchNorm out",
+            stacklevel=3,
+        )
 
 
 @contextmanager
@@ -104,6 +131,26 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 # True within the inverse of a flow, whose parts need not look through their modules again.
 EVALUATING: ContextVar[bool] = ContextVar("nflows_mixer_all_evaluate", default=False)
+
+
+Values = TypeVar("Values", Tensor, Union[Tensor, None])
+
+
+def in_own_precision(module: nn.Module, values: Values) -> Values:
+    """Real values in the precision of a module's parameters."""
+    own = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+    if values is None or own is None or not values.is_floating_point():
+        return values
+    return values.to(own)
+
+
+def widened(module: nn.Module, latents: Tensor) -> Tensor:
+    """Latents in the precision of a module, where that is the wider one.
+
+    nflows' bases draw in torch's default precision, whatever that of the flow is.
+    """
+    own = next((p.dtype for p in module.parameters() if p.is_floating_point()), latents.dtype)
+    return latents.to(torch.promote_types(latents.dtype, own))
 
 
 def autocast_dtype(inputs: Tensor) -> torch.dtype | None:

@@ -26,6 +26,8 @@ from nflows_mixer.transforms import (
     AffineCoupling,
     Coupling,
     FlowLayer,
+    GlowStep,
+    InvertibleConv1x1,
     KroneckerLinear,
     LinearBlock,
     LULinear,
@@ -343,3 +345,12 @@ def test_a_training_step_waits_for_nothing(memory, monkeypatch):
     with Syncs() as syncs:
         torch.ones(1).item()
     assert len(syncs.found) == 1
+
+
+@pytest.mark.parametrize("make", [lambda: InvertibleConv1x1(4), lambda: GlowStep(4)])
+def test_hooks_on_the_matrix_of_a_1x1_convolution_fire(make):
+    calls, transform = [], make()
+    (linear,) = [part.linear for part in transform.modules() if isinstance(part, InvertibleConv1x1)]
+    linear.register_forward_hook(lambda *_: calls.append(1))
+    transform(torch.randn(2, 4, 2, 2))
+    assert calls == [1]

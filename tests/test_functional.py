@@ -8,7 +8,14 @@ from torch import nn
 
 from nflows_mixer.flows import ImageFlow, denseflow, mixerflow
 from nflows_mixer.nn import ConvConditioner, DenseAttentionConditioner
-from nflows_mixer.transforms import CompositeTransform, GlowStep, PixelScaling, SqueezeTransform
+from nflows_mixer.transforms import (
+    ActNorm,
+    CompositeTransform,
+    FlowLayer,
+    GlowStep,
+    PixelScaling,
+    SqueezeTransform,
+)
 
 SHAPE = (1, 8, 8)
 NO_SHIFT = {"shift": None, "hidden_features": 8}
@@ -87,6 +94,13 @@ def test_the_inverse_of_sampling_can_be_exported(density):
     torch.testing.assert_close(
         program.module()(other), Inverse(density)(other), atol=1e-6, rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("make", [FlowLayer, ActNorm, GlowStep])
+def test_what_is_to_be_initialized_says_so_under_vmap(make):
+    transform, rows = make(4).train(), torch.randn(5, *(4, 2, 2)[: 3 if make is GlowStep else 1])
+    with pytest.raises(RuntimeError, match=r"initialized before.*within torch.func.*initialize\("):
+        torch.func.vmap(lambda row: transform(row[None])[0])(rows)
 
 
 @pytest.mark.slow

@@ -246,7 +246,10 @@ def test_bound_keywords_leave_the_others_to_be_given():
         ({**both(LULinear), "conditioner": MLP}, "conditioner"),
         ({**both(identity_maf), "conditioner": MLP}, "conditioner"),
         ({**both(ResidualTransform), "norm": "batch"}, "norm"),
-        ({**both(partial(identity_maf, hidden_features=4)), "hidden_features": 8}, "hidden_fe"),
+        (
+            {**both(partial(identity_maf, hidden_features=4)), "hidden_features": 8},
+            "hidden_features",
+        ),
         ({"conditioner": lambda i, o: nn.Linear(i, o), "norm": "batch"}, "norm"),
         ({"conditioner": partial(ResidualMLP, norm=None), "norm": "batch"}, "norm"),
     ],

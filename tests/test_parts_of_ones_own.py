@@ -225,7 +225,7 @@ def bare(in_features, out_features):
     "make, pattern",
     [
         (lambda: AffineCoupling(6, bare, norm="batch"), "takes norm, .* got bare; leave norm out"),
-        (lambda: AdditiveCoupling(6, bare, norm=None, hidden_features=8), "norm, hidden_features"),
+        (lambda: AdditiveCoupling(6, bare, norm=None, hidden_features=8), "takes norm"),
         (lambda: AffineCoupling(6, bare(3, 6), hidden_features=8), "got a ready Linear"),
         (
             lambda: RationalQuadraticCoupling(

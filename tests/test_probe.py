@@ -1,5 +1,7 @@
 """What no bijection of rows is refused when a flow is built, by trying it out."""
 
+from functools import partial
+
 import normflows as nf
 import pytest
 import torch
@@ -146,13 +148,45 @@ def test_each_make_of_transform_is_tried_once(monkeypatch):
         module, "_problem_of_a_copy", lambda *given: tried.append(given[0]) or real(*given)
     )
 
+    factory = partial(MaskedAffineAutoregressiveTransform, hidden_features=7)
     for features in (5, 6, 5, 6):
-        made = as_transform(lambda d: MaskedAffineAutoregressiveTransform(d, 7), features)
+        made = as_transform(factory, features)
         ChannelMixingTransform(made)
     assert [part.features for part in tried] == [5, 6]
     as_transform(AffineCoupling, 4)
     as_transform(zuko.flows.NAF, 4)  # whose inverse iterates
     assert len(tried) == 2
+
+
+class Stretch(Transform):
+    """Multiplies by what may be no bijection, and divides by what may be another number."""
+
+    def __init__(self, factor, divisor=None):
+        super().__init__()
+        self.register_buffer("factor", torch.tensor(float(factor)))
+        self.divide = lambda inputs: inputs / (divisor or self.factor)
+
+    def forward(self, inputs, context=None):
+        logabsdet = self.factor.abs().log() * inputs.shape[1]
+        return self.factor * inputs, logabsdet.expand(len(inputs))
+
+    def inverse(self, inputs, context=None):
+        return self.divide(inputs), -self.forward(inputs)[1]
+
+
+def test_what_has_passed_says_nothing_of_other_values():
+    as_transform(Stretch(2), 4)
+    as_transform(lambda features: Stretch(2), 4)
+    for factor, divisor in [(0, None), (2, 3)]:
+        with refused():
+            as_transform(Stretch(factor, divisor), 4)
+        with refused():
+            as_transform(lambda features, given=(factor, divisor): Stretch(*given), 4)
+    factors = iter([2, 0])
+    factory = partial(lambda features, factors: Stretch(next(factors)), factors=factors)
+    as_transform(factory, 4)
+    with refused():
+        as_transform(factory, 4)
 
 
 def test_nothing_is_computed_on_the_meta_or_a_fake_device():

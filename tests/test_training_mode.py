@@ -14,7 +14,7 @@ import torch
 import zuko
 from nflows.distributions import StandardNormal
 from nflows.flows import Flow
-from nflows.transforms import MaskedAffineAutoregressiveTransform
+from nflows.transforms import BatchNorm, MaskedAffineAutoregressiveTransform
 from torch import nn
 
 from nflows_mixer.adapters import from_normflows, from_zuko, to_normflows, to_zuko
@@ -25,6 +25,7 @@ from nflows_mixer.transforms import (
     FlowLayer,
     PatchMixerTransform,
     PixelScaling,
+    ReshapeTransform,
     initialize,
     initialize_identity,
 )
@@ -174,15 +175,61 @@ def test_a_zuko_flow_in_training_mode_is_consistent(make):
     assert all(parameter.grad is not None for parameter in lazy.parameters())
 
 
-def test_the_flow_of_a_batch_norm_says_so_where_it_is_sampled_in_training_mode():
+def batch_norm_layer():
+    return initialize_identity(FlowLayer(4, flow=partial(AffineCoupling, norm="batch")))
+
+
+def batch_norm_image_flow():
+    flow = mixerflow(**IMAGE, norm="batch")
+    return flow.initialize(torch.randint(256, (9, 1, 4, 4), dtype=torch.uint8))
+
+
+def image_flow_of_nflows_batch_norm():
+    rows = CompositeTransform([ReshapeTransform((1, 4, 4), (16,)), BatchNorm(16)])
+    transform = CompositeTransform([rows, ReshapeTransform((16,), (1, 4, 4))])
+    return ImageFlow(transform, (1, 4, 4), levels=None)
+
+
+WAYS_TO_INVERT = {
+    "the layer": (batch_norm_layer, lambda layer: layer.inverse(torch.randn(2, 4))),
+    "the coupling": (batch_norm_layer, lambda layer: layer.flow.inverse(torch.randn(2, 4))),
+    "nflows": (batch_norm_layer, lambda layer: Flow(layer, StandardNormal([4])).sample(2)),
+    "zuko": (batch_norm_layer, lambda layer: by_zuko(layer, (4,))[1](2)),
+    "normflows": (batch_norm_layer, lambda layer: by_normflows(layer, (4,))[1](2)),
+    "an image flow": (batch_norm_image_flow, lambda flow: flow.sample(2)),
+    "an image flow through zuko": (
+        batch_norm_image_flow,
+        lambda flow: to_zuko(flow)().sample((2,)),
+    ),
+    "samples with densities": (
+        batch_norm_image_flow,
+        lambda flow: flow.deterministic.sample_and_log_prob(2),
+    ),
+    "nflows' BatchNorm": (image_flow_of_nflows_batch_norm, lambda flow: flow.sample(2)),
+}
+
+
+@pytest.mark.parametrize("make, invert", WAYS_TO_INVERT.values(), ids=WAYS_TO_INVERT.keys())
+def test_a_batch_norm_in_training_mode_says_once_that_it_is_inverted(make, invert):
     torch.manual_seed(0)
-    pixels = torch.randint(256, (9, 1, 4, 4), dtype=torch.uint8)
-    flow = mixerflow(**IMAGE, norm="batch").initialize(pixels)
-    with pytest.warns(UserWarning, match=r"BatchNorm.*eval\(\)"):
-        flow.sample(2)
+    flow = make().train()
+    with pytest.warns(UserWarning, match=r"BatchNorm.*eval\(\)") as caught:
+        invert(flow)
+    assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        flow.eval().sample(2)
+        invert(flow)
+        invert(make().eval())
+
+
+@pytest.mark.parametrize("memory", ["full", "constant", "checkpoint"])
+def test_training_a_batch_norm_by_its_likelihood_says_nothing(memory):
+    torch.manual_seed(0)
+    pixels = torch.randint(256, (9, 1, 4, 4), dtype=torch.uint8)
+    flow = mixerflow(**IMAGE, norm="batch", memory=memory)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        flow.train().log_prob(pixels).mean().backward()
         mixerflow(**IMAGE).initialize(pixels).sample(2)
 
 

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import zuko
 from nflows.transforms import Transform
 from torch import nn
 
@@ -40,6 +41,7 @@ from nflows_mixer.transforms import (
     RationalQuadraticCoupling,
     ResidualTransform,
     RLULinear,
+    initialize_identity,
 )
 from tests.helpers import moved
 
@@ -114,6 +116,42 @@ def test_a_transform_of_a_fork_is_taken_and_tried_out():
     assert CompositeTransform([Fork(4), LULinear(4)])(torch.ones(2, 4))[1].shape == (2,)
     with pytest.raises(ValueError, match="not undone by its inverse"):
         as_transform(WrongFork, 4)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FlowLayer(6, flow=lambda d: AffineCoupling(d), context_features=3),
+        lambda: FlowLayer(6, flow=None, context_features=3),
+        lambda: FlowLayer(6, flow=AffineCoupling(6), context_features=3),
+        lambda: FlowLayer(6, flow=partial(zuko.flows.MAF, transforms=1), context_features=3),
+        lambda: AffineCoupling(6, nn.Linear, context_features=3),
+        lambda: AffineCoupling(6, nn.Linear(3, 6), context_features=3),
+        lambda: ResidualTransform(6, lambda d: nn.Linear(d, d), context_features=3),
+    ],
+)
+def test_a_context_that_nothing_would_read_is_refused(make):
+    with pytest.raises(ValueError, match="a part that takes context of 3 features, got none"):
+        make()
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [
+        AffineCoupling,
+        partial(zuko.flows.MAF, context=3, transforms=1),
+        lambda d: AffineCoupling(d, context_features=3),
+        AffineCoupling(6, context_features=3),
+    ],
+)
+def test_a_flow_layer_depends_on_its_context_whatever_its_flow(flow):
+    torch.manual_seed(0)
+    layer = initialize_identity(FlowLayer(6, flow=flow, context_features=3)).eval()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    outputs, _ = layer(torch.ones(2, 6), torch.tensor([[0.0] * 3, [5.0] * 3]))
+    assert not torch.allclose(outputs[0], outputs[1])
 
 
 def test_context_features_need_no_nested_partials():

@@ -15,13 +15,17 @@ from torch import nn, zeros
 from nflows_mixer.adapters import from_zuko, to_zuko
 from nflows_mixer.distributions import DiagonalNormal, NormalMixture
 from nflows_mixer.flows import mixerflow
-from nflows_mixer.nn import LipschitzMLP, ResidualMLP
+from nflows_mixer.nn import ConvConditioner, LipschitzMLP, ResidualMLP
 from nflows_mixer.transforms import (
     ActNorm,
     AffineCoupling,
     ChannelMixingTransform,
     CompositeTransform,
     FlowLayer,
+    GlowStep,
+    GlowSteps,
+    InverseTransform,
+    InvertibleConv1x1,
     PatchMixerTransform,
     PixelScaling,
     ReshapeTransform,
@@ -557,6 +561,36 @@ def test_images_are_the_event_of_a_chain_of_mixers_and_of_what_reads_them():
     assert (lazy.event_shape, lazy.noise_shape) == ((16,), (1, 4, 4))
     with expect(ValueError, "event_shape"):
         to_zuko(CompositeTransform([SqueezeTransform(2), mixers[0]]))
+
+
+IMAGE_PARTS = {
+    "a step of Glow": lambda: GlowStep(4),
+    "convolutions": lambda: CompositeTransform([InvertibleConv1x1(4), InvertibleConv1x1(4)]),
+    "nflows' convolution": lambda: CompositeTransform([nflows_transforms.OneByOneConvolution(4)]),
+    "a squeeze before a step": lambda: CompositeTransform([SqueezeTransform(2), GlowStep(16)]),
+    "nflows' squeeze": lambda: CompositeTransform(
+        [nflows_transforms.SqueezeTransform(2), ActNorm(16)]
+    ),
+    "a coupling of convolutions": lambda: AffineCoupling(4, ConvConditioner),
+    "the inverse of a step": lambda: InverseTransform(GlowStep(4)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.triangular_solve")  # in nflows
+@pytest.mark.parametrize("make", IMAGE_PARTS.values(), ids=IMAGE_PARTS.keys())
+def test_parts_of_images_are_no_flows_of_rows(make):
+    torch.manual_seed(0)
+    transform = initialize_identity(make())
+    with expect(ValueError, "event_shape"):
+        to_zuko(transform)
+    lazy = to_zuko(transform, event_shape=(4, 6, 6))
+    images = torch.randn(2, 4, 6, 6)
+    latents, _ = lazy().call_and_ladj(images)
+    assert latents.shape == (2, *lazy.noise_shape)
+    torch.testing.assert_close(lazy().inv(latents), images, atol=1e-4, rtol=1e-4)
+    named = CompositeTransform([transform, GlowSteps((4, 6, 6))])
+    if lazy.noise_shape == (4, 6, 6):
+        assert to_zuko(named).event_shape == (4, 6, 6)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 
 from nflows_mixer._checks import ROWS_ADVICE, check_event, mismatch
-from nflows_mixer._modes import running_statistics
+from nflows_mixer._modes import in_own_precision, running_statistics
 from nflows_mixer.core.as_transform import deterministic_transform
 from nflows_mixer.core.composite import CompositeTransform, InverseTransform
 from nflows_mixer.core.context import takes_context
@@ -183,7 +183,8 @@ class NflowsBase(nf.distributions.BaseDistribution):
 
     def forward(self, num_samples: int = 1, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draw samples with their log-densities; one for each row of a context."""
-        if self._passes_context and context is not None:
+        context = in_own_precision(self, context) if self._passes_context else None
+        if context is not None:
             z = self.base.sample(1, context).flatten(0, 1)
         elif getattr(self.base, "has_rsample", False):
             z = self.base.rsample(num_samples)
@@ -193,7 +194,8 @@ class NflowsBase(nf.distributions.BaseDistribution):
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-densities [N]."""
-        return self.base.log_prob(z, context if self._passes_context else None)
+        context = in_own_precision(self, context) if self._passes_context else None
+        return self.base.log_prob(z, context)
 
 
 class NflowsFlow(nf.flows.Flow):
@@ -210,8 +212,11 @@ class NflowsFlow(nf.flows.Flow):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map noise to data."""
-        return inverse_of(self.transform)(z, context if self._passes_context else None)
+        return inverse_of(self.transform)(z, self._given(context))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data to noise."""
-        return self.transform(z, context if self._passes_context else None)
+        return self.transform(z, self._given(context))
+
+    def _given(self, context: Tensor | None) -> Tensor | None:
+        return in_own_precision(self, context) if self._passes_context else None

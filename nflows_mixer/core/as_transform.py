@@ -81,7 +81,8 @@ def as_transform(
             f"{type(transform).__name__} of length {', '.join(map(str, sorted(lengths)))}",
             "pass a factory, `lambda features: ...`, so that it is built for its place",
         )
-    check_usable(transform, owner, features, validate_args)
+    factory = None if isinstance(flow, nn.Module) else flow
+    check_usable(transform, owner, features, validate_args, factory)
     return transform
 
 

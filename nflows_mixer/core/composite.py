@@ -11,7 +11,7 @@ from nflows import transforms as nflows_transforms
 from nflows.transforms import Transform
 from torch import Tensor
 
-from nflows_mixer._modes import EVALUATING, running_statistics
+from nflows_mixer._modes import EVALUATING, running_statistics, widened
 from nflows_mixer.core.as_transform import adapted, register_adapter
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.numerics.autoregressive import inverse_of
@@ -59,7 +59,8 @@ class CompositeTransform(nflows_transforms.CompositeTransform):
         """Map back through the parts in reverse order, in evaluation mode."""
         parts = [inverse_of(part) for part in self._transforms]
         with nullcontext() if EVALUATING.get() else running_statistics(self):
-            return run_chain(zip(parts[::-1], self._passes_context[::-1]), inputs, context)
+            chain = zip(parts[::-1], self._passes_context[::-1])
+            return run_chain(chain, widened(self, inputs), context)
 
 
 def run_chain(
@@ -74,6 +75,8 @@ def run_chain(
         context: [B, F], or None.
     """
     outputs, total = inputs, None
+    if context is not None and context.is_floating_point() and inputs.is_floating_point():
+        context = context.to(inputs.dtype)
     for part, passes in chain:
         before = outputs.dtype
         outputs, logabsdet = part(outputs, context if passes else None)

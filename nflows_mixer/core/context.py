@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nflows.transforms import CompositeTransform as NflowsComposite
-from nflows.transforms import InverseTransform, Permutation, SqueezeTransform, Transform
+from nflows.transforms import (
+    InverseTransform,
+    OneByOneConvolution,
+    Permutation,
+    SqueezeTransform,
+    Transform,
+)
 from torch import nn
 
-from nflows_mixer._checks import as_python
+from nflows_mixer._checks import as_python, mismatch
 
 
 def row_lengths(transform: Transform) -> set[int]:
@@ -86,6 +92,31 @@ def takes_context(module: nn.Module) -> bool:
     return asks or any(takes_context(child) for child in module.children())
 
 
+def check_takes_context(owner: str, context_features: int | None, *modules: nn.Module) -> None:
+    """Raise if a context is to be given, and none of the modules takes one.
+
+    Args:
+        owner: whose argument ``context_features`` is, for the error.
+        context_features: length of the context; None or 0 for none.
+        modules: who may take it.
+
+    Raises:
+        ValueError: if none does.
+
+    Example:
+        >>> check_takes_context("example", None, nn.Identity())
+    """
+    if context_features and not any(map(takes_context, modules)):
+        raise mismatch(
+            owner,
+            f"a part that takes context of {context_features} features",
+            "none",
+            "give a factory that names context_features, or one with a context of its own, such "
+            f"as partial(zuko.flows.MAF, context={context_features}); set takes_context = True on "
+            "a part of your own",
+        )
+
+
 def stochastic_part(module: nn.Module) -> str | None:
     """Kind and name of the first part of a module that draws noise; None where there is none.
 
@@ -123,8 +154,8 @@ def context_lengths(module: nn.Module) -> set[int]:
 def input_shape(transform: Transform) -> tuple[int, ...] | None:
     """Shape of one input of a transform, or None where it does not say.
 
-    One of images says it by ``image_shape``, one of rows by ``features``; of a composite of images
-    the first part that says it is asked.
+    One of images says it by ``image_shape``, None for images of any size, one of rows by
+    ``features``; of a composite of images the first part that says it is asked.
 
     Args:
         transform: any nflows transform.
@@ -137,7 +168,7 @@ def input_shape(transform: Transform) -> tuple[int, ...] | None:
     known = getattr(transform, "image_shape", getattr(transform, "input_shape", None))
     if known is not None:
         return tuple(known)
-    if any(hasattr(part, "image_shape") for part in transform.modules()):
+    if any(_is_of_images(part) for part in transform.modules()):
         # Rows within it are no inputs of it. The first part that says, if none before changes it.
         for part in transform._transforms if isinstance(transform, NflowsComposite) else ():
             shape = input_shape(part)
@@ -148,3 +179,7 @@ def input_shape(transform: Transform) -> tuple[int, ...] | None:
         return None
     lengths = row_lengths(transform)
     return (next(iter(lengths)),) if len(lengths) == 1 else None
+
+
+def _is_of_images(part: nn.Module) -> bool:
+    return hasattr(part, "image_shape") or isinstance(part, (SqueezeTransform, OneByOneConvolution))

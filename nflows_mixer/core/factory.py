@@ -49,13 +49,16 @@ def call_factory(factory: Callable[..., Any], *arguments: Any, **offered: Any) -
     )
 
 
-def check_read(owner: str, factory: Any, positional: int = 1, **given: Any) -> None:
-    """Raise if a keyword is given for a factory that does not take it, or for what is ready.
+def check_read(
+    owner: str, *factories: Any, positional: int = 1, network: Any = None, **given: Any
+) -> None:
+    """Raise if a keyword is given that none of the factories reads.
 
     Args:
         owner: who takes the keywords, for the error.
-        factory: a class, a function, a ``functools.partial``; or what one would have made.
-        positional: how many arguments it gets by position.
+        factories: classes, functions, ``functools.partial``s; or what one would have made.
+        positional: how many arguments they get by position.
+        network: what those that take a ``conditioner`` are given as one; their default where None.
         given: the keywords, ``UNSET`` where they are not given.
 
     Raises:
@@ -64,16 +67,37 @@ def check_read(owner: str, factory: Any, positional: int = 1, **given: Any) -> N
     Example:
         >>> check_read("example", lambda size, norm=None: None, norm="batch", width=UNSET)
     """
-    ready = isinstance(factory, nn.Module)
-    read = set() if ready else named_keywords(factory, positional)
-    unread = [name for name, value in given.items() if value is not UNSET and name not in read]
-    if unread:
-        names = ", ".join(unread)
-        got = getattr(factory, "__name__", repr(factory))
-        got = f"a ready {type(factory).__name__}" if ready else got
-        expected = f"a factory that still takes {names}, to read the one given"
-        advice = f"leave {names} out, or give the factory its own by functools.partial"
+    for name, value in given.items():
+        if value is UNSET or any(reads(f, name, positional, network) for f in factories):
+            continue
+        ready = [isinstance(factory, nn.Module) for factory in factories]
+        got = ", ".join(
+            f"a ready {type(f).__name__}" if known else getattr(f, "__name__", repr(f))
+            for f, known in zip(factories, ready)
+        )
+        expected = f"a factory that takes {name}, to read the {name} given"
+        advice = f"leave {name} out, or give the factory its own by functools.partial"
         raise mismatch(owner, expected, got, advice)
+
+
+def reads(factory: Any, name: str, positional: int = 1, network: Any = None) -> bool:
+    """Whether a factory, or the network that it hands a keyword on to, takes it.
+
+    Arguments as for ``check_read``.
+
+    Example:
+        >>> reads(lambda features, conditioner=lambda i, o: None, norm=None: None, "norm")
+        False
+    """
+    keywords = set() if isinstance(factory, nn.Module) else named_keywords(factory, positional)
+    if name not in keywords:
+        return False
+    parameters = inspect.signature(factory).parameters
+    if name not in ("norm", "hidden_features") or "conditioner" not in parameters:
+        return True
+    own = parameters["conditioner"].default
+    network = network if network is not None and "conditioner" in keywords else own
+    return not callable(network) or name in named_keywords(network, positional=2)
 
 
 def named_keywords(factory: Callable[..., Any], positional: int = 1) -> set[str]:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from nflows.transforms import Transform
@@ -27,11 +27,16 @@ _WIDTH = 4.0
 _TOLERANCE = 1e-2
 _LONGEST_JACOBIAN = 256
 _USABLE: WeakSet[nn.Module] = WeakSet()
-_MAKES: set[Hashable] = set()
+# What has passed of a factory that is still there: its next one need not be tried if made alike.
+_MAKES: WeakKeyDictionary[Callable, set[Hashable]] = WeakKeyDictionary()
 
 
 def check_usable(
-    transform: Transform, owner: str, features: int | None = None, validate_args: bool = True
+    transform: Transform,
+    owner: str,
+    features: int | None = None,
+    validate_args: bool = True,
+    factory: Callable | None = None,
 ) -> None:
     r"""Raise unless a transform maps rows of R^D to R^D and back, as far as a few rows can tell.
 
@@ -44,17 +49,18 @@ def check_usable(
     some 20 ms, and for a stack of masked splines, which are inverted in many passes, 100.
 
     A transform of this package is probed only for the parts of other libraries, or of a user's
-    own, within. What has passed is not probed again, nor what is made alike: of the same classes,
-    sizes and options. Not probed are transforms on the meta or a fake device, those for which the
-    length of rows or of the context is not known, and those whose inverse iterates, which say so
-    by an attribute ``iterative``; those whose inverse raises ``InverseNotAvailable`` or
-    ``NotImplementedError`` are probed one way.
+    own, within. What has passed is not probed again, nor what the same factory makes alike: of the
+    same classes, sizes, options and buffers. Not probed are transforms on the meta or a fake
+    device, those for which the length of rows or of the context is not known, and those whose
+    inverse iterates, which say so by an attribute ``iterative``; those whose inverse raises
+    ``InverseNotAvailable`` or ``NotImplementedError`` are probed one way.
 
     Args:
         transform: any nflows transform.
         owner: whose argument this is, for the error.
         features: row length D, for transforms that do not say it.
         validate_args: False takes the transform for right.
+        factory: what made the transform, if it may make others.
 
     Raises:
         ValueError: if the transform raises an error on these rows, returns what is not finite or
@@ -75,7 +81,8 @@ def check_usable(
         return
     if validate_args:
         make = features, *((type(part), _make(vars(part))) for part in transform.modules())
-        problem = None if make in _MAKES else _problem_of_a_copy(transform, features)
+        passed = _passed(factory)
+        problem = None if make in passed else _problem_of_a_copy(transform, features)
         if problem is not None:
             raise mismatch(
                 owner,
@@ -84,7 +91,7 @@ def check_usable(
                 f"it has to take all real numbers ({-_WIDTH:g} to {_WIDTH:g} were tried): give a "
                 "spline tails='linear', and put what is bounded between Sigmoid and Logit",
             )
-        _MAKES.add(make)
+        passed.add(make)
     _USABLE.add(transform)
 
 
@@ -92,12 +99,23 @@ def _tensors(transform: Transform) -> list[Tensor]:
     return [*transform.parameters(), *transform.buffers(), torch.empty(0)]
 
 
+def _passed(factory: Callable | None) -> set[Hashable]:
+    """The makes of a factory that have passed; of one that cannot be kept, none."""
+    try:
+        return set() if factory is None else _MAKES.setdefault(factory, set())
+    except TypeError:
+        return set()
+
+
 def _make(value: Any) -> Hashable:
     """What transforms have in common that are built alike, of an attribute of one of them."""
     if value is None or isinstance(value, (bool, int, float, str, type)):
         return value
-    if isinstance(value, Tensor):
+    if isinstance(value, nn.Parameter):
         return tuple(value.shape), value.dtype, value.device.type
+    if isinstance(value, Tensor):
+        values = value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return tuple(value.shape), value.dtype, value.device.type, values
     if isinstance(value, (list, tuple)):
         return tuple(map(_make, value))
     if isinstance(value, dict):

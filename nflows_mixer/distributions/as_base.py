@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from nflows.distributions.base import Distribution
+from nflows.distributions.base import Distribution, NoMeanException
 from torch import Tensor, distributions, nn
 
 from nflows_mixer._checks import as_size, libraries_of, mismatch
@@ -32,7 +32,11 @@ def as_base(base: Any, shape: Sequence[int], owner: str) -> Distribution:
         >>> as_base(normal, (1, 4, 4), "example").sample(2).shape
         torch.Size([2, 1, 4, 4])
     """
+    given = type(base).__name__
     if isinstance(base, distributions.Distribution):
+        if _is_discrete(base):
+            advice = "a flow is a density of real latents"
+            raise mismatch(owner, "a base of real latents", f"{given}, a discrete one", advice)
         base = TorchBase(base)
     elif isinstance(base, nn.Module) and not isinstance(base, Distribution):
         if libraries_of(base) & {"zuko", "normflows"}:
@@ -41,17 +45,17 @@ def as_base(base: Any, shape: Sequence[int], owner: str) -> Distribution:
                 drawn = base.sample(1).shape[1:]
                 base.log_prob(torch.zeros(1, *drawn).to(next(base.parameters(), torch.empty(0))))
             except Exception as error:
-                got = f"{type(base).__name__}, which raises {type(error).__name__}: {error}"
+                got = f"{given}, which raises {type(error).__name__}: {error}"
                 advice = "a base takes no context, and has log_prob and samples"
                 raise mismatch(owner, f"a base of latents {tuple(shape)}", got, advice) from error
     if not isinstance(base, Distribution):
         raise TypeError(
             f"{owner}: expected a base of nflows, torch, zuko or normflows, got "
-            f"{type(base).__name__}; a base of your own subclasses nflows' Distribution"
+            f"{given}; a base of your own subclasses nflows' Distribution"
         )
     own = shape_of(base)
     if own is not None and tuple(own) != tuple(shape):
-        got, advice = f"{tuple(own)} of {type(base).__name__}", "build it for these latents"
+        got, advice = f"{tuple(own)} of {given}", "build it for these latents"
         raise mismatch(owner, f"a base of shape {tuple(shape)}", got, advice)
     return base
 
@@ -137,6 +141,27 @@ class ModuleBase(Distribution):
             samples = self.base().sample((count,))
         leading = (num_samples,) if context is None else (len(context), num_samples)
         return samples.reshape(*leading, *self.shape)
+
+    def _mean(self, context: Tensor | None) -> Tensor:
+        density = None if hasattr(self.base, "log_prob") else self.base()
+        try:
+            mean = getattr(density, "mean", None)
+        except NotImplementedError:
+            mean = None
+        if mean is None:
+            raise NoMeanException(
+                f"mean: expected a base that knows its mean, got {type(self.base).__name__}, which "
+                "does not; average samples, or use a base of nflows_mixer.distributions"
+            )
+        return mean if context is None else mean.expand(len(context), *self.shape)
+
+
+def _is_discrete(distribution: distributions.Distribution) -> bool:
+    """Whether its support is; one that does not say its support is taken for real."""
+    try:
+        return getattr(distribution.support, "is_discrete", False)
+    except NotImplementedError:
+        return False
 
 
 def _tensors_of(distribution: distributions.Distribution, prefix: str = "") -> dict[str, Tensor]:

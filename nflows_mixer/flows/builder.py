@@ -103,6 +103,10 @@ class Spec:
             advice: what to do about these.
         """
         classes, shape = self.num_classes, check_image_shape(self.image_shape, builder)
+        if self.features is None and takes_context(base):
+            got = f"{type(base).__name__}, which takes context"
+            advice = "give context_features, or num_classes for labels"
+            raise mismatch(builder, "a base without context in a flow without one", got, advice)
         if dequantization == "uniform":
             dequantization = UniformDequantization
         elif dequantization == "variational":

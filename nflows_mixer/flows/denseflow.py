@@ -259,9 +259,9 @@ def _unit(
     channels: int,
 ) -> Transform:
     """Return a unit of glow-like modules."""
-    offered: dict[str, Any] = {"context_features": spec.features}
-    if "norm" in named_keywords(spec.conditioner, positional=2):
-        offered |= spec.offered_norm
+    offered: dict[str, Any] = {"context_features": spec.features, **spec.offered_norm}
+    read = named_keywords(spec.conditioner, positional=2)
+    offered = {name: value for name, value in offered.items() if name in read}
     step = partial(GlowStep, channels, spec.conditioner, spec.scale, swap=spec.swap, **offered)
     unit = composite([step() for _ in range(modules)])
     if unit.compiled is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +18,14 @@ from nflows_mixer._checks import (
     mismatch,
     wrong_event,
 )
-from nflows_mixer._modes import in_mode
+from nflows_mixer._modes import in_mode, in_own_precision, warn_of_batch_statistics
 from nflows_mixer.core.as_transform import adapted
-from nflows_mixer.core.context import shape_after, stochastic_part, takes_context
+from nflows_mixer.core.context import (
+    check_takes_context,
+    shape_after,
+    stochastic_part,
+    takes_context,
+)
 from nflows_mixer.distributions import BaseDistribution, DiagonalNormal, as_base
 from nflows_mixer.nn import ClassEmbedding
 
@@ -56,17 +60,10 @@ class CheckedFlow(Flow):
         self.context_features = context_features
         self.validate_args = validate_args
         self._takes_context = any(map(takes_context, (self._transform, base)))
-        self._has_warned = False
         if not self.takes_noise and (got := stochastic_part(self._transform)) is not None:
             advice = "an ImageFlow takes it, whose log_prob is a bound"
             raise mismatch(owner, "a deterministic transform", got, advice)
-        if context_features is not None and not self._takes_context:
-            raise mismatch(
-                owner,
-                f"a part that takes context of {context_features} features",
-                "none",
-                f"{CONTEXT_ADVICE}, and set takes_context = True on a part of your own",
-            )
+        check_takes_context(owner, context_features, self._transform, base)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """``log_prob``: what wraps a module (DDP, accelerate) runs its forward."""
@@ -81,7 +78,7 @@ class CheckedFlow(Flow):
             raise wrong_event(images, self.image_shape, owner, advice)
 
     def _checked_values(self, images: Tensor, advice: str) -> Tensor:
-        """Return images that are real and, where values are looked at, finite."""
+        """Return images, real and where that is looked at finite, in the precision of the flow."""
         owner = type(self).__name__
         self._check_images(images)
         if not images.is_floating_point():
@@ -89,7 +86,7 @@ class CheckedFlow(Flow):
         if self.validate_args and (broken := (~torch.isfinite(images)).sum().item()):
             got = f"{broken} that are NaN or infinite"
             raise mismatch(owner, "finite pixels", got, "look at the data")
-        return images
+        return in_own_precision(self, images)
 
     def _check_context(self, context: Tensor | None, batch: int) -> Tensor | None:
         """Return the context in the precision of the flow."""
@@ -116,11 +113,7 @@ class CheckedFlow(Flow):
         elif _rows(context) != batch or context.dim() == 0:
             expected = f"context with one row for each of {batch} images"
             raise mismatch(owner, expected, list(context.shape), "pass one row per image")
-        return self._in_own_precision(context)
-
-    def _in_own_precision(self, values: Tensor) -> Tensor:
-        own = next((p.dtype for p in self.parameters() if p.is_floating_point()), values.dtype)
-        return values.to(own) if values.is_floating_point() else values
+        return in_own_precision(self, context)
 
     @torch.no_grad()
     def sample(
@@ -154,12 +147,12 @@ class CheckedFlow(Flow):
         if context is not None and _rows(context) == 0:
             got = list(context.shape)
             raise mismatch(type(self).__name__, "a row of context or more", got, "or leave it out")
-        self._warn_of_batch_statistics()
+        warn_of_batch_statistics(self)
         chunks = []
         with in_mode(self, training=False):
             embedded = self._embedding_net(context)
             # A base of nflows draws in the default precision.
-            latents = self._in_own_precision(self._sample_base(num_samples, embedded, temperature))
+            latents = in_own_precision(self, self._sample_base(num_samples, embedded, temperature))
             if embedded is not None:
                 latents = latents.flatten(0, 1)
                 embedded = embedded.repeat_interleave(num_samples, dim=0)
@@ -181,19 +174,6 @@ class CheckedFlow(Flow):
                 "use one of these, or temperature=1",
             )
         return self._distribution.sample(num_samples, context)
-
-    def _warn_of_batch_statistics(self) -> None:
-        """Say once that a flow with BatchNorm has another density in training mode."""
-        if self._has_warned:
-            return
-        norms = [p for p in self.modules() if isinstance(p, nn.modules.batchnorm._BatchNorm)]
-        if any(norm.training for norm in norms):
-            self._has_warned = True
-            warnings.warn(
-                f"{type(self).__name__}: this flow has BatchNorm: samples are of its running "
-                "statistics, and in training mode log_prob is of those of the batch; call eval()",
-                stacklevel=4,
-            )
 
 
 class DequantizedFlow(CheckedFlow):
@@ -225,11 +205,11 @@ class DequantizedFlow(CheckedFlow):
 
     def log_prob(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density of dequantized images [B, C, H, W], in nats, [B]."""
-        return super()._log_prob(inputs, self._check_values(inputs, context))
+        return super()._log_prob(*self._check_values(inputs, context))
 
     def transform_to_noise(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Latents of dequantized images [B, C, H, W], of the base's shape."""
-        context = self._check_values(inputs, context)
+        inputs, context = self._check_values(inputs, context)
         with in_mode(self, training=False):
             return super().transform_to_noise(inputs, context)
 
@@ -238,12 +218,13 @@ class DequantizedFlow(CheckedFlow):
     ) -> tuple[Tensor, Tensor]:
         """Draw dequantized images, in evaluation mode, with their log-densities."""
         context = self._check_context(context, _rows(context))
+        warn_of_batch_statistics(self)
         with in_mode(self, training=False):
             return super().sample_and_log_prob(num_samples, context)
 
-    def _check_values(self, images: Tensor, context: Tensor | None) -> Tensor | None:
-        self._checked_values(images, "pass integer pixels to the ImageFlow itself")
-        return self._check_context(context, len(images))
+    def _check_values(self, images: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        images = self._checked_values(images, "pass integer pixels to the ImageFlow itself")
+        return images, self._check_context(context, len(images))
 
 
 def _rows(context: Tensor | None) -> int:

@@ -336,7 +336,7 @@ class ImageFlow(CheckedFlow):
         levels = self.dequantization.levels
         if levels is None:
             advice = "build the flow with levels=256 for integer pixels, or make them real"
-            images = self._in_own_precision(self._checked_values(images, advice))
+            images = self._checked_values(images, advice)
         else:
             self._check_images(images)
             if images.dtype != torch.uint8:

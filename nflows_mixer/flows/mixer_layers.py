@@ -13,6 +13,7 @@ from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
 from nflows_mixer._checks import check_choice, check_image_shape, mismatch
 from nflows_mixer.core.as_transform import as_transform, built
 from nflows_mixer.core.composite import CompositeTransform
+from nflows_mixer.core.factory import reads
 from nflows_mixer.distributions import ProductDistribution, as_base
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.mixerflow_spec import (
@@ -21,7 +22,6 @@ from nflows_mixer.flows.mixerflow_spec import (
     LocalFlow,
     MixerFlowSpec,
     is_ready,
-    reads,
 )
 from nflows_mixer.nn.dense_block import zero_convolution
 from nflows_mixer.transforms import (
@@ -177,7 +177,9 @@ def _mixing_flow(
     offered |= spec.offered_norm
     flow_factory = getattr(spec, name)
     # One of the two flows may read what the other does not.
-    unread = {keyword for keyword in NETWORK if not reads(flow_factory, keyword, spec.conditioner)}
+    unread = {
+        keyword for keyword in NETWORK if not reads(flow_factory, keyword, 1, spec.conditioner)
+    }
     parts: list[Transform] = []
     for index in range(spec.num_flow_layers):
         offered["index"] = layer * spec.num_flow_layers + index

@@ -7,8 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from nflows_mixer._checks import mismatch
-from nflows_mixer.core.factory import UNSET, Unset
+from nflows_mixer.core.factory import UNSET, Unset, check_read
 from nflows_mixer.flows.builder import specify
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.mixer_layers import build_mixerflow
@@ -21,7 +20,6 @@ from nflows_mixer.flows.mixerflow_spec import (
     PatchSize,
     RowFlowFactory,
     Shift,
-    reads,
 )
 from nflows_mixer.flows.pixels import Pixels
 from nflows_mixer.flows.presets import MIXERFLOW_PRESETS
@@ -139,16 +137,10 @@ def mixerflow(
     spec, changes = specify(mixerflow, MixerFlowSpec, MIXERFLOW_PRESETS, locals())
     flows = spec.channel_flow, spec.patch_flow
     local = [flow for flow in spec.local_flows() if flow is not None]
-    for name in (*NETWORK, "alternate"):
-        if name not in changes or changes[name] is False:
-            continue
-        keyword = "conditioning" if name == "alternate" else name
+    given = {name: changes[name] for name in NETWORK if name in changes}
+    if changes.get("alternate"):
+        given["conditioning"] = "first"
+    for name, value in given.items():
         readers = [*flows, *local] if name == "norm" else flows
-        if not any(reads(flow, keyword, spec.conditioner) for flow in readers):
-            raise mismatch(
-                OWNER,
-                f"a factory that takes {keyword}, to read the {name} given",
-                ", ".join(getattr(flow, "__name__", repr(flow)) for flow in flows),
-                f"leave {name} out, or give the factory its own by functools.partial",
-            )
+        check_read(OWNER, *readers, network=spec.conditioner, **{name: value})
     return build_mixerflow(spec, compile, memory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -158,17 +157,3 @@ def _is_one(value: Any) -> bool:
 def is_ready(base: Any) -> bool:
     """Whether a base is a distribution of any library already, and no factory of one."""
     return isinstance(base, (Distribution, distributions.Distribution, nn.Module))
-
-
-def reads(flow: Callable[..., Any], name: str, conditioner: Any) -> bool:
-    """Whether a factory of flows, or of their networks, takes an argument of this name."""
-    keywords = named_keywords(flow)
-    if name not in keywords:
-        return False
-    parameters = inspect.signature(flow).parameters
-    if name in ("conditioner", "conditioning") or "conditioner" not in parameters:
-        return True
-    # A coupling hands the others on to its network.
-    own = parameters["conditioner"].default
-    network = conditioner if conditioner is not None and "conditioner" in keywords else own
-    return not callable(network) or name in named_keywords(network, positional=2)

@@ -141,7 +141,7 @@ def append_context(inputs: Tensor, context: Tensor | None, context_features: int
         torch.Size([2, 4])
     """
     check_context_features(context, context_features)
-    return inputs if context is None else torch.cat([inputs, context], dim=1)
+    return inputs if context is None else torch.cat([inputs, context.to(inputs.dtype)], dim=1)
 
 
 def check_context_features(context: Tensor | None, context_features: int | None) -> None:

@@ -54,6 +54,8 @@ class DenseAttentionConditioner(nn.Module):
         1568840
     """
 
+    image_shape = None  # of any size
+
     def __init__(
         self,
         in_channels: int,

@@ -86,6 +86,8 @@ class DenseConditioner(nn.Module):
         torch.Size([2, 12, 4, 4])
     """
 
+    image_shape = None  # of any size
+
     def __init__(
         self,
         in_channels: int,
@@ -190,6 +192,8 @@ class ConvConditioner(nn.Module):
         >>> ConvConditioner(6, 12)(torch.ones(2, 6, 4, 4)).shape
         torch.Size([2, 12, 4, 4])
     """
+
+    image_shape = None  # of any size
 
     def __init__(
         self,

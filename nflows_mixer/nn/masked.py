@@ -83,7 +83,7 @@ class _MaskedResidualBlock(nn.Module):
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         hidden = self.linear_layers[0](self.activation(self.batch_norm_layers[0](inputs)))
         if context is not None:
-            hidden = hidden + self.context_layer(context)
+            hidden = hidden + self.context_layer(context.to(inputs.dtype))
         hidden = self.activation(self.batch_norm_layers[1](hidden))
         return inputs + self.linear_layers[1](hidden)
 
@@ -154,7 +154,7 @@ class _MaskedNetwork(nn.Module):
         self.check_context(inputs, context)
         hidden = self.initial_layer(inputs)
         if context is not None:
-            hidden = hidden + self.activation(self.context_layer(context))
+            hidden = hidden + self.activation(self.context_layer(context.to(inputs.dtype)))
         if not self.use_residual_blocks:
             hidden = self.activation(hidden)
         for block in self.blocks:

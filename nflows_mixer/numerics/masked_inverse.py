@@ -66,6 +66,7 @@ def stages_of(network: Any, context: Tensor | None = None) -> list[MaskedStage]:
     degrees = degrees_of(first)
     bias = _column(first.bias)
     if context is not None:
+        context = context.to(bias.dtype)
         bias = bias + activation(network.context_layer(context)).mT
     weights = [(0, _masked(first))]
     stages: list[MaskedStage] = []

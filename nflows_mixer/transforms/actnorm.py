@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nflows_mixer._checks import as_size, mismatch
 from nflows_mixer._distributed import all_reduce_sum
+from nflows_mixer._modes import is_transformed
 from nflows_mixer.transforms.linear import AffineMaps
 
 
@@ -86,6 +87,8 @@ class ActNorm(Transform):
 
         Statistics and parameters keep the parameters' own dtype (at least float32 within).
         """
+        if is_transformed():
+            raise self._uninitialized("a batch within torch.func")
         self._check_shape(batch)
         axes = [0, *range(1 + len(self.shape), batch.dim())]
         aligned = (*self.shape, *(1,) * (batch.dim() - 1 - len(self.shape)))
@@ -121,13 +124,17 @@ class ActNorm(Transform):
         self.initialized_flag.fill_(1)
         self.initialized = True
 
+    @staticmethod
+    def _uninitialized(got: str) -> RuntimeError:
+        return RuntimeError(
+            "ActNorm: expected to be initialized before it is evaluated or inverted, got "
+            f"{got}; call initialize(flow, batch) of nflows_mixer.transforms, or, without data, "
+            "its initialize_identity(flow), or train on a batch first"
+        )
+
     def _aligned(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         if not self.initialized:
-            raise RuntimeError(
-                "ActNorm: expected to be initialized before it is evaluated or inverted, got no "
-                "batch yet; call initialize(flow, batch) of nflows_mixer.transforms, or, without "
-                "data, its initialize_identity(flow), or train on a batch first"
-            )
+            raise self._uninitialized("no batch yet")
         self._check_shape(inputs)
         shared = (1,) * (inputs.dim() - 1 - len(self.shape))
         aligned = (*self.shape, *shared)

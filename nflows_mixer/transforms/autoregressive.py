@@ -13,6 +13,7 @@ from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
 from torch import Tensor, nn
 
 from nflows_mixer._checks import ROWS_ADVICE, as_python, check_choice, check_event, mismatch
+from nflows_mixer._modes import widened
 from nflows_mixer.nn.masked import MaskedMLP, MaskedResidualMLP
 from nflows_mixer.numerics.autoregressive import NFLOWS_EPSILON, nflows_log_scale, why_not_foldable
 from nflows_mixer.numerics.masked_inverse import degrees_of, invert_affine
@@ -97,7 +98,7 @@ class AffineAutoregressive(Transform):
         """Map rows [N, D] back, with running statistics even in training mode."""
         check_event(inputs, (self.features,), "AffineAutoregressive", ROWS_ADVICE)
         self.network.check_context(inputs, context)
-        return invert_affine(self.network, inputs, context, _LOG_SCALES[self.scale])
+        return invert_affine(self.network, widened(self, inputs), context, _LOG_SCALES[self.scale])
 
     @classmethod
     def from_nflows(cls, transform: MaskedAffineAutoregressiveTransform) -> AffineAutoregressive:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nflows_mixer._checks import as_python, check_choice, check_outputs, mismatch
-from nflows_mixer._modes import running_statistics
-from nflows_mixer.core.context import takes_context
+from nflows_mixer._modes import running_statistics, widened
+from nflows_mixer.core.context import check_takes_context, takes_context
 from nflows_mixer.core.factory import UNSET, Unset, call_factory, check_read
 from nflows_mixer.nn import ResidualMLP
 from nflows_mixer.transforms.gradients import Gradients, Pair
@@ -52,7 +52,7 @@ class Coupling(Transform):
             part (and the context, if it takes one) and gives ``parameters_per_feature`` parameters
             for each feature that moves.
         conditioning: which part conditions, "first" or "second".
-        context_features: length of the context, for the factory.
+        context_features: length of the context, for the factory; refused where it takes none.
         norm: of the conditioner, for the factory: "layer", "batch" or None; its own default where
             not given. Refused, like the next, where the factory does not take it.
         hidden_features: width of the conditioner, for the factory; its own default likewise.
@@ -121,7 +121,7 @@ class Coupling(Transform):
         self.transformed_features = features - count
         # The number of conditioning features, and whether they are the first.
         self.split = (self.conditioning_features, conditioning == "first")
-        check_read(owner, conditioner, 2, norm=norm, hidden_features=hidden_features)
+        check_read(owner, conditioner, positional=2, norm=norm, hidden_features=hidden_features)
         if not isinstance(conditioner, nn.Module):
             conditioner = call_factory(
                 conditioner,
@@ -136,6 +136,7 @@ class Coupling(Transform):
             got = type(conditioner).__name__
             raise mismatch(owner, "a conditioner that is an nn.Module", got, "return one")
         self.conditioner = conditioner
+        check_takes_context(owner, context_features, conditioner)
         self._passes_context = takes_context(conditioner)
 
     @staticmethod
@@ -167,7 +168,7 @@ class Coupling(Transform):
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map [N, D] or [B, D, H, W] back, with running statistics even in training mode."""
         with running_statistics(self.conditioner):
-            return self._map_part(self.elementwise_inverse, inputs, context)
+            return self._map_part(self.elementwise_inverse, widened(self, inputs), context)
 
     def rebuild(
         self,

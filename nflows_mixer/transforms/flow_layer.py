@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_of_torch
 
 from nflows_mixer._checks import ROWS_ADVICE, check_outputs, check_positive, wrong_event
-from nflows_mixer._modes import EVALUATING, running_statistics, without_autocast
+from nflows_mixer._modes import EVALUATING, running_statistics, widened, without_autocast
 from nflows_mixer.core.as_transform import FlowLike, as_transform
 from nflows_mixer.core.composite import run_chain
-from nflows_mixer.core.context import takes_context
+from nflows_mixer.core.context import check_takes_context, takes_context
 from nflows_mixer.nn.conditioner import Conditioner, Statistics, append_context
 from nflows_mixer.nn.norm import track_statistics
 from nflows_mixer.numerics.autoregressive import HOOKS, inverse_of
@@ -62,7 +62,8 @@ class FlowLayer(Transform):
         actnorm: the normalization.
         linear: the linear block, such as ``LULinear`` or ``RLULinear``.
         flow: a coupling, or any other flow on rows.
-        context_features: length of the context, for factories whose signature names it.
+        context_features: length of the context, for factories whose signature names it; refused
+            where no part takes one.
 
     Shapes:
         inputs and outputs [N, D]; context [N, F] goes to the parts that take one.
@@ -103,6 +104,7 @@ class FlowLayer(Transform):
         self._passes_context = {
             name: takes_context(part) for name, part in self._parts().items() if part is not None
         }
+        check_takes_context("FlowLayer", context_features, self)
         self.compiled: CompiledCalls | None = None
 
     def chain(self) -> list[tuple[Transform, bool]]:
@@ -133,7 +135,7 @@ class FlowLayer(Transform):
         """Map rows [N, D] back, with running statistics even in training mode."""
         self._check_rows(inputs)
         with nullcontext() if EVALUATING.get() else running_statistics(self):
-            return self._map(inputs, context, inverse=True)
+            return self._map(widened(self, inputs), context, inverse=True)
 
     def rebuild(
         self, outputs: Tensor, grads: Pair, context: Tensor | None, gradients: Gradients
@@ -286,7 +288,7 @@ def flow_layer(
     rows = rows if order is None else rows.index_select(1, order)
     count, first = split if split[1] else (rows.shape[1] - split[0], False)
     fixed, moved = rows.tensor_split((count,), 1) if first else rows.tensor_split((count,), 1)[::-1]
-    given = fixed if context is None else torch.cat([fixed, context], 1)
+    given = fixed if context is None else torch.cat([fixed, context.to(fixed.dtype)], 1)
     parameters, statistics = evaluate(given, network, options)
     shape = len(moved), per_feature * moved.shape[1]
     if parameters.shape != shape:

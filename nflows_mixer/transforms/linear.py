@@ -332,6 +332,8 @@ class InvertibleConv1x1(Transform):
         tensor([0., 0.], grad_fn=<MulBackward0>)
     """
 
+    image_shape = None  # of any size
+
     def __init__(self, channels: int, matrix: str = "lu") -> None:
         super().__init__()
         check_choice("InvertibleConv1x1", "matrix", matrix, ("lu", "full"))
@@ -342,7 +344,7 @@ class InvertibleConv1x1(Transform):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the channels of every pixel."""
-        return self._map_pixels(self.linear.forward, inputs)
+        return self._map_pixels(self.linear, inputs)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the channels of every pixel back."""

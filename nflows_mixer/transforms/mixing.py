@@ -11,7 +11,7 @@ from nflows.transforms import InverseTransform, Transform
 from torch import Tensor, nn
 
 from nflows_mixer._checks import check_context, mismatch, wrong_event
-from nflows_mixer._modes import EVALUATING, running_statistics
+from nflows_mixer._modes import EVALUATING, running_statistics, widened
 from nflows_mixer.core.as_transform import FlowLike, adapted, as_transform
 from nflows_mixer.core.composite import CompositeTransform, Passage
 from nflows_mixer.core.context import row_lengths, takes_context
@@ -25,6 +25,8 @@ class _MixingTransform(Transform):
 
     _rows: str
     _row_axis: int
+
+    image_shape = None  # of any size
 
     def __init__(self, transform: Transform | nn.Module, positions: Tensor | None = None) -> None:
         super().__init__()
@@ -51,7 +53,7 @@ class _MixingTransform(Transform):
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map every row back, with running statistics even in training mode."""
         with nullcontext() if EVALUATING.get() else running_statistics(self.transform):
-            return self._map_rows(inverse_of(self.transform), inputs, context)
+            return self._map_rows(inverse_of(self.transform), widened(self, inputs), context)
 
     def passage(self, inputs: Tensor) -> Passage:
         """Rows out of a matrix, and back."""

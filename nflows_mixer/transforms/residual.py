@@ -11,8 +11,8 @@ from nflows.transforms import Transform
 from torch import Tensor, nn
 
 from nflows_mixer._checks import ROWS_ADVICE, check_event, check_outputs, check_sizes, mismatch
-from nflows_mixer._modes import running_statistics
-from nflows_mixer.core.context import takes_context
+from nflows_mixer._modes import running_statistics, widened
+from nflows_mixer.core.context import check_takes_context, takes_context
 from nflows_mixer.core.factory import UNSET, Unset, call_factory, check_read
 from nflows_mixer.nn.lipschitz import LipschitzMLP
 from nflows_mixer.numerics.implicit import row_jacobian, with_implicit_gradient
@@ -104,6 +104,7 @@ class ResidualTransform(Transform):
         self.tolerance = tolerance
         self.max_iterations = max_iterations
         self.network = network
+        check_takes_context(owner, context_features, network)
         self._passes_context = takes_context(network)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -120,7 +121,7 @@ class ResidualTransform(Transform):
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D] back, by fixed point iteration."""
         check_event(inputs, (self.features,), "ResidualTransform", ROWS_ADVICE)
-        network = self._network_given(context)
+        network, inputs = self._network_given(context), widened(self, inputs)
 
         def function(rows: Tensor) -> Tensor:
             return rows + network(rows)

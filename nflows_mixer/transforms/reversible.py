@@ -11,14 +11,20 @@ from typing import Any
 
 import torch
 from einops import repeat
-from nflows.transforms import BatchNorm, Transform
+from nflows.transforms import Transform
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
 from nflows_mixer._checks import check_choice, check_sizes, mismatch
 from nflows_mixer._distributed import all_reduce_max, world_size
-from nflows_mixer._modes import autocast_dtype, is_transformed, running_statistics, without_autocast
+from nflows_mixer._modes import (
+    autocast_dtype,
+    batch_norms,
+    is_transformed,
+    running_statistics,
+    without_autocast,
+)
 from nflows_mixer.core.composite import CompositeTransform, Passage, run_chain
 from nflows_mixer.core.context import stochastic_part
 from nflows_mixer.nn.norm import scratch_buffers
@@ -400,7 +406,7 @@ def _evaluate(call: _Call, inputs: Tensor, context: Tensor | None) -> tuple[Tens
         call.children = [_Call(child, passes) for child, passes in part.chain()]
         functions = [(partial(_evaluate, child), True) for child in call.children]
         return run_chain(functions, inputs, context)
-    if not rebuilds and _has_batch_statistics(part):
+    if not rebuilds and batch_norms(part):
         call.kept = inputs
     if not getattr(part, "rearranges", False) and not isinstance(part, DRAW_NOTHING):
         call.random = torch.get_rng_state(), get_device_states(inputs)
@@ -443,11 +449,6 @@ def _rebuild(
     except Exception as error:  # of whatever kind a transform of others raises
         raise NotInvertible(f"{type(part).__name__}.inverse: {error}") from error
     return inputs, call.again(inputs, grads, context, gradients)[0]
-
-
-def _has_batch_statistics(part: nn.Module) -> bool:
-    kinds = (nn.modules.batchnorm._BatchNorm, BatchNorm)
-    return any(isinstance(m, kinds) and m.training for m in part.modules())
 
 
 @contextmanager

@@ -82,7 +82,7 @@ class ShiftTransform(Transform):
         inner_height, inner_width = (size - patch for size, patch in zip(sizes, patch_size))
         self.inner_shape = (channels, inner_height, inner_width)
         self.transform = built(transform, self.inner_shape, "ShiftTransform.transform")
-        shape = getattr(self.transform, "image_shape", self.inner_shape)
+        shape = getattr(self.transform, "image_shape", None) or self.inner_shape
         if tuple(shape) != self.inner_shape:
             raise mismatch(
                 "ShiftTransform.transform",

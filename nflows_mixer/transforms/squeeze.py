@@ -36,6 +36,7 @@ class SqueezeTransform(Transform):
     """
 
     rearranges = True
+    image_shape = None  # of any size
 
     def __init__(self, factor: int = 2) -> None:
         super().__init__()

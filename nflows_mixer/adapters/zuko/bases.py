@@ -12,6 +12,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution as TorchDistribution
 from zuko.lazy import LazyDistribution
 
+from nflows_mixer._modes import in_own_precision
 from nflows_mixer.core.context import takes_context
 
 
@@ -35,7 +36,7 @@ class LazyNflowsBase(LazyDistribution):
 
     def forward(self, c: Tensor | None = None) -> NflowsBase:
         """Build the distribution given a context [..., context_features]."""
-        return NflowsBase(self, c if takes_context(self.base) else None)
+        return NflowsBase(self, in_own_precision(self, c) if takes_context(self.base) else None)
 
 
 class NflowsBase(TorchDistribution):

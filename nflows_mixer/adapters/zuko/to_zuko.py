@@ -14,6 +14,7 @@ from torch.distributions import constraints
 from zuko.lazy import Flow, LazyTransform
 
 from nflows_mixer._checks import mismatch
+from nflows_mixer._modes import in_own_precision
 from nflows_mixer.adapters.zuko.bases import LazyNflowsBase, as_rows
 from nflows_mixer.core.as_transform import deterministic_transform
 from nflows_mixer.core.context import (
@@ -150,7 +151,7 @@ class LazyNflowsTransform(LazyTransform):
                 f"{got} features",
                 "pass flow(c) that context, and to_zuko the context_features of its transform",
             )
-        return NflowsTransform(self, c)
+        return NflowsTransform(self, in_own_precision(self, c))
 
 
 class NflowsTransform(TorchTransform, nn.Module):
