@@ -40,40 +40,37 @@ def prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) ->
         >>> import tempfile
         >>> prepare(Path(tempfile.mkdtemp()) / "run", {"seed": 0}, resume=True, overwrite=False)
     """
-    checkpoint, description = out / CHECKPOINT, out / DESCRIPTION
+    checkpoint = out / CHECKPOINT
+    resumed = checkpoint if resume and checkpoint.exists() else None
     if not is_first_process():  # the first process has done it, before it started this one
-        return checkpoint if resume and checkpoint.exists() else None
-    written, others = _files_in(out)
-    there = checkpoint.exists() or (out / "results.json").exists()
-    if overwrite:
-        if others:
-            raise mismatch(
-                "fit",
-                f"nothing but a run in {str(out)!r} to overwrite",
-                f"{len(others)} files that no run has written, such as {others[0]!r}",
-                "move them, or name another folder (--out); nothing was deleted",
-            )
-        if written and description.exists():
-            # The description last: a folder that is half deleted is still a run's.
-            for name in sorted(written, key=lambda each: each == DESCRIPTION):
-                (out / name).unlink()
-            written, there = [], False
-    if there and not resume and description.exists():
+        return resumed
+    (written, others), before = _files_in(out), _run_in(out)
+    if overwrite and others:
         raise mismatch(
             "fit",
-            "a folder without a run",
-            f"one with a run in {str(out)!r}",
-            "resume it (--resume), overwrite it (--overwrite), or name another (--out)",
+            f"nothing but a run in {str(out)!r} to overwrite",
+            f"{len(others)} files that no run has written, such as {others[0]!r}",
+            "move them, or name another folder (--out); nothing was deleted",
         )
-    if written and not description.exists() and not (resume and checkpoint.exists()):
+    if before is None and written and (resumed is None or DESCRIPTION in written):
         raise mismatch(
             "fit",
             f"no files in {str(out)!r} that the run would write over",
             ", ".join(map(repr, sorted(written)[:3])) + ", which no run has written",
-            f"move them, or name another folder (--out); a run has a {DESCRIPTION}",
+            f"move them, or name another folder (--out); a run has a {DESCRIPTION} of its own",
         )
-    if there and description.exists():
-        before = json.loads(description.read_text())
+    if before is not None and overwrite:
+        # The description last: a folder that is half deleted is still a run's.
+        for name in sorted(written, key=lambda each: each == DESCRIPTION):
+            (out / name).unlink()
+    elif before is not None and (checkpoint.exists() or (out / "results.json").exists()):
+        if not resume:
+            raise mismatch(
+                "fit",
+                "a folder without a run",
+                f"one with a run in {str(out)!r}",
+                "resume it (--resume), overwrite it (--overwrite), or name another (--out)",
+            )
         if changed := list(_differences(before, run)):
             raise mismatch(
                 "fit",
@@ -81,8 +78,18 @@ def prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) ->
                 "one that differs in " + "; ".join(changed),
                 "give what it was started with, or name another folder",
             )
-    write_json(description, run)
-    return checkpoint if resume and checkpoint.exists() else None
+    write_json(out / DESCRIPTION, run)
+    return resumed
+
+
+def _run_in(out: Path) -> dict[str, Any] | None:
+    """What the run in a folder is; None without one, also where another's file has that name."""
+    try:
+        described = json.loads((out / DESCRIPTION).read_text())
+    except (OSError, ValueError):
+        return None
+    ours = {"split_hash", "recipe", "architecture"}
+    return described if isinstance(described, dict) and ours <= {*described} else None
 
 
 def _files_in(out: Path) -> tuple[list[str], list[str]]:
