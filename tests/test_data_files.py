@@ -137,7 +137,7 @@ def test_second_folder_has_the_classes_of_the_first(tmp_path):
     for name, first in [("cats", 0), ("dogs", 10), ("eels", 20)]:
         write_images(tmp_path / "train" / name, 4, first=first)
     for name in ("eels", "dogs"):
-        write_images(tmp_path / "test" / name, 2)
+        write_images(tmp_path / "test" / name, 2, first=30)
     data = load_images(tmp_path / "train", test_data=tmp_path / "test")
     assert data.name == "train" and data.test.labels().tolist() == [1, 1, 2, 2]
     write_images(tmp_path / "test" / "foxes", 1)

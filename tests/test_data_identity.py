@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -106,14 +107,38 @@ def test_hash_is_of_pixels_mapped_or_not_and_not_of_where_they_lie(tmp_path, mon
     assert len(hashes) == 2
 
 
-def test_test_images_of_their_own_are_known_and_are_not_those_trained_on(tmp_path):
+def test_test_images_of_their_own_are_known(tmp_path):
     for seed, name in enumerate("abc"):
         images = np.random.default_rng(seed).integers(256, size=(30, 4, 4), dtype=np.uint8)
         np.savez(tmp_path / f"{name}.npz", images=images)
     one, two = (load_images(tmp_path / "a.npz", test_data=tmp_path / f"{n}.npz") for n in "bc")
     assert one.split_hash == two.split_hash and one.test_hash != two.test_hash
-    with pytest.raises(ValueError, match="expected images that are not trained on, got the images"):
-        load_images(tmp_path / "a.npz", test_data=tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("change", ["none", "a file renamed", "a file left out", "few in common"])
+def test_images_that_are_trained_on_are_refused_as_test_images(tmp_path, change):
+    write_folder(tmp_path / "train", 0)
+    shutil.copytree(tmp_path / "train", tmp_path / "test")
+    common = 100
+    if change == "a file renamed":
+        (tmp_path / "test/000.png").rename(tmp_path / "test/zzz.png")
+    if change == "a file left out":
+        (tmp_path / "test/000.png").unlink()
+        common = 99
+    if change == "few in common":
+        shutil.rmtree(tmp_path / "test")
+        write_folder(tmp_path / "test", 1)
+        for number in (3, 4):
+            shutil.copy(tmp_path / f"train/00{number}.png", tmp_path / "test")
+        common = 2
+    folders = {"data": tmp_path / "train", "test_data": tmp_path / "test"}
+    with pytest.raises(ValueError, match=f"not trained on, got {common} of {100 - (common == 99)}"):
+        load_images(**folders)
+    if change == "few in common":  # as in the data sets of papers
+        (tmp_path / "test/003.png").unlink()
+        shutil.copy(tmp_path / "test/005.png", tmp_path / "test/003.png")
+        with pytest.warns(UserWarning, match="not trained on, got 1 of 100 that are in"):
+            assert len(load_images(**folders).test) == 100
 
 
 def test_run_of_before_that_knew_row_numbers_alone_is_taken_with_a_warning():
