@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -11,10 +10,12 @@ from typing import Any
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer._distributed import is_first_process
-from nflows_mixer._files import write_json
+from nflows_mixer._files import read_json, write_json
 
 CHECKPOINT = "last.ckpt"
 DESCRIPTION = "run.json"
+_KEYS = {"split_hash", "recipe", "architecture"}
+"""By which a run's own description is known: others may have a file of that name."""
 _WRITTEN = (
     r"\.?((run|results|history)\.json|results\.md|config\.yaml|last\.ckpt|(curve|samples)\.png"
     r"|(weights|head)\.safetensors)(\.part)?|samples/step-\d+\.png"
@@ -44,7 +45,7 @@ def prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) ->
     resumed = checkpoint if resume and checkpoint.exists() else None
     if not is_first_process():  # the first process has done it, before it started this one
         return resumed
-    (written, others), before = _files_in(out), _run_in(out)
+    (written, others), before = _files_in(out), read_json(out / DESCRIPTION, _KEYS)
     if overwrite and others:
         raise mismatch(
             "fit",
@@ -80,16 +81,6 @@ def prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) ->
             )
     write_json(out / DESCRIPTION, run)
     return resumed
-
-
-def _run_in(out: Path) -> dict[str, Any] | None:
-    """What the run in a folder is; None without one, also where another's file has that name."""
-    try:
-        described = json.loads((out / DESCRIPTION).read_text())
-    except (OSError, ValueError):
-        return None
-    ours = {"split_hash", "recipe", "architecture"}
-    return described if isinstance(described, dict) and ours <= {*described} else None
 
 
 def _files_in(out: Path) -> tuple[list[str], list[str]]:
