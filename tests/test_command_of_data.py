@@ -160,6 +160,9 @@ def test_images_are_taken_in_any_form_that_has_places_and_others_are_refused():
     assert torch.equal(evaluate(flow, images.numpy()), expected)
     part = evaluate(flow, Subset(dataset, [0, 1, 2]))
     assert torch.allclose(part, expected[:3])
+    again = Subset(Subset(dataset, [6, 0, 1, 2]), [1, 2, 3])
+    assert torch.equal(evaluate(flow, again), part)
+    assert torch.equal(evaluate(flow, Subset(images, [0, 1, 2])), part)
     for odd in (list(images), DataLoader(dataset), "images"):
         said = f"a tensor or array .* got a {type(odd).__name__}; stack a list"
         with pytest.raises(ValueError, match=said):

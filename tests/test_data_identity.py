@@ -13,6 +13,7 @@ from PIL import Image
 from nflows_mixer.cli import main
 from nflows_mixer.data import ImageData, ImageDataset, cache, load_images
 from nflows_mixer.data.image_data import check_same_images
+from nflows_mixer.data.npz import npz_images
 from nflows_mixer.flows import read_metadata
 from tests.test_command import MODEL, RUN
 
@@ -155,3 +156,19 @@ def test_data_of_ones_own_are_known_by_their_pixels():
     data = ImageData("x", *map(ImageDataset, parts[:3]))
     assert ImageData("x", *map(ImageDataset, parts[:3])).describe() == data.describe()
     assert ImageData("x", *map(ImageDataset, [parts[3], *parts[1:3]])).split_hash != data.split_hash
+
+
+def test_hash_beside_a_file_is_believed_of_files_that_the_cache_wrote(tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(256, size=(9, 1, 4, 4), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    (tmp_path / "x.sha256").write_text(f"{'0' * 64}  x.npy\n")
+    expected = ImageDataset(torch.from_numpy(images)).contents_hash
+    assert ImageDataset(tmp_path / "x.npy").contents_hash == expected
+    np.savez(tmp_path / "y.npz", images=images[:, 0])
+    monkeypatch.setattr(cache, "MAPPED_BYTES", 0)
+    (mapped, _) = cache.gather(npz_images(tmp_path / "y.npz"), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.hashlib, "sha256", None)  # it is read
+        assert ImageDataset(mapped).contents_hash == expected
+    np.save(mapped, 255 - images)
+    assert ImageDataset(mapped).contents_hash != expected

@@ -86,6 +86,11 @@ def test_errors(weights, tmp_path, monkeypatch):
         (["--outside", small, "--images=5", "--draws=1"], "outside images .1, 8, 8.*got .1, 4"),
         (["--fid_weights=none.pth", "--images=5"], "a file with Inception's w.* got .*none.pth"),
         (["--crop=9"], "expected a crop of at most 8 x 8 pixels, got 9 x 9"),
+        (["--images=-5"], "expected images to be a positive integer, got -5"),
+        (["--images=0"], "expected images to be a positive integer, got 0"),
+        (["--crop=-1"], "expected crop to be a positive integer, got -1"),
+        (["--probe_steps=-1"], "expected probe_steps to be a positive integer, got -1"),
+        (["--temperatures=[0.5, -1.0]"], "expected temperatures of 0 or more, got"),
         (["--neighbours=0"], "expected neighbours to be a positive integer, got 0"),
     ):
         with pytest.raises(SystemExit, match=message):

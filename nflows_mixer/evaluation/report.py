@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -88,6 +89,12 @@ class Evaluation:
             object.__setattr__(self, name, as_python(value))
         for name in ("draws", "neighbours", "fid_samples", "batch_size"):
             check_positive("Evaluation", name, getattr(self, name))
+        for name, none in (("images", None), ("crop", None), ("probe_steps", 0)):
+            if getattr(self, name) != none:
+                check_positive("Evaluation", name, getattr(self, name))
+        if any(not 0 <= each < math.inf for each in self.temperatures):
+            expected = "temperatures of 0 or more"
+            raise mismatch("Evaluation", expected, self.temperatures, "1 is that of the density")
 
 
 def evaluate_weights(
