@@ -1,6 +1,9 @@
 """The folder of a run: nothing but the run's own files is deleted, or written over."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -8,7 +11,7 @@ from nflows_mixer.cli import main
 from nflows_mixer.training import FlowModule, Recipe
 from tests.test_command import MODEL, RUN
 from tests.test_training_loop import StopAt
-from tests.training import noise_data, run, tiny
+from tests.training import COMMAND, noise_data, run, tiny
 
 TRAIN = ["train", *MODEL, *RUN, "--recipe.steps=1"]
 
@@ -43,6 +46,23 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path, monkeypatch, capsy
     assert {path: after[path] for path in others} == others
     events = [sum("tfevents" in path.name for path in paths) for paths in (before, after)]
     assert events[0] == events[1] > 0
+
+
+@pytest.mark.slow
+def test_installed_command_refuses_to_overwrite_what_is_not_the_runs(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    subprocess.run([*COMMAND, *TRAIN, "--out", "run"], check=True, **options)
+    (tmp_path / "run/notes.txt").write_text("notes")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/run.json").write_text('{"my": "settings"}')
+    (tmp_path / "mine/config.yaml").write_text("notes")
+    before = files(tmp_path)
+    for out in ("run", "mine"):
+        command = [*COMMAND, *TRAIN, "--out", out, "--overwrite"]
+        refused = subprocess.run(command, check=False, **options)
+        assert refused.returncode == 1 and "no run has written" in refused.stderr
+        assert files(tmp_path) == before
 
 
 def test_link_is_not_followed(tmp_path):
