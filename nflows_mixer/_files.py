@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +40,17 @@ def replace_file(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, as ``replace_file`` writes."""
     replace_file(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path, keys: Collection[str]) -> dict[str, Any] | None:
+    """Return the object in a file of this package's; None without one, or where it is another's.
+
+    Args:
+        path: the file.
+        keys: what an object that this package has written has.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) and {*keys} <= {*value} else None

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from nflows_mixer._checks import mismatch
 from nflows_mixer._distributed import is_first_process
 from nflows_mixer._files import replace_file
-from nflows_mixer.core.factory import call_factory, named_keywords
+from nflows_mixer.core.factory import UNSET, call_factory
 from nflows_mixer.data import ImageData, load_images
 from nflows_mixer.data.image_data import check_same_images, with_levels
 from nflows_mixer.evaluation import Evaluation, evaluate_weights
@@ -61,9 +59,6 @@ class PresetOrFile(ActionConfigFile):
         super().__call__(parser, given, preset_file(values), option_string)
         if "model" in given:
             cfg.pop("model", None)
-            arguments = given.model.get("init_args") or {}
-            if "pixels" in arguments and arguments["pixels"] is None:
-                arguments["pixels"] = Namespace(**vars(Pixels()))  # it is said, not left out
         cfg.update(given)
 
 
@@ -97,7 +92,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """
     try:
         with stopped_by_signals(lambda: "start the same command again"):
-            arguments = build_parser().parse_args(_said(sys.argv[1:] if argv is None else argv))
+            arguments = build_parser().parse_args(argv)
             if arguments.subcommand == "train":
                 return train(arguments.train)
             return evaluate(arguments.evaluate)
@@ -245,8 +240,6 @@ def build_flow(model: Namespace, images: ImageData, conditional: bool) -> ImageF
             got = f"{images.name} without"
             raise mismatch("--conditional", "images with labels", got, "leave it out")
         of_the_data["num_classes"] = images.num_classes
-    if (pixels := automatic_pixels(model, images)) is not None:
-        of_the_data["pixels"] = pixels
     return call_factory(builder, **of_the_data)
 
 
@@ -265,31 +258,13 @@ def automatic_pixels(model: Namespace, images: ImageData) -> Pixels | None:
         >>> automatic_pixels(config.train.model, load_images("digits")).logit
         0.001
     """
-    builder = factory_of(model)
-    preset = MIXERFLOW_PRESETS.get(getattr(builder, "keywords", {}).get("preset", ""))
-    said = preset is not None and "pixels" in preset.arguments
-    if said or "pixels" not in named_keywords(builder, 0):
+    given = model.get("init_args") or {}
+    preset = MIXERFLOW_PRESETS.get(given.get("preset") or "")
+    if given.get("pixels") is not UNSET or (preset is not None and "pixels" in preset.arguments):
         return None
     some = images.train.images(slice(10_000))
     at_ends = (some == 0) | (some == images.levels - 1)
     return Pixels(logit=1e-3) if at_ends.sum() > some.numel() / 4 else None
-
-
-def _said(words: Sequence[str]) -> list[str]:
-    """The arguments, with nulls of the pixels in the form in which jsonargparse takes them.
-
-    One of all is the linear scale that it means; it knows no nested one of what is not set yet.
-    """
-    joined: list[str] = []
-    for word in words:
-        if joined and re.fullmatch(r"--model\.pixels(\.\w+)?", joined[-1]):
-            joined[-1] += f"={word}"
-        else:
-            joined.append(word)
-    pattern = re.compile(r"--model\.pixels(?:\.(\w+))?=(?:null|None|~)")
-    found = [(word, pattern.fullmatch(word)) for word in joined]
-    nulls = [null and (f"{null[1]}: null" if null[1] else "") for _, null in found]
-    return [w if null is None else f"--model.pixels={{{null}}}" for w, null in zip(joined, nulls)]
 
 
 def factory_of(value: Any) -> Any:

@@ -13,11 +13,12 @@ import torch
 import yaml
 
 from nflows_mixer import cli
-from nflows_mixer.cli import build_flow, build_parser, factory_of, run
+from nflows_mixer.cli import automatic_pixels, build_flow, build_parser, factory_of, run
 from nflows_mixer.data import ImageData, ImageDataset
 from nflows_mixer.flows import (
     DENSEFLOW_PRESETS,
     MIXERFLOW_PRESETS,
+    Pixels,
     grow,
     load_weights,
     save_weights,
@@ -186,11 +187,9 @@ def test_dark_background_puts_a_logit_before_a_mixerflow_that_says_nothing_of_it
     images = torch.zeros(40, 1, 8, 8, dtype=torch.uint8)
     part = ImageDataset(images)
     data = ImageData("dark", part, part, None, levels=17)
-    small = ["--model.num_layers=1"]
-    for arguments, logit in (([], 1e-3), (["--model.pixels.logit=0.1"], 0.1)):
-        flow = build_flow(parsed(*small, *arguments).model, data, False)
-        assert flow.architecture.arguments["pixels"].logit == logit
-    assert built(*small).architecture.arguments["pixels"].logit is None
+    others = (["--model.pixels.logit=0.1"], ["--config=mnist"], ["--config=denseflow-digits"])
+    assert automatic_pixels(parsed().model, data) == Pixels(logit=1e-3)
+    assert [automatic_pixels(parsed(*each).model, data) for each in others] == [None] * 3
 
 
 # Factories by their dotted names.

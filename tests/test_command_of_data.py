@@ -51,18 +51,31 @@ def test_mass_at_either_end_puts_a_logit_that_is_said_and_kept(tmp_path, built, 
 def test_null_that_is_said_of_the_pixels_stands(tmp_path, built):
     np.savez(tmp_path / "x.npz", images=np.zeros((50, 8, 8), np.uint8))
     data = ["--data", tmp_path / "x.npz"]
-    (tmp_path / "null.yaml").write_text(
-        "model: {class_path: nflows_mixer.mixerflow, init_args: {patch_size: 2, pixels: null}}"
-    )
-    file = ("--config", tmp_path / "null.yaml")
-    for words in (["--model.pixels=null"], ["--model.pixels", "None"], file):
+    name, null = "nflows_mixer.mixerflow", {"patch_size": 2, "pixels": None}
+    (tmp_path / "null.yaml").write_text(yaml.safe_dump({"model": _model(name, null)}))
+    file, logit = ["--config", tmp_path / "null.yaml"], ["--model.pixels.logit=0.1"]
+    for words in (
+        ["--model.pixels=null"],
+        ["--model.pixels", "null"],
+        ["--model", name, "--model.patch_size=2", "--model.init_args.pixels", "null"],
+        ["--model", json.dumps(_model(name, null))],
+        file,
+        [*file, "--model.num_flow_layers=2"],
+        [*logit, "--model.pixels=null"],
+        ["--model.preset=mnist", "--model.patch_size=2", "--model.pixels=null"],
+    ):
         flow, _, said = built(*words, *data)
         assert flow.architecture.arguments["pixels"].logit is None and "logit" not in said
-    one, others = ["--model.pixels.logit", "null"], ["--model.pixels.conv1x1=false"]
-    for words in ([*one, *others], [*others, "--model.pixels.logit=None"]):
-        flow, _, said = built(*words, *data)
+    for one in ("--model.pixels={logit: null, conv1x1: false}", "--model.pixels.conv1x1=false"):
+        flow, _, said = built(one, *data)
         found = flow.architecture.arguments["pixels"]
         assert (found.logit, found.conv1x1) == (None, False) and "logit" not in said
+    flow, *_ = built(*file, *logit, *data)
+    assert flow.architecture.arguments["pixels"].logit == 0.1
+
+
+def _model(name, arguments):
+    return {"class_path": name, "init_args": arguments}
 
 
 def test_no_levels_are_refused_of_data_that_have_some():
@@ -75,7 +88,7 @@ def test_images_in_between_are_scaled_linearly(tmp_path, built):
     np.savez(tmp_path / "x.npz", images=images)
     flow, facts, _ = built("--data", tmp_path / "x.npz")
     assert flow.architecture.arguments["pixels"].logit is None
-    assert facts["init_args"]["pixels"] is None
+    assert facts["init_args"]["pixels"] == "UNSET"
 
 
 def test_files_of_fewer_levels_train_and_are_evaluated_as_such(tmp_path, capsys):
@@ -147,6 +160,9 @@ def test_images_are_taken_in_any_form_that_has_places_and_others_are_refused():
     assert torch.equal(evaluate(flow, images.numpy()), expected)
     part = evaluate(flow, Subset(dataset, [0, 1, 2]))
     assert torch.allclose(part, expected[:3])
+    again = Subset(Subset(dataset, [6, 0, 1, 2]), [1, 2, 3])
+    assert torch.equal(evaluate(flow, again), part)
+    assert torch.equal(evaluate(flow, Subset(images, [0, 1, 2])), part)
     for odd in (list(images), DataLoader(dataset), "images"):
         said = f"a tensor or array .* got a {type(odd).__name__}; stack a list"
         with pytest.raises(ValueError, match=said):

@@ -137,7 +137,7 @@ def test_second_folder_has_the_classes_of_the_first(tmp_path):
     for name, first in [("cats", 0), ("dogs", 10), ("eels", 20)]:
         write_images(tmp_path / "train" / name, 4, first=first)
     for name in ("eels", "dogs"):
-        write_images(tmp_path / "test" / name, 2)
+        write_images(tmp_path / "test" / name, 2, first=30)
     data = load_images(tmp_path / "train", test_data=tmp_path / "test")
     assert data.name == "train" and data.test.labels().tolist() == [1, 1, 2, 2]
     write_images(tmp_path / "test" / "foxes", 1)
@@ -196,3 +196,15 @@ def test_folder_may_have_more_files_than_may_be_open(tmp_path):
         assert len(everything(load_images(tmp_path))) == 60
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_labels_that_are_not_found_are_said(tmp_path):
+    for name, first in (("cats", 0), ("dogs", 10)):
+        write_images(tmp_path / "folder" / name, 4, first=first)
+    write_images(tmp_path / "folder", 1, first=20)
+    with pytest.warns(UserWarning, match="1 of 9 files are in no class folder, such as 20.png"):
+        assert load_images(tmp_path / "folder").num_classes is None
+    images = np.arange(9, dtype=np.uint8)[:, None, None] * np.ones((4, 6), np.uint8)
+    np.savez(tmp_path / "x.npz", images=images, label=np.arange(9))
+    with pytest.warns(UserWarning, match="no array 'labels', .*; 'label' left out"):
+        assert load_images(tmp_path / "x.npz").num_classes is None

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from nflows_mixer.cli import main
 from nflows_mixer.data import ImageData, ImageDataset, cache, load_images
 from nflows_mixer.data.image_data import check_same_images
+from nflows_mixer.data.npz import npz_images
 from nflows_mixer.flows import read_metadata
 from tests.test_command import MODEL, RUN
 
@@ -106,14 +108,38 @@ def test_hash_is_of_pixels_mapped_or_not_and_not_of_where_they_lie(tmp_path, mon
     assert len(hashes) == 2
 
 
-def test_test_images_of_their_own_are_known_and_are_not_those_trained_on(tmp_path):
+def test_test_images_of_their_own_are_known(tmp_path):
     for seed, name in enumerate("abc"):
         images = np.random.default_rng(seed).integers(256, size=(30, 4, 4), dtype=np.uint8)
         np.savez(tmp_path / f"{name}.npz", images=images)
     one, two = (load_images(tmp_path / "a.npz", test_data=tmp_path / f"{n}.npz") for n in "bc")
     assert one.split_hash == two.split_hash and one.test_hash != two.test_hash
-    with pytest.raises(ValueError, match="expected images that are not trained on, got the images"):
-        load_images(tmp_path / "a.npz", test_data=tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("change", ["none", "a file renamed", "a file left out", "few in common"])
+def test_images_that_are_trained_on_are_refused_as_test_images(tmp_path, change):
+    write_folder(tmp_path / "train", 0)
+    shutil.copytree(tmp_path / "train", tmp_path / "test")
+    common = 100
+    if change == "a file renamed":
+        (tmp_path / "test/000.png").rename(tmp_path / "test/zzz.png")
+    if change == "a file left out":
+        (tmp_path / "test/000.png").unlink()
+        common = 99
+    if change == "few in common":
+        shutil.rmtree(tmp_path / "test")
+        write_folder(tmp_path / "test", 1)
+        for number in (3, 4):
+            shutil.copy(tmp_path / f"train/00{number}.png", tmp_path / "test")
+        common = 2
+    folders = {"data": tmp_path / "train", "test_data": tmp_path / "test"}
+    with pytest.raises(ValueError, match=f"not trained on, got {common} of {100 - (common == 99)}"):
+        load_images(**folders)
+    if change == "few in common":  # as in the data sets of papers
+        (tmp_path / "test/003.png").unlink()
+        shutil.copy(tmp_path / "test/005.png", tmp_path / "test/003.png")
+        with pytest.warns(UserWarning, match="not trained on, got 1 of 100 that are in"):
+            assert len(load_images(**folders).test) == 100
 
 
 def test_run_of_before_that_knew_row_numbers_alone_is_taken_with_a_warning():
@@ -130,3 +156,19 @@ def test_data_of_ones_own_are_known_by_their_pixels():
     data = ImageData("x", *map(ImageDataset, parts[:3]))
     assert ImageData("x", *map(ImageDataset, parts[:3])).describe() == data.describe()
     assert ImageData("x", *map(ImageDataset, [parts[3], *parts[1:3]])).split_hash != data.split_hash
+
+
+def test_hash_beside_a_file_is_believed_of_files_that_the_cache_wrote(tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(256, size=(9, 1, 4, 4), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    (tmp_path / "x.sha256").write_text(f"{'0' * 64}  x.npy\n")
+    expected = ImageDataset(torch.from_numpy(images)).contents_hash
+    assert ImageDataset(tmp_path / "x.npy").contents_hash == expected
+    np.savez(tmp_path / "y.npz", images=images[:, 0])
+    monkeypatch.setattr(cache, "MAPPED_BYTES", 0)
+    (mapped, _) = cache.gather(npz_images(tmp_path / "y.npz"), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.hashlib, "sha256", None)  # it is read
+        assert ImageDataset(mapped).contents_hash == expected
+    np.save(mapped, 255 - images)
+    assert ImageDataset(mapped).contents_hash != expected

@@ -8,7 +8,7 @@ import torch
 
 from nflows_mixer.cli import run
 from nflows_mixer.data import load_images
-from nflows_mixer.evaluation import draw_samples, evaluate, nearest_images
+from nflows_mixer.evaluation import draw_samples, evaluate, nearest_images, report
 from nflows_mixer.flows import load_weights, mixerflow, save_weights
 from tests.training import QUIET_COMMAND
 
@@ -73,21 +73,69 @@ def test_probe_and_outside_images(weights, tmp_path):
     assert json.dumps(report["out_of_distribution"]).count("noise")
 
 
-def test_errors(weights, tmp_path):
+def test_errors(weights, tmp_path, monkeypatch):
+    """All of them before anything is computed."""
+    monkeypatch.setattr(report, "evaluate_bounds", None)
     images = np.zeros((20, 4, 4), np.uint8)
     np.savez(tmp_path / "small.npz", images=images)
     weights, out = str(weights / "plain.safetensors"), str(tmp_path / "out")
     small = str(tmp_path / "small.npz")
     for flags, message in (
         (["--data", small], "expected images .1, 8, 8. of 17 levels, got .1, 4, 4."),
+        (["--outside=nosuch"], "or a folder that exists, got 'nosuch'"),
         (["--outside", small, "--images=5", "--draws=1"], "outside images .1, 8, 8.*got .1, 4"),
         (["--fid_weights=none.pth", "--images=5"], "a file with Inception's w.* got .*none.pth"),
         (["--crop=9"], "expected a crop of at most 8 x 8 pixels, got 9 x 9"),
+        (["--images=-5"], "expected images to be a positive integer, got -5"),
+        (["--images=0"], "expected images to be a positive integer, got 0"),
+        (["--crop=-1"], "expected crop to be a positive integer, got -1"),
+        (["--probe_steps=-1"], "expected probe_steps to be a positive integer, got -1"),
+        (["--temperatures=[0.5, -1.0]"], "expected temperatures of 0 or more, got"),
         (["--neighbours=0"], "expected neighbours to be a positive integer, got 0"),
     ):
         with pytest.raises(SystemExit, match=message):
             run(["evaluate", "--weights", weights, "--out", out, *flags])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_figure_that_fails_late_leaves_those_before(weights, tmp_path, monkeypatch):
+    """What cannot be known before it is tried."""
+
+    def failing(*_, **__):
+        assert (tmp_path / "out/evaluation.json").exists()
+        raise OSError("the disk is gone")
+
+    asked = {
+        "linear_probe": ("probe_depths", "--probe_steps=5"),
+        "out_of_distribution": ("ood_report", "--outside=digits"),
+        "frechet_inception_distance": ("frechet_inception_distance", f"--fid_weights={__file__}"),
+    }
+    for function, _ in asked.values():
+        monkeypatch.setattr(report, function, failing)
+    monkeypatch.setattr(report, "_draw_pictures", lambda *_: None)
+    flags = ["--draws=1", "--images=5", "--out", str(tmp_path / "out")]
+    flags += [flag for _, flag in asked.values()]
+    with pytest.warns(RuntimeWarning) as said:
+        found = run(["evaluate", "--weights", str(weights / "plain.safetensors"), *flags])
+    for name in asked:
+        assert any(f"{name} is left out: OSError: the disk" in str(each.message) for each in said)
+    assert found["linear_probe"] is None and found["bits_per_dim"]["images"] == 5
+    assert json.loads((tmp_path / "out/evaluation.json").read_text()) == found
+
+
+@pytest.mark.slow
+def test_files_that_no_evaluation_has_written_are_not_written_over(weights, tmp_path):
+    flags = ["--weights", str(weights / "plain.safetensors"), "--draws=1", "--images=5"]
+    flags += ["--out", str(tmp_path)]
+    for name in ("evaluation.json", "neighbours.png"):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(SystemExit, match=f"would write over, got '{name}', which no eval"):
+            run(["evaluate", *flags])
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
+    for _ in range(2):  # its own are replaced
+        run(["evaluate", *flags])
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,9 @@
 """The folder of a run: nothing but the run's own files is deleted, or written over."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -8,7 +11,7 @@ from nflows_mixer.cli import main
 from nflows_mixer.training import FlowModule, Recipe
 from tests.test_command import MODEL, RUN
 from tests.test_training_loop import StopAt
-from tests.training import noise_data, run, tiny
+from tests.training import COMMAND, noise_data, run, tiny
 
 TRAIN = ["train", *MODEL, *RUN, "--recipe.steps=1"]
 
@@ -30,17 +33,36 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path, monkeypatch, capsy
         with pytest.raises(SystemExit, match="files that no run has written.*nothing was deleted"):
             main([*TRAIN, "--out", out, "--overwrite"])
         assert files(tmp_path) == before
-    # What is the run's own is replaced where it is alone.
-    (tmp_path / "runs/second/.last.ckpt.part").write_bytes(b"of a killed run")
+    # What is the run's own is deleted where it is alone, also what the next does not write.
+    parts = [tmp_path / "runs/second" / name for name in (".last.ckpt.part", "samples/step-99.png")]
+    for part in parts:
+        part.parent.mkdir(exist_ok=True)
+        part.write_bytes(b"of another length")
     main([*TRAIN, "--out", "runs/second", "--overwrite", "--seed=3"])
     after = files(tmp_path)
-    second = {path for path in before if path.parts[-2] == "second"} - {*after}
-    assert not second and not (tmp_path / "runs/second/.last.ckpt.part").exists()
+    assert not {*parts} & {*after}
     assert json.loads((tmp_path / "runs/second/results.json").read_text())["seed"] == 3
     others = {path: text for path, text in before.items() if "second" not in path.parts}
     assert {path: after[path] for path in others} == others
     events = [sum("tfevents" in path.name for path in paths) for paths in (before, after)]
     assert events[0] == events[1] > 0
+
+
+@pytest.mark.slow
+def test_installed_command_refuses_to_overwrite_what_is_not_the_runs(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    subprocess.run([*COMMAND, *TRAIN, "--out", "run"], check=True, **options)
+    (tmp_path / "run/notes.txt").write_text("notes")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/run.json").write_text('{"my": "settings"}')
+    (tmp_path / "mine/config.yaml").write_text("notes")
+    before = files(tmp_path)
+    for out in ("run", "mine"):
+        command = [*COMMAND, *TRAIN, "--out", out, "--overwrite"]
+        refused = subprocess.run(command, check=False, **options)
+        assert refused.returncode == 1 and "no run has written" in refused.stderr
+        assert files(tmp_path) == before
 
 
 def test_link_is_not_followed(tmp_path):
@@ -54,15 +76,27 @@ def test_link_is_not_followed(tmp_path):
     assert (tmp_path / "pictures/step-00000001.png").exists()
 
 
-@pytest.mark.parametrize("name", ["results.json", "config.yaml", "samples.png"])
+@pytest.mark.parametrize("name", ["results.json", "config.yaml", "samples.png", "run.json"])
 def test_files_of_that_name_that_no_run_has_written_are_not_written_over(tmp_path, name):
     (tmp_path / name).write_text("mine")
+    nothing_is_touched(tmp_path, name)
+
+
+@pytest.mark.parametrize("said", ["{}", "[1]", "not JSON", '{"my": "settings"}'])
+def test_another_file_of_the_name_run_json_makes_no_run_of_what_lies_beside_it(tmp_path, said):
+    (tmp_path / "run.json").write_text(said)
+    for name in ("config.yaml", "last.ckpt", "results.md"):
+        (tmp_path / name).write_text("mine")
+    nothing_is_touched(tmp_path, "config.yaml")
+
+
+def nothing_is_touched(folder, name):
+    before = files(folder)
     module = FlowModule(tiny(), Recipe(steps=1, batch_size=10))
     for options in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(ValueError, match=f"would write over, got '{name}', which no run has"):
-            run(module, noise_data(), tmp_path, **options)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-    assert (tmp_path / name).read_text() == "mine"
+        with pytest.raises(ValueError, match=f"would write over, got '{name}'.* no run has"):
+            run(module, noise_data(), folder, **options)
+    assert files(folder) == before
 
 
 def test_resumed_copy_leaves_the_checkpoint_that_it_was_copied_from(tmp_path):

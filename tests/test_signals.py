@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 
@@ -15,7 +14,7 @@ from nflows_mixer.cli import main
 from nflows_mixer.training import AtomicCheckpointIO, FlowModule, Recipe
 from nflows_mixer.training import run as run_module
 from tests.test_command import MODEL
-from tests.training import noise_data, run, tiny
+from tests.training import COMMAND, noise_data, run, tiny
 
 LONG = ["train", *MODEL, "--recipe.steps=1000000", "--recipe.batch_size=20"]
 LONG += ["--checkpoint_every=20", "--validate_every=1000000", "--trainer.accelerator=cpu"]
@@ -38,9 +37,7 @@ def step_of(checkpoint):
 def test_stopped_run_says_how_to_go_on_and_goes_on(tmp_path, capsys):
     command = [*LONG, "--out", str(tmp_path / "run")]
     checkpoint = tmp_path / "run/last.ckpt"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "nflows_mixer", *command], stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([*COMMAND, *command], stderr=subprocess.PIPE, text=True)
     wait_for(checkpoint)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)

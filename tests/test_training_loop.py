@@ -53,6 +53,19 @@ def test_training_is_the_loop_written_by_hand(dtype):
 
 
 @plain
+@pytest.mark.parametrize("asked", [True, False])
+def test_checks_of_values_are_left_as_the_user_has_them(asked):
+    flow = tiny()
+    flow.validate_args, seen = asked, []
+    log_prob = flow.log_prob
+    flow.log_prob = lambda *given, **named: (
+        seen.append(flow.validate_args) or log_prob(*given, **named)
+    )
+    train(FlowModule(flow, Recipe(steps=2, batch_size=10)), noise_data())
+    assert flow.validate_args is asked and {*seen} == {asked}
+
+
+@plain
 def test_first_batch_initializes_with_its_noise():
     """A rate too small to move anything leaves what the first batch set."""
     data, flow = noise_data(), tiny().double()

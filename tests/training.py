@@ -2,7 +2,9 @@
 
 import json
 import math
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,9 @@ from tests.helpers import moved
 
 SHAPE = (1, 4, 4)
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
+_SCRIPT = Path(sys.executable).with_name("nflows-mixer")
+COMMAND = [str(_SCRIPT)] if _SCRIPT.exists() else [sys.executable, "-m", "nflows_mixer"]
+"""The command as a user has it, where the package is installed."""
 QUIET_COMMAND = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
 

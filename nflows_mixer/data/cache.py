@@ -92,7 +92,9 @@ def contents_hash(images: Tensor, file: Path | None = None) -> str:
         file: that they are mapped from, beside which ``gather`` has written the hash.
     """
     if file is not None and (written := _hash_file(file)).exists():
-        return written.read_text()
+        known, *state = written.read_text().split()
+        if state == _state(file):
+            return known
     digest = hashlib.sha256(images.contiguous().numpy().data)
     return _with_shape(digest, images.shape)
 
@@ -120,6 +122,12 @@ def _labels_file(target: Path) -> Path:
 
 def _hash_file(target: Path) -> Path:
     return target.with_suffix(".sha256")
+
+
+def _state(file: Path) -> list[str]:
+    """By which a file is known to be the one whose hash was written: other files are hashed."""
+    status = file.stat()
+    return [str(status.st_size), str(status.st_mtime_ns)]
 
 
 def _complete(target: Path) -> bool:
@@ -173,7 +181,7 @@ def _write(source: ImageFiles, target: Path) -> None:
             np.save(file, _join(labels))
             os.fsync(file.fileno())
         with _hash_file(partial).open("w") as file_of_hash:
-            file_of_hash.write(_with_shape(digest, (count, *shape)))
+            file_of_hash.write(" ".join([_with_shape(digest, (count, *shape)), *_state(partial)]))
             file_of_hash.flush()
             os.fsync(file_of_hash.fileno())
         os.replace(_hash_file(partial), _hash_file(target))

@@ -51,10 +51,17 @@ def find_classes(files: Sequence[Path], folder: Path) -> list[str] | None:
     """Return the sorted names of the class folders, or None if these are no class folders.
 
     They are if each file lies in a folder of ``folder`` and there are two of those or more, as for
-    torchvision's ImageFolder.
+    torchvision's ImageFolder. A warning names a file that lies elsewhere beside two of them.
     """
-    parents = {file.parent for file in files}
-    if len(parents) < 2 or {parent.parent for parent in parents} != {folder}:
+    parents = {file.parent for file in files if file.parent.parent == folder}
+    if len(parents) < 2:
+        return None
+    if strays := [file for file in files if file.parent not in parents]:
+        warnings.warn(
+            f"{folder}: {len(strays)} of {len(files)} files are in no class folder, such as "
+            f"{strays[0].relative_to(folder)}, so that no image has a label",
+            stacklevel=2,
+        )
         return None
     return sorted(parent.name for parent in parents)
 

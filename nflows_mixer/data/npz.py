@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,12 @@ def npz_images(path: Path) -> cache.ImageFiles:
         sizes = {each.filename.removesuffix(".npy"): each.file_size for each in archive.infolist()}
     if "images" not in sizes:
         raise mismatch(str(path), "an array 'images'", list(sizes), "save it under that")
+    if len(sizes) > 1 and "labels" not in sizes:
+        left = ", ".join(map(repr, sorted({*sizes} - {"images"})))
+        warnings.warn(
+            f"{path}: no array 'labels', so that no image has a label; {left} left out",
+            stacklevel=2,
+        )
     return cache.ImageFiles(
         path.stem, [path], "npz", lambda: sizes["images"], partial(_chunks, path)
     )

@@ -68,9 +68,9 @@ def _as_images(images: Any) -> Images:
     """
     if isinstance(images, np.ndarray):
         return torch.from_numpy(images)
-    if isinstance(images, Subset) and not isinstance(images.dataset, Subset):
-        if isinstance(images.dataset, ImageDataset):
-            return images.dataset.subset(list(images.indices))
+    if isinstance(images, Subset):
+        whole, rows = _as_images(images.dataset), list(images.indices)
+        return whole.subset(rows) if isinstance(whole, ImageDataset) else whole[rows]
     if not isinstance(images, (Tensor, ImageDataset)):
         expected = "images as a tensor or array [N, C, H, W], an ImageDataset or a Subset of one"
         advice = "stack a list (torch.stack), pass the data set of a loader, or an ImageDataset"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +65,12 @@ def frechet_inception_distance(
         31.4
     """
     check_levels("frechet_inception_distance", levels)
-    metric = _metric(Path(weights), features).to(device)
+    check_inception(Path(weights))
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    metric = FrechetInceptionDistance(
+        feature=features, feature_extractor_weights_path=str(weights), antialias=False
+    ).to(device)
     for images, is_real in ((real, True), (generated, False)):
         if len(images) < 2:
             name = "real" if is_real else "generated"
@@ -78,10 +82,11 @@ def frechet_inception_distance(
     return float(metric.compute().item())
 
 
-def _metric(weights: Path, features: int) -> Any:
+def check_inception(weights: Path) -> None:
+    """Raise unless the packages and the file that the distance needs are there."""
     try:
         import torch_fidelity  # noqa: F401
-        from torchmetrics.image.fid import FrechetInceptionDistance
+        import torchmetrics.image.fid  # noqa: F401
     except ImportError as error:
         raise ImportError(
             "frechet_inception_distance: expected torchmetrics and torch-fidelity, got no "
@@ -90,9 +95,6 @@ def _metric(weights: Path, features: int) -> Any:
     if not weights.is_file():
         expected, advice = "a file with Inception's weights", f"download it from {WEIGHTS}"
         raise mismatch("frechet_inception_distance", expected, str(weights), advice)
-    return FrechetInceptionDistance(
-        feature=features, feature_extractor_weights_path=str(weights), antialias=False
-    )
 
 
 def _as_colour(images: Tensor, levels: int) -> Tensor:

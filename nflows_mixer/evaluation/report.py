@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,13 +14,13 @@ import torch
 from torch import Tensor
 
 from nflows_mixer._checks import as_python, check_positive, mismatch
-from nflows_mixer._files import write_json
+from nflows_mixer._files import read_json, write_json
 from nflows_mixer.data import ImageData, ImageDataset, load_images
 from nflows_mixer.data.image_data import check_same_images, with_levels
 from nflows_mixer.evaluation.attempt import attempt
 from nflows_mixer.evaluation.batches import check_fit
 from nflows_mixer.evaluation.bits import evaluate_bounds, summary
-from nflows_mixer.evaluation.fid import frechet_inception_distance
+from nflows_mixer.evaluation.fid import check_inception, frechet_inception_distance
 from nflows_mixer.evaluation.interpolation import interpolation
 from nflows_mixer.evaluation.neighbours import centre, memorisation_report
 from nflows_mixer.evaluation.ood import ood_report
@@ -33,6 +34,10 @@ from nflows_mixer.nn import ClassEmbedding
 OWNER = "evaluate_weights"
 COMPARED = 64
 """How many samples, and how many held-out images, are compared with the training images."""
+
+
+FIGURES = "evaluation.json"
+PICTURES = ("temperatures.png", "interpolations.png", "reconstructions.png", "neighbours.png")
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,12 @@ class Evaluation:
             object.__setattr__(self, name, as_python(value))
         for name in ("draws", "neighbours", "fid_samples", "batch_size"):
             check_positive("Evaluation", name, getattr(self, name))
+        for name, none in (("images", None), ("crop", None), ("probe_steps", 0)):
+            if getattr(self, name) != none:
+                check_positive("Evaluation", name, getattr(self, name))
+        if any(not 0 <= each < math.inf for each in self.temperatures):
+            expected = "temperatures of 0 or more"
+            raise mismatch("Evaluation", expected, self.temperatures, "1 is that of the density")
 
 
 def evaluate_weights(
@@ -117,8 +128,9 @@ def evaluate_weights(
         What is in ``evaluation.json``.
 
     Raises:
-        ValueError: if the images are not those that the weights were trained and validated on, or
-            what was asked for cannot be had of this flow or these images.
+        ValueError: if the images are not those that the weights were trained and validated on,
+            what was asked for cannot be had of this flow or these images, or there are files in
+            the place of these in ``out`` that no evaluation has written.
 
     Example:
         >>> import tempfile
@@ -132,12 +144,14 @@ def evaluate_weights(
         >>> report["bits_per_dim"]["images"], len(list(out.glob("*.png")))
         (20, 4)
     """
-    options, place = options or Evaluation(), _device(device)
+    options, place, folder = options or Evaluation(), _device(device), Path(out)
     facts = _facts_of(weights)
     images = _images_of_the_run(weights, data, test_data=test_data, root=root, size=size)
     flow = load_weights(weights).to(place).eval()
     held_out = (images.test or images.validation).subset(slice(options.images))
     _check(flow, images, held_out, options)
+    _check_folder(folder)
+    others = None if options.outside is None else _others(flow, options.outside, root)
     labels = held_out.labels() if _conditional(flow) else None
     seed, batch_size = options.seed, options.batch_size
     bounds = evaluate_bounds(flow, held_out, labels, seed, batch_size, draws=options.draws)
@@ -154,22 +168,32 @@ def evaluate_weights(
             lambda: round_trip_error(flow, held_out.images(slice(200)), first, batch_size),
         ),
     }
+    write_json(folder / FIGURES, report)  # the others take long, and may fail
     if options.probe_steps:
-        report["linear_probe"] = probe_depths(
-            flow, images.train, held_out, None, seed, options.probe_steps, batch_size
+        report["linear_probe"] = attempt(
+            "linear_probe",
+            lambda: probe_depths(
+                flow, images.train, held_out, None, seed, options.probe_steps, batch_size
+            ),
         )
-    if options.outside is not None:
-        others = _others(flow, options.outside, root)
+    if others is not None:
         part = (others.test or others.validation).subset(slice(len(held_out)))
-        known = images.train.subset(slice(len(held_out)))
-        report["out_of_distribution"] = ood_report(
-            flow, known, held_out, {others.name: part}, seed=seed, batch_size=batch_size
+        known, outside = images.train.subset(slice(len(held_out))), {others.name: part}
+        report["out_of_distribution"] = attempt(
+            "out_of_distribution",
+            lambda: ood_report(flow, known, held_out, outside, seed=seed, batch_size=batch_size),
         )
-    if options.fid_weights is not None:
-        count, of_net = min(options.fid_samples, len(images.train)), options.fid_weights
-        generated = draw_samples(flow, count, seed=seed)
-        distance = frechet_inception_distance(
-            generated, images.train, of_net, images.levels, device=place
+    if (of_net := options.fid_weights) is not None:
+        count = min(options.fid_samples, len(images.train))
+        distance = attempt(
+            "frechet_inception_distance",
+            lambda: frechet_inception_distance(
+                draw_samples(flow, count, seed=seed),
+                images.train,
+                of_net,
+                images.levels,
+                device=place,
+            ),
         )
         report["frechet_inception_distance"] = {"samples": count, "distance": distance}
     flipped = bool(facts.get("flip", False)) if options.flipped is None else options.flipped
@@ -181,9 +205,9 @@ def evaluate_weights(
             samples, images.train, some, options.neighbours, crop=crop, flipped=flipped
         )
 
-    compared, folder = attempt("memorisation", compare), Path(out)
+    compared = attempt("memorisation", compare)
     report["memorisation"] = None if compared is None else compared[1]
-    write_json(folder / "evaluation.json", report)
+    write_json(folder / FIGURES, report)
     _draw_pictures(flow, held_out, options, folder)
     if compared is not None:
         draw = partial(_draw_neighbours, compared[0], images.train, compared[1])
@@ -329,8 +353,19 @@ def _check(flow: ImageFlow, data: ImageData, held_out: ImageDataset, options: Ev
     if options.neighbours > len(data.train):
         expected = f"at most {len(data.train)} neighbours, as many as there are training images"
         raise mismatch(OWNER, expected, options.neighbours, "5 is usual")
+    if options.fid_weights is not None:
+        check_inception(Path(options.fid_weights))
     if _conditional(flow) and (options.probe_steps or options.outside is not None):
         expected = "a flow without context, for probe_steps or outside images"
         raise mismatch(OWNER, expected, "a conditional one", "leave them out")
     if options.probe_steps and not (data.train.labelled and held_out.labelled):
         raise mismatch(OWNER, "labels to probe for", "images alone", "leave probe_steps out")
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse to write over what no evaluation has written."""
+    there = [name for name in (FIGURES, *PICTURES) if (out / name).exists()]
+    if there and read_json(out / FIGURES, {"bits_per_dim", "draws", "split_hash"}) is None:
+        expected = f"no files in {str(out)!r} that the evaluation would write over"
+        got = ", ".join(map(repr, there[:3])) + ", which no evaluation has written"
+        raise mismatch(OWNER, expected, got, "move them, or name another folder (--out)")

@@ -47,7 +47,7 @@ def mixerflow(
     context_features: int | None = None,
     num_classes: int | None = None,
     positions: Callable[[int], Tensor] | None = None,
-    pixels: Pixels | None = None,
+    pixels: Pixels | None | Unset = UNSET,
     compile: bool = False,
     memory: Literal["full", "checkpoint", "constant"] = "full",
 ) -> ImageFlow:
@@ -105,7 +105,8 @@ def mixerflow(
             which each has a learned vector of ``context_features`` (16 where that is None).
         positions: factory of positional context, ``rows -> [rows, F]``, such as
             ``partial(learned_positions, features=16)``; None for none.
-        pixels: what stands between pixels and mixer layers, see ``Pixels``.
+        pixels: what stands between pixels and mixer layers, see ``Pixels``; None for a linear scale
+            and the rest of its defaults, which are also those where there is no preset.
         compile: whether ``torch.compile`` compiles the flow layers, at the first use: a function
             for each row length, shared by all layers.
         memory: of the backward pass. "full" keeps activations; "constant" rebuilds them through

@@ -76,7 +76,9 @@ class MixerFlowSpec(Spec):
             got = f"{getattr(self.linear, '__name__', self.linear)} beside mask={self.mask!r}"
             advice = "give couplings the mask, as in channel_flow=partial(AffineCoupling, mask=...)"
             raise mismatch(OWNER, "rows in their order for a linear block of axes", got, advice)
-        if not isinstance(self.pixels, Pixels):
+        if self.pixels is None:
+            object.__setattr__(self, "pixels", Pixels())
+        elif not isinstance(self.pixels, Pixels):
             raise mismatch(OWNER, "pixels as Pixels(...)", repr(self.pixels), "build one")
 
     def _masks(self) -> list[str]:

@@ -207,11 +207,12 @@ class FlowModule(LightningModule):
         images, context, noise = self._drawn(batch)
         # The noise is our own, and a data set whose first batch was right is taken to go on so,
         # rather than that each step waits for the device.
-        self.flow.validate_args = self.device.type == "cpu" or batch_idx == 0
+        asked = self.flow.validate_args
+        self.flow.validate_args = asked and (self.device.type == "cpu" or batch_idx == 0)
         try:
             loss, bits = self.loss(images, context, noise, self._labels(batch))
         finally:
-            self.flow.validate_args = True
+            self.flow.validate_args = asked
         self._last = (images, context, noise, loss.detach())
         self.training_bits = bits = bits.detach()
         self.log("train/bits_per_dim", bits.mean(), prog_bar=True, logger=self._to_logger)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -11,10 +10,12 @@ from typing import Any
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer._distributed import is_first_process
-from nflows_mixer._files import write_json
+from nflows_mixer._files import read_json, write_json
 
 CHECKPOINT = "last.ckpt"
 DESCRIPTION = "run.json"
+_KEYS = {"split_hash", "recipe", "architecture"}
+"""By which a run's own description is known: others may have a file of that name."""
 _WRITTEN = (
     r"\.?((run|results|history)\.json|results\.md|config\.yaml|last\.ckpt|(curve|samples)\.png"
     r"|(weights|head)\.safetensors)(\.part)?|samples/step-\d+\.png"
@@ -40,40 +41,37 @@ def prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) ->
         >>> import tempfile
         >>> prepare(Path(tempfile.mkdtemp()) / "run", {"seed": 0}, resume=True, overwrite=False)
     """
-    checkpoint, description = out / CHECKPOINT, out / DESCRIPTION
+    checkpoint = out / CHECKPOINT
+    resumed = checkpoint if resume and checkpoint.exists() else None
     if not is_first_process():  # the first process has done it, before it started this one
-        return checkpoint if resume and checkpoint.exists() else None
-    written, others = _files_in(out)
-    there = checkpoint.exists() or (out / "results.json").exists()
-    if overwrite:
-        if others:
-            raise mismatch(
-                "fit",
-                f"nothing but a run in {str(out)!r} to overwrite",
-                f"{len(others)} files that no run has written, such as {others[0]!r}",
-                "move them, or name another folder (--out); nothing was deleted",
-            )
-        if written and description.exists():
-            # The description last: a folder that is half deleted is still a run's.
-            for name in sorted(written, key=lambda each: each == DESCRIPTION):
-                (out / name).unlink()
-            written, there = [], False
-    if there and not resume and description.exists():
+        return resumed
+    (written, others), before = _files_in(out), read_json(out / DESCRIPTION, _KEYS)
+    if overwrite and others:
         raise mismatch(
             "fit",
-            "a folder without a run",
-            f"one with a run in {str(out)!r}",
-            "resume it (--resume), overwrite it (--overwrite), or name another (--out)",
+            f"nothing but a run in {str(out)!r} to overwrite",
+            f"{len(others)} files that no run has written, such as {others[0]!r}",
+            "move them, or name another folder (--out); nothing was deleted",
         )
-    if written and not description.exists() and not (resume and checkpoint.exists()):
+    if before is None and written and (resumed is None or DESCRIPTION in written):
         raise mismatch(
             "fit",
             f"no files in {str(out)!r} that the run would write over",
             ", ".join(map(repr, sorted(written)[:3])) + ", which no run has written",
-            f"move them, or name another folder (--out); a run has a {DESCRIPTION}",
+            f"move them, or name another folder (--out); a run has a {DESCRIPTION} of its own",
         )
-    if there and description.exists():
-        before = json.loads(description.read_text())
+    if before is not None and overwrite:
+        # The description last: a folder that is half deleted is still a run's.
+        for name in sorted(written, key=lambda each: each == DESCRIPTION):
+            (out / name).unlink()
+    elif before is not None and (checkpoint.exists() or (out / "results.json").exists()):
+        if not resume:
+            raise mismatch(
+                "fit",
+                "a folder without a run",
+                f"one with a run in {str(out)!r}",
+                "resume it (--resume), overwrite it (--overwrite), or name another (--out)",
+            )
         if changed := list(_differences(before, run)):
             raise mismatch(
                 "fit",
@@ -81,8 +79,8 @@ def prepare(out: Path, run: Mapping[str, Any], resume: bool, overwrite: bool) ->
                 "one that differs in " + "; ".join(changed),
                 "give what it was started with, or name another folder",
             )
-    write_json(description, run)
-    return checkpoint if resume and checkpoint.exists() else None
+    write_json(out / DESCRIPTION, run)
+    return resumed
 
 
 def _files_in(out: Path) -> tuple[list[str], list[str]]:
