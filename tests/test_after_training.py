@@ -102,7 +102,7 @@ def test_classes_and_labels_of_all_parts_are_looked_at_before_training(tmp_path,
 def test_test_file_without_labels_is_refused_before_training(tmp_path):
     images = np.random.default_rng(0).integers(256, size=(60, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(60) % 2)
-    np.savez(tmp_path / "b.npz", images=images[:20])
+    np.savez(tmp_path / "b.npz", images=255 - images[:20])
     data = ["--data", str(tmp_path / "a.npz"), "--test_data", str(tmp_path / "b.npz")]
     out = ["--conditional=true", "--out", str(tmp_path / "run")]
     with pytest.raises(SystemExit, match="expected labels of every part, got none of test"):
