@@ -73,8 +73,9 @@ def check_posterior(log_prob, samples, observed):
 
 
 @pytest.mark.filterwarnings("ignore:Maximum number of epochs")
-def test_the_posterior_of_sbi_over_images_is_the_known_one():
+def test_the_posterior_of_sbi_over_images_is_the_known_one(tmp_path, monkeypatch):
     pytest.importorskip("sbi")
+    monkeypatch.chdir(tmp_path)  # where sbi leaves its logs
     from sbi.inference import NPE
     from sbi.neural_nets.estimators import NFlowsFlow
 
