@@ -14,7 +14,7 @@ from tests.training import plain
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = ["index", "quickstart", "training", "data", "denseflow"]
+PAGES = ["index", "quickstart", "training", "data", "denseflow", "mixerflow"]
 PAGES += ["evaluation", "extending", "clients", "performance"]
 ROOMS = [
     "adapters",
