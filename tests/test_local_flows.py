@@ -71,6 +71,11 @@ def test_constant_memory_has_the_gradients_of_full_memory(options):
         torch.testing.assert_close(found.grad, expected.grad, atol=1e-9, rtol=1e-9, msg=name)
 
 
+def test_the_norm_of_the_conditioners_is_none_of_the_local_flow_s():
+    flow = build(local_flow=STEPS, norm="batch")
+    assert any(isinstance(part, torch.nn.BatchNorm1d) for part in flow.modules())
+
+
 def test_a_local_flow_sees_the_context():
     conditioner = partial(_conditional, hidden_channels=8)
     flow = build(local_flow=partial(STEPS, conditioner=conditioner), context_features=3)

@@ -92,7 +92,7 @@ def test_the_named_features_condition(options, expected, in_layer):
     assert conditioning(moved(transform.double(), 0.1), 6) == expected
 
 
-def test_without_a_linear_block_halves_alternate_over_the_whole_row():
+def test_halves_alternate_and_the_mask_orders_the_patches():
     flow = mixerflow(
         image_shape=(1, 4, 4),
         patch_size=2,

@@ -13,7 +13,7 @@ from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
 from nflows_mixer._checks import check_choice, check_image_shape, mismatch
 from nflows_mixer.core.as_transform import as_transform, built
 from nflows_mixer.core.composite import CompositeTransform
-from nflows_mixer.core.factory import reads
+from nflows_mixer.core.factory import UNSET, reads
 from nflows_mixer.distributions import ProductDistribution, as_base
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.mixerflow_spec import (
@@ -85,9 +85,10 @@ def build_mixerflow(spec: MixerFlowSpec, compile: bool, memory: str) -> ImageFlo
 def _layers(spec: MixerFlowSpec) -> Iterator[Callable[[tuple[int, int, int]], list[Transform]]]:
     """What stands at each layer, for images of a shape, and behind the last one."""
     *before, behind = spec.local_flows()
+    patches, shifts = spec.patches(), spec.shifts()
 
     def at(index: int, shape: tuple[int, int, int]) -> list[Transform]:
-        cut, shift = spec.patches()[index], spec.shifts()[index]
+        cut, shift = patches[index], shifts[index]
         mixer = partial(_mixer, spec, index, cut)
         if shift is None:
             layer: Transform = mixer(shape)
@@ -133,10 +134,9 @@ def _local(
     """The local flow before mixer layer ``index``, or none."""
     if local_flow is None:
         return []
-    offered: dict[str, Any] = {"index": index, **spec.offered_norm}
-    if spec.features is not None:
-        offered["context_features"] = spec.features
-    return [built(local_flow, shape, f"{OWNER}.local_flow", **offered)]
+    context = UNSET if spec.features is None else spec.features
+    owner = f"{OWNER}.local_flow"
+    return [built(local_flow, shape, owner, index=index, context_features=context)]
 
 
 def _mixer(

@@ -96,7 +96,7 @@ def mixerflow(
         local_flow: factory of transforms of images, such as ``partial(GlowSteps, num_steps=3)``,
             one before each mixer layer; or a list with one entry (or None) for each layer, before
             which it stands, and one more for behind the last. They are given those of
-            ``context_features``, ``norm`` and ``index``, the layer, that their signature names.
+            ``context_features`` and ``index``, the layer, that their signature names.
         base: a factory ``shape -> distribution``, ``DiagonalNormal`` where not given, or a
             distribution of nflows, torch, zuko or normflows, see ``as_base``. With several scales a
             factory makes one for each piece of the latents, of ``nflows_mixer.distributions``.
@@ -137,11 +137,9 @@ def mixerflow(
     """
     spec, changes = specify(mixerflow, MixerFlowSpec, MIXERFLOW_PRESETS, locals())
     flows = spec.channel_flow, spec.patch_flow
-    local = [flow for flow in spec.local_flows() if flow is not None]
     given = {name: changes[name] for name in NETWORK if name in changes}
     if changes.get("alternate"):
         given["conditioning"] = "first"
     for name, value in given.items():
-        readers = [*flows, *local] if name == "norm" else flows
-        check_read(OWNER, *readers, network=spec.conditioner, **{name: value})
+        check_read(OWNER, *flows, network=spec.conditioner, **{name: value})
     return build_mixerflow(spec, compile, memory)

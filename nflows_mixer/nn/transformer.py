@@ -66,8 +66,8 @@ class TransformerBlock(nn.Module):
 class TransformerConditioner(nn.Module):
     r"""Vision transformer from the tokens that condition to the parameters of those that move.
 
-    .. math:: h_t = W_0 x_t + e_t + V c, \qquad
-              f(x, c) = W_3\, \mathrm{LN}(\mathrm{block}_n \circ \dots \circ \mathrm{block}_1(h))
+    .. math:: h_t = W_0 x_t + e_t + V y, \qquad
+              f(x, y) = W_3\, \mathrm{LN}(\mathrm{block}_n \circ \dots \circ \mathrm{block}_1(h))
 
     Token t of those that condition, which learns its position :math:`e_t`, answers for token t of
     those that move. The last layer starts at zero. In a patch flow a row is one number of each
@@ -82,7 +82,7 @@ class TransformerConditioner(nn.Module):
         num_heads: of their attention.
         token_features: numbers of a token, c.
         moved_features: b, at most a; a where not given. A coupling gives its own.
-        context_features: length of the context c; None takes none.
+        context_features: length of the context y; None takes none.
 
     Shapes:
         [N, a] -> [N, m b] where c is 1, and [B, a, c] -> [B, m b, c] for any c; context [N, F].

@@ -145,9 +145,9 @@ class GlowSteps(CompositeTransform):
         squeeze: pixels of a square that become channels, on a side; 1 for none.
         scale: of the couplings, see ``AffineCoupling``.
         matrix: of the 1x1 convolutions, see ``InvertibleConv1x1``.
-        conditioner: factory of the couplings' networks, in place of those convolutions.
+        conditioner: factory of the couplings' networks, in place of those convolutions; a norm of
+            theirs is bound to it.
         context_features: length of the context, for the factory of the networks.
-        norm: of the networks, for their factory.
 
     Shapes:
         inputs and outputs [B, C, H, W]; context [B, F].
@@ -177,7 +177,6 @@ class GlowSteps(CompositeTransform):
         conditioner: ConditionerLike | None = None,
         *,
         context_features: int | None = None,
-        norm: str | None | Unset = UNSET,
     ) -> None:
         shape = check_image_shape(image_shape, "GlowSteps")
         num_steps = check_positive("GlowSteps", "num_steps", num_steps)
@@ -193,7 +192,6 @@ class GlowSteps(CompositeTransform):
                 swap=False,
                 conditioning=("first", "second")[index % 2],
                 context_features=context_features,
-                norm=norm,
             )
             for index in range(num_steps)
         ]

@@ -118,9 +118,12 @@ class PatchTransform(Transform):
                 inputs, self.image_shape, "PatchTransform", "pass images of that shape"
             )
         if self.patch_order is None:
-            matrix = rearrange(inputs, f"{self._image_axes} -> {self._matrix_axes}", **self._sizes)
+            matrix = self._matrix(inputs)
         else:
-            matrix = inputs.flatten(1).index_select(1, self._source)
+            pixels = torch.arange(self.n_patches * self.channels, device=inputs.device)
+            pixels = self._matrix(pixels.reshape(1, *self.image_shape))[0]
+            source = pixels[self.patch_order][:, self.channel_order]
+            matrix = inputs.flatten(1).index_select(1, source.flatten())
             matrix = matrix.unflatten(1, (self.n_patches, self.channels))
         return matrix, no_volume_change(inputs)
 
@@ -130,19 +133,22 @@ class PatchTransform(Transform):
         if inputs.shape[1:] != matrix_shape:
             raise wrong_event(inputs, matrix_shape, "PatchTransform", "pass what forward returned")
         if self.patch_order is None:
-            image = rearrange(inputs, f"{self._matrix_axes} -> {self._image_axes}", **self._sizes)
+            image = self._image(inputs)
         else:
-            image = inputs.flatten(1).index_select(1, self._source.argsort())
+            # Two short sorts in place of one over all pixels.
+            entries = torch.arange(self.n_patches * self.channels, device=inputs.device).reshape(
+                matrix_shape
+            )
+            entries = entries[self.patch_order.argsort()][:, self.channel_order.argsort()]
+            image = inputs.flatten(1).index_select(1, self._image(entries[None]).flatten())
             image = image.unflatten(1, self.image_shape)
         return image, no_volume_change(inputs)
 
-    @property
-    def _source(self) -> Tensor:
-        """Where in the image each entry of the matrix comes from; one gather costs no more."""
-        pixels = torch.arange(self.n_patches * self.channels, device=self.patch_order.device)
-        pixels = pixels.reshape(1, *self.image_shape)
-        matrix = rearrange(pixels, f"{self._image_axes} -> {self._matrix_axes}", **self._sizes)[0]
-        return matrix[self.patch_order][:, self.channel_order].flatten()
+    def _matrix(self, image: Tensor) -> Tensor:
+        return rearrange(image, f"{self._image_axes} -> {self._matrix_axes}", **self._sizes)
+
+    def _image(self, matrix: Tensor) -> Tensor:
+        return rearrange(matrix, f"{self._matrix_axes} -> {self._image_axes}", **self._sizes)
 
     @property
     def _sizes(self) -> dict[str, int]:
