@@ -167,6 +167,7 @@ def test_pattern_that_fits_nothing_is_named():
         ({"warmup": 0.9, "fine_tune_steps": 500}, "fewer than the 500 steps before .*, got 0.9"),
         ({"flip": 1}, "flip of True or False, got 1"),
         ({"flip": "no"}, "flip of True or False, got no"),
+        ({"whiten": 1}, "whiten of True or False, got 1"),
         ({"fine_tune_steps": -1}, "0 steps of fine-tuning or more, got -1"),
         ({"fine_tune_steps": 1000}, "fewer fine_tune_steps than all 1000 steps, got 1000"),
         ({"fine_tune_steps": 1, "steps": 0}, "fewer fine_tune_steps than all 0 steps, got 1"),

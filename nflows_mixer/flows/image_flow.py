@@ -320,14 +320,19 @@ class ImageFlow(CheckedFlow):
         )
 
     def initialize(
-        self, images: Tensor, context: Tensor | None = None, noise: Tensor | None = None
+        self,
+        images: Tensor,
+        context: Tensor | None = None,
+        noise: Tensor | None = None,
+        whiten: bool = False,
     ) -> ImageFlow:
         """Initialize every ActNorm that is not yet, from one batch, as training's first step does.
 
         In a distributed run every process has to call it, with its part of the batch. Arguments
-        as ``log_prob``; returns the flow itself.
+        as ``log_prob``, and ``whiten`` as ``nflows_mixer.transforms.initialize`` has it; returns
+        the flow itself.
         """
-        return initialize(self, images, context, noise=noise)
+        return initialize(self, images, context, noise=noise, whiten=whiten)
 
     def _dequantize(
         self, images: Tensor, context: Tensor | None, noise: Tensor | None

@@ -104,6 +104,9 @@ class FlowModule(LightningModule):
         self.seed = as_python(seed)
         self.average = None if recipe.ema_decay is None else moving_average(flow, recipe.ema_decay)
         self._norms = [part for part in flow.modules() if isinstance(part, ActNorm)]
+        if recipe.whiten and not self._norms:
+            advice = "call initialize of nflows_mixer.transforms, or leave whiten out"
+            raise mismatch("FlowModule", "an ActNorm, whose start is whiten's", "none", advice)
         self._micro_batch = (0, 0)  # step, and how many images of it came before
         self._last: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
         self._metrics: dict[int, dict[str, CatMetric]] = {}  # by loader, and by figure
@@ -193,13 +196,15 @@ class FlowModule(LightningModule):
     def initialize(self, batch: Batch) -> None:
         """Initialize every ActNorm that is not yet, with the noise of the present step.
 
+        Linear blocks, too, where the recipe whitens.
+
         Args:
             batch: this process's part of the first batch; its first part, where gradients are
                 accumulated. On the flow's device.
         """
         if not self._initialized:
             images, context, noise = self._drawn(batch)
-            self.flow.initialize(images, context, noise)
+            self.flow.initialize(images, context, noise, self.recipe.whiten)
             self._follow()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -1,7 +1,9 @@
-"""ActNorms of a whole module, set before it is used."""
+"""What is set from a first batch in a whole module: ActNorms, and linear blocks that whiten it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -9,26 +11,47 @@ from nflows.flows import Flow
 from nflows.transforms import Transform
 from torch import Tensor, nn
 
+from nflows_mixer._checks import mismatch
+from nflows_mixer._distributed import all_reduce_sum
 from nflows_mixer._modes import in_mode
 from nflows_mixer.nn.norm import scratch_buffers
 from nflows_mixer.transforms.actnorm import ActNorm
+from nflows_mixer.transforms.linear import FullLinear, LULinear
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 @torch.no_grad()
 def initialize(
-    module: Module, inputs: Tensor, context: Tensor | None = None, **others: Any
+    module: Module,
+    inputs: Tensor,
+    context: Tensor | None = None,
+    *,
+    whiten: bool = False,
+    **others: Any,
 ) -> Module:
-    """Initialize every ActNorm of a flow or transform that is not yet, from one batch.
+    r"""Initialize every ActNorm of a flow or transform that is not yet, from one batch.
 
     One forward pass in training mode, which is what the first step of training does. Nothing else
     changes: not the mode, not the running statistics of a BatchNorm, no parameter.
+
+    With ``whiten`` each linear block is set in the same pass, too, so that the batch leaves it with
+    mean 0 and covariance I, in the way that moves it least:
+
+    .. math:: W = \hat\Sigma^{-1/2}, \quad b = -W \mu, \qquad
+              \hat\Sigma = (1 - a)\, \Sigma + a\, \tfrac{1}{D} \mathrm{tr}\, \Sigma \cdot I,
+              \quad a = \frac{D}{D + N}
+
+    for N rows of D features. A flow whose couplings start at the identity then starts as a normal
+    distribution with the correlations of neighbors and of patches, and training begins there. A
+    flow without a single ActNorm that is to be initialized has been trained, and stays as it is.
 
     Args:
         module: a flow or transform of nflows; of an ``ImageFlow`` the inputs are its uint8 images.
         inputs: a batch of data.
         context: as it is given to the module.
+        whiten: whether ``LULinear``, ``RLULinear``, ``FullLinear`` and ``InvertibleConv1x1`` are
+            set, too; they are taken to be as they were built.
         others: what else its ``log_prob`` or ``forward`` takes, such as ``noise``.
 
     Returns:
@@ -39,7 +62,9 @@ def initialize(
         ValueError: if the batch is empty or not finite.
 
     References:
-        Kingma and Dhariwal, Glow, 2018, Section 3.1.
+        Kingma and Dhariwal, Glow, 2018, Section 3.1. Kessy et al., Optimal whitening and
+        decorrelation, 2018 (ZCA). Ledoit and Wolf, A well-conditioned estimator for
+        large-dimensional covariance matrices, 2004, for the form of the shrinkage.
 
     Example:
         >>> from nflows.distributions import StandardNormal
@@ -55,11 +80,45 @@ def initialize(
         )
     if not all(part.initialized for part in _actnorms(module)):
         with in_mode(module, training=True), scratch_buffers(module, keep=(ActNorm,)):
-            if isinstance(module, Flow):
-                module.log_prob(inputs, context, **others)
-            else:
-                module(inputs, context, **others)
+            with _whitening(module if whiten else nn.Module()):
+                if isinstance(module, Flow):
+                    module.log_prob(inputs, context, **others)
+                else:
+                    module(inputs, context, **others)
     return module
+
+
+@contextmanager
+def _whitening(module: nn.Module) -> Iterator[None]:
+    """Let each linear block of a module be set from what it is called with."""
+    # What has a hook is called as it is, and not folded into its neighbors.
+    blocks = [part for part in module.modules() if isinstance(part, (LULinear, FullLinear))]
+    hooks = [block.register_forward_pre_hook(_whiten_rows) for block in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _whiten_rows(block: Any, arguments: tuple[Tensor, ...]) -> None:
+    rows = arguments[0]
+    # A device without float64 has float32, and the shrinkage keeps what is inverted apart from 0.
+    rows = rows.to(torch.float32 if rows.device.type == "mps" else torch.float64)
+    features = rows.shape[1]
+    count = all_reduce_sum(rows.new_tensor(len(rows)))
+    mean = all_reduce_sum(rows.sum(0)) / count
+    centred = rows - mean
+    covariance = all_reduce_sum(centred.mT @ centred) / count
+    if not torch.isfinite(covariance).all():
+        advice = "look at the data, and at the transforms before this one"
+        raise mismatch("initialize", "a finite covariance of rows to whiten", "none", advice)
+    shrinkage = features / (features + count)
+    even = covariance.diagonal().mean() * torch.eye(features).to(covariance)
+    values, vectors = torch.linalg.eigh(torch.lerp(covariance, even, shrinkage))
+    if values[-1] > 0:  # else the rows do not vary
+        weight = (vectors * values.rsqrt()) @ vectors.mT
+        block.start_at(weight, -(weight @ mean))
 
 
 def initialize_identity(module: Module) -> Module:

@@ -225,6 +225,23 @@ class LULinear(LinearBlock):
         weight = torch.bmm(packed.tril(-1) + unit, packed.triu(1) + diagonal.exp().diag_embed())
         return AffineMaps(weight, cls._biases(blocks, packed), diagonal.sum(1))
 
+    @torch.no_grad()
+    def start_at(self, weight: Tensor, bias: Tensor) -> None:
+        r"""Start at another map than the identity: L U x + b = S x + t.
+
+        With the Cholesky factor C of S and its diagonal D, :math:`S = (C D^{-1})(D C^T)`.
+
+        Args:
+            weight: S, [D, D], symmetric and positive definite.
+            bias: t, [D]; left out where there is no b.
+        """
+        factor = torch.linalg.cholesky(weight)
+        diagonal = factor.diagonal()
+        lower, upper = factor / diagonal, diagonal.unsqueeze(1) * factor.mT
+        self.packed.copy_(lower.tril(-1) + upper.triu(1) + 2 * diagonal.log().diag())
+        if self.bias is not None:
+            self.bias.copy_(bias)
+
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D] back, by two triangular solves."""
         self._check_rows(inputs)
@@ -274,6 +291,11 @@ class FullLinear(LinearBlock):
     def logabsdet(self) -> Tensor:
         """By an LU decomposition."""
         return torch.linalg.slogdet(self.matrix).logabsdet
+
+    @torch.no_grad()
+    def start_at(self, weight: Tensor, bias: Tensor) -> None:
+        """Start at another map, S x, followed by the orthogonal one; arguments as ``LULinear``."""
+        self.matrix.copy_(self.matrix.to(weight) @ weight)
 
 
 class RLULinear(LULinear):

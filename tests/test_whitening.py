@@ -1,0 +1,157 @@
+"""Linear blocks that start where they whiten the first batch."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from nflows.distributions import StandardNormal
+from nflows.flows import Flow
+
+from nflows_mixer.core.composite import CompositeTransform
+from nflows_mixer.flows import ImageFlow
+from nflows_mixer.training import FlowModule, Recipe
+from nflows_mixer.transforms import (
+    ActNorm,
+    FlowLayer,
+    FullLinear,
+    GlowSteps,
+    InvertibleConv1x1,
+    LULinear,
+    ReshapeTransform,
+    RLULinear,
+    initialize,
+)
+from tests.helpers import expect, pixels
+from tests.training import SHAPE, Recording, noise_data, run, tiny
+
+BLOCKS = {
+    "lu": LULinear,
+    "no bias": partial(LULinear, bias=False),
+    "reversed": RLULinear,
+    "full": FullLinear,
+}
+
+
+def correlated(rows, features):
+    torch.manual_seed(3)
+    mix = torch.randn(features, features, dtype=torch.float64)
+    return torch.randn(rows, features, dtype=torch.float64) @ mix.mT + 5
+
+
+def by_hand(rows):
+    """The shrunk covariance to the power of -1/2, by an iteration that needs no eigenvectors."""
+    count, features = rows.shape
+    covariance = torch.cov(rows.mT, correction=0)
+    part = features / (features + count)
+    even = covariance.trace() / features * torch.eye(features, dtype=rows.dtype)
+    shrunk = (1 - part) * covariance + part * even
+    norm = shrunk.norm()
+    # Denman and Beavers, of the square root and its inverse.
+    root, inverse = shrunk / norm, torch.eye(features, dtype=rows.dtype)
+    for _ in range(60):
+        root, inverse = (root + inverse.inverse()) / 2, (inverse + root.inverse()) / 2
+    return inverse / norm.sqrt()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_weight_is_the_inverse_root_of_the_shrunk_covariance(name):
+    rows = correlated(50, 5)
+    block = BLOCKS[name](5).double()
+    start = block.weight().detach().clone()
+    transform = CompositeTransform([block, ActNorm(5).double()])
+    initialize(transform, rows, whiten=True)
+    torch.testing.assert_close(block.weight(), start @ by_hand(rows), rtol=1e-9, atol=1e-12)
+    if block.bias is not None:
+        mean = block(rows)[0].mean(0)
+        torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("matrix", ["lu", "full"])
+def test_convolution_whitens_the_channels_of_all_pixels(matrix):
+    torch.manual_seed(0)
+    images = torch.einsum("cd,bdhw->bchw", torch.randn(3, 3), torch.randn(400, 3, 5, 5)) + 2
+    convolution = InvertibleConv1x1(3, matrix)
+    initialize(CompositeTransform([convolution, ActNorm(3)]), images, whiten=True)
+    rows = convolution(images)[0].movedim(1, -1).flatten(0, -2)
+    torch.testing.assert_close(torch.cov(rows.mT), torch.eye(3), rtol=0, atol=2e-2)
+
+
+def test_flow_starts_as_the_normal_distribution_of_its_data():
+    """Mean of -log p over the batch is the entropy of a normal with its covariance."""
+    rows = correlated(20_000, 4)
+    flow = Flow(FlowLayer(4), StandardNormal([4])).double()
+    initialize(flow, rows, whiten=True)
+    entropy = 0.5 * torch.logdet(2 * math.pi * math.e * torch.cov(rows.mT))
+    assert -flow.log_prob(rows).mean().item() == pytest.approx(entropy.item(), abs=1e-3)
+    plain = initialize(Flow(FlowLayer(4), StandardNormal([4])).double(), rows)
+    assert -plain.log_prob(rows).mean() > entropy + 0.5
+
+
+def test_whole_mixerflow_starts_better_and_layers_behind_have_little_to_do():
+    torch.manual_seed(0)
+    local = partial(GlowSteps, num_steps=2, hidden_channels=8)
+    flow = tiny(num_layers=2, num_flow_layers=2, local_flow=local).double()
+    images = (pixels(400, (1, 4, 4), 9) + pixels(400, (1, 1, 1), 9)).to(torch.uint8)
+    noise = torch.rand(400, 1, 4, 4, dtype=torch.float64)
+    flow.initialize(images, noise=noise, whiten=True)
+    start = -flow.log_prob(images, noise=noise).mean()
+    plain = tiny(num_layers=2, num_flow_layers=2, local_flow=local).double()
+    plain.initialize(images, noise=noise)
+    assert start < -plain.log_prob(images, noise=noise).mean() - 1
+    blocks = [part for part in flow.modules() if isinstance(part, LULinear)]
+    distances = [(b.weight() - torch.eye(b.features).double()).norm().item() for b in blocks]
+    assert max(distances[-4:]) < 0.2 < max(distances[:2])
+
+
+def test_flow_that_was_initialized_stays():
+    rows = correlated(30, 4)
+    layer = initialize(FlowLayer(4).double(), rows)
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    initialize(layer, rows * torch.arange(1, 5), whiten=True)
+    for name, tensor in layer.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_rows_that_do_not_vary_leave_the_identity():
+    layer = FlowLayer(4).double()
+    initialize(layer, torch.full((7, 4), 3.0, dtype=torch.float64), whiten=True)
+    assert torch.equal(layer.linear.weight(), torch.eye(4).double())
+
+
+def test_rows_that_are_not_finite_are_refused():
+    transform = CompositeTransform([LULinear(3), ActNorm(3)])
+    with expect(ValueError, "finite covariance"):
+        initialize(transform, torch.tensor([[1.0, torch.inf, 2.0]]), whiten=True)
+
+
+def test_no_hook_is_left_and_gradients_reach_what_was_set():
+    rows = correlated(30, 4)
+    flow = initialize(Flow(FlowLayer(4), StandardNormal([4])).double(), rows, whiten=True)
+    assert not any(part._forward_pre_hooks for part in flow.modules())
+    (-flow.log_prob(rows).mean()).backward()
+    assert all(parameter.grad is not None for parameter in flow.parameters())
+
+
+# In training.
+
+
+def test_first_step_of_training_starts_there(tmp_path):
+    torch.manual_seed(0)
+    module = Recording(tiny(), Recipe(learning_rate=1e-12, steps=1, batch_size=20, whiten=True))
+    torch.manual_seed(0)
+    flow = tiny()
+    run(module, noise_data(), tmp_path)
+    images, noise = module.seen[0]
+    flow.initialize(images, noise=noise, whiten=True)
+    for name, value in flow.state_dict().items():
+        torch.testing.assert_close(module.flow.state_dict()[name], value)
+    assert any(p.packed.abs().max() > 1e-2 for p in flow.modules() if isinstance(p, LULinear))
+
+
+def test_flow_without_actnorm_is_refused():
+    flow = ImageFlow.from_flow(
+        Flow(ReshapeTransform((1, 4, 4), (16,)), StandardNormal([16])), SHAPE
+    )
+    with expect(ValueError, "an ActNorm"):
+        FlowModule(flow, Recipe(whiten=True))
