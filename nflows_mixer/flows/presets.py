@@ -1,21 +1,22 @@
-"""The architectures of the papers' tables, as keyword arguments of the builders.
+"""The architectures of the papers' tables, and our own, as keyword arguments of the builders.
 
-Both papers have BatchNorm in their conditioners. How the models were trained is in the YAML files
-of ``nflows_mixer/training/presets``.
+Both papers have BatchNorm in their conditioners. How the models are trained is in the YAML files of
+``nflows_mixer/training/presets``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from nflows_mixer.flows.pixels import Pixels
 from nflows_mixer.nn import ConvConditioner
-from nflows_mixer.transforms import RLULinear, identity_maf
+from nflows_mixer.transforms import AffineCoupling, GlowSteps, RLULinear, identity_maf
 
 
 class Preset(NamedTuple):
-    """A model of a paper.
+    """A model of a paper, or of ours.
 
     Args:
         source: where the paper has it.
@@ -30,8 +31,32 @@ def _column(name: str, **arguments: Any) -> Preset:
     return Preset(f"MixerFlow, Table 8, column {name}", {"norm": "batch", **arguments})
 
 
+def _local(
+    like: Mapping[str, Any], num_layers: int, num_steps: int, hidden_channels: int, **changes: Any
+) -> Preset:
+    """Steps of Glow before each of a few mixer layers, whose halves are checkerboards in turn."""
+    bounded = partial(AffineCoupling, scale="tanh")
+    arguments = {
+        **like,
+        "num_layers": num_layers,
+        "channel_flow": bounded,
+        "patch_flow": bounded,
+        "mask": "checkerboard",
+        "alternate": True,
+        "local_flow": partial(
+            GlowSteps, num_steps=num_steps, hidden_channels=hidden_channels, matrix="full"
+        ),
+    }
+    return Preset("nflows-mixer, beyond the paper", arguments | changes)
+
+
 _OF_32 = {"image_shape": (3, 32, 32), "patch_size": 4}
 _OF_64 = {"image_shape": (3, 64, 64), "patch_size": 8, "shift": 2}
+_OF_MNIST = {"image_shape": (1, 28, 28), "patch_size": 4}
+_OF_DIGITS = {"image_shape": (1, 8, 8), "patch_size": 2, "levels": 17}
+# The column of MNIST leaves unsaid how pixels are scaled. On a linear scale ink on the dark border
+# makes the first steps overflow; after this logit the model trains.
+_LOGIT = Pixels(logit=1e-3)
 
 MIXERFLOW_PRESETS: dict[str, Preset] = {
     "cifar10": _column("CIFAR-10", **_OF_32),
@@ -41,19 +66,21 @@ MIXERFLOW_PRESETS: dict[str, Preset] = {
     "animefaces": _column("AnimeFaces", **_OF_64),
     "mnist": _column(
         "MNIST",
-        image_shape=(1, 28, 28),
-        patch_size=4,
+        **_OF_MNIST,
         hidden_features=64,
         shift=None,
         linear=RLULinear,
         channel_flow=identity_maf,
         patch_flow=identity_maf,
-        # The column leaves unsaid how pixels are scaled. On a linear scale ink on the dark border
-        # makes the first steps overflow; after this logit the model trains.
-        pixels=Pixels(logit=1e-3),
+        pixels=_LOGIT,
     ),
+    # Ours, of no more parameters than the paper's of 32x32 and 64x64 images.
+    "cifar10-local": _local(_OF_32, 12, 6, 232),
+    "imagenet64-local": _local(_OF_64, 16, 6, 208),
+    "mnist-local": _local(_OF_MNIST, 4, 4, 48, hidden_features=64, pixels=_LOGIT),
+    "digits-local": _local(_OF_DIGITS, 3, 3, 48, hidden_features=48, pixels=_LOGIT),
 }
-"""The columns of MixerFlow's Table 8, by data set."""
+"""The columns of MixerFlow's Table 8, by data set, and flows with local flows."""
 
 
 def _dense(source: str, *changes: Mapping[str, Any]) -> Preset:
