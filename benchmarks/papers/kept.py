@@ -177,7 +177,8 @@ class Column:
     def claims(self, kept: Kept) -> list[Comparison]:
         """Return what the rows claim beside each other, as far as there are results.
 
-        Of ``BEYOND`` that the last row of each shuffle is better than each other one. Of shuffled images also by how much less a shuffle costs the last row than each other.
+        Of ``BEYOND`` that the last row of each shuffle is better than each other one. Of tables of
+        shuffled images also by how much less a shuffle costs the last row than each other.
 
         Raises:
             ValueError: if these are of different budgets or splits of the data.

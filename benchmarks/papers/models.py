@@ -11,6 +11,7 @@ from benchmarks.baselines.autoregressive import made, maf
 from benchmarks.baselines.butterfly import butterfly
 from benchmarks.baselines.emerging import emerging
 from benchmarks.baselines.glow import glow
+from benchmarks.baselines.glow_of_normflows import glow_of_normflows
 from benchmarks.baselines.macow import macow
 from benchmarks.baselines.neural_spline import neural_spline
 from benchmarks.baselines.periodic import periodic
@@ -187,6 +188,7 @@ def _dense(preset: str, label: str, parameters: float | None = None) -> Model:
 
 MODELS: dict[str, Model] = {
     "glow-11": _glow("Glow", glow, 11.02, 85),
+    "glow-normflows": _glow("Glow of normflows", glow_of_normflows, None, 84),
     "glow-37": _glow("Glow", glow, 37.04, None, scales=4, steps=16),
     "glow-44": _glow("Glow", glow, 44.24, "glow-11", steps=32),
     "spline-11": _spline(10.91, 28),
