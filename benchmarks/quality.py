@@ -5,19 +5,19 @@
 
 On CIFAR-10 averaged to 16 x 16, with models of as many parameters. The target is what Glow of
 normflows has after 400 steps at its best rate of three. Then every model climbs a ladder of
-budgets, each with a whole schedule (warm-up and cosine) that ends there, up to the first that
-reaches the target: all models that are not there yet take a rung before any takes the next. What
-is reached, and which rate is best, is decided by validation images, of means over seeds; test
-images are reported. Seconds are CPU time of the process on one thread, without evaluation; nothing
-is compiled. A run that is in the JSON file is not made again, so that a command that was stopped
-goes on.
+budgets, each with a whole schedule that ends there (a warm-up of a twentieth, but ten steps or
+more, and a cosine), up to the first that reaches the target: all models that are not there yet take
+a rung before any takes the next. What is reached, and which rate is best, is decided by validation
+images, of means over seeds; test images are reported. Seconds are CPU time of the process on one
+thread, without evaluation; nothing is compiled. A run that is in the JSON file is not made again,
+so that a command that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,7 +37,7 @@ from benchmarks.papers.run import write
 from benchmarks.timing import environment
 from nflows_mixer._checks import mismatch
 from nflows_mixer.data import ImageData
-from nflows_mixer.training import FlowModule, fit
+from nflows_mixer.training import FlowModule, Recipe, fit
 
 DATA, REFERENCE = "cifar10", "glow-normflows"
 LADDER = (50, 75, 100, 150, 200, 300, 400, 600)
@@ -69,12 +69,20 @@ class Setting(NamedTuple):
     evaluated: int
 
 
+def recipe_at(model: str, steps: int, rate: float, setting: Setting) -> Recipe:
+    """Return the recipe that the model has in the tables, with a schedule of so many steps."""
+    budget = Budget(steps, setting.batch_size, setting.evaluated, None, 0)
+    # A twentieth of the shortest schedules is no warm-up: at full rate the second step overflows.
+    warmup = min(max(10, steps // 20), steps // 2)
+    recipe = recipe_of(Run(model, DATA), "small", budget)
+    return replace(recipe, learning_rate=rate, warmup=warmup)
+
+
 def train(
     model: str, steps: int, rate: float, seed: int, images: ImageData, setting: Setting
 ) -> dict[str, Any]:
     """Train for so many steps; return what is kept of it, without figures if it overflows."""
-    budget = Budget(steps, setting.batch_size, setting.evaluated, None, 0)
-    recipe = replace(recipe_of(Run(model, DATA), "small", budget), learning_rate=rate)
+    recipe = recipe_at(model, steps, rate, setting)
     torch.manual_seed(seed)
     flow = MODELS[model].at(setting.scale, images.image_shape, images.levels)
     found: dict[str, Any] = {"model": model, "steps": steps, "learning_rate": rate, "seed": seed}
@@ -189,16 +197,23 @@ def main(
         images = images_of(DATA, data, None, SMALL[DATA])
         setting = Setting("small", 64, 2_000)
     path = Path(out, "quality.json")
-    terms = json.loads(
-        json.dumps({"data": images.describe(), "seeds": seeds, "setting": setting._asdict()})
-    )
+    climbs = SMOKE if smoke else CLIMBS
+    models = {
+        name: {
+            "arguments": str(getattr(MODELS[name], setting.scale)),
+            "recipe": asdict(recipe_at(name, climb.rungs[-1], climb.rates[0], setting)),
+        }
+        for name, climb in climbs.items()
+    }
+    terms = {"data": images.describe(), "seeds": seeds, "setting": setting._asdict()}
+    terms = json.loads(json.dumps({**terms, "models": models}))
     results: dict[str, Any] = {**terms, "runs": [], **environment()}
     if path.exists():
         results = json.loads(path.read_text())
         if changed := [name for name, value in terms.items() if results[name] != value]:
             got = f"others: {', '.join(changed)} differ"
             raise mismatch("quality", f"results of this setting in {path}", got, "give an out")
-    climbed(results, SMOKE if smoke else CLIMBS, seeds, images, setting, path)
+    climbed(results, climbs, seeds, images, setting, path)
     tables.write("quality", path, results)
 
 

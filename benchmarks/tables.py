@@ -509,7 +509,7 @@ def quality_page(results: Results) -> str:
         table(head, rows),
         "Every run, means over seeds:",
         table(head_of_all + " | training, CPU s", every),
-        facts(results, "runs", "reached", "target"),
+        facts(results, "runs", "reached", "target", "models"),
     )
 
 
