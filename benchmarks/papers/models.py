@@ -171,7 +171,7 @@ def _local(label: str) -> Model:
     paper = {"patch_size": 4} | arguments(12, 128, 232)
     small = {"patch_size": 2} | arguments(4, 44, 36)
     smoke = {"patch_size": 4, "num_flow_layers": 1} | arguments(2, 8, 8, steps=1)
-    recipe = {"small global": {"learning_rate": 5e-3}}  # at 0.01 shuffled pixels overflow
+    recipe = {"small global": {"learning_rate": 5e-3}}  # a prototype overflowed at 0.01
     return Model(label, mixerflow, paper, small, smoke, recipe=recipe)
 
 
