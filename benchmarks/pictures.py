@@ -17,7 +17,7 @@ from benchmarks.denseflow.convolutions import ALONE
 from benchmarks.denseflow.rows import ROWS as ABLATED
 from benchmarks.denseflow.rows import TEXT
 from benchmarks.papers.kept import SHUFFLED, Column, Kept, columns, label_of, without_shuffle
-from benchmarks.papers.rows import ROWS, TABLES, Row
+from benchmarks.papers.rows import BEYOND, ROWS, TABLES, Row
 from benchmarks.scaling.models import NAMES, WAYS
 
 Results = Mapping[str, Any]
@@ -201,9 +201,20 @@ def save_shuffles(kept: Kept) -> list[Path]:
     found = []
     tables = [column for column in columns(kept.size) if column.table in SHUFFLED]
     for column in tables:
-        if any(kept.of(row) for _, row in column.rows if row.run.shuffle):
+        shuffled = [row for _, row in column.rows if row.run.shuffle]
+        pairs = [each for row in shuffled for each in (row, without_shuffle(row))]
+        if any(map(kept.of, shuffled)):
             found.append(kept.folder / f"curves-{column.table}-{column.data}.png")
-            save_curves(found[-1], column, kept)
+            save_curves(found[-1], column, pairs, kept)
+    for column in columns(kept.size):
+        rows = [row for _, row in column.rows if kept.of(row)]
+        if (column.table, column.figure) != (BEYOND, "bits_per_dim"):
+            continue
+        for shuffle in dict.fromkeys(row.run.shuffle for row in rows):
+            name = f"curves-{column.table}-{column.data}-{shuffle or 'plain'}.png"
+            found.append(kept.folder / name)
+            alike = [row for row in rows if row.run.shuffle == shuffle]
+            save_curves(found[-1], column, alike, kept)
     for data in dict.fromkeys(column.data for column in tables):
         costs = [column.costs(kept) for column in tables if column.data == data]
         shown = {row: cost for of in costs for row, cost in of.items() if cost[1]}
@@ -213,7 +224,7 @@ def save_shuffles(kept: Kept) -> list[Path]:
     return found
 
 
-def save_curves(path: Path, column: Column, kept: Kept) -> None:
+def save_curves(path: Path, column: Column, given: Sequence[Row], kept: Kept) -> None:
     """Draw bits/dim over steps and over seconds: means over seeds, single seeds thin.
 
     Seconds of scaled-down models are those of ``papers.step_time``, where it has been run: runs
@@ -221,14 +232,14 @@ def save_curves(path: Path, column: Column, kept: Kept) -> None:
     """
     figure = Figure((10, 7), layout="constrained")
     axes = figure.subplots(2, 2, sharey="row")
-    shuffled = [row for _, row in column.rows if row.run.shuffle]
-    rows = [each for row in shuffled for each in (row, without_shuffle(row)) if kept.of(each)]
+    rows = [row for row in given if kept.of(row)]
     times, reference = step_times(kept, column.data), column.reference(kept)
     for part, pair in zip(("train", "validation"), axes):
         shown: list[float] = [] if reference is None else [reference[1]]
         for row in rows:
             *seeds, center = _curves(row, part, kept, times)
-            style = {"color": COLORS[row.label], "linestyle": "-" if row.run.shuffle else "--"}
+            dashed = row.run.shuffle is None and any(other.run.shuffle for other in rows)
+            style = {"color": COLORS[row.label], "linestyle": "--" if dashed else "-"}
             for axis, over in zip(pair, ("step", "seconds")):
                 for curve in seeds:
                     axis.plot(curve[over], curve[part], linewidth=0.5, **style)
@@ -292,6 +303,8 @@ def _curves(row: Row, part: str, kept: Kept, times: Mapping[str, float]) -> list
         curve = pd.DataFrame(points, columns=["step", "seconds", part])
         if row.run.model in times:
             curve["seconds"] = times[row.run.model] * curve["step"]
+        elif "train_cpu_seconds" in result:
+            curve["seconds"] = result["train_cpu_seconds"] / result["steps"] * curve["step"]
         found.append(curve)
     steps = pd.concat(found).groupby("step")
     # With a seed that is NaN the mean is, too.

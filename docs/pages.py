@@ -43,6 +43,7 @@ BENCHMARKS = {
     "own_parts": ["speed/results/own-parts-*.md"],
     "parameters": ["papers/results/parameters.md"],
     "step_times": ["papers/results/step-times.md"],
+    "quality": ["papers/results/quality.md"],
     **{
         f"papers_{size}_{budget}": [
             f"papers/results/{size}-{budget}/*.{kind}" for kind in ("md", "png")

@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.papers import run as runs
+from benchmarks.papers.budgets import BUDGETS, recipe_of
 from benchmarks.papers.figures import figure_of, worst_image
 from benchmarks.papers.images import (
     NOISE,
@@ -34,6 +35,7 @@ from tests.training import StopAt
 
 RUN = Run("made-mnist", "mnist")
 PROBE = {"loss": 1.5, "accuracy": 0.4, "train_images": 10_000, "test_images": 2000}
+TABLES_OF_A_SIZE = ["mixerflow-1", "mixerflow-4", "mixerflow-5", "mixerflow-7", "beyond"]
 PARAMETERS = [name for name, of in MODELS.items() if of.parameters and of.preset is None]
 
 
@@ -63,7 +65,7 @@ def test_models_are_as_large_as_published(model):
     assert count == pytest.approx(MODELS[model].parameters, rel=0.01)
 
 
-@pytest.mark.parametrize("table", ["mixerflow-1", "mixerflow-4", "mixerflow-5", "mixerflow-7"])
+@pytest.mark.parametrize("table", TABLES_OF_A_SIZE)
 def test_scaled_down_models_of_a_table_are_as_large_as_each_other(table):
     models = {row.run.model for row in ROWS_OF["small"] if row.table == table}
     ours = size_of("mixerflow-32", "small", (3, 16, 16))
@@ -71,6 +73,31 @@ def test_scaled_down_models_of_a_table_are_as_large_as_each_other(table):
     for model in models:
         count = size_of(model, "small", (3, 16, 16))
         assert count == pytest.approx(ours, rel=0.01), model
+
+
+def test_ours_is_as_large_as_the_published_mixerflow_at_both_sizes():
+    assert size_of("mixerflow-local", "small", (3, 16, 16)) == 454_891
+    assert size_of("mixerflow-local", "paper", (3, 32, 32)) / 1e6 == pytest.approx(11.34, rel=0.02)
+
+
+def test_a_model_has_fields_of_its_own_in_its_recipe_by_size_and_shuffle():
+    def rates(model, size="small"):
+        runs = [Run(model, "cifar10", shuffle) for shuffle in (None, "local", "global")]
+        return [recipe_of(run, size, BUDGETS[size]["long"]).learning_rate for run in runs]
+
+    assert rates("mixerflow-local") == [0.01, 0.01, 0.005]
+    assert rates("mixerflow-local", "paper") == rates("mixerflow-32", "paper") == [1e-3] * 3
+    assert rates("mixerflow-both") == [0.003] * 3
+
+
+def test_linear_blocks_are_what_the_readings_of_the_ablation_differ_in():
+    rows = {row.run.model for row in ROWS_OF["small"] if row.table == "mixerflow-9"}
+    both = {row.run.model for row in ROWS_OF["small"] if row.table == "mixerflow-9-alternating"}
+    for model in both - rows:
+        alternating = MODELS[model].small
+        assert alternating == MODELS[model.removesuffix("-alternating")].small | {"alternate": True}
+        assert alternating.get("linear", "as published") is not None
+    assert all(MODELS[model].small["linear"] is None for model in both & rows)
 
 
 # Claims
@@ -103,6 +130,7 @@ def made_up(row, seed, bits, **more):
         "reference_models": {"uniform": 8.0, "normal, full covariance": 5.5, "histogram": 7.0},
         "steps": 400,
         "train_seconds": 60.0,
+        "train_cpu_seconds": 50.0,
         "images_per_second": 400.0,
         "machine": "1 of 2 cores",
         "versions": {"torch": "2.15.0"},
@@ -159,6 +187,19 @@ def test_claims_are_of_the_seeds_that_both_rows_have():
     assert claim.published == pytest.approx(0.05)
     assert claim.here == pytest.approx((0.1, -0.1))
     assert claim.verdict == "undecided"
+
+
+def test_ours_is_expected_to_be_better_than_each_other_model_of_the_same_shuffle():
+    figures = {("glow-11", 0): 5.0, ("mixerflow-local", 0): 4.6, ("glow-11", 1): 5.1}
+    plain = {**figures, ("mixerflow-local", 1): 4.75, ("mixerflow-32", 0): 4.9}
+    shuffled = {("glow-11", 0): 6.0, ("mixerflow-local", 0): 6.1}
+    results = results_of(plain, "beyond-cifar10-plain")
+    results |= results_of(shuffled, "beyond-cifar10-global")
+    glow, mixer, against = column_of("beyond").claims(kept_of(results))
+    assert glow.here == pytest.approx((0.4, 0.35)) and glow.verdict == "as expected"
+    assert mixer.here == pytest.approx((0.3,)) and mixer.verdict == "one seed"
+    assert against.here == pytest.approx((-0.1,)) and against.published is None
+    assert "local flows, global shuffle better than Glow, global shuffle" in against.words
 
 
 def test_of_accuracies_the_higher_is_better():
@@ -360,6 +401,7 @@ def test_report_has_published_figures_and_ours_in_columns_of_their_own(tmp_path)
     figures = {("glow-11", 0): 5.0, ("glow-11", 1): 5.2, ("mixerflow-32", 0): 4.9}
     cells = cells_of(tmp_path, results_of(figures))
     # Mean 5.1, deviation 0.2 / sqrt(2).
+    assert cells["Glow"][7:10] == ["60", "50", "400"]
     assert cells["Glow"][1:7] == ["3.51", "11.02", "5.100 ± 0.141", "455,131", "2", "7.20"]
     assert cells["MaCow"][1:4] == ["3.48", "11.43", "not run"]
     assert cells["MixerFlow better than Glow"][1:] == ["+0.05", "+0.100", "1", "one seed"]
@@ -412,7 +454,11 @@ def test_pictures_have_every_row_and_the_reference(tmp_path, monkeypatch):
     keep(tmp_path, shuffled_results())
     [kept] = read(tmp_path)
     save_shuffles(kept)
-    curves, costs = drawn
+    # Glow and MixerFlow have results of the table of ours, too, and draw it by shuffle.
+    curves, *of_ours, costs = drawn
+    assert [len(figure.axes[1].lines) for figure in of_ours] == [5, 6]
+    ends = [line.get_xdata()[-1] for line in of_ours[0].axes[1].lines[:-1]]
+    assert ends == pytest.approx([50.0] * 4)  # CPU seconds
     for axis in curves.axes:
         [line] = [line for line in axis.lines if line.get_linestyle() == ":"]
         assert set(line.get_ydata()) == {5.5}

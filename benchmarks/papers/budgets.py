@@ -61,8 +61,8 @@ def recipe_of(run: Run, size: str, budget: Budget) -> Recipe:
     """Return how a run is trained.
 
     The published recipe of the data set is that of all models of a MixerFlow table: Adam, a cosine
-    to zero, a bound of 5 on the gradient. Baselines have its rate, too, unless theirs is named in
-    ``Model.rates``. The first twentieth of all steps is a warm-up.
+    to zero, a bound of 5 on the gradient. Baselines have its rate, too. What a model has of its
+    own is in ``Model.recipe``. The first twentieth of all steps is a warm-up.
 
     Args:
         run: what is trained.
@@ -85,11 +85,10 @@ def recipe_of(run: Run, size: str, budget: Budget) -> Recipe:
         recipe = Recipe.from_preset(run.data if run.data in MIXERFLOW_PRESETS else "cifar10")
         if size == "small":
             recipe = replace(recipe, learning_rate=SMALL_RATES[run.data])
-        recipe = replace(
-            recipe,
-            learning_rate=model.rates.get(size, recipe.learning_rate),
-            steps=recipe.steps if budget.steps is None else budget.steps,
-        )
+        here, own = {size, run.shuffle or "plain"}, {"steps": budget.steps or recipe.steps}
+        for where, fields in model.recipe.items():
+            own |= fields if here.issuperset(where.split()) else {}
+        recipe = replace(recipe, **own)
         if recipe.warmup * recipe.steps < 1:  # too short for the warm-up that the rate needs
             recipe = replace(recipe, learning_rate=1e-5)
     return replace(recipe, batch_size=budget.batch_size or recipe.batch_size)

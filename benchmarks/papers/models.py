@@ -11,6 +11,7 @@ from benchmarks.baselines.autoregressive import made, maf
 from benchmarks.baselines.butterfly import butterfly
 from benchmarks.baselines.emerging import emerging
 from benchmarks.baselines.glow import glow
+from benchmarks.baselines.glow_of_normflows import glow_of_normflows
 from benchmarks.baselines.macow import macow
 from benchmarks.baselines.neural_spline import neural_spline
 from benchmarks.baselines.periodic import periodic
@@ -24,7 +25,7 @@ from nflows_mixer.flows import (
     mixerflow,
 )
 from nflows_mixer.nn import ConvConditioner, DenseAttentionConditioner
-from nflows_mixer.transforms import RLULinear, identity_maf
+from nflows_mixer.transforms import GlowSteps, RLULinear, identity_maf
 
 LOGIT = 1e-3
 """Of MNIST, where without one the ink on a background of zeros makes first steps overflow."""
@@ -45,7 +46,9 @@ class Model:
         smoke: the same, as small as they go.
         parameters: the published number, in millions, of any table of its paper; None where there
             is none.
-        rates: scale -> learning rate, of those where it differs from that of the data.
+        recipe: where -> fields of the recipe that differ from those of the data. Where is any of
+            the size of the models and the shuffle ("plain", "local" or "global"), between spaces:
+            "small global" is both, "" is everywhere. The last that fits counts.
         preset: of a DenseFlow, whose recipe it has.
     """
 
@@ -55,7 +58,7 @@ class Model:
     small: Mapping[str, Any] | str | None = None
     smoke: Mapping[str, Any] = field(default_factory=dict)
     parameters: float | None = None
-    rates: Mapping[str, float] = field(default_factory=dict)
+    recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     preset: str | None = None
 
     def at(self, scale: str, image_shape: Sequence[int], levels: int) -> ImageFlow:
@@ -84,13 +87,14 @@ _TINY_DENSE: dict[str, Any] = {
     ),
 }
 # Of the ablation: without linear blocks eight layers overflow at 0.01.
-_ABLATED = {"small": 3e-3}
+_ABLATED = {"small": {"learning_rate": 3e-3}}
 _SMALL_MIXER: dict[str, Any] = {
     "patch_size": 2,
     "num_layers": 4,
     "hidden_features": 64,
     "norm": "batch",
 }
+_CHECKERBOARD: dict[str, Any] = {"mask": "checkerboard", "alternate": True}
 _MAF_FLOWS: dict[str, Any] = {"channel_flow": identity_maf, "patch_flow": identity_maf}
 
 
@@ -125,14 +129,14 @@ def _rows(
     num_layers: int | None = None,
     small: int | None = None,
     logit: float | None = None,
-    rates: Mapping[str, float] = {},  # noqa: B006 (read only)
+    recipe: Mapping[str, Mapping[str, Any]] = {},  # noqa: B006 (read only)
 ) -> Model:
     """A model of rows of all values: MADE, or so many of them."""
     scales: list[dict[str, Any]] = []
     for layers, width in ((num_layers, 1024), (small, 512), (num_layers and 2, 8)):
         sizes = {"num_layers": layers, "hidden_features": width, "logit": logit}
         scales.append({name: value for name, value in sizes.items() if value is not None})
-    return Model(label, build, *scales, rates=rates)
+    return Model(label, build, *scales, recipe=recipe)
 
 
 def _without_images(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +149,7 @@ def _mixer(
     parameters: float | None = None,
     small: Mapping[str, Any] | str | None = None,
     label: str = "MixerFlow",
-    rates: Mapping[str, float] | None = None,
+    recipe: Mapping[str, Mapping[str, Any]] | None = None,
     **changes: Any,
 ) -> Model:
     """A MixerFlow: a preset, with some of it changed at all scales."""
@@ -153,7 +157,22 @@ def _mixer(
     tiny = paper | _TINY_MIXER
     if isinstance(small, Mapping):
         small = _SMALL_MIXER | changes | small
-    return Model(label, mixerflow, paper, small, tiny, parameters, rates or {})
+    return Model(label, mixerflow, paper, small, tiny, parameters, recipe or {})
+
+
+def _local(label: str) -> Model:
+    """Ours: steps of Glow before each mixer layer, at the size of a model of the paper."""
+
+    def arguments(num_layers: int, hidden_features: int, channels: int, steps: int = 6) -> Any:
+        local = partial(GlowSteps, num_steps=steps, hidden_channels=channels, matrix="full")
+        sizes = {"num_layers": num_layers, "hidden_features": hidden_features}
+        return {**_CHECKERBOARD, **sizes, "local_flow": local}
+
+    paper = {"patch_size": 4} | arguments(12, 128, 232)
+    small = {"patch_size": 2} | arguments(4, 44, 36)
+    smoke = {"patch_size": 4, "num_flow_layers": 1} | arguments(2, 8, 8, steps=1)
+    recipe = {"small global": {"learning_rate": 5e-3}}  # a prototype overflowed at 0.01
+    return Model(label, mixerflow, paper, small, smoke, recipe=recipe)
 
 
 def _dense(preset: str, label: str, parameters: float | None = None) -> Model:
@@ -169,6 +188,7 @@ def _dense(preset: str, label: str, parameters: float | None = None) -> Model:
 
 MODELS: dict[str, Model] = {
     "glow-11": _glow("Glow", glow, 11.02, 85),
+    "glow-normflows": _glow("Glow of normflows", glow_of_normflows, None, 84),
     "glow-37": _glow("Glow", glow, 37.04, None, scales=4, steps=16),
     "glow-44": _glow("Glow", glow, 44.24, "glow-11", steps=32),
     "spline-11": _spline(10.91, 28),
@@ -197,8 +217,22 @@ MODELS: dict[str, Model] = {
     "mixerflow-base-shift": _mixer("cifar10", None, {}, "shift layers", _ABLATED, linear=None),
     # At its published size this is MixerFlow itself; scaled down it has the rate of the ablation.
     "mixerflow-both": _mixer("cifar10", 11.34, {}, "linear blocks, shift layers", _ABLATED),
+    # Without linear blocks halves alternate anyway.
+    "mixerflow-base-linear-alternating": _mixer(
+        "cifar10", None, {}, "linear blocks", _ABLATED, shift=None, alternate=True
+    ),
+    "mixerflow-both-alternating": _mixer(
+        "cifar10", None, {}, "linear blocks, shift layers", _ABLATED, alternate=True
+    ),
+    "mixerflow-alternating": _mixer(
+        "cifar10", None, {}, "MixerFlow, alternating halves", alternate=True
+    ),
+    "mixerflow-checkerboard": _mixer(
+        "cifar10", None, {}, "MixerFlow, checkerboard halves", **_CHECKERBOARD
+    ),
+    "mixerflow-local": _local("MixerFlow with local flows"),
     "made": _rows("MADE", made),
-    "maf": _rows("MAF", maf, 10, 5, rates={"small": 3e-3}),  # at 0.01 its first steps overflow
+    "maf": _rows("MAF", maf, 10, 5, recipe=_ABLATED),  # at 0.01 its first steps overflow, too
     "mixerflow-maf": _mixer("cifar10", None, {}, "MixerFlow with MAF", **_MAF_FLOWS),
     "made-mnist": _rows("MADE", made, logit=LOGIT),
     "maf-mnist": _rows("MAF", maf, 10, 5, logit=LOGIT),

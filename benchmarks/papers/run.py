@@ -31,6 +31,7 @@ KEPT = (
     "round_trip_error",
     "steps",
     "train_seconds",
+    "train_cpu_seconds",
     "images_per_second",
     "peak_memory_mb",
     "machine",

@@ -20,6 +20,7 @@ from benchmarks.papers.images import SIZES, SMALL
 from benchmarks.papers.kept import RESULTS
 from benchmarks.papers.models import MODELS
 from benchmarks.papers.rows import ROWS_OF
+from benchmarks.quality import REFERENCE
 from benchmarks.speed.variants import Setting, Variant
 from benchmarks.timing import environment, interleaved, ratios
 
@@ -36,7 +37,8 @@ def main(rounds: int = 10, out: str = str(RESULTS)):
     torch.set_num_threads(1)
     batch_size = BUDGETS["small"]["short"].batch_size
     assert batch_size is not None
-    names = dict.fromkeys(row.run.model for row in ROWS_OF["small"] if row.run.data == "cifar10")
+    trained = [row.run.model for row in ROWS_OF["small"] if row.run.data == "cifar10"]
+    names = dict.fromkeys([*trained, REFERENCE])
     shape = (SIZES["cifar10"][0], SMALL["cifar10"], SMALL["cifar10"])
     setting = Setting(batch_size=batch_size, changes={"image_shape": shape})
     flows = {name: MODELS[name].at("small", shape, 256) for name in names}

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -53,9 +54,9 @@ class History(Callback):
         self.num_samples = num_samples
         self.seed = seed
         self.entries: list[dict[str, float]] = []
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
         self._window: list[Tensor] = []
-        self._started = self._paused = 0.0
+        self._started = self._paused = _clocks()
         self._timed = 0  # batches of the window since the clock was started
         self._step = 0
         self._drawable = True
@@ -63,19 +64,21 @@ class History(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the history and the time spent, for the checkpoint."""
         window = [figures.tolist() for figures in self._window]
-        return {"entries": self.entries, "window": window, "seconds": self.seconds}
+        times = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+        return {"entries": self.entries, "window": window, **times}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the history of a checkpoint."""
         self.entries, self.seconds = list(state_dict["entries"]), state_dict["seconds"]
+        self.cpu_seconds = state_dict.get("cpu_seconds", self.seconds)  # earlier ones have none
         self._window = [torch.tensor(f, dtype=torch.float64) for f in state_dict["window"]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clocks."""
         example = next(pl_module.parameters())
         self._window = [figures.to(example) for figures in self._window]
         self._step = trainer.global_step
-        self._started = time.perf_counter()
+        self._started = _clocks()
 
     def on_train_batch_end(
         self,
@@ -101,25 +104,26 @@ class History(Callback):
             torch.stack([*window[:, :2].sum(0), window[-self._timed :, 1].sum()])
         ).tolist()
         worst = all_reduce_max(window[:, 2].max()).item()
-        elapsed = time.perf_counter() - self._started
+        elapsed, of_cpu = _clocks() - self._started
         entry = {
             "step": step,
             "train/bits_per_dim": total / count,
             "train/worst_image": worst,
             "learning_rate": max(group["lr"] for group in trainer.optimizers[0].param_groups),
-            "images_per_second": images / elapsed,
+            "images_per_second": images / float(elapsed),
             "peak_memory_mb": peak_memory_mb(pl_module.device),
         }
         self.entries.append(entry)
         figures = {name: value for name, value in entry.items() if name != "step"}
         for logger in trainer.loggers:
             logger.log_metrics(figures, step)
-        self.seconds += elapsed
-        self._window, self._timed, self._started = [], 0, time.perf_counter()
+        self.seconds += float(elapsed)
+        self.cpu_seconds += float(of_cpu)
+        self._window, self._timed, self._started = [], 0, _clocks()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
-        self._paused = time.perf_counter()
+        """Stop the clocks."""
+        self._paused = _clocks()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the validation figures, and draw."""
@@ -135,7 +139,7 @@ class History(Callback):
         if trainer.is_global_zero:
             self.write()
             self.draw(trainer, pl_module)
-        self._started += time.perf_counter() - self._paused
+        self._started += _clocks() - self._paused
 
     def draw(self, trainer: Trainer, module: FlowModule) -> None:
         """Write a grid of samples; the trainer's random state is not touched."""
@@ -169,6 +173,11 @@ class History(Callback):
             )
         }
         save_curves(self.out / "curve.png", curves, "bits/dim", references)
+
+
+def _clocks() -> np.ndarray:
+    """Wall time, and CPU time of this process, which other processes do not lengthen; seconds."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def sample_grid(

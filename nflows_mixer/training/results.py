@@ -50,6 +50,7 @@ def collect(
         ),
         "steps": trainer.global_step,
         "train_seconds": round(history.seconds, 1),
+        "train_cpu_seconds": round(history.cpu_seconds, 1),
         "images_per_second": round(speeds[len(speeds) // 2], 1) if speeds else None,
         "peak_memory_mb": round(max(peaks)) if peaks else None,
         "machine": _machine(module.device, trainer),
