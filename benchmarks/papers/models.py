@@ -25,7 +25,7 @@ from nflows_mixer.flows import (
     mixerflow,
 )
 from nflows_mixer.nn import ConvConditioner, DenseAttentionConditioner
-from nflows_mixer.transforms import GlowSteps, RLULinear, identity_maf
+from nflows_mixer.transforms import RLULinear, identity_maf
 
 LOGIT = 1e-3
 """Of MNIST, where without one the ink on a background of zeros makes first steps overflow."""
@@ -94,6 +94,7 @@ _SMALL_MIXER: dict[str, Any] = {
     "hidden_features": 64,
     "norm": "batch",
 }
+_WHITENED = {"": {"whiten": True}}
 _CHECKERBOARD: dict[str, Any] = {"mask": "checkerboard", "alternate": True}
 _MAF_FLOWS: dict[str, Any] = {"channel_flow": identity_maf, "patch_flow": identity_maf}
 
@@ -162,17 +163,16 @@ def _mixer(
 
 def _local(label: str) -> Model:
     """Ours: steps of Glow before each mixer layer, at the size of a model of the paper."""
+    paper = _without_images(MIXERFLOW_PRESETS["cifar10-local"].arguments)
 
-    def arguments(num_layers: int, hidden_features: int, channels: int, steps: int = 6) -> Any:
-        local = partial(GlowSteps, num_steps=steps, hidden_channels=channels, matrix="full")
-        sizes = {"num_layers": num_layers, "hidden_features": hidden_features}
-        return {**_CHECKERBOARD, **sizes, "local_flow": local}
+    def scaled(num_layers: int, width: int, steps: int, channels: int, **changes: Any) -> Any:
+        local = partial(paper["local_flow"], num_steps=steps, hidden_channels=channels)
+        sizes = {"num_layers": num_layers, "hidden_features": width, "local_flow": local}
+        return {**paper, **sizes, **changes}
 
-    paper = {"patch_size": 4} | arguments(12, 128, 232)
-    small = {"patch_size": 2} | arguments(4, 44, 36)
-    smoke = {"patch_size": 4, "num_flow_layers": 1} | arguments(2, 8, 8, steps=1)
-    recipe = {"small global": {"learning_rate": 5e-3}}  # a prototype overflowed at 0.01
-    return Model(label, mixerflow, paper, small, smoke, recipe=recipe)
+    small = scaled(4, 44, 6, 36, patch_size=2)
+    smoke = scaled(2, 8, 1, 8, num_flow_layers=1)
+    return Model(label, mixerflow, paper, small, smoke, recipe=_WHITENED)
 
 
 def _dense(preset: str, label: str, parameters: float | None = None) -> Model:
@@ -229,6 +229,14 @@ MODELS: dict[str, Model] = {
     ),
     "mixerflow-checkerboard": _mixer(
         "cifar10", None, {}, "MixerFlow, checkerboard halves", **_CHECKERBOARD
+    ),
+    "mixerflow-whitened": _mixer(
+        "cifar10",
+        None,
+        {},
+        "MixerFlow, checkerboard halves, whitened",
+        _WHITENED,
+        **_CHECKERBOARD,
     ),
     "mixerflow-local": _local("MixerFlow with local flows"),
     "made": _rows("MADE", made),

@@ -123,11 +123,11 @@ denseflow-3 cifar10 fid: denseflow-74-10 34.90
 denseflow-4 cifar10 importance_bits_per_dim: table4-none 3.42, table4-white 3.40, \
     table4-preconditioned 3.37, table4-fused 3.14, table4-fused-white 3.08, denseflow-45-6 3.07
 beyond cifar10: glow-11 -, mixerflow-32 -, mixerflow-alternating -, mixerflow-checkerboard -, \
-    mixerflow-local -
+    mixerflow-whitened -, mixerflow-local -
 beyond cifar10 local: glow-11 -, mixerflow-32 -, mixerflow-alternating -, \
-    mixerflow-checkerboard -, mixerflow-local -
+    mixerflow-checkerboard -, mixerflow-whitened -, mixerflow-local -
 beyond cifar10 global: glow-11 -, mixerflow-32 -, mixerflow-alternating -, \
-    mixerflow-checkerboard -, mixerflow-local -
+    mixerflow-checkerboard -, mixerflow-whitened -, mixerflow-local -
 beyond cifar10 probe_loss: glow-11 -, mixerflow-32 -, mixerflow-local -
 beyond cifar10 probe_accuracy: glow-11 -, mixerflow-32 -, mixerflow-local -
 """
