@@ -21,6 +21,7 @@ from nflows_mixer.flows import (
     Pixels,
     grow,
     load_weights,
+    mixerflow,
     save_weights,
 )
 from nflows_mixer.nn import DenseAttentionConditioner
@@ -29,6 +30,7 @@ from nflows_mixer.training.presets import preset_names
 from nflows_mixer.training.run_folder import prepare
 from nflows_mixer.transforms import AffineCoupling
 from nflows_mixer.transforms.reversible import COMPILES
+from tests.helpers import size
 from tests.training import QUIET_COMMAND
 
 MODEL = ["--model.num_layers=1", "--model.num_flow_layers=1", "--model.hidden_features=8"]
@@ -159,6 +161,16 @@ def test_preset_names_its_architecture_and_holds_its_recipe(preset):
     expected = {**vars(Recipe.from_preset(preset)), "steps": 600_000}
     assert {**vars(config.recipe), "betas": tuple(config.recipe.betas)} == expected
     assert (config.recipe.optimizer == "adamax") == (kind == "denseflow")
+
+
+def test_default_is_the_preset_of_digits_with_the_images_left_open():
+    torch.manual_seed(0)
+    of_preset, flow = mixerflow("digits-local"), built("--config=digits")
+    assert size(of_preset) == size(flow)
+    assert vars(Recipe.from_preset("digits")) == vars(Recipe.from_preset("digits-local"))
+    both = of_preset.architecture.arguments, flow.architecture.arguments
+    of_images = {"pixels": None, "levels": None}
+    assert str(both[0] | of_images) == str(both[1] | of_images)
 
 
 def test_values_of_table_8():

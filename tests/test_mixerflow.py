@@ -21,6 +21,7 @@ from nflows_mixer.transforms import (
     AdditiveCoupling,
     AffineCoupling,
     ButterflyLinear,
+    GlowSteps,
     LULinear,
     PatchTransform,
     RationalQuadraticCoupling,
@@ -29,7 +30,7 @@ from nflows_mixer.transforms import (
     ShiftTransform,
     identity_maf,
 )
-from tests.helpers import expect, moved, size
+from tests.helpers import expect, moved, pixels, size
 from tests.jacobian import jacobian_logabsdet
 
 
@@ -166,7 +167,11 @@ TABLE_8 = {
 }
 
 
-@pytest.mark.parametrize("name", MIXERFLOW_PRESETS)
+def test_presets_are_the_columns_of_table_8_and_our_own():
+    assert set(MIXERFLOW_PRESETS) == {*TABLE_8, *LOCAL}
+
+
+@pytest.mark.parametrize("name", TABLE_8)
 def test_preset_is_its_column_of_table_8(name):
     built = mixerflow(name)
     spec = built.architecture.arguments
@@ -178,6 +183,39 @@ def test_preset_is_its_column_of_table_8(name):
     assert spec["image_shape"][0] == (1 if name == "mnist" else 3)
     assert (spec["num_layers"], spec["num_flow_layers"], spec["norm"]) == (30, 4, "batch")
     assert MIXERFLOW_PRESETS[name].source.startswith("MixerFlow, Table 8, column ")
+
+
+LOCAL = {
+    # mixer layers, the published flow that it has no more parameters than, and the number of these
+    "cifar10-local": (12, "cifar10", 11_172_735),
+    "imagenet64-local": (16, "imagenet64", 17_544_529),
+    "mnist-local": (4, "mnist", 495_359),
+    "digits-local": (3, None, 182_647),
+}
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_preset_of_ours_has_local_flows_and_no_more_parameters_than_the_papers(name):
+    flow = mixerflow(name)
+    count, like, parameters = LOCAL[name]
+    assert size(flow) == parameters
+    assert like is None or parameters <= size(mixerflow(like))
+    assert sum(isinstance(part, GlowSteps) for part in flow.modules()) == count
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_preset_of_ours_rebuilds_in_constant_memory_what_it_computes(name):
+    gradients = []
+    for memory in ("full", "constant"):
+        torch.manual_seed(0)
+        flow = mixerflow(name, num_layers=2, hidden_features=8, memory=memory).double()
+        images = pixels(3, flow.image_shape)
+        noise = torch.rand(images.shape, dtype=torch.float64)
+        moved(flow.initialize(images, noise=noise, whiten=True), 0.01)
+        flow.log_prob(images, noise=noise).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in flow.parameters()]))
+        assert round_trip_error(flow, images) < 1e-8
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6 * gradients[0].abs().max().item())
 
 
 def test_mnist_preset_takes_training_steps_as_it_is():
