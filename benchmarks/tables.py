@@ -25,14 +25,19 @@ from benchmarks import pictures
 from benchmarks.denseflow.convolutions import ALONE
 from benchmarks.denseflow.rows import ROWS as ABLATED
 from benchmarks.denseflow.rows import TABLE, TEXT, WORSE
+from benchmarks.papers.budgets import BUDGETS
 from benchmarks.papers.figures import worst_image
 from benchmarks.papers.kept import RESULTS, Column, Comparison, Kept, columns, label_of, read
 from benchmarks.papers.models import MODELS
-from benchmarks.papers.rows import FIGURES, ROWS, TABLES
+from benchmarks.papers.rows import BEYOND, FIGURES, ROWS, TABLES, Row, Run
 from benchmarks.scaling.models import NAMES, WAYS
 from nflows_mixer._files import replace_file
 
 BENCHMARKS = Path(__file__).parent
+README = BENCHMARKS.parent / "README.md"
+START, END = "<!-- of benchmarks.tables -->", "<!-- end -->"
+HEADLINE = re.compile(f"{START}.*{END}", re.DOTALL)
+"""Where the README has its table."""
 Results = Mapping[str, Any]
 
 
@@ -556,6 +561,31 @@ def papers_page(kept: Kept) -> str:
     return page(*parts)
 
 
+def headline(found: Sequence[Kept]) -> str:
+    """Return the table of the README: ours beside Glow and the published MixerFlow.
+
+    Args:
+        found: what ``read`` returned.
+    """
+    by_budget = {kept.budget: kept for kept in found if kept.size == "small"}
+    shown = [("short", None), ("long", None), ("short", "global")]
+    rows = []
+    for model in ("glow-11", "mixerflow-32", "mixerflow-local"):
+        cells, counts = [], {}
+        for budget, shuffle in shown:
+            row = Row(BEYOND, Run(model, "cifar10", shuffle), None)
+            results = by_budget[budget].having(row)
+            counts |= {f"{result['parameters']:,}": None for result in results}
+            cells.append(
+                f"{spread(list(by_budget[budget].figures(row).values()))} ({len(results)})"
+            )
+        rows.append([MODELS[model].label, ", ".join(counts), *cells])
+    steps = [f"{BUDGETS['small'][budget].steps:,} steps" for budget, _ in shown]
+    return table(
+        f"model | parameters | {steps[0]} | {steps[1]} | pixels shuffled, {steps[2]}", rows
+    )
+
+
 def _title(column: Column) -> str:
     version = f" of the {column.version} version" if column.version else ""
     return f"{TABLES[column.table]} ({column.data}{version}, {FIGURES[column.figure]})"
@@ -667,6 +697,12 @@ def kept_pages() -> Iterator[tuple[Path, str]]:
             yield path.with_suffix(".md"), kind.page(json.loads(path.read_text()))
     for kept in read(RESULTS):
         yield kept.folder / "report.md", papers_page(kept)
+    yield README, readme()
+
+
+def readme() -> str:
+    """Return the README with its table of the kept figures."""
+    return HEADLINE.sub(f"{START}\n{headline(read(RESULTS))}\n{END}", README.read_text())
 
 
 def main(results: str = str(RESULTS)) -> None:
@@ -682,6 +718,7 @@ def main(results: str = str(RESULTS)) -> None:
         for name, kind in KINDS.items():
             for path in sorted(BENCHMARKS.glob(kind.pattern)):
                 render(name, path)
+        replace_file(README, readme().encode())
 
 
 if __name__ == "__main__":

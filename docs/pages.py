@@ -294,20 +294,25 @@ def _shuffle(run):
 
 
 def presets():
-    """The columns of the paper's Table 8, as the package has them, with measured sizes."""
+    """The columns of the paper's Table 8 and flows of ours, with measured sizes."""
     from nflows_mixer.flows import MIXERFLOW_PRESETS, mixerflow
     from nflows_mixer.training import Recipe
 
-    head = "| preset | image | patch | layers | width | row flows | parameters | learning rate |"
-    lines = [head + " steps | batch |", "|---|---|--:|--:|--:|---|--:|--:|--:|--:|"]
+    head = "| preset | image | patch | layers | width | row flows | local flows | parameters |"
+    head += " learning rate | steps | batch |"
+    lines = [head, "|---|---|--:|--:|--:|---|---|--:|--:|--:|--:|"]
     for name in MIXERFLOW_PRESETS:
         flow, recipe = mixerflow(name), Recipe.from_preset(name)
         spec = flow.architecture.arguments
         size = sum(p.numel() for p in flow.parameters())
+        row_flow, local = spec["channel_flow"], spec["local_flow"]
+        sizes = local and local.keywords
+        steps = local and f"{sizes['num_steps']} steps of Glow, {sizes['hidden_channels']} channels"
         lines.append(
             f"| `{name}` | {' x '.join(map(str, spec['image_shape']))} | {spec['patch_size']} | "
             f"{spec['num_layers']} | {spec['hidden_features'] or 128} | "
-            f"{spec['channel_flow'].__name__} | {size:,} | {recipe.learning_rate:g} | "
+            f"{getattr(row_flow, 'func', row_flow).__name__} | {steps or ''} | {size:,} | "
+            f"{recipe.learning_rate:g} | "
             f"{recipe.steps:,} | {recipe.batch_size} |"
         )
     return "\n".join(lines) + "\n"

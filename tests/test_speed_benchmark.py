@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from benchmarks.speed.floor import Floor, Product, matrix_products, multiply_add
 from benchmarks.speed.variants import VARIANTS, Setting
 from benchmarks.speed.variants.stock import stock_mixerflow
 from nflows_mixer.flows import mixerflow
-from nflows_mixer.transforms import RLULinear, identity_maf
+from nflows_mixer.transforms import GlowSteps, RLULinear, identity_maf
 
 # Old parts of torch that nflows and normflows still call.
 quiet = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
@@ -60,6 +61,18 @@ def test_products_of_masked_flows_are_counted_too():
     )
     first = matrix_products(flow)[:5]
     assert [(p.inputs, p.outputs) for p in first] == [(32, 32), (32, 6), (6, 6), (6, 6), (6, 64)]
+
+
+def test_convolutions_of_local_flows_are_counted_too():
+    steps = partial(GlowSteps, num_steps=2, hidden_channels=5)
+    setting = Setting(num_layers=1, batch_size=2, changes={"local_flow": steps})
+    flow = setting.flow()
+    added = multiply_adds(measure.operations(setting, flow, False))
+    added -= multiply_adds(matrix_products(flow))
+    of_pixel = 12**2 + 9 * 6 * 5 + 5**2 + 9 * 5 * 12  # of squares of 2 x 2 pixels of three colours
+    assert added == 2 * 16**2 * of_pixel
+    with_local = measure.operations(setting, flow, False)
+    assert len(with_local) == len(matrix_products(flow)) + 2 * 4
 
 
 def test_floor_runs_forward_and_both_backward_products():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nflows_mixer.core.composite import CompositeTransform
-from nflows_mixer.transforms import InvertibleConv1x1
+from nflows_mixer.transforms import Coupling, InvertibleConv1x1
 
 ALONE = "convolutions alone"
 """What tables and pictures call it."""
@@ -35,6 +35,8 @@ class Convolution:
     """Height and width that it reads."""
     outputs: tuple[int, ...]
     """Height and width that it writes."""
+    layout: torch.memory_format = torch.contiguous_format
+    """Of inputs and outputs: what the model has, or what is faster."""
 
     @property
     def multiply_adds(self) -> int:
@@ -69,7 +71,8 @@ def convolutions(flow: nn.Module, task: Callable[[], object]) -> list[Convolutio
             hook.remove()
     for step in (part for part in flow.modules() if isinstance(part, CompositeTransform)):
         # A 1x1 convolution has the resolution of the coupling beside it, whose network was called.
-        inside = [sizes[part] for part in step.modules() if part in sizes]
+        couplings = [part for part in step._transforms if isinstance(part, Coupling)]
+        inside = [sizes[part] for each in couplings for part in each.modules() if part in sizes]
         for part in step._transforms:
             if inside and isinstance(part, InvertibleConv1x1):
                 of = (part.channels, part.channels, (1, 1), (1, 1), (0, 0))
@@ -80,9 +83,10 @@ def convolutions(flow: nn.Module, task: Callable[[], object]) -> list[Convolutio
 class _Buffers:
     def __init__(self, of: Convolution, batch_size: int, device: str, dtype: torch.dtype) -> None:
         buffer = partial(torch.randn, device=device, dtype=dtype)
-        self.inputs = buffer(batch_size, of.in_channels, *of.inputs)
+        self.inputs = buffer(batch_size, of.in_channels, *of.inputs).to(memory_format=of.layout)
         self.weight = buffer(of.out_channels, of.in_channels, *of.kernel)
-        self.outputs_gradient = buffer(batch_size, of.out_channels, *of.outputs)
+        gradient = buffer(batch_size, of.out_channels, *of.outputs)
+        self.outputs_gradient = gradient.to(memory_format=of.layout)
         self.stride, self.padding = of.stride, of.padding
 
     @torch.no_grad()

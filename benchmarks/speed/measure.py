@@ -4,9 +4,9 @@
     python -m benchmarks.speed.measure --variants '["eager", "constant"]' --rounds 5
     python -m benchmarks.speed.measure --device cuda --num_layers 30 --batch_size 512 --calls 5
 
-Ratios are to the floor, see ``floor.py``: the same model's matrix products alone, forward for
-log-likelihoods and sampling, forward and backward for training; of times in the same round, see
-``benchmarks/timing.py``. What is timed:
+Ratios are to the floor, see ``floor.py``: the same model's matrix products alone (and convolutions,
+where it has local flows, in the faster layout), forward for log-likelihoods and sampling, forward
+and backward for training; of times in the same round, see ``benchmarks/timing.py``. What is timed:
 
 - forward and backward: mean bits/dim of a batch, and its gradients;
 - training step: the same, the gradient's norm bounded by 5, and Adam (fused=False);
@@ -26,6 +26,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,6 +37,7 @@ from jsonargparse import auto_cli
 from torch import nn
 
 from benchmarks import tables
+from benchmarks.denseflow.convolutions import convolutions
 from benchmarks.speed.floor import Floor, matrix_products, multiply_adds
 from benchmarks.speed.variants import VARIANTS, Setting, Unavailable, Variant
 from benchmarks.timing import environment, given, interleaved, ratios, timed
@@ -119,12 +121,21 @@ def measure(
             entries[name]["measures"][kind] = found
     return {
         "multiply_adds": {
-            name: multiply_adds(matrix_products(model, collapsed))
+            name: multiply_adds(operations(setting, model, collapsed))
             for name, collapsed in FLOORS.items()
         },
         "variants": entries,
         "skipped": skipped,
     }
+
+
+def operations(setting: Setting, model: Any, collapsed: bool) -> list[Any]:
+    """Return the products of mixer layers, and the convolutions of local flows."""
+    images = setting.images()[:2]
+    model.initialize(images)
+    local = convolutions(model, lambda: model.log_prob(images))
+    layout = torch.channels_last
+    return [*matrix_products(model, collapsed), *(replace(each, layout=layout) for each in local)]
 
 
 def time_all(
@@ -139,7 +150,7 @@ def time_all(
     method, training = MEASURES[kind]
     tasks = {}
     for name, collapsed in FLOORS.items():
-        products = matrix_products(model, collapsed)
+        products = operations(setting, model, collapsed)
         floor = Floor(products, setting.batch_size, setting.device, setting.dtype)
         tasks[name] = floor.training if training else floor.forward
     for name, variant in built.items():
