@@ -154,21 +154,22 @@ def _mixer(
     return PatchMixerTransform(
         shape,
         patches,
-        channel_flow=partial(_mixing_flow, spec, "channel_flow", index, channel_axes),
-        patch_flow=partial(_mixing_flow, spec, "patch_flow", index, grid),
+        channel_flow=partial(_mixing_flow, spec, "channel_flow", index, patches.mask, channel_axes),
+        patch_flow=partial(_mixing_flow, spec, "patch_flow", index, patches.mask, grid),
         positions=spec.positions,
     )
 
 
 def _mixing_flow(
-    spec: MixerFlowSpec, name: str, layer: int, axes: tuple[int, ...], features: int
+    spec: MixerFlowSpec, name: str, layer: int, mask: str, axes: tuple[int, ...], features: int
 ) -> Transform:
     """Return the channel or patch flow of mixer layer ``layer``, for rows of this length."""
     context = spec.features or 0
     if spec.positions is not None:
         context += spec.positions(1).shape[-1]
     offered: dict[str, Any] = {
-        "axes": axes,
+        # In another order a row is no grid.
+        "axes": axes if mask == "halves" else None,
         "context_features": context or None,
         "conditioner": spec.conditioner,
         "hidden_features": spec.hidden_features,

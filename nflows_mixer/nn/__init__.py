@@ -10,6 +10,7 @@ from nflows_mixer.nn.dense_block import (
     DenseConditioner,
     DenseEncoder,
 )
+from nflows_mixer.nn.grid import GridConditioner
 from nflows_mixer.nn.lipschitz import LipschitzMLP
 from nflows_mixer.nn.masked import MaskedMLP, MaskedResidualMLP
 from nflows_mixer.nn.mlp import MLP
@@ -30,6 +31,7 @@ __all__ = [
     "DenseBlock",
     "DenseConditioner",
     "DenseEncoder",
+    "GridConditioner",
     "LipschitzMLP",
     "MLP",
     "MaskedMLP",

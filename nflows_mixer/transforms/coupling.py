@@ -47,8 +47,9 @@ class Coupling(Transform):
     Args:
         features: D, of which ceil(D / 2) condition, or as many as ``mask`` says.
         conditioner: network f, or a factory ``(in_features, out_features) -> network``, which is
-            given those of ``context_features``, ``norm``, ``hidden_features`` and
-            ``moved_features`` (how many move) that its signature names. It gets the conditioning
+            given those of ``context_features``, ``norm``, ``hidden_features``, ``moved_features``
+            (how many move), ``axes`` and ``positions`` (of what conditions and of what moves, in
+            the row) that its signature names. It gets the conditioning
             part (and the context, if it takes one) and gives ``parameters_per_feature`` parameters
             for each feature that moves.
         conditioning: which part conditions, "first" or "second".
@@ -131,6 +132,8 @@ class Coupling(Transform):
                 norm=norm,
                 hidden_features=hidden_features,
                 moved_features=self.transformed_features,
+                axes=(features,) if axes is None else tuple(axes),
+                positions=tuple(p[0] for p in self.split_parts(torch.arange(features)[None])),
             )
         if not isinstance(conditioner, nn.Module):
             got = type(conditioner).__name__
