@@ -53,6 +53,10 @@ class GridConditioner(nn.Module):
         torch.Size([5, 16])
     """
 
+    fixed: Tensor
+    moved: Tensor
+    conditions: Tensor
+
     def __init__(
         self,
         in_features: int,
