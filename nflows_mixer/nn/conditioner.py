@@ -108,6 +108,17 @@ class Conditioner(nn.Module):
         return []
 
 
+def half_precision(inputs: Tensor) -> torch.dtype | None:
+    """Return what autocast would compute products of the inputs in; None where it is off.
+
+    Example:
+        >>> half_precision(torch.zeros(1)) is None
+        True
+    """
+    kind = inputs.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 def zero_linear(in_features: int, out_features: int) -> nn.Linear:
     """Return a linear layer that starts at zero: the last one of every conditioner.
 

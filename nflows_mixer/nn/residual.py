@@ -11,7 +11,13 @@ from torch.nn import functional as F
 
 from nflows_mixer._checks import check_sizes
 from nflows_mixer._distributed import world_size
-from nflows_mixer.nn.conditioner import Conditioner, Statistics, append_context, zero_linear
+from nflows_mixer.nn.conditioner import (
+    Conditioner,
+    Statistics,
+    append_context,
+    half_precision,
+    zero_linear,
+)
 from nflows_mixer.nn.norm import BatchNorm1d, make_norm, normalize_batch
 
 BATCH_NORMS = (BatchNorm1d, nn.BatchNorm1d)
@@ -144,8 +150,7 @@ class ResidualMLP(Conditioner):
 
     def options(self, inputs: Tensor) -> tuple:
         """Norm, its eps, whether it is over the batch of all processes, half precision or None."""
-        kind = inputs.device.type
-        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        half = half_precision(inputs)
         if self.norm is None:
             return None, 0.0, False, half
         norm: Any = self.blocks[0].norm1

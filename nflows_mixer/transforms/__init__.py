@@ -11,7 +11,8 @@ from nflows_mixer.transforms.autoregressive import AffineAutoregressive, identit
 from nflows_mixer.transforms.coupling import AdditiveCoupling, AffineCoupling, Coupling
 from nflows_mixer.transforms.dense_flow_block import DenseFlowBlock
 from nflows_mixer.transforms.flow_layer import FlowLayer
-from nflows_mixer.transforms.glow_step import GlowStep, GlowSteps
+from nflows_mixer.transforms.glow_step import GlowStep
+from nflows_mixer.transforms.glow_steps import GlowSteps
 from nflows_mixer.transforms.initialize import initialize, initialize_identity
 from nflows_mixer.transforms.linear import (
     FullLinear,

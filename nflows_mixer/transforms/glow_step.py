@@ -1,8 +1,7 @@
-"""Glow's step of flow on images, ActNorm, 1x1 convolution, coupling; and several on patches."""
+"""Glow's step of flow on images: ActNorm, 1x1 convolution, coupling."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,16 +10,15 @@ from nflows.transforms import Permutation, Transform
 from torch import Tensor
 from torch.nn import functional as F
 
-from nflows_mixer._checks import check_channels, check_image_shape, check_positive
+from nflows_mixer._checks import check_channels
 from nflows_mixer._modes import running_statistics, without_autocast
-from nflows_mixer.core.composite import CompositeTransform, InverseTransform, run_chain
+from nflows_mixer.core.composite import CompositeTransform, run_chain
 from nflows_mixer.core.factory import UNSET, Unset
-from nflows_mixer.nn import ConvConditioner, DenseAttentionConditioner
+from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.coupling import AffineCoupling, ConditionerLike
 from nflows_mixer.transforms.flow_layer import is_untouched
 from nflows_mixer.transforms.linear import InvertibleConv1x1, fold
-from nflows_mixer.transforms.squeeze import SqueezeTransform
 
 
 class GlowStep(CompositeTransform):
@@ -125,79 +123,3 @@ class GlowStep(CompositeTransform):
             (weight,), (bias,), (logabsdet,) = maps.inverse() if inverse else maps
             outputs = F.linear(images.movedim(1, -1), weight, bias).movedim(-1, 1)
         return outputs, (images.shape[2:].numel() * logabsdet).expand(len(images))
-
-
-class GlowSteps(CompositeTransform):
-    r"""Steps of flow on the squeezed image, which is put back: a local flow of images.
-
-    .. math:: \mathrm{squeeze}^{-1} \circ \big(\mathrm{coupling} \circ
-              \mathrm{conv}_{1 \times 1} \circ \mathrm{ActNorm}\big)^K \circ \mathrm{squeeze}
-
-    Convolutions see the neighbors of a pixel, which a channel flow does not see beyond its patch,
-    and a patch flow only as it sees all other patches. The halves of the channels condition each
-    other in turn, and the 1x1 convolutions start at the identity, so that positions stay what they
-    are.
-
-    Args:
-        image_shape: (C, H, W).
-        num_steps: K.
-        hidden_channels: width of the networks, convolutions of 3x3, 1x1 and 3x3.
-        squeeze: pixels of a square that become channels, on a side; 1 for none.
-        scale: of the couplings, see ``AffineCoupling``.
-        matrix: of the 1x1 convolutions, see ``InvertibleConv1x1``.
-        conditioner: factory of the couplings' networks, in place of those convolutions; a norm of
-            theirs is bound to it.
-        context_features: length of the context, for the factory of the networks.
-
-    Shapes:
-        inputs and outputs [B, C, H, W]; context [B, F].
-
-    Raises:
-        ValueError: if sizes do not fit.
-
-    References:
-        Kingma and Dhariwal, Glow, 2018, Section 3; MixerFlow, Section 7, names Glow-like layers
-        before mixer layers as future work.
-
-    Example:
-        >>> local = GlowSteps((3, 8, 8), num_steps=2, hidden_channels=16)
-        >>> images, logabsdet = local(torch.rand(5, 3, 8, 8))
-        >>> images.shape, logabsdet.shape
-        (torch.Size([5, 3, 8, 8]), torch.Size([5]))
-    """
-
-    def __init__(
-        self,
-        image_shape: Sequence[int],
-        num_steps: int = 3,
-        hidden_channels: int = 64,
-        squeeze: int = 2,
-        scale: str = "tanh",
-        matrix: str = "lu",
-        conditioner: ConditionerLike | None = None,
-        *,
-        context_features: int | None = None,
-    ) -> None:
-        shape = check_image_shape(image_shape, "GlowSteps")
-        num_steps = check_positive("GlowSteps", "num_steps", num_steps)
-        squeezed = SqueezeTransform(squeeze)
-        channels = squeezed.output_shape(shape)[0]
-        network = conditioner or partial(ConvConditioner, hidden_channels=hidden_channels)
-        steps = [
-            GlowStep(
-                channels,
-                network,
-                scale,
-                matrix,
-                swap=False,
-                conditioning=("first", "second")[index % 2],
-                context_features=context_features,
-            )
-            for index in range(num_steps)
-        ]
-        super().__init__([squeezed, *steps, InverseTransform(squeezed)])
-        self.image_shape = shape
-
-    def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
-        """That of the inputs: the squeeze is undone."""
-        return tuple(input_shape)

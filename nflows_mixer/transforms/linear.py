@@ -292,6 +292,13 @@ class FullLinear(LinearBlock):
         """By an LU decomposition."""
         return torch.linalg.slogdet(self.matrix).logabsdet
 
+    @classmethod
+    def affine_maps(cls, blocks: Sequence[FullLinear]) -> AffineMaps:
+        """Those of G of them, decomposed in one batch."""
+        weight = torch.stack([block.matrix for block in blocks])
+        logabsdet = torch.linalg.slogdet(weight).logabsdet
+        return AffineMaps(weight, cls._biases(blocks, weight), logabsdet)
+
     @torch.no_grad()
     def start_at(self, weight: Tensor, bias: Tensor) -> None:
         """Start at another map, S x, followed by the orthogonal one; arguments as ``LULinear``."""

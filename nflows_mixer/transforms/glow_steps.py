@@ -1,0 +1,230 @@
+"""Steps of Glow on the pixels of an image, as flow layers: a local flow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+from einops import rearrange, reduce, repeat
+from nflows.transforms import Transform
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nflows_mixer._checks import (
+    check_choice,
+    check_context,
+    check_image_shape,
+    check_positive,
+    wrong_event,
+)
+from nflows_mixer._modes import EVALUATING, running_statistics, widened
+from nflows_mixer.core.composite import Passage
+from nflows_mixer.core.context import takes_context
+from nflows_mixer.core.factory import UNSET, call_factory
+from nflows_mixer.nn import Conditioner, ConvConditioner
+from nflows_mixer.nn.conditioner import Statistics, half_precision
+from nflows_mixer.transforms.coupling import AffineCoupling, ConditionerLike
+from nflows_mixer.transforms.flow_layer import FlowLayer
+from nflows_mixer.transforms.linear import FullLinear, LULinear
+from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
+from nflows_mixer.transforms.squeeze import SqueezeTransform
+
+MATRICES = {"lu": partial(LULinear, bias=False), "full": FullLinear}
+
+
+class GlowSteps(Transform):
+    r"""Steps of flow on the squeezed image, which is put back: a local flow of images.
+
+    .. math:: \mathrm{squeeze}^{-1} \circ \big(\mathrm{coupling} \circ
+              \mathrm{conv}_{1 \times 1} \circ \mathrm{ActNorm}\big)^K \circ \mathrm{squeeze}
+
+    Convolutions see the neighbors of a pixel, which a channel flow does not see beyond its patch,
+    and a patch flow only as it sees all other patches. A step is a ``FlowLayer`` whose rows are the
+    pixels of all images, and whose network sees their neighbors. The halves of the channels
+    condition each other in turn, so that positions stay what they are.
+
+    Args:
+        image_shape: (C, H, W).
+        num_steps: K.
+        hidden_channels: width of the networks, convolutions of 3x3, 1x1 and 3x3.
+        squeeze: pixels of a square that become channels, on a side; 1 for none.
+        scale: of the couplings, see ``AffineCoupling``.
+        matrix: of the 1x1 convolutions, see ``InvertibleConv1x1``.
+        conditioner: factory of the couplings' networks of images, in place of those convolutions;
+            a norm of theirs is bound to it.
+        context_features: length of the context, for the factory of the networks.
+
+    Shapes:
+        inputs and outputs [B, C, H, W]; context [B, F].
+
+    Raises:
+        ValueError: if sizes do not fit.
+
+    References:
+        Kingma and Dhariwal, Glow, 2018, Section 3; MixerFlow, Section 7, names Glow-like layers
+        before mixer layers as future work.
+
+    Example:
+        >>> import torch
+        >>> local = GlowSteps((3, 8, 8), num_steps=2, hidden_channels=16)
+        >>> images, logabsdet = local(torch.rand(5, 3, 8, 8))
+        >>> images.shape, logabsdet.shape
+        (torch.Size([5, 3, 8, 8]), torch.Size([5]))
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        num_steps: int = 3,
+        hidden_channels: int = 64,
+        squeeze: int = 2,
+        scale: str = "tanh",
+        matrix: str = "lu",
+        conditioner: ConditionerLike | None = None,
+        *,
+        context_features: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.image_shape = check_image_shape(image_shape, "GlowSteps")
+        num_steps = check_positive("GlowSteps", "num_steps", num_steps)
+        check_choice("GlowSteps", "matrix", matrix, tuple(MATRICES))
+        self.squeeze = squeeze
+        channels, height, width = SqueezeTransform(squeeze).output_shape(self.image_shape)
+        network = conditioner or partial(ConvConditioner, hidden_channels=hidden_channels)
+        of_pixels = partial(PixelConditioner, network=network, image_size=(height, width))
+        self.steps = ReversibleCompositeTransform(
+            [
+                FlowLayer(
+                    channels,
+                    linear=MATRICES[matrix],
+                    flow=AffineCoupling(
+                        channels,
+                        of_pixels,
+                        scale,
+                        ("first", "second")[index % 2],
+                        context_features=context_features,
+                    ),
+                )
+                for index in range(num_steps)
+            ],
+            memory="full",
+        )
+        self._passes_context = takes_context(self.steps)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map images."""
+        return self._map(self.steps, inputs, context)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map images back, with running statistics even in training mode."""
+        with nullcontext() if EVALUATING.get() else running_statistics(self.steps):
+            return self._map(self.steps.inverse, widened(self, inputs), context)
+
+    def passage(self, inputs: Tensor) -> Passage:
+        """Squeezed pixels out of images, and back."""
+        if inputs.shape[1:] != self.image_shape:
+            raise wrong_event(inputs, self.image_shape, "GlowSteps", "build it for these images")
+        s = self.squeeze
+        _, height, width = self.image_shape
+        images, rows = "b c (h s) (w t)", "(b h w) (c s t)"
+        sizes = {"h": height // s, "w": width // s, "s": s, "t": s}
+        return Passage(
+            self.steps,
+            lambda given: rearrange(given, f"{images} -> {rows}", s=s, t=s),
+            lambda given, _: rearrange(given, f"{rows} -> {images}", **sizes),
+            lambda context: self._of_pixels(context, len(inputs), sizes["h"] * sizes["w"]),
+            sizes["h"] * sizes["w"],
+        )
+
+    def _map(self, function: Any, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        _, enter, leave, of_pixels, count = self.passage(inputs)
+        outputs, logabsdet = function(enter(inputs), of_pixels(context))
+        return leave(outputs, inputs), reduce(logabsdet, "(b rows) -> b", "sum", rows=count)
+
+    def _of_pixels(self, context: Tensor | None, batch: int, rows: int) -> Tensor | None:
+        if context is None or not self._passes_context:
+            return None
+        check_context(context, batch, "GlowSteps")
+        return repeat(context, "b f -> (b rows) f", rows=rows)
+
+
+class PixelConditioner(Conditioner):
+    r"""A network of images as the conditioner of their pixels, of which each is a row.
+
+    .. math:: f(x)_{n, i, j} = \mathrm{network}(x_n)_{:, i, j}
+
+    Args:
+        in_features: channels that condition.
+        out_features: parameters of a pixel.
+        network: factory ``(in_channels, out_channels) -> network``, or a network.
+        image_size: height and width of the images that the rows are of.
+        context_features: length of the context, for the factory.
+
+    Shapes:
+        [N, in_features], N a multiple of the pixels of an image, and context [N, F], of each image
+        the same in all its pixels -> [N, out_features].
+
+    Example:
+        >>> import torch
+        >>> network = PixelConditioner(6, 12, partial(ConvConditioner, hidden_channels=8), (4, 4))
+        >>> network(torch.zeros(32, 6)).shape
+        torch.Size([32, 12])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        network: ConditionerLike,
+        image_size: tuple[int, int],
+        context_features: int | None = None,
+    ) -> None:
+        made: Any = network
+        if not isinstance(network, nn.Module):
+            given = UNSET if context_features is None else context_features
+            made = call_factory(network, in_features, out_features, context_features=given)
+        # Of a network that takes none, or does not say how long it is, nothing is appended.
+        super().__init__(getattr(made, "context_features", None))
+        self.network = made
+        self.image_size = image_size
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map rows of pixels."""
+        height, width = self.image_size
+        given = [_images(inputs, self.image_size)]
+        if context is not None and takes_context(self.network):
+            given.append(context[:: height * width])
+        return _pixels(self.network(*given))
+
+    def prepares(self) -> bool:
+        """Whether the network is of three plain convolutions and no more."""
+        network = self.network
+        parts = {type(part) for part in network.children()}
+        return type(network) is ConvConditioner and parts == {nn.Conv2d}
+
+    def options(self, inputs: Tensor) -> tuple:
+        """Height and width, and half precision or None."""
+        return (self.image_size, half_precision(inputs))
+
+    @staticmethod
+    def evaluate(inputs: Tensor, weights: Any, options: tuple) -> tuple[Tensor, Statistics]:
+        """``ConvConditioner`` of rows of pixels, which is what weights are of."""
+        size, half = options
+        if half is not None:
+            inputs, weights = inputs.to(half), [weight.to(half) for weight in weights]
+        first, bias1, middle, bias2, last, bias3 = weights
+        hidden = F.relu(F.conv2d(_images(inputs, size), first, bias1, padding=1))
+        hidden = F.relu(F.conv2d(hidden, middle, bias2))
+        return _pixels(F.conv2d(hidden, last, bias3, padding=1)), ()
+
+
+def _images(rows: Tensor, size: tuple[int, int]) -> Tensor:
+    """Rows of pixels as images, channels last in memory."""
+    height, width = size
+    return rearrange(rows, "(b h w) c -> b c h w", h=height, w=width)
+
+
+def _pixels(images: Tensor) -> Tensor:
+    return rearrange(images, "b c h w -> (b h w) c")
