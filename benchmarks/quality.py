@@ -37,6 +37,7 @@ from benchmarks.papers.run import write
 from benchmarks.timing import environment
 from nflows_mixer._checks import mismatch
 from nflows_mixer.data import ImageData
+from nflows_mixer.flows import ImageFlow
 from nflows_mixer.training import FlowModule, Recipe, fit
 
 DATA, REFERENCE = "cifar10", "glow-normflows"
@@ -51,11 +52,11 @@ class Climb(NamedTuple):
 
 
 CLIMBS = {
-    # Of these rates the best at the target is that of the lower rungs.
-    REFERENCE: Climb((3e-3, 5e-3, 1e-2), (200, 300, 400)),
-    "glow-11": Climb((1e-2,)),
-    "mixerflow-32": Climb((1e-2,)),
+    REFERENCE: Climb((3e-3, 5e-3, 1e-2), (400,)),
+    "glow-11": Climb((1e-2,), LADDER[3:]),
+    "mixerflow-32": Climb((1e-2,), LADDER[3:]),
     "mixerflow-local": Climb((1e-2,)),
+    "mixerflow-local-3": Climb((1e-2,)),
 }
 """Model -> how it is trained; the last rung of the reference is the target."""
 SMOKE = {name: Climb(climb.rates, (2, 4)) for name, climb in CLIMBS.items()}
@@ -79,13 +80,9 @@ def recipe_at(model: str, steps: int, rate: float, setting: Setting) -> Recipe:
 
 
 def train(
-    model: str, steps: int, rate: float, seed: int, images: ImageData, setting: Setting
+    flow: ImageFlow, recipe: Recipe, seed: int, images: ImageData, evaluated: int
 ) -> dict[str, Any]:
-    """Train for so many steps; return what is kept of it, without figures if it overflows."""
-    recipe = recipe_at(model, steps, rate, setting)
-    torch.manual_seed(seed)
-    flow = MODELS[model].at(setting.scale, images.image_shape, images.levels)
-    found: dict[str, Any] = {"model": model, "steps": steps, "learning_rate": rate, "seed": seed}
+    """Return what is kept of a short run: figures, or why it has none."""
     quiet: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False}
     with TemporaryDirectory() as folder:
         try:
@@ -93,16 +90,16 @@ def train(
                 FlowModule(flow, recipe, seed=seed),
                 images,
                 Path(folder, "run"),
-                evaluation_images=setting.evaluated,
+                evaluation_images=evaluated,
                 limit_val_batches=0,
                 **quiet,
             )
         except FloatingPointError as error:
-            return {**found, "failed": str(error)}
-    found["parameters"] = figures["parameters"]
+            return {"failed": str(error)}
     bits = figures["bits_per_dim"]
-    found |= {part: bits[part] for part in ("validation", "test")}
-    return {**found, "train_cpu_seconds": figures["train_cpu_seconds"]}
+    found = {part: bits[part] for part in ("validation", "test")}
+    names = ("parameters", "train_cpu_seconds")
+    return {**{name: figures[name] for name in names}, **found}
 
 
 def runs_at(runs: Iterable[dict[str, Any]], model: str, steps: int, rate: float) -> list[Any]:
@@ -151,7 +148,10 @@ def climbed(
         for rate in rates:
             key = {"model": model, "steps": steps, "learning_rate": rate, "seed": seed}
             if not any(key.items() <= run.items() for run in runs):
-                runs.append(train(model, steps, rate, seed, images, setting))
+                torch.manual_seed(seed)
+                flow = MODELS[model].at(setting.scale, images.image_shape, images.levels)
+                recipe = recipe_at(model, steps, rate, setting)
+                runs.append(key | train(flow, recipe, seed, images, setting.evaluated))
                 write(path, results)
                 print(", ".join(f"{name} {value}" for name, value in runs[-1].items()))
 

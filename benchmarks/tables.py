@@ -518,6 +518,25 @@ def quality_page(results: Results) -> str:
     )
 
 
+def search_page(results: Results) -> str:
+    """Variants of the presets, beside the preset of the same data."""
+    parts = []
+    for data in dict.fromkeys(run["data"] for run in results["runs"]):
+        runs = {run["variant"]: run for run in results["runs"] if run["data"] == data}
+        preset = runs.get("preset", {}).get("validation", nan)
+        rows = []
+        for name, run in runs.items():
+            if "failed" in run:
+                rows.append([name, None, run["failed"].partition(":")[0]])
+                continue
+            bits = [run["validation"], run["validation"] - preset, run["test"]]
+            rows.append([name, run["parameters"], *bits, run["train_cpu_seconds"]])
+        head = f"{data}: variant | parameters {{:,}} | validation bits/dim {{:.3f}}"
+        head += " | beside the preset {:+.3f} | test bits/dim {:.3f} | training, CPU s {:,.0f}"
+        parts.append(table(head, rows))
+    return page(*parts, facts(results, "runs"))
+
+
 DECIMALS = {"probe_accuracy": 2, "training_hours": 0, "fid": 2}
 """Figure -> places behind the point, where they are not three."""
 VERDICTS = ("as published", "as expected", "undecided", "the other way", "not finite", "one seed")
@@ -661,6 +680,7 @@ KINDS = {
     "parameters": Kind("papers/results/parameters.json", parameters_page),
     "step times": Kind("papers/results/step-times.json", step_times_page),
     "quality": Kind("papers/results/quality.json", quality_page),
+    "search": Kind("papers/results/search.json", search_page),
     "precision": Kind("precision/results.json", precision_page, pictures.save_singular_values),
     "compatibility": Kind("compatibility/results.json", compatibility_page),
 }

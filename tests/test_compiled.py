@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
 
 from nflows_mixer.flows import mixerflow
 from nflows_mixer.likelihood import bits_per_dim
-from nflows_mixer.transforms import AdditiveCoupling, AffineCoupling, RationalQuadraticCoupling
+from nflows_mixer.transforms import (
+    AdditiveCoupling,
+    AffineCoupling,
+    GlowSteps,
+    RationalQuadraticCoupling,
+)
 from nflows_mixer.transforms.reversible import COMPILES
 from tests.helpers import moved, pixels
 
@@ -38,6 +44,8 @@ def _fresh():
 
 ONE_SIZE = {"image_shape": (1, 4, 4), "shift": None}
 """Rows of 4 channels, and of 4 patches."""
+LOCAL = {"local_flow": partial(GlowSteps, num_steps=2, hidden_channels=4)}
+"""Rows of 4 channels of a squeezed pixel, whose network sees its neighbors."""
 
 
 @pytest.mark.slow
@@ -49,6 +57,7 @@ ONE_SIZE = {"image_shape": (1, 4, 4), "shift": None}
         ("constant", AffineCoupling, ONE_SIZE),
         ("full", AdditiveCoupling, ONE_SIZE),
         ("full", RationalQuadraticCoupling, ONE_SIZE),
+        ("full", AffineCoupling, ONE_SIZE | LOCAL),
     ],
 )
 def test_the_same_numbers_and_gradients(memory, flow, sizes):

@@ -161,16 +161,19 @@ def _mixer(
     return Model(label, mixerflow, paper, small, tiny, parameters, recipe or {})
 
 
-def _local(label: str) -> Model:
-    """Ours: steps of Glow before each mixer layer, at the size of a model of the paper."""
+def _local(label: str, *sizes: int) -> Model:
+    """Ours: steps of Glow before each mixer layer, at the size of a model of the paper.
+
+    Scaled down, sizes are mixer layers and their width, steps of Glow before each and theirs.
+    """
     paper = _without_images(MIXERFLOW_PRESETS["cifar10-local"].arguments)
 
     def scaled(num_layers: int, width: int, steps: int, channels: int, **changes: Any) -> Any:
         local = partial(paper["local_flow"], num_steps=steps, hidden_channels=channels)
-        sizes = {"num_layers": num_layers, "hidden_features": width, "local_flow": local}
-        return {**paper, **sizes, **changes}
+        changes |= {"num_layers": num_layers, "hidden_features": width, "local_flow": local}
+        return {**paper, **changes}
 
-    small = scaled(4, 44, 6, 36, patch_size=2)
+    small = scaled(*sizes, patch_size=2)
     smoke = scaled(2, 8, 1, 8, num_flow_layers=1)
     return Model(label, mixerflow, paper, small, smoke, recipe=_WHITENED)
 
@@ -238,7 +241,8 @@ MODELS: dict[str, Model] = {
         _WHITENED,
         **_CHECKERBOARD,
     ),
-    "mixerflow-local": _local("MixerFlow with local flows"),
+    "mixerflow-local": _local("MixerFlow with local flows", 4, 44, 6, 36),
+    "mixerflow-local-3": _local("MixerFlow with fewer, wider local flows", 3, 63, 3, 60),
     "made": _rows("MADE", made),
     "maf": _rows("MAF", maf, 10, 5, recipe=_ABLATED),  # at 0.01 its first steps overflow, too
     "mixerflow-maf": _mixer("cifar10", None, {}, "MixerFlow with MAF", **_MAF_FLOWS),
