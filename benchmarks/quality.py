@@ -102,6 +102,15 @@ def train(
     return {**{name: figures[name] for name in names}, **found}
 
 
+def rung(
+    model: str, steps: int, rate: float, seed: int, images: ImageData, setting: Setting
+) -> dict[str, Any]:
+    """Train a model of the tables for so many steps."""
+    torch.manual_seed(seed)
+    flow = MODELS[model].at(setting.scale, images.image_shape, images.levels)
+    return train(flow, recipe_at(model, steps, rate, setting), seed, images, setting.evaluated)
+
+
 def runs_at(runs: Iterable[dict[str, Any]], model: str, steps: int, rate: float) -> list[Any]:
     """Return the runs of all seeds, or none where one has failed."""
     key = (model, steps, rate)
@@ -148,10 +157,7 @@ def climbed(
         for rate in rates:
             key = {"model": model, "steps": steps, "learning_rate": rate, "seed": seed}
             if not any(key.items() <= run.items() for run in runs):
-                torch.manual_seed(seed)
-                flow = MODELS[model].at(setting.scale, images.image_shape, images.levels)
-                recipe = recipe_at(model, steps, rate, setting)
-                runs.append(key | train(flow, recipe, seed, images, setting.evaluated))
+                runs.append(key | rung(model, steps, rate, seed, images, setting))
                 write(path, results)
                 print(", ".join(f"{name} {value}" for name, value in runs[-1].items()))
 

@@ -62,13 +62,13 @@ def test_the_first_rung_whose_mean_over_seeds_reaches_the_target_counts():
 def test_models_climb_in_turn_until_they_reach_the_target(monkeypatch, tmp_path):
     made = []
 
-    def train(model, steps, rate, seed, *_):
+    def rung(model, steps, rate, seed, *_):
         made.append((model, steps, rate, seed))
         # The reference is best at its lower rate; the other one reaches it with half the steps.
         bits = 6 - steps / 100 + (rate if model == REFERENCE else -2)
         return ran(model, steps, rate, seed, bits, steps / 10)
 
-    monkeypatch.setattr(quality, "train", train)
+    monkeypatch.setattr(quality, "rung", rung)
     climbs = {REFERENCE: Climb((0.1, 0.2), (200, 400)), "glow-11": Climb((1,), (100, 200, 400))}
     results = {"runs": []}
     given = (climbs, [0, 1], None, Setting("small", 64, 8), tmp_path / "quality.json")
