@@ -19,7 +19,7 @@ from benchmarks.papers.rows import Run
 from nflows_mixer._files import replace_file
 from nflows_mixer.data import ImageData
 from nflows_mixer.flows import ImageFlow, load_weights
-from nflows_mixer.training import FlowModule, Recipe, fit
+from nflows_mixer.training import FlowModule, fit
 
 WEIGHTS = "weights.safetensors"
 KEPT = (
@@ -153,8 +153,6 @@ class Job:
             if not self.path.exists():
                 return self._train(setting)
             found = json.loads(self.path.read_text())
-            # What recipes came to have since then was not in use.
-            found["recipe"] = {**json.loads(json.dumps(asdict(Recipe()))), **found["recipe"]}
             names = (*setting, "accumulate")  # which is there only where batches are in parts
             if changed := [key for key in names if found.get(key) != setting.get(key)]:
                 raise ValueError(
