@@ -10,7 +10,12 @@ from nflows.distributions import StandardNormal
 from nflows_mixer import mixerflow
 from nflows_mixer.distributions import DiagonalNormal
 from nflows_mixer.nn import ConvConditioner
-from nflows_mixer.transforms import GlowSteps, MultiScaleTransform, PatchMixerTransform
+from nflows_mixer.transforms import (
+    FlowLayer,
+    GlowSteps,
+    MultiScaleTransform,
+    PatchMixerTransform,
+)
 from tests.helpers import expect, moved
 
 STEPS = partial(GlowSteps, num_steps=2, hidden_channels=8)
@@ -156,3 +161,13 @@ def test_copies_are_equal():
 def test_wrong_arguments_are_refused(changes, pattern):
     with expect(ValueError, pattern):
         mixerflow(**{**SIZES, **changes})
+
+
+def test_channel_and_patch_flows_have_numbers_of_layers_of_their_own():
+    flow = build(num_flow_layers=(1, 3))
+    layers = [part for part in flow.modules() if isinstance(part, FlowLayer)]
+    assert [layer.features for layer in layers] == [4, 9, 9, 9, 4, 16, 16, 16]
+    starts = [layer.flow.split[1] for layer in layers]
+    assert starts == [True, True, False, True, False, False, True, False]
+    with expect(ValueError, "num_flow_layers"):
+        build(num_flow_layers=(1, 2, 3))

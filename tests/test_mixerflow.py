@@ -95,6 +95,7 @@ OPTIONS = {
     "rlu": ({}, {"linear": RLULinear}),
     "butterfly": ({}, {"linear": ButterflyLinear}),
     "more flow layers": ({}, {"num_flow_layers": 6}),
+    "fewer in channel flows": ({}, {"num_flow_layers": (1, 4)}),
     "additive": ({}, both(AdditiveCoupling)),
     "splines": ({}, {"channel_flow": partial(RationalQuadraticCoupling, num_bins=4)}),
     "residual": ({"num_layers": 1}, {"channel_flow": ResidualTransform}),

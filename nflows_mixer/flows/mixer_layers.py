@@ -182,8 +182,9 @@ def _mixing_flow(
         keyword for keyword in NETWORK if not reads(flow_factory, keyword, 1, spec.conditioner)
     }
     parts: list[Transform] = []
-    for index in range(spec.num_flow_layers):
-        offered["index"] = layer * spec.num_flow_layers + index
+    count = spec.flow_layers[name]
+    for index in range(count):
+        offered["index"] = layer * count + index
         # Without a linear block nothing else exchanges the parts of a coupling.
         if spec.linear is None if spec.alternate is None else spec.alternate:
             offered["conditioning"] = "second" if offered["index"] % 2 else "first"

@@ -32,7 +32,7 @@ def mixerflow(
     patch_size: PatchSize | Sequence[PatchSize] | None = None,
     levels: int | None | Unset = UNSET,
     num_layers: int | Sequence[int] | None = None,
-    num_flow_layers: int | None = None,
+    num_flow_layers: int | Sequence[int] | None = None,
     channel_flow: RowFlowFactory | None = None,
     patch_flow: RowFlowFactory | None = None,
     linear: Unset | RowFlowFactory | None = UNSET,
@@ -64,7 +64,8 @@ def mixerflow(
 
     Args:
         preset: "cifar10", "imagenet32", "galaxy32", "imagenet64", "animefaces" or "mnist": the
-            columns of the paper's Table 8, see ``MIXERFLOW_PRESETS``.
+            columns of the paper's Table 8; or, of ours, "cifar10-local", "imagenet64-local",
+            "mnist-local" or "digits-local". See ``MIXERFLOW_PRESETS``.
         image_shape: (C, H, W).
         patch_size: p, (height, width), or a factory such as ``partial(PatchTransform,
             patch_size=4, layout="stripe")``; or a list with one of these for each layer.
@@ -74,7 +75,8 @@ def mixerflow(
             last, squares of 2 x 2 pixels become channels, and half of these are latents, normal
             with a mean and scale that are learned of the other half. Where another argument is a
             list for all layers, those of all scales follow each other.
-        num_flow_layers: flow layers in each channel flow and in each patch flow; 4.
+        num_flow_layers: flow layers in each channel flow and in each patch flow, or a pair of both
+            numbers; 4.
         channel_flow: factory of the row flow in each flow layer of the channel flows; a class or
             function such as ``AffineCoupling``, the default, ``zuko.flows.NSF``, ``identity_maf``
             or ``partial(RationalQuadraticCoupling, num_bins=4)``.

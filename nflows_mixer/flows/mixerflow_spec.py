@@ -12,7 +12,7 @@ from nflows.distributions.base import Distribution
 from nflows.transforms import Transform
 from torch import Tensor, distributions, nn
 
-from nflows_mixer._checks import check_positive, mismatch
+from nflows_mixer._checks import as_pair, check_positive, mismatch
 from nflows_mixer.core.factory import UNSET, Unset, call_factory, named_keywords
 from nflows_mixer.distributions import DiagonalNormal
 from nflows_mixer.flows.builder import Spec
@@ -44,7 +44,7 @@ class MixerFlowSpec(Spec):
     patch_size: Any
     levels: int | None = 256
     num_layers: Any = 30
-    num_flow_layers: int = 4
+    num_flow_layers: Any = 4
     channel_flow: RowFlowFactory = AffineCoupling
     patch_flow: RowFlowFactory = AffineCoupling
     linear: RowFlowFactory | None = LULinear
@@ -65,7 +65,9 @@ class MixerFlowSpec(Spec):
         factories = ["channel_flow", "patch_flow", "linear", "conditioner", "positions", "base"]
         if is_ready(self.base):
             factories.remove("base")
-        self.check(OWNER, ("num_flow_layers", "hidden_features"), factories)
+        self.check(OWNER, ("hidden_features",), factories)
+        for count in as_pair(self.num_flow_layers, OWNER, "num_flow_layers"):
+            check_positive(OWNER, "num_flow_layers", count)
         if not self.scales:
             advice = "give one number, or one for each scale"
             raise mismatch(OWNER, "num_layers of at least one scale", self.num_layers, advice)
@@ -90,6 +92,12 @@ class MixerFlowSpec(Spec):
         """Mixer layers of each scale."""
         given = self.num_layers
         return list(given) if isinstance(given, Sequence) else [given]
+
+    @property
+    def flow_layers(self) -> dict[str, int]:
+        """Flow layers of a channel flow and of a patch flow."""
+        counts = as_pair(self.num_flow_layers, OWNER, "num_flow_layers")
+        return dict(zip(("channel_flow", "patch_flow"), counts))
 
     def patches(self) -> list[Callable[[tuple[int, int, int]], PatchTransform]]:
         """A factory of the patches of each layer."""

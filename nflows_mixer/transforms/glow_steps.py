@@ -31,6 +31,7 @@ from nflows_mixer.transforms.linear import FullLinear, LULinear
 from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
 from nflows_mixer.transforms.squeeze import SqueezeTransform
 
+_KERNELS, _PADDING = ((3, 3), (1, 1), (3, 3)), ((1, 1), (0, 0), (1, 1))
 MATRICES = {"lu": partial(LULinear, bias=False), "full": FullLinear}
 
 
@@ -43,7 +44,8 @@ class GlowSteps(Transform):
     Convolutions see the neighbors of a pixel, which a channel flow does not see beyond its patch,
     and a patch flow only as it sees all other patches. A step is a ``FlowLayer`` whose rows are the
     pixels of all images, and whose network sees their neighbors. The halves of the channels
-    condition each other in turn, so that positions stay what they are.
+    condition each other in turn. With ``matrix="lu"`` all starts at the identity, and positions
+    stay what they are; "full" mixes the channels of a square from the start.
 
     Args:
         image_shape: (C, H, W).
@@ -199,10 +201,18 @@ class PixelConditioner(Conditioner):
         return _pixels(self.network(*given))
 
     def prepares(self) -> bool:
-        """Whether the network is of three plain convolutions and no more."""
+        """Whether the network is of the three convolutions that it was built with."""
         network = self.network
-        parts = {type(part) for part in network.children()}
-        return type(network) is ConvConditioner and parts == {nn.Conv2d}
+        if type(network) is not ConvConditioner:
+            return False
+        parts = (network.initial, network.middle, network.final)
+        return all(
+            type(part) is nn.Conv2d
+            and (part.kernel_size, part.padding, part.stride) == (sizes, pads, (1, 1))
+            and (part.dilation, part.groups, part.padding_mode) == ((1, 1), 1, "zeros")
+            and part.bias is not None
+            for part, sizes, pads in zip(parts, _KERNELS, _PADDING)
+        )
 
     def options(self, inputs: Tensor) -> tuple:
         """Height and width, and half precision or None."""
@@ -212,12 +222,13 @@ class PixelConditioner(Conditioner):
     def evaluate(inputs: Tensor, weights: Any, options: tuple) -> tuple[Tensor, Statistics]:
         """``ConvConditioner`` of rows of pixels, which is what weights are of."""
         size, half = options
+        dtype = inputs.dtype
         if half is not None:
             inputs, weights = inputs.to(half), [weight.to(half) for weight in weights]
         first, bias1, middle, bias2, last, bias3 = weights
         hidden = F.relu(F.conv2d(_images(inputs, size), first, bias1, padding=1))
         hidden = F.relu(F.conv2d(hidden, middle, bias2))
-        return _pixels(F.conv2d(hidden, last, bias3, padding=1)), ()
+        return _pixels(F.conv2d(hidden, last, bias3, padding=1)).to(dtype), ()
 
 
 def _images(rows: Tensor, size: tuple[int, int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -38,13 +38,16 @@ def initialize(
     With ``whiten`` each linear block is set in the same pass, too, so that the batch leaves it with
     mean 0 and covariance I, in the way that moves it least:
 
-    .. math:: W = \hat\Sigma^{-1/2}, \quad b = -W \mu, \qquad
-              \hat\Sigma = (1 - a)\, \Sigma + a\, \tfrac{1}{D} \mathrm{tr}\, \Sigma \cdot I,
-              \quad a = \frac{D}{D + N}
+    .. math:: W = \sum_i s_i v_i v_i^\top, \quad b = -W \mu, \qquad
+              s_i = \begin{cases} \lambda_i^{-1/2} & \lambda_i > \bar\lambda D / N \\
+              \bar\lambda_+^{-1/2} & \text{otherwise} \end{cases}
 
-    for N rows of D features. A flow whose couplings start at the identity then starts as a normal
-    distribution with the correlations of neighbors and of patches, and training begins there. A
-    flow without a single ActNorm that is to be initialized has been trained, and stays as it is.
+    for N rows of D features, with eigenvectors :math:`v_i` and eigenvalues of their covariance,
+    :math:`\bar\lambda` on the average and :math:`\bar\lambda_+` on that of the first case. So
+    blocks behind each other do not stretch again and again what the batch says little about. A flow whose couplings start at the
+    identity then starts as a normal distribution with the correlations of neighbors and of patches,
+    and training begins there. A flow of which an ActNorm is initialized has been trained, and its
+    linear blocks stay as they are.
 
     Args:
         module: a flow or transform of nflows; of an ``ImageFlow`` the inputs are its uint8 images.
@@ -59,12 +62,12 @@ def initialize(
 
     Raises:
         TypeError: if it is neither.
-        ValueError: if the batch is empty or not finite.
+        ValueError: if the batch is empty or not finite, or there is nothing that ``whiten`` would
+            set.
 
     References:
         Kingma and Dhariwal, Glow, 2018, Section 3.1. Kessy et al., Optimal whitening and
-        decorrelation, 2018 (ZCA). Ledoit and Wolf, A well-conditioned estimator for
-        large-dimensional covariance matrices, 2004, for the form of the shrinkage.
+        decorrelation, 2018 (ZCA).
 
     Example:
         >>> from nflows.distributions import StandardNormal
@@ -78,9 +81,14 @@ def initialize(
             f"initialize: expected an nflows Flow or Transform, got {type(module).__name__}; "
             "initialize the transform inside of it"
         )
-    if not all(part.initialized for part in _actnorms(module)):
+    norms = [part.initialized for part in _actnorms(module)]
+    whitened = _blocks(module) if whiten and not any(norms) else []
+    if whiten and not _blocks(module):
+        advice = "leave whiten out"
+        raise mismatch("initialize", "linear blocks that whiten", "none", advice)
+    if whitened or not all(norms):
         with in_mode(module, training=True), scratch_buffers(module, keep=(ActNorm,)):
-            with _whitening(module if whiten else nn.Module()):
+            with _whitening(whitened):
                 if isinstance(module, Flow):
                     module.log_prob(inputs, context, **others)
                 else:
@@ -88,11 +96,14 @@ def initialize(
     return module
 
 
+def _blocks(module: nn.Module) -> list[Any]:
+    return [part for part in module.modules() if isinstance(part, (LULinear, FullLinear))]
+
+
 @contextmanager
-def _whitening(module: nn.Module) -> Iterator[None]:
-    """Let each linear block of a module be set from what it is called with."""
+def _whitening(blocks: Sequence[Any]) -> Iterator[None]:
+    """Let each linear block be set from what it is called with."""
     # What has a hook is called as it is, and not folded into its neighbors.
-    blocks = [part for part in module.modules() if isinstance(part, (LULinear, FullLinear))]
     hooks = [block.register_forward_pre_hook(_whiten_rows) for block in blocks]
     try:
         yield
@@ -103,7 +114,6 @@ def _whitening(module: nn.Module) -> Iterator[None]:
 
 def _whiten_rows(block: Any, arguments: tuple[Tensor, ...]) -> None:
     rows = arguments[0]
-    # A device without float64 has float32, and the shrinkage keeps what is inverted apart from 0.
     rows = rows.to(torch.float32 if rows.device.type == "mps" else torch.float64)
     features = rows.shape[1]
     count = all_reduce_sum(rows.new_tensor(len(rows)))
@@ -113,11 +123,13 @@ def _whiten_rows(block: Any, arguments: tuple[Tensor, ...]) -> None:
     if not torch.isfinite(covariance).all():
         advice = "look at the data, and at the transforms before this one"
         raise mismatch("initialize", "a finite covariance of rows to whiten", "none", advice)
-    shrinkage = features / (features + count)
-    even = covariance.diagonal().mean() * torch.eye(features).to(covariance)
-    values, vectors = torch.linalg.eigh(torch.lerp(covariance, even, shrinkage))
-    if values[-1] > 0:  # else the rows do not vary
-        weight = (vectors * values.rsqrt()) @ vectors.mT
+    values, vectors = torch.linalg.eigh(covariance)
+    average = values.mean()
+    # Below this, what varies is rounding error.
+    if average > (32 * torch.finfo(rows.dtype).eps * mean.abs().max()) ** 2 + 1e-24:
+        known = values > average * features / count
+        scales = values.where(known, values[known].mean()).rsqrt()
+        weight = (vectors * scales) @ vectors.mT
         block.start_at(weight, -(weight @ mean))
 
 
