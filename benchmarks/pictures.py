@@ -301,8 +301,8 @@ def _curves(row: Row, part: str, kept: Kept, times: Mapping[str, float]) -> list
     for result in kept.of(row):
         points = [point for point in result["history"] if part in point]
         curve = pd.DataFrame(points, columns=["step", "seconds", part])
-        if row.run.model in times:
-            curve["seconds"] = times[row.run.model] * curve["step"]
+        if times:  # seconds of another clock would not compare
+            curve["seconds"] = times.get(row.run.model, float("nan")) * curve["step"]
         elif "train_cpu_seconds" in result:
             curve["seconds"] = result["train_cpu_seconds"] / result["steps"] * curve["step"]
         found.append(curve)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from benchmarks.papers.models import MODELS
 from benchmarks.papers.run import write
 from benchmarks.quality import train
 from benchmarks.timing import environment
+from nflows_mixer._checks import mismatch
 from nflows_mixer.flows import MIXERFLOW_PRESETS, mixerflow
 from nflows_mixer.training import Recipe
 from nflows_mixer.transforms import AffineCoupling, GlowSteps
@@ -78,7 +79,7 @@ def main(
     only: list[str] = [],  # noqa: B006 (read only)
     data: list[str] = list(SEARCHES),  # noqa: B006 (read only)
     seed: int = 0,
-    out: str = str(RESULTS),
+    out: str | None = None,
     smoke: bool = False,
 ) -> None:
     """Train the variants that have no result yet.
@@ -88,13 +89,17 @@ def main(
         only: names of variants; all if there is none.
         data: names of data sets.
         seed: of the parameters, the order of the images and the noise.
-        out: folder for search.json and search.md.
+        out: folder for search.json and search.md; where it is a smoke test, runs/search if it is
+            not given.
         smoke: whether tiny models are trained on noise for two steps, to see that it runs.
     """
     torch.set_num_threads(1)
     budget = BUDGETS["small"]["smoke" if smoke else "short"]
-    path = Path(out, "search.json")
-    results: dict[str, Any] = {"runs": [], "seed": seed, **environment()}
+    path = Path(out or ("runs/search" if smoke else RESULTS), "search.json")
+    results: dict[str, Any] = {"runs": [], **environment()}
+    variants = {label for name in data for label in SEARCHES[name]}
+    if unknown := sorted(set(only) - variants):
+        raise mismatch("search", f"names among {sorted(variants)}", unknown, "look at SEARCHES")
     if path.exists():
         results = json.loads(path.read_text())
     for name in data:
@@ -102,21 +107,24 @@ def main(
         if not smoke:
             images = images_of(name, root, None, SMALL[name])
         for label, variant in SEARCHES[name].items():
-            key = {"data": name, "variant": label, "seed": seed}
-            known = any(key.items() <= run.items() for run in results["runs"])
-            if known or (only and label not in only):
+            if only and label not in only:
                 continue
             arguments = {**scaled_down(name, smoke), **(variant.arguments if not smoke else {})}
             own = {"learning_rate": SMALL_RATES[name], "steps": budget.steps}
             own |= {"batch_size": budget.batch_size, "warmup": 0.05, **variant.recipe}
             recipe = replace(Recipe.from_preset(f"{name}-local"), ema_decay=None)
             recipe = replace(recipe, **own)
+            key = {"data": name, "variant": label, "seed": seed}
+            key |= {"arguments": str(arguments), "recipe": asdict(recipe)}
+            key = json.loads(json.dumps({**key, "split_hash": images.split_hash}))
+            if any(key.items() <= run.items() for run in results["runs"]):
+                continue
             torch.manual_seed(seed)
             flow = mixerflow(image_shape=images.image_shape, levels=images.levels, **arguments)
             found = train(flow, recipe, seed, images, budget.evaluated or 0)
-            described = {"arguments": str(dict(variant.arguments)), "recipe": dict(variant.recipe)}
-            described |= {"steps": recipe.steps, "split_hash": images.split_hash}
-            results["runs"].append({**key, **described, **found})
+            place = ("data", "variant", "seed")
+            others = [r for r in results["runs"] if any(r[name] != key[name] for name in place)]
+            results["runs"] = [*others, {**key, **found}]
             write(path, results)
             print(results["runs"][-1])
     tables.write("search", path, results)

@@ -521,8 +521,9 @@ def quality_page(results: Results) -> str:
 def search_page(results: Results) -> str:
     """Variants of the presets, beside the preset of the same data."""
     parts = []
-    for data in dict.fromkeys(run["data"] for run in results["runs"]):
-        runs = {run["variant"]: run for run in results["runs"] if run["data"] == data}
+    for data, seed in dict.fromkeys((run["data"], run["seed"]) for run in results["runs"]):
+        alike = [run for run in results["runs"] if (run["data"], run["seed"]) == (data, seed)]
+        runs = {run["variant"]: run for run in alike}
         preset = runs.get("preset", {}).get("validation", nan)
         rows = []
         for name, run in runs.items():
@@ -531,7 +532,7 @@ def search_page(results: Results) -> str:
                 continue
             bits = [run["validation"], run["validation"] - preset, run["test"]]
             rows.append([name, run["parameters"], *bits, run["train_cpu_seconds"]])
-        head = f"{data}: variant | parameters {{:,}} | validation bits/dim {{:.3f}}"
+        head = f"{data}, seed {seed}: variant | parameters {{:,}} | validation bits/dim {{:.3f}}"
         head += " | beside the preset {:+.3f} | test bits/dim {:.3f} | training, CPU s {:,.0f}"
         parts.append(table(head, rows))
     return page(*parts, facts(results, "runs"))

@@ -171,3 +171,35 @@ def test_channel_and_patch_flows_have_numbers_of_layers_of_their_own():
     assert starts == [True, True, False, True, False, False, True, False]
     with expect(ValueError, "num_flow_layers"):
         build(num_flow_layers=(1, 2, 3))
+
+
+def test_round_trip_under_autocast_is_that_of_float32():
+    """Networks answer in half precision, and what they say is applied in float32."""
+    torch.manual_seed(0)
+    steps = moved(GlowSteps((3, 8, 8), 4, 16), 0.1)
+    values = torch.rand(3, 3, 8, 8)
+    steps(values)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, logabsdet = steps(values)
+        again, back = steps.inverse(outputs)
+    assert outputs.dtype == logabsdet.dtype == torch.float32
+    torch.testing.assert_close(again, values, rtol=0, atol=1e-4)
+    torch.testing.assert_close(back, -logabsdet, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"padding_mode": "circular"}, {"bias": False}, {"dilation": 2, "padding": 2}]
+)
+def test_network_whose_convolutions_were_exchanged_is_called_as_it_is(changes):
+    torch.manual_seed(0)
+    steps = GlowSteps((3, 8, 8), 2, 16)
+    steps(torch.rand(3, 3, 8, 8))
+    for layer in steps.steps._transforms:
+        network = layer.flow.conditioner.network
+        network.initial = torch.nn.Conv2d(6, 16, 3, **{"padding": 1, **changes})
+    moved(steps, 0.1)
+    values = torch.rand(3, 3, 8, 8)
+    found = steps(values)[0]
+    for layer in steps.steps._transforms:
+        layer.flow.conditioner.network.register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(found, steps(values)[0])

@@ -13,7 +13,7 @@ from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
 from nflows_mixer._checks import check_choice, check_image_shape, mismatch
 from nflows_mixer.core.as_transform import as_transform, built
 from nflows_mixer.core.composite import CompositeTransform
-from nflows_mixer.core.factory import UNSET, reads
+from nflows_mixer.core.factory import UNSET, named_keywords, reads
 from nflows_mixer.distributions import ProductDistribution, as_base
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.mixerflow_spec import (
@@ -177,6 +177,8 @@ def _mixing_flow(
     offered = {keyword: value for keyword, value in offered.items() if value is not None}
     offered |= spec.offered_norm
     flow_factory = getattr(spec, name)
+    if mask != "halves":
+        _check_order(spec.linear, flow_factory, mask)
     # One of the two flows may read what the other does not.
     unread = {
         keyword for keyword in NETWORK if not reads(flow_factory, keyword, 1, spec.conditioner)
@@ -197,6 +199,17 @@ def _mixing_flow(
     flow = CompositeTransform([*parts, ActNorm(features)])
     _check_mixing(spec, flow)
     return flow
+
+
+def _check_order(linear: Any, flow: Any, mask: str) -> None:
+    """Raise where a part asks what is where in a row, which a mask has put in another order."""
+    advice = "give couplings alone the mask, as in channel_flow=partial(AffineCoupling, mask=...)"
+    for part in (linear, flow):
+        asks = part is linear is not None and "axes" in named_keywords(part)
+        if asks or "mask" in getattr(part, "keywords", {}):
+            kind = getattr(part, "func", part)
+            got = f"{getattr(kind, '__name__', kind)} beside mask={mask!r}"
+            raise mismatch(OWNER, "rows in their order for a part that reads axes", got, advice)
 
 
 def _check_mixing(spec: MixerFlowSpec, flow: Transform) -> None:

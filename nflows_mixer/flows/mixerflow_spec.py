@@ -13,7 +13,7 @@ from nflows.transforms import Transform
 from torch import Tensor, distributions, nn
 
 from nflows_mixer._checks import as_pair, check_positive, mismatch
-from nflows_mixer.core.factory import UNSET, Unset, call_factory, named_keywords
+from nflows_mixer.core.factory import UNSET, Unset, call_factory
 from nflows_mixer.distributions import DiagonalNormal
 from nflows_mixer.flows.builder import Spec
 from nflows_mixer.flows.pixels import Pixels
@@ -73,11 +73,6 @@ class MixerFlowSpec(Spec):
             raise mismatch(OWNER, "num_layers of at least one scale", self.num_layers, advice)
         for count in self.scales:
             check_positive(OWNER, "num_layers", count)
-        reordered = any(mask != "halves" for mask in self._masks())
-        if reordered and self.linear is not None and "axes" in named_keywords(self.linear):
-            got = f"{getattr(self.linear, '__name__', self.linear)} beside mask={self.mask!r}"
-            advice = "give couplings the mask, as in channel_flow=partial(AffineCoupling, mask=...)"
-            raise mismatch(OWNER, "rows in their order for a linear block of axes", got, advice)
         if self.pixels is None:
             object.__setattr__(self, "pixels", Pixels())
         elif not isinstance(self.pixels, Pixels):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nflows_mixer._checks import check_sizes
+from nflows_mixer._checks import check_positive, check_sizes
 from nflows_mixer.nn.conditioner import concat_context
 
 
@@ -182,7 +182,7 @@ class ConvConditioner(nn.Module):
         [B, in_channels, H, W], context [B, K] or [B, K, H, W] -> [B, out_channels, H, W].
 
     Raises:
-        ValueError: if the context has another shape.
+        ValueError: if the width is not positive, or the context has another shape.
 
     References:
         Kingma and Dhariwal, Glow, 2018, Section 5.
@@ -203,6 +203,7 @@ class ConvConditioner(nn.Module):
         context_features: int | None = None,
     ) -> None:
         super().__init__()
+        check_positive("ConvConditioner", "hidden_channels", hidden_channels)
         self.context_features = context_features
         inputs = in_channels + (context_features or 0)
         self.initial = nn.Conv2d(inputs, hidden_channels, 3, padding=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -70,7 +71,7 @@ class History(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the history of a checkpoint."""
         self.entries, self.seconds = list(state_dict["entries"]), state_dict["seconds"]
-        self.cpu_seconds = state_dict.get("cpu_seconds", self.seconds)  # earlier ones have none
+        self.cpu_seconds = state_dict.get("cpu_seconds", math.nan)  # earlier ones have none
         self._window = [torch.tensor(f, dtype=torch.float64) for f in state_dict["window"]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -44,10 +44,10 @@ def initialize(
 
     for N rows of D features, with eigenvectors :math:`v_i` and eigenvalues of their covariance,
     :math:`\bar\lambda` on the average and :math:`\bar\lambda_+` on that of the first case. So
-    blocks behind each other do not stretch again and again what the batch says little about. A flow whose couplings start at the
-    identity then starts as a normal distribution with the correlations of neighbors and of patches,
-    and training begins there. A flow of which an ActNorm is initialized has been trained, and its
-    linear blocks stay as they are.
+    blocks behind each other do not stretch again and again what the batch says little about. A flow
+    whose couplings start at the identity then starts as a normal distribution with the correlations
+    of neighbors and of patches, and training begins there. A flow of which an ActNorm is
+    initialized has been trained, and its linear blocks stay as they are.
 
     Args:
         module: a flow or transform of nflows; of an ``ImageFlow`` the inputs are its uint8 images.

@@ -29,9 +29,9 @@ def mask_order(mask: str, axes: Sequence[int], seed: int = 0) -> Tensor:
     random        drawn once for a seed and a length
     ============  ===========================================================
 
-    Channels behind a position stay together. Where the even positions are more or fewer than
-    :math:`\lceil D / 2 \rceil`, the split falls among the others, and numbers of parameters stay
-    what they are without a mask.
+    Channels behind a position stay together, but for "random", which draws all features. Where the
+    even positions are more or fewer than :math:`\lceil D / 2 \rceil`, the split falls among the
+    others, and numbers of parameters stay what they are without a mask.
 
     Args:
         mask: one of the above.
@@ -63,6 +63,9 @@ def mask_order(mask: str, axes: Sequence[int], seed: int = 0) -> Tensor:
     features = math.prod(axes)
     if mask == "halves":
         return torch.arange(features)
+    if mask == "rows" and len(axes) == 1:
+        advice = "give the axes that it was flattened from, or mask='columns'"
+        raise mismatch("mask_order", "a grid for the mask 'rows'", f"a row of {features}", advice)
     if mask == "random":
         generator = torch.Generator().manual_seed(int(seed))
         return torch.randperm(features, generator=generator)
