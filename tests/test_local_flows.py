@@ -9,6 +9,7 @@ from nflows.distributions import StandardNormal
 
 from nflows_mixer import mixerflow
 from nflows_mixer.distributions import DiagonalNormal
+from nflows_mixer.flows import grow
 from nflows_mixer.nn import ConvConditioner
 from nflows_mixer.transforms import (
     FlowLayer,
@@ -203,3 +204,15 @@ def test_network_whose_convolutions_were_exchanged_is_called_as_it_is(changes):
     for layer in steps.steps._transforms:
         layer.flow.conditioner.network.register_forward_hook(lambda *_: None)
     torch.testing.assert_close(found, steps(values)[0])
+
+
+def test_flow_with_local_flows_grows():
+    """Also where 1x1 convolutions start orthogonal: what is added starts at the identity."""
+    full = partial(GlowSteps, num_steps=2, hidden_channels=8, matrix="full")
+    flow = build(local_flow=full)
+    deeper = grow(flow, num_layers=3)
+    noise = torch.full((6, 1, 8, 8), 0.5, dtype=torch.float64)
+    found = [each.log_prob(images(), noise=noise) for each in (flow, deeper)]
+    torch.testing.assert_close(*found)
+    with expect(ValueError, "one scale"):
+        grow(build(num_layers=[1, 1]), num_layers=3)

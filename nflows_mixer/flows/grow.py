@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from nflows_mixer._checks import mismatch
 from nflows_mixer._modes import in_mode
@@ -14,6 +15,7 @@ from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.mixer_layers import build_mixerflow
 from nflows_mixer.flows.mixerflow_spec import MixerFlowSpec, per_layer
 from nflows_mixer.transforms.actnorm import ActNorm
+from nflows_mixer.transforms.linear import FullLinear
 
 
 @torch.no_grad()
@@ -21,7 +23,7 @@ def grow(flow: ImageFlow, num_layers: int, **changes: Any) -> ImageFlow:
     """Return a deeper flow that is, to begin with, the same map: its new layers are the identity.
 
     The layers that were there come first (next to the data) and keep their parameters; those
-    behind them start with LU blocks and ActNorm at the identity, and couplings at zero.
+    behind them start with linear blocks and ActNorm at the identity, and couplings at zero.
 
     Args:
         flow: what ``mixerflow`` built, trained or not.
@@ -33,9 +35,9 @@ def grow(flow: ImageFlow, num_layers: int, **changes: Any) -> ImageFlow:
         A new flow, on the device and of the dtype of ``flow``, which keeps its own parameters.
 
     Raises:
-        ValueError: if ``flow`` was not built by ``mixerflow``, is not to become deeper, or the new
-            layers are not the identity (a factory's flow that starts elsewhere, RLU blocks that
-            do not cancel).
+        ValueError: if ``flow`` was not built by ``mixerflow``, has several scales, is not to become
+            deeper, or the new layers are not the identity (a factory's flow that starts elsewhere,
+            RLU blocks that do not cancel).
 
     References:
         MixerFlow, Section 4, "Identity initialization", and Section 8 (growing by layers).
@@ -53,6 +55,9 @@ def grow(flow: ImageFlow, num_layers: int, **changes: Any) -> ImageFlow:
         got = "one put together by hand" if flow.architecture is None else "one of denseflow's"
         raise mismatch("grow", "a flow that mixerflow built", got, "add layers by hand")
     before = flow.architecture.arguments
+    if not isinstance(before["num_layers"], int) or not isinstance(num_layers, int):
+        got = f"{before['num_layers']} and {num_layers} layers"
+        raise mismatch("grow", "flows of one scale", got, "build and train another flow")
     if num_layers <= before["num_layers"]:
         raise mismatch("grow", f"more than {before['num_layers']} layers", num_layers, "add some")
     if unknown := sorted(set(changes) - {"patch_size", "shift"}):
@@ -76,6 +81,8 @@ def grow(flow: ImageFlow, num_layers: int, **changes: Any) -> ImageFlow:
     for name, part in deeper.named_modules():
         if isinstance(part, ActNorm) and f"{name}.log_scale" in result.missing_keys:
             part.initialize_identity()
+        if isinstance(part, FullLinear) and f"{name}.matrix" in result.missing_keys:
+            nn.init.eye_(part.matrix)
     _check_identity(flow, deeper, spec)
     return deeper.train(flow.training)
 

@@ -40,7 +40,8 @@ def start_from(path: str, flow: ImageFlow) -> None:
     trained = load_weights(path)
     assert trained.architecture is not None
     before, now = trained.architecture.arguments, flow.architecture.arguments
-    if family == "mixerflow" and before["num_layers"] < now["num_layers"]:
+    counts = before["num_layers"], now["num_layers"]
+    if family == "mixerflow" and all(isinstance(n, int) for n in counts) and counts[0] < counts[1]:
         lists = {name: now[name] for name in ("patch_size", "shift") if before[name] != now[name]}
         trained = grow(trained, now["num_layers"], **lists)
     assert trained.architecture is not None
