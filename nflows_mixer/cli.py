@@ -88,7 +88,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         >>> results = run(["train", *quick, *out])
         digits: ...
         >>> results["parameters"]
-        74731
+        59007
     """
     try:
         with stopped_by_signals(lambda: "start the same command again"):

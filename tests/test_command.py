@@ -118,7 +118,7 @@ def test_flag_after_a_file_wins_and_what_neither_says_is_the_default(tmp_path):
     (tmp_path / "run.yaml").write_text("seed: 3\nrecipe: {steps: 7}\n")
     config = parsed("--config", tmp_path / "run.yaml", "--recipe.steps=9")
     assert (config.seed, config.recipe.steps, config.recipe.learning_rate) == (3, 9, 3e-3)
-    assert config.model.init_args.num_layers == 4 and config.data == "digits"
+    assert config.model.init_args.num_layers == 3 and config.data == "digits"
 
 
 def test_model_of_a_file_is_a_whole_one(tmp_path):

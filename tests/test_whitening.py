@@ -78,6 +78,17 @@ def test_blocks_behind_each_other_do_not_stretch_a_direction_again_and_again(dep
     assert moved_by < 0.05
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 6])
+def test_fewer_rows_than_features_are_whitened_once(count):
+    """What two blocks behind each other do is what the first does."""
+    rows = correlated(count, 6)
+    blocks = CompositeTransform([LULinear(6), LULinear(6)]).double()
+    initialize(blocks, rows, whiten=True)
+    first, second = (block.weight().detach() for block in blocks._transforms)
+    assert first.isfinite().all()
+    torch.testing.assert_close(second, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
 def test_few_images_leave_a_density_of_others():
     torch.manual_seed(0)
     images = pixels(100, (1, 4, 4))

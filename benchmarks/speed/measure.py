@@ -22,6 +22,7 @@ long they compile in a process that finds nothing compiled.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -38,9 +39,10 @@ from torch import nn
 
 from benchmarks import tables
 from benchmarks.denseflow.convolutions import convolutions
-from benchmarks.speed.floor import Floor, matrix_products, multiply_adds
+from benchmarks.speed.floor import Floor, Product, matrix_products, multiply_adds
 from benchmarks.speed.variants import VARIANTS, Setting, Unavailable, Variant
 from benchmarks.timing import environment, given, interleaved, ratios, timed
+from nflows_mixer.transforms import GlowSteps
 
 MEASURES = {
     "forward and backward": ("forward_backward", True),
@@ -130,12 +132,16 @@ def measure(
 
 
 def operations(setting: Setting, model: Any, collapsed: bool) -> list[Any]:
-    """Return the products of mixer layers, and the convolutions of local flows."""
+    """Return the products of mixer layers, and the convolutions and products of local flows."""
     images = setting.images()[:2]
     model.initialize(images)
     local = convolutions(model, lambda: model.log_prob(images))
-    layout = torch.channels_last
-    return [*matrix_products(model, collapsed), *(replace(each, layout=layout) for each in local)]
+    local = [replace(each, layout=torch.channels_last) for each in local]
+    for steps in (part for part in model.modules() if isinstance(part, GlowSteps)):
+        pixels = math.prod(steps.image_shape) // steps.steps._transforms[0].features
+        sizes = [layer.features for layer in steps.steps._transforms]
+        local += [Product(pixels, size, size) for size in sizes]
+    return [*matrix_products(model, collapsed), *local]
 
 
 def time_all(

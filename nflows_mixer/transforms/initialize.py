@@ -39,7 +39,8 @@ def initialize(
     mean 0 and covariance I, in the way that moves it least:
 
     .. math:: W = \sum_i s_i v_i v_i^\top, \quad b = -W \mu, \qquad
-              s_i = \begin{cases} \lambda_i^{-1/2} & \lambda_i > \bar\lambda D / N \\
+              s_i = \begin{cases} \lambda_i^{-1/2} &
+              \lambda_i > \bar\lambda \min(D / N, 1 / 2) \\
               \bar\lambda_+^{-1/2} & \text{otherwise} \end{cases}
 
     for N rows of D features, with eigenvectors :math:`v_i` and eigenvalues of their covariance,
@@ -127,7 +128,7 @@ def _whiten_rows(block: Any, arguments: tuple[Tensor, ...]) -> None:
     average = values.mean()
     # Below this, what varies is rounding error.
     if average > (32 * torch.finfo(rows.dtype).eps * mean.abs().max()) ** 2 + 1e-24:
-        known = values > average * features / count
+        known = values > average * (features / count).clamp_max(0.5)
         scales = values.where(known, values[known].mean()).rsqrt()
         weight = (vectors * scales) @ vectors.mT
         block.start_at(weight, -(weight @ mean))
