@@ -78,7 +78,16 @@ MIXERFLOW_PRESETS: dict[str, Preset] = {
     "cifar10-local": _local(_OF_32, 12, 6, 232),
     "imagenet64-local": _local(_OF_64, 16, 6, 208),
     "mnist-local": _local(_OF_MNIST, 4, 4, 48, hidden_features=64, pixels=_LOGIT),
-    "digits-local": _local(_OF_DIGITS, 3, 3, 48, hidden_features=48, pixels=_LOGIT),
+    "digits-local": _local(
+        _OF_DIGITS,
+        3,
+        3,
+        48,
+        hidden_features=48,
+        channel_flow=AffineCoupling,
+        patch_flow=AffineCoupling,
+        pixels=_LOGIT,
+    ),
 }
 """The columns of MixerFlow's Table 8, by data set, and flows with local flows."""
 

@@ -40,8 +40,8 @@ def start_from(path: str, flow: ImageFlow) -> None:
     trained = load_weights(path)
     assert trained.architecture is not None
     before, now = trained.architecture.arguments, flow.architecture.arguments
-    counts = before["num_layers"], now["num_layers"]
-    if family == "mixerflow" and all(isinstance(n, int) for n in counts) and counts[0] < counts[1]:
+    counts = before.get("num_layers"), now.get("num_layers")  # of a MixerFlow of one scale
+    if all(isinstance(count, int) for count in counts) and counts[0] < counts[1]:
         lists = {name: now[name] for name in ("patch_size", "shift") if before[name] != now[name]}
         trained = grow(trained, now["num_layers"], **lists)
     assert trained.architecture is not None
