@@ -40,10 +40,13 @@ def start_from(path: str, flow: ImageFlow) -> None:
     trained = load_weights(path)
     assert trained.architecture is not None
     before, now = trained.architecture.arguments, flow.architecture.arguments
-    counts = before.get("num_layers"), now.get("num_layers")  # of a MixerFlow of one scale
-    if all(isinstance(count, int) for count in counts) and counts[0] < counts[1]:
+    old, new = (
+        before.get("num_layers"),
+        now.get("num_layers"),
+    )  # numbers, of a MixerFlow's one scale
+    if isinstance(old, int) and isinstance(new, int) and old < new:
         lists = {name: now[name] for name in ("patch_size", "shift") if before[name] != now[name]}
-        trained = grow(trained, now["num_layers"], **lists)
+        trained = grow(trained, new, **lists)
     assert trained.architecture is not None
     own, there = flow.architecture.as_data() or {}, trained.architecture.as_data() or {}
     if differing := [name for name in own if own[name] != there.get(name)]:
