@@ -43,7 +43,7 @@ def start_from(path: str, flow: ImageFlow) -> None:
     old, new = (
         before.get("num_layers"),
         now.get("num_layers"),
-    )  # numbers, of a MixerFlow's one scale
+    )  # of a MixerFlow of one scale
     if isinstance(old, int) and isinstance(new, int) and old < new:
         lists = {name: now[name] for name in ("patch_size", "shift") if before[name] != now[name]}
         trained = grow(trained, new, **lists)
