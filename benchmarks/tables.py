@@ -600,6 +600,9 @@ def headline(found: Sequence[Kept]) -> str:
                 f"{spread(list(by_budget[budget].figures(row).values()))} ({len(results)})"
             )
         rows.append([MODELS[model].label, ", ".join(counts), *cells])
+    column = next(each for each in columns("small") if each.name == f"{BEYOND}-cifar10")
+    if reference := column.reference(by_budget["short"]):
+        rows.append([f"({reference[0]})", None, *[f"{reference[1]:.3f}"] * len(shown)])
     steps = [f"{BUDGETS['small'][budget].steps:,} steps" for budget, _ in shown]
     return table(
         f"model | parameters | {steps[0]} | {steps[1]} | pixels shuffled, {steps[2]}", rows

@@ -195,13 +195,13 @@ def test_network_whose_convolutions_were_exchanged_is_called_as_it_is(changes):
     torch.manual_seed(0)
     steps = GlowSteps((3, 8, 8), 2, 16)
     steps(torch.rand(3, 3, 8, 8))
-    for layer in steps.steps._transforms:
+    for layer in steps.transform._transforms:
         network = layer.flow.conditioner.network
         network.initial = torch.nn.Conv2d(6, 16, 3, **{"padding": 1, **changes})
     moved(steps, 0.1)
     values = torch.rand(3, 3, 8, 8)
     found = steps(values)[0]
-    for layer in steps.steps._transforms:
+    for layer in steps.transform._transforms:
         layer.flow.conditioner.network.register_forward_hook(lambda *_: None)
     torch.testing.assert_close(found, steps(values)[0])
 

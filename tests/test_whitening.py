@@ -19,6 +19,7 @@ from nflows_mixer.transforms import (
     InvertibleConv1x1,
     LULinear,
     ReshapeTransform,
+    ReversibleCompositeTransform,
     RLULinear,
     initialize,
 )
@@ -40,11 +41,13 @@ def correlated(rows, features):
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_weight_is_the_symmetric_one_that_whitens(name):
+@pytest.mark.parametrize("composite", [CompositeTransform, ReversibleCompositeTransform])
+def test_weight_is_the_symmetric_one_that_whitens(composite, name):
+    """Also in a composite that makes a pass for its ActNorms alone."""
     rows = correlated(500, 5)
     block = BLOCKS[name](5).double()
     start = block.weight().detach().clone()
-    initialize(CompositeTransform([block, ActNorm(5).double()]), rows, whiten=True)
+    initialize(composite([block, FlowLayer(5).double()]), rows, whiten=True)
     whitening = start.inverse() @ block.weight()
     torch.testing.assert_close(whitening, whitening.mT, rtol=0, atol=1e-12)
     assert torch.linalg.eigvalsh(whitening).min() > 0
@@ -153,6 +156,13 @@ def test_rows_that_do_not_vary_leave_the_identity(value):
     block = LULinear(4).double()
     initialize(block, torch.full((7, 4), value, dtype=torch.float64), whiten=True)
     assert torch.equal(block.weight(), torch.eye(4).double())
+
+
+def test_block_that_was_trained_is_refused_where_no_actnorm_tells():
+    block = LULinear(3)
+    initialize(block, torch.randn(99, 3), whiten=True)
+    with expect(ValueError, "a block at the identity"):
+        initialize(block, torch.randn(99, 3), whiten=True)
 
 
 def test_nothing_to_whiten_is_refused():

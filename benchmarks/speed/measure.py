@@ -138,8 +138,8 @@ def operations(setting: Setting, model: Any, collapsed: bool) -> list[Any]:
     local = convolutions(model, lambda: model.log_prob(images))
     local = [replace(each, layout=torch.channels_last) for each in local]
     for steps in (part for part in model.modules() if isinstance(part, GlowSteps)):
-        pixels = math.prod(steps.image_shape) // steps.steps._transforms[0].features
-        sizes = [layer.features for layer in steps.steps._transforms]
+        pixels = math.prod(steps.image_shape) // steps.transform._transforms[0].features
+        sizes = [layer.features for layer in steps.transform._transforms]
         local += [Product(pixels, size, size) for size in sizes]
     return [*matrix_products(model, collapsed), *local]
 

@@ -204,12 +204,11 @@ def _mixing_flow(
 def _check_order(linear: Any, flow: Any, mask: str) -> None:
     """Raise where a part asks what is where in a row, which a mask has put in another order."""
     advice = "give couplings alone the mask, as in channel_flow=partial(AffineCoupling, mask=...)"
-    for part in (linear, flow):
-        asks = part is linear is not None and "axes" in named_keywords(part)
-        if asks or "mask" in getattr(part, "keywords", {}):
-            kind = getattr(part, "func", part)
-            got = f"{getattr(kind, '__name__', kind)} beside mask={mask!r}"
-            raise mismatch(OWNER, "rows in their order for a part that reads axes", got, advice)
+    of_linear = linear is not None and "axes" in named_keywords(linear)
+    if of_linear or "mask" in getattr(flow, "keywords", {}):
+        part = linear if of_linear else flow.func
+        got = f"{getattr(part, '__name__', part)} beside mask={mask!r}"
+        raise mismatch(OWNER, "rows in their order for a part that reads axes", got, advice)
 
 
 def _check_mixing(spec: MixerFlowSpec, flow: Transform) -> None:

@@ -12,7 +12,7 @@ from nflows.distributions.base import Distribution
 from nflows.transforms import Transform
 from torch import Tensor, distributions, nn
 
-from nflows_mixer._checks import as_pair, check_positive, mismatch
+from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer.core.factory import UNSET, Unset, call_factory
 from nflows_mixer.distributions import DiagonalNormal
 from nflows_mixer.flows.builder import Spec
@@ -66,7 +66,7 @@ class MixerFlowSpec(Spec):
         if is_ready(self.base):
             factories.remove("base")
         self.check(OWNER, ("hidden_features",), factories)
-        for count in as_pair(self.num_flow_layers, OWNER, "num_flow_layers"):
+        for count in self.flow_layers.values():
             check_positive(OWNER, "num_flow_layers", count)
         if not self.scales:
             advice = "give one number, or one for each scale"
@@ -91,8 +91,12 @@ class MixerFlowSpec(Spec):
     @property
     def flow_layers(self) -> dict[str, int]:
         """Flow layers of a channel flow and of a patch flow."""
-        counts = as_pair(self.num_flow_layers, OWNER, "num_flow_layers")
-        return dict(zip(("channel_flow", "patch_flow"), counts))
+        given, names = self.num_flow_layers, ("channel_flow", "patch_flow")
+        counts = list(given) if isinstance(given, Sequence) else [given, given]
+        if len(counts) != len(names):
+            expected = "num_flow_layers as one number, or a pair for channel and patch flows"
+            raise mismatch(OWNER, expected, given, "give one of these")
+        return dict(zip(names, counts))
 
     def patches(self) -> list[Callable[[tuple[int, int, int]], PatchTransform]]:
         """A factory of the patches of each layer."""

@@ -177,7 +177,7 @@ class History(Callback):
 
 
 def _clocks() -> np.ndarray:
-    """Wall time, and CPU time of this process, which other processes do not lengthen; seconds."""
+    """Wall time, and CPU time of this process; seconds."""
     return np.array([time.perf_counter(), time.process_time()])
 
 

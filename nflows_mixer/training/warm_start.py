@@ -40,10 +40,8 @@ def start_from(path: str, flow: ImageFlow) -> None:
     trained = load_weights(path)
     assert trained.architecture is not None
     before, now = trained.architecture.arguments, flow.architecture.arguments
-    old, new = (
-        before.get("num_layers"),
-        now.get("num_layers"),
-    )  # of a MixerFlow of one scale
+    # Numbers, of a MixerFlow of one scale.
+    old, new = before.get("num_layers"), now.get("num_layers")
     if isinstance(old, int) and isinstance(new, int) and old < new:
         lists = {name: now[name] for name in ("patch_size", "shift") if before[name] != now[name]}
         trained = grow(trained, new, **lists)

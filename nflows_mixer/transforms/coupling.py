@@ -49,9 +49,8 @@ class Coupling(Transform):
         conditioner: network f, or a factory ``(in_features, out_features) -> network``, which is
             given those of ``context_features``, ``norm``, ``hidden_features``, ``moved_features``
             (how many move), ``axes`` and ``positions`` (of what conditions and of what moves, in
-            the row) that its signature names. It gets the conditioning
-            part (and the context, if it takes one) and gives ``parameters_per_feature`` parameters
-            for each feature that moves.
+            the row) that its signature names. It gets the conditioning part (and the context, if it
+            takes one) and gives ``parameters_per_feature`` parameters for each feature that moves.
         conditioning: which part conditions, "first" or "second".
         context_features: length of the context, for the factory; refused where it takes none.
         norm: of the conditioner, for the factory: "layer", "batch" or None; its own default where

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-from einops import rearrange, reduce, repeat
-from nflows.transforms import Transform
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nflows_mixer._checks import (
-    check_choice,
-    check_context,
-    check_image_shape,
-    check_positive,
-    wrong_event,
-)
-from nflows_mixer._modes import EVALUATING, running_statistics, widened
+from nflows_mixer._checks import check_choice, check_image_shape, check_positive, wrong_event
 from nflows_mixer.core.composite import Passage
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.core.factory import UNSET, call_factory
@@ -28,6 +19,7 @@ from nflows_mixer.nn.conditioner import Statistics, half_precision
 from nflows_mixer.transforms.coupling import AffineCoupling, ConditionerLike
 from nflows_mixer.transforms.flow_layer import FlowLayer
 from nflows_mixer.transforms.linear import FullLinear, LULinear
+from nflows_mixer.transforms.mixing import RowsTransform
 from nflows_mixer.transforms.reversible import ReversibleCompositeTransform
 from nflows_mixer.transforms.squeeze import SqueezeTransform
 
@@ -35,7 +27,7 @@ _KERNELS, _PADDING = ((3, 3), (1, 1), (3, 3)), ((1, 1), (0, 0), (1, 1))
 MATRICES = {"lu": partial(LULinear, bias=False), "full": FullLinear}
 
 
-class GlowSteps(Transform):
+class GlowSteps(RowsTransform):
     r"""Steps of flow on the squeezed image, which is put back: a local flow of images.
 
     .. math:: \mathrm{squeeze}^{-1} \circ \big(\mathrm{coupling} \circ
@@ -88,41 +80,28 @@ class GlowSteps(Transform):
         *,
         context_features: int | None = None,
     ) -> None:
-        super().__init__()
-        self.image_shape = check_image_shape(image_shape, "GlowSteps")
+        shape = check_image_shape(image_shape, "GlowSteps")
         num_steps = check_positive("GlowSteps", "num_steps", num_steps)
         check_choice("GlowSteps", "matrix", matrix, tuple(MATRICES))
-        self.squeeze = squeeze
-        channels, height, width = SqueezeTransform(squeeze).output_shape(self.image_shape)
+        channels, height, width = SqueezeTransform(squeeze).output_shape(shape)
         network = conditioner or partial(ConvConditioner, hidden_channels=hidden_channels)
         of_pixels = partial(PixelConditioner, network=network, image_size=(height, width))
-        self.steps = ReversibleCompositeTransform(
-            [
-                FlowLayer(
+        steps = [
+            FlowLayer(
+                channels,
+                linear=MATRICES[matrix],
+                flow=AffineCoupling(
                     channels,
-                    linear=MATRICES[matrix],
-                    flow=AffineCoupling(
-                        channels,
-                        of_pixels,
-                        scale,
-                        ("first", "second")[index % 2],
-                        context_features=context_features,
-                    ),
-                )
-                for index in range(num_steps)
-            ],
-            memory="full",
-        )
-        self._passes_context = takes_context(self.steps)
-
-    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map images."""
-        return self._map(self.steps, inputs, context)
-
-    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map images back, with running statistics even in training mode."""
-        with nullcontext() if EVALUATING.get() else running_statistics(self.steps):
-            return self._map(self.steps.inverse, widened(self, inputs), context)
+                    of_pixels,
+                    scale,
+                    ("first", "second")[index % 2],
+                    context_features=context_features,
+                ),
+            )
+            for index in range(num_steps)
+        ]
+        super().__init__(ReversibleCompositeTransform(steps, memory="full"))
+        self.image_shape, self.squeeze = shape, squeeze
 
     def passage(self, inputs: Tensor) -> Passage:
         """Squeezed pixels out of images, and back."""
@@ -132,24 +111,14 @@ class GlowSteps(Transform):
         _, height, width = self.image_shape
         images, rows = "b c (h s) (w t)", "(b h w) (c s t)"
         sizes = {"h": height // s, "w": width // s, "s": s, "t": s}
+        count = sizes["h"] * sizes["w"]
         return Passage(
-            self.steps,
+            self.transform,
             lambda given: rearrange(given, f"{images} -> {rows}", s=s, t=s),
             lambda given, _: rearrange(given, f"{rows} -> {images}", **sizes),
-            lambda context: self._of_pixels(context, len(inputs), sizes["h"] * sizes["w"]),
-            sizes["h"] * sizes["w"],
+            lambda context: self._row_context(context, len(inputs), count),
+            count,
         )
-
-    def _map(self, function: Any, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        _, enter, leave, of_pixels, count = self.passage(inputs)
-        outputs, logabsdet = function(enter(inputs), of_pixels(context))
-        return leave(outputs, inputs), reduce(logabsdet, "(b rows) -> b", "sum", rows=count)
-
-    def _of_pixels(self, context: Tensor | None, batch: int, rows: int) -> Tensor | None:
-        if context is None or not self._passes_context:
-            return None
-        check_context(context, batch, "GlowSteps")
-        return repeat(context, "b f -> (b rows) f", rows=rows)
 
 
 class PixelConditioner(Conditioner):

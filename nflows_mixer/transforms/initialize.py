@@ -83,13 +83,15 @@ def initialize(
             "initialize the transform inside of it"
         )
     norms = [part.initialized for part in _actnorms(module)]
-    whitened = _blocks(module) if whiten and not any(norms) else []
-    if whiten and not _blocks(module):
+    blocks = _blocks(module) if whiten else []
+    if whiten and not blocks:
         advice = "leave whiten out"
         raise mismatch("initialize", "linear blocks that whiten", "none", advice)
-    if whitened or not all(norms):
+    if any(norms):
+        blocks = []
+    if blocks or not all(norms):
         with in_mode(module, training=True), scratch_buffers(module, keep=(ActNorm,)):
-            with _whitening(whitened):
+            with _whitening(blocks):
                 if isinstance(module, Flow):
                     module.log_prob(inputs, context, **others)
                 else:
@@ -103,9 +105,17 @@ def _blocks(module: nn.Module) -> list[Any]:
 
 @contextmanager
 def _whitening(blocks: Sequence[Any]) -> Iterator[None]:
-    """Let each linear block be set from what it is called with."""
+    """Let each linear block be set from what it is called with first."""
+    waiting = set(blocks)
+
+    def before_call(block: Any, arguments: tuple[Tensor, ...]) -> None:
+        # A composite may make two passes, the first of them for its ActNorms.
+        if block in waiting:
+            waiting.remove(block)
+            _whiten_rows(block, arguments[0])
+
     # What has a hook is called as it is, and not folded into its neighbors.
-    hooks = [block.register_forward_pre_hook(_whiten_rows) for block in blocks]
+    hooks = [block.register_forward_pre_hook(before_call) for block in blocks]
     try:
         yield
     finally:
@@ -113,8 +123,7 @@ def _whitening(blocks: Sequence[Any]) -> Iterator[None]:
             hook.remove()
 
 
-def _whiten_rows(block: Any, arguments: tuple[Tensor, ...]) -> None:
-    rows = arguments[0]
+def _whiten_rows(block: Any, rows: Tensor) -> None:
     rows = rows.to(torch.float32 if rows.device.type == "mps" else torch.float64)
     features = rows.shape[1]
     count = all_reduce_sum(rows.new_tensor(len(rows)))

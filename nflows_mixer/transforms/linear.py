@@ -18,6 +18,7 @@ from nflows_mixer._checks import (
     check_channels,
     check_choice,
     check_positive,
+    mismatch,
     wrong_event,
 )
 
@@ -234,7 +235,13 @@ class LULinear(LinearBlock):
         Args:
             weight: S, [D, D], symmetric and positive definite.
             bias: t, [D]; left out where there is no b.
+
+        Raises:
+            ValueError: if the block is not at the identity, which is all that this replaces.
         """
+        if self.packed.any():
+            got, advice = "one that was changed", "build another, or leave it as it is"
+            raise mismatch(type(self).__name__, "a block at the identity", got, advice)
         factor = torch.linalg.cholesky(weight)
         diagonal = factor.diagonal()
         lower, upper = factor / diagonal, diagonal.unsqueeze(1) * factor.mT

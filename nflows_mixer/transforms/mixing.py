@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -20,18 +21,24 @@ from nflows_mixer.numerics.autoregressive import inverse_of
 from nflows_mixer.transforms.patches import PatchTransform
 
 
-class _MixingTransform(Transform):
-    """Rows cut out of a matrix by an einops pattern, and put back by the same."""
+class RowsTransform(Transform):
+    r"""Base of transforms of rows that are cut out of something larger, and put back.
 
-    _rows: str
-    _row_axis: int
+    .. math:: \log|\det J| = \sum_{\text{rows}} \log|\det J_f|
 
-    image_shape = None  # of any size
+    A subclass says by ``passage(inputs)`` what the rows are, see ``core.composite.Passage``.
 
-    def __init__(self, transform: Transform | nn.Module, positions: Tensor | None = None) -> None:
+    Args:
+        transform: f, of rows.
+        positions: a table of one vector per row, handed to f as context; None for none.
+
+    Raises:
+        ValueError: if there are positions, and f takes no context.
+    """
+
+    def __init__(self, transform: Transform, positions: Tensor | None = None) -> None:
         super().__init__()
-        self.transform = adapted(transform, type(self).__name__)
-        check_usable(self.transform, type(self).__name__)
+        self.transform = transform
         if isinstance(positions, nn.Parameter):
             self.positions = positions
         else:
@@ -46,6 +53,10 @@ class _MixingTransform(Transform):
                 "build it with context_features, or leave positions out",
             )
 
+    @abstractmethod
+    def passage(self, inputs: Tensor) -> Passage:
+        """Rows out of the inputs, and back."""
+
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map every row forward."""
         return self._map_rows(self.transform, inputs, context)
@@ -54,25 +65,6 @@ class _MixingTransform(Transform):
         """Map every row back, with running statistics even in training mode."""
         with nullcontext() if EVALUATING.get() else running_statistics(self.transform):
             return self._map_rows(inverse_of(self.transform), widened(self, inputs), context)
-
-    def passage(self, inputs: Tensor) -> Passage:
-        """Rows out of a matrix, and back."""
-        if inputs.dim() != 3:
-            raise mismatch(
-                type(self).__name__,
-                "matrices of shape [B, patches, channels]",
-                list(inputs.shape),
-                "put PatchTransform before it",
-            )
-        batch, count = inputs.shape[0], inputs.shape[self._row_axis]
-        sizes = dict(zip("bpc", inputs.shape))
-        return Passage(
-            self.transform,
-            lambda matrix: rearrange(matrix, f"b p c -> {self._rows}"),
-            lambda rows, matrix: rearrange(rows, f"{self._rows} -> b p c", **sizes),
-            lambda context: self._row_context(context, batch, count),
-            count,
-        )
 
     def _map_rows(self, function, inputs: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         _, enter, leave, row_context, count = self.passage(inputs)
@@ -113,6 +105,39 @@ class _MixingTransform(Transform):
                 )
             parts.append(repeat(self.positions, "rows f -> (b rows) f", b=batch))
         return torch.cat(parts, dim=1) if parts else None
+
+
+class _MixingTransform(RowsTransform):
+    """Rows cut out of a matrix by an einops pattern, and put back by the same."""
+
+    _rows: str
+    _row_axis: int
+
+    image_shape = None  # of any size
+
+    def __init__(self, transform: Transform | nn.Module, positions: Tensor | None = None) -> None:
+        flow = adapted(transform, type(self).__name__)
+        check_usable(flow, type(self).__name__)
+        super().__init__(flow, positions)
+
+    def passage(self, inputs: Tensor) -> Passage:
+        """Rows out of a matrix, and back."""
+        if inputs.dim() != 3:
+            raise mismatch(
+                type(self).__name__,
+                "matrices of shape [B, patches, channels]",
+                list(inputs.shape),
+                "put PatchTransform before it",
+            )
+        batch, count = inputs.shape[0], inputs.shape[self._row_axis]
+        sizes = dict(zip("bpc", inputs.shape))
+        return Passage(
+            self.transform,
+            lambda matrix: rearrange(matrix, f"b p c -> {self._rows}"),
+            lambda rows, matrix: rearrange(rows, f"{self._rows} -> b p c", **sizes),
+            lambda context: self._row_context(context, batch, count),
+            count,
+        )
 
 
 class ChannelMixingTransform(_MixingTransform):
