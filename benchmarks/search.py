@@ -45,8 +45,7 @@ def _steps(num_layers: Any, width: int, steps: int, channels: int, **changes: An
     local = partial(
         GlowSteps, num_steps=steps, hidden_channels=channels, **{"matrix": "full", **changes}
     )
-    sizes = {"num_layers": num_layers, "hidden_features": width, "local_flow": local}
-    return Variant(sizes)
+    return Variant({"num_layers": num_layers, "hidden_features": width, "local_flow": local})
 
 
 _UNBOUNDED = {"channel_flow": AffineCoupling, "patch_flow": AffineCoupling}
@@ -60,9 +59,12 @@ CIFAR10: dict[str, Variant] = {
     "moving average of 0.98": Variant(recipe={"ema_decay": 0.98}),
     "no norm": Variant({"norm": None}),
     "scale without a bound": Variant(_UNBOUNDED),
-    "1x1 convolutions in LU form": _steps(4, 44, 6, 36, matrix="lu"),
-    "3 layers of 3 wider steps": _steps(3, 63, 3, 60),
-    "two scales, 3 and 1 layers": _steps([3, 1], 43, 6, 35),
+    "1x1 convolutions in LU form": _steps(4, 44, 8, 36, matrix="lu"),
+    "3 layers of 4 wider steps": _steps(3, 64, 4, 72),
+    "6 steps, 4 layers in each channel flow": Variant(
+        {**_steps(4, 44, 6, 36).arguments, "num_flow_layers": 4}
+    ),
+    "two scales, 3 and 1 layers": _steps([3, 1], 43, 8, 35),
 }
 MNIST: dict[str, Variant] = {
     "preset": Variant(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from pydoc import locate
@@ -31,6 +31,7 @@ from nflows_mixer.training.signals import stopped_by_signals
 from nflows_mixer.training.warm_start import start_from
 
 PROG = "nflows-mixer"
+MIXERFLOW = {"class_path": "nflows_mixer.mixerflow"}
 OF_THE_DATA = {"image_shape", "num_classes"}
 """Arguments of builders that the images say."""
 OF_FIT = ("out", "validate_every", "checkpoint_every", "evaluation_images", "num_workers")
@@ -94,14 +95,20 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         with stopped_by_signals(lambda: "start the same command again"):
             arguments = build_parser().parse_args(argv)
             if arguments.subcommand == "train":
+                if (arguments.train.model.get("init_args") or {}).get("preset") is not None:
+                    # Of the model that is trained where none is named, a preset takes nothing.
+                    arguments = build_parser(MIXERFLOW).parse_args(argv)
                 return train(arguments.train)
             return evaluate(arguments.evaluate)
     except SAID as error:
         raise SystemExit(f"error: {error}") from error
 
 
-def build_parser() -> ArgumentParser:
+def build_parser(model: Mapping[str, Any] | None = None) -> ArgumentParser:
     """Return the parser of the command.
+
+    Args:
+        model: what is trained where nothing is said of it; that of "digits" where None.
 
     Example:
         >>> config = build_parser().parse_args(["train", "--config", "cifar10"]).train
@@ -110,16 +117,19 @@ def build_parser() -> ArgumentParser:
     """
     parser = ArgumentParser(prog=PROG, description="Normalizing flows on images.")
     commands = parser.add_subcommands()
-    commands.add_subcommand("train", train_parser(), help="train a flow, evaluate it, sample")
+    commands.add_subcommand("train", train_parser(model), help="train a flow, evaluate it, sample")
     commands.add_subcommand("evaluate", evaluate_parser(), help="figures of trained weights")
     return parser
 
 
-def train_parser() -> ArgumentParser:
-    """Return the parser of ``nflows-mixer train``: signatures of the library, in groups."""
+def train_parser(model: Mapping[str, Any] | None = None) -> ArgumentParser:
+    """Return the parser of ``nflows-mixer train``: signatures of the library, in groups.
+
+    Args:
+        model: as in ``build_parser``.
+    """
     parser = ArgumentParser(
-        description="Train a flow on images, on any number of devices; evaluate it; draw samples.",
-        default_config_files=[preset_file("digits")],
+        description="Train a flow on images, on any number of devices; evaluate it; draw samples."
     )
     known = f"a YAML file, or the name of one that ships: {', '.join(preset_names())}"
     parser.add_argument("--config", action=PresetOrFile, help=known)
@@ -145,6 +155,9 @@ def train_parser() -> ArgumentParser:
         parser.add_argument(f"--{name}", action="store_true", help=meaning)
     skip = _all_but(OF_TRAINER, Trainer)
     parser.add_class_arguments(Trainer, "trainer", skip=skip, instantiate=False)
+    usual = yaml.safe_load(Path(preset_file("digits")).read_text())
+    recipe = {f"recipe.{name}": value for name, value in usual["recipe"].items()}
+    parser.set_defaults({"data": usual["data"], "model": model or usual["model"], **recipe})
     parser.set_defaults({"out": "runs/train", "trainer.devices": 1})
     return parser
 

@@ -241,8 +241,8 @@ MODELS: dict[str, Model] = {
         _WHITENED,
         **_CHECKERBOARD,
     ),
-    "mixerflow-local": _local("MixerFlow with local flows", 4, 44, 6, 36),
-    "mixerflow-local-3": _local("MixerFlow with fewer, wider local flows", 3, 63, 3, 60),
+    "mixerflow-local": _local("MixerFlow with local flows", 4, 44, 8, 36),
+    "mixerflow-local-3": _local("MixerFlow with fewer, wider local flows", 3, 64, 4, 72),
     "made": _rows("MADE", made),
     "maf": _rows("MAF", maf, 10, 5, recipe=_ABLATED),  # at 0.01 its first steps overflow, too
     "mixerflow-maf": _mixer("cifar10", None, {}, "MixerFlow with MAF", **_MAF_FLOWS),
