@@ -73,14 +73,14 @@ _LEARNED_NOISE = Pixels(
         VariationalDequantization,
         noise=partial(
             ConditionalNoise,
-            num_steps=1,
+            num_steps=2,
             scale=1.7,
             conditioner=partial(ConvConditioner, hidden_channels=24),
         ),
         encoder=partial(DenseEncoder, hidden_channels=8, num_layers=1, growth=8),
         context_features=12,
     ),
-    logit=1e-5,
+    logit=1e-6,
 )
 
 MIXERFLOW_PRESETS: dict[str, Preset] = {
