@@ -25,6 +25,7 @@ from nflows_mixer.data.image_data import check_same_images, with_levels
 from nflows_mixer.evaluation import Evaluation, evaluate_weights
 from nflows_mixer.evaluation.report import trained_on
 from nflows_mixer.flows import MIXERFLOW_PRESETS, ImageFlow, Pixels
+from nflows_mixer.flows.pixels import BACKGROUND
 from nflows_mixer.training import FlowModule, Recipe, fit, table
 from nflows_mixer.training.presets import preset_file, preset_names
 from nflows_mixer.training.signals import stopped_by_signals
@@ -196,8 +197,9 @@ def train(arguments: Namespace) -> dict[str, Any]:
         print(_announcement(images))
         if chosen is not None:
             print(
-                f"a quarter of the pixels or more are at an end of their range: a logit of them "
-                f"({chosen.logit:g}) is put before the flow; --model.pixels null leaves it out"
+                f"a quarter of the pixels or more are at an end of their range: {chosen.dequantization} "
+                f"noise and a logit of them ({chosen.logit:g}) are put before the flow; "
+                "--model.pixels null leaves them out"
             )
     trainer = {name: value for name, value in vars(arguments.trainer).items() if value is not None}
     results = fit(
@@ -257,10 +259,11 @@ def build_flow(model: Namespace, images: ImageData, conditional: bool) -> ImageF
 
 
 def automatic_pixels(model: Namespace, images: ImageData) -> Pixels | None:
-    """Return a logit of the pixels where it is called for and nothing is said of them, or None.
+    """Return a logit and learned noise where they are called for and nothing is said, or None.
 
     A quarter of the pixels or more may be at the ends of their range, a black or white background
-    against which ink is an outlier that a linear scale leaves far off.
+    against which ink is an outlier that a linear scale leaves far off. Noise is learned of images
+    of an even height and width.
 
     Args:
         model: dotted name of the function that builds the flow, and its arguments.
@@ -269,7 +272,7 @@ def automatic_pixels(model: Namespace, images: ImageData) -> Pixels | None:
     Example:
         >>> config = build_parser().parse_args(["train"])
         >>> automatic_pixels(config.train.model, load_images("digits")).logit
-        0.001
+        1e-06
     """
     given = model.get("init_args") or {}
     preset = MIXERFLOW_PRESETS.get(given.get("preset") or "")
@@ -277,7 +280,10 @@ def automatic_pixels(model: Namespace, images: ImageData) -> Pixels | None:
         return None
     some = images.train.images(slice(10_000))
     at_ends = (some == 0) | (some == images.levels - 1)
-    return Pixels(logit=1e-3) if at_ends.sum() > some.numel() / 4 else None
+    if at_ends.sum() <= some.numel() / 4:
+        return None
+    even = not any(size % 2 for size in images.image_shape[1:])
+    return BACKGROUND if even else Pixels(logit=1e-3)
 
 
 def factory_of(value: Any) -> Any:

@@ -6,6 +6,7 @@ import io
 import json
 import runpy
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from nflows_mixer.flows import (
     mixerflow,
     save_weights,
 )
+from nflows_mixer.flows.pixels import BACKGROUND
 from nflows_mixer.nn import DenseAttentionConditioner
 from nflows_mixer.training import Recipe
 from nflows_mixer.training.presets import preset_names
@@ -201,7 +203,9 @@ def test_dark_background_puts_a_logit_before_a_mixerflow_that_says_nothing_of_it
     part = ImageDataset(images)
     data = ImageData("dark", part, part, None, levels=17)
     others = (["--model.pixels.logit=0.1"], ["--config=mnist"], ["--config=denseflow-digits"])
-    assert automatic_pixels(parsed().model, data) == Pixels(logit=1e-3)
+    assert automatic_pixels(parsed().model, data) == BACKGROUND
+    odd = replace(data, train=ImageDataset(images[..., 1:]))
+    assert automatic_pixels(parsed().model, odd) == Pixels(logit=1e-3)
     assert [automatic_pixels(parsed(*each).model, data) for each in others] == [None] * 3
 
 

@@ -44,8 +44,8 @@ def test_mass_at_either_end_puts_a_logit_that_is_said_and_kept(tmp_path, built, 
     np.savez(tmp_path / "x.npz", images=images)
     data = ["--data", tmp_path / "x.npz"]
     flow, facts, said = built(*data)
-    assert flow.architecture.arguments["pixels"].logit == 1e-3
-    assert "a logit of them (0.001)" in said and facts["init_args"]["pixels"]["logit"] == 1e-3
+    assert flow.architecture.arguments["pixels"].logit == 1e-6
+    assert "a logit of them (1e-06)" in said and facts["init_args"]["pixels"]["logit"] == 1e-6
 
 
 def test_null_that_is_said_of_the_pixels_stands(tmp_path, built):
@@ -100,7 +100,7 @@ def test_files_of_fewer_levels_train_and_are_evaluated_as_such(tmp_path, capsys)
     weights = tmp_path / "run/weights.safetensors"
     assert load_weights(weights).dequantization.levels == 17
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["model"]["init_args"]
-    assert config["levels"] == 17 and config["pixels"]["logit"] == 1e-3
+    assert config["levels"] == 17 and config["pixels"]["logit"] == 1e-6
     quick = ["--draws=1", "--images=1", "--out", str(tmp_path / "figures")]
     with pytest.warns(RuntimeWarning, match="interpolations.png is left out"):
         cli.main(["evaluate", "--weights", str(weights), *data, *quick])

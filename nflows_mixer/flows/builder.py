@@ -29,7 +29,7 @@ from nflows_mixer.flows.pixels import NOISE_CHANNELS, DequantizationLike, noise_
 from nflows_mixer.flows.presets import Preset
 from nflows_mixer.nn import ClassEmbedding
 from nflows_mixer.transforms import UniformDequantization, VariationalDequantization
-from nflows_mixer.transforms.variational import NEARLY_UNIFORM
+from nflows_mixer.transforms.variational import NEARLY_UNIFORM, small_variational
 
 
 class Spec:
@@ -109,6 +109,8 @@ class Spec:
             raise mismatch(builder, "a base without context in a flow without one", got, advice)
         if dequantization == "uniform":
             dequantization = UniformDequantization
+        elif dequantization == "variational-small":
+            dequantization = small_variational
         elif dequantization == "variational":
             channels = noise_channels or NOISE_CHANNELS
             network, encoder = noise_networks(channels)

@@ -22,7 +22,9 @@ from nflows_mixer.transforms import (
 )
 
 Dequantization = Union[UniformDequantization, VariationalDequantization]
-DequantizationLike = Union[Literal["uniform", "variational"], Callable[..., Dequantization]]
+DequantizationLike = Union[
+    Literal["uniform", "variational", "variational-small"], Callable[..., Dequantization]
+]
 """A name, or a factory; it is given those of ``image_shape``, ``levels`` and ``checkpoint`` that
 its signature names."""
 
@@ -37,8 +39,9 @@ class Pixels:
     over the channels; a squeeze. Images that are real (``levels=None``) have the last two alone.
 
     Args:
-        dequantization: "uniform", or "variational" with learned noise, or a factory such as
-            ``VariationalDequantization`` (by ``functools.partial`` with networks of your own).
+        dequantization: "uniform", or "variational" with learned noise, or "variational-small" (see
+            ``small_variational``), or a factory such as ``VariationalDequantization`` (by
+            ``functools.partial`` with networks of your own).
         noise_channels: width of the networks of a "variational" dequantization; 64 where None.
         logit: alpha of the logit of pixels, see ``LogitTransform``; None for a linear scale.
         squeeze: factor of the squeeze, 1 for none; patches and shifts then count pixels of the
@@ -135,9 +138,13 @@ def check_dequantization(
         >>> check_dequantization("example", "uniform", None)
     """
     if not callable(kind):
-        check_choice(owner, "dequantization", kind, ("uniform", "variational"))
+        check_choice(owner, "dequantization", kind, ("uniform", "variational", "variational-small"))
     if channels is not None:
         check_positive(owner, "noise_channels", channels)
         if kind != "variational" and not read:
             expected = f"dequantization='variational' beside noise_channels={channels}"
             raise mismatch(owner, expected, repr(kind), "leave noise_channels out")
+
+
+BACKGROUND = Pixels(dequantization="variational-small", logit=1e-6)
+"""For images many of whose pixels are at an end of their range, as ink on a white page."""

@@ -39,7 +39,11 @@ from nflows_mixer.transforms.spline import RationalQuadraticCoupling
 from nflows_mixer.transforms.squeeze import SqueezeAndSplit, SqueezeTransform
 from nflows_mixer.transforms.stochastic import StochasticTransform, UniformDequantization
 from nflows_mixer.transforms.structured import ButterflyLinear, KroneckerLinear
-from nflows_mixer.transforms.variational import ConditionalNoise, VariationalDequantization
+from nflows_mixer.transforms.variational import (
+    ConditionalNoise,
+    VariationalDequantization,
+    small_variational,
+)
 
 __all__ = [
     "ActNorm",
@@ -85,4 +89,5 @@ __all__ = [
     "initialize",
     "initialize_identity",
     "mask_order",
+    "small_variational",
 ]

@@ -16,7 +16,7 @@ from nflows_mixer._checks import check_event, check_image_shape, check_positive,
 from nflows_mixer.core.as_transform import adapted
 from nflows_mixer.core.composite import CompositeTransform
 from nflows_mixer.distributions import standard_normal_log_prob
-from nflows_mixer.nn import DenseConditioner, DenseEncoder
+from nflows_mixer.nn import ConvConditioner, DenseConditioner, DenseEncoder
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.coupling import AffineCoupling
 from nflows_mixer.transforms.linear import InvertibleConv1x1
@@ -168,3 +168,26 @@ class VariationalDequantization(Dequantization):
         """Four channels at half the resolution for each channel of the image [C, H, W]."""
         channels, height, width = input_shape
         return 4 * channels, height // 2, width // 2
+
+
+def small_variational(
+    image_shape: Sequence[int], levels: int = 256, checkpoint: bool = False
+) -> VariationalDequantization:
+    """Return learned noise of small networks, for images on a background of one value.
+
+    On a background uniform noise costs a flow of affine couplings a quarter of a bit for each
+    value, what a normal density lacks to a uniform one. Under a logit of a small alpha the sigmoid
+    of normal noise is nearly normal again. For images of one channel it has 10,942 parameters.
+
+    Args:
+        image_shape, levels, checkpoint: as ``VariationalDequantization``.
+
+    Example:
+        >>> dequantize = small_variational((1, 8, 8))
+        >>> sum(p.numel() for p in dequantize.parameters())
+        10942
+    """
+    coupling = partial(ConvConditioner, hidden_channels=24)
+    encoder = partial(DenseEncoder, hidden_channels=8, num_layers=1, growth=8)
+    noise = partial(NEARLY_UNIFORM, num_steps=2, conditioner=coupling)
+    return VariationalDequantization(image_shape, levels, noise, encoder, 12, checkpoint)
