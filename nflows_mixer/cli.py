@@ -197,9 +197,9 @@ def train(arguments: Namespace) -> dict[str, Any]:
         print(_announcement(images))
         if chosen is not None:
             print(
-                f"a quarter of the pixels or more are at an end of their range: {chosen.dequantization} "
-                f"noise and a logit of them ({chosen.logit:g}) are put before the flow; "
-                "--model.pixels null leaves them out"
+                "a quarter of the pixels or more are at an end of their range: noise "
+                f"({chosen.dequantization}) and a logit of them ({chosen.logit:g}) are put before "
+                "the flow; --model.pixels null leaves them out"
             )
     trainer = {name: value for name, value in vars(arguments.trainer).items() if value is not None}
     results = fit(
