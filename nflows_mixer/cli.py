@@ -188,8 +188,9 @@ def train(arguments: Namespace) -> dict[str, Any]:
     if chosen is not None:  # so that the run's files have it, and a run from them takes it
         arguments.model.init_args.pixels = Namespace(**vars(chosen))
     flow = build_flow(arguments.model, images, arguments.conditional)
-    kept = Namespace({k: v for k, v in vars(arguments).items() if k not in OF_THE_START})
-    text = train_parser().dump(kept, skip_validation=True, skip_unset=False)
+    text = _dumped(arguments)
+    # Arguments of a factory that is itself a default are written out once they have been read.
+    text = _dumped(train_parser(MIXERFLOW).parse_string(text))
     config = yaml.safe_load(text)
     if start is not None:
         start_from(start, flow)
@@ -313,6 +314,11 @@ def factory_of(value: Any) -> Any:
     made = {name: (factory_of(item), factory_of(usual.get(name))) for name, item in given.items()}
     changed = {name: item for name, (item, default) in made.items() if item != default}
     return partial(named, **changed) if changed else named
+
+
+def _dumped(arguments: Namespace) -> str:
+    kept = Namespace({k: v for k, v in vars(arguments).items() if k not in OF_THE_START})
+    return train_parser().dump(kept, skip_validation=True, skip_unset=False)
 
 
 def _announcement(images: ImageData) -> str:
