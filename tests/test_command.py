@@ -106,6 +106,27 @@ def test_run_is_that_of_the_configuration_it_leaves_and_can_be_resumed(trained, 
         run([*left, "--resume", "--recipe.batch_size=10"])
 
 
+def test_factory_with_a_factory_as_default_is_kept_as_it_is_read_back(unfinished, tmp_path):
+    bound = "--model.channel_flow=nflows_mixer.transforms.AffineCoupling"
+    words = ["train", "--out", str(tmp_path / "run")]
+    run([*words, "--model.num_layers=1", bound, "--model.channel_flow.scale=tanh"])
+    kept = tmp_path / "kept.yaml"
+    kept.write_text(yaml.safe_dump({"model": unfinished[0]["facts"]["model"]}))
+    run([*words, "--config", str(kept)])
+    assert unfinished[0]["facts"]["model"] == unfinished[1]["facts"]["model"]
+
+
+def test_preset_takes_nothing_of_the_model_that_is_trained_where_none_is_named(unfinished, tmp_path):
+    images = ["--data", str(tmp_path / "x.npz"), "--out", str(tmp_path / "run")]
+    np.savez(tmp_path / "x.npz", images=np.ones((50, 8, 8), np.uint8))
+    run(["train", "--model.preset=mnist", "--model.patch_size=2", "--model.num_layers=2", *images])
+    module = unfinished[0]["module"]
+    assert size(module.flow) == size(
+        mixerflow("mnist", image_shape=(1, 8, 8), patch_size=2, num_layers=2)
+    )
+    assert module.recipe.steps == Recipe.from_preset("digits").steps
+
+
 def test_denseflow_run_is_that_of_the_configuration_it_leaves(trained, tmp_path):
     first = json.loads((trained / "dense/results.json").read_text())
     assert (first["family"], first["steps"], first["recipe"]["flip"]) == ("denseflow", 2, True)
