@@ -153,6 +153,7 @@ def test_copies_are_equal():
     [
         ({"local_flow": [STEPS]}, "a list of 2 or 3 entries, got 1"),
         ({"local_flow": partial(STEPS, squeeze=3)}, "multiples of 3"),
+        ({"local_flow": partial(STEPS, squeeze=1)}, "2 channels or more, got 1"),
         ({"num_layers": [1, 0]}, "num_layers to be a positive integer, got 0"),
         ({"num_layers": []}, "num_layers.*at least one scale"),
         ({"num_layers": [1, 1], "image_shape": (1, 6, 10)}, "patch height that divides"),

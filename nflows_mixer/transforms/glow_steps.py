@@ -10,7 +10,13 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nflows_mixer._checks import check_choice, check_image_shape, check_positive, wrong_event
+from nflows_mixer._checks import (
+    check_choice,
+    check_image_shape,
+    check_positive,
+    mismatch,
+    wrong_event,
+)
 from nflows_mixer.core.composite import Passage
 from nflows_mixer.core.context import takes_context
 from nflows_mixer.core.factory import UNSET, call_factory
@@ -84,6 +90,8 @@ class GlowSteps(RowsTransform):
         num_steps = check_positive("GlowSteps", "num_steps", num_steps)
         check_choice("GlowSteps", "matrix", matrix, tuple(MATRICES))
         channels, height, width = SqueezeTransform(squeeze).output_shape(shape)
+        if channels < 2:
+            raise mismatch("GlowSteps", "2 channels or more", channels, "let squeeze be 2")
         network = conditioner or partial(ConvConditioner, hidden_channels=hidden_channels)
         of_pixels = partial(PixelConditioner, network=network, image_size=(height, width))
         steps = [
