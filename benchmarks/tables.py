@@ -32,9 +32,11 @@ from benchmarks.papers.models import MODELS
 from benchmarks.papers.rows import BEYOND, FIGURES, ROWS, TABLES, Row, Run
 from benchmarks.scaling.models import NAMES, WAYS
 from nflows_mixer._files import replace_file
+from nflows_mixer.training import Recipe
 
 BENCHMARKS = Path(__file__).parent
 README = BENCHMARKS.parent / "README.md"
+EXAMPLES = BENCHMARKS.parent / "examples/results"
 START, END = "<!-- of benchmarks.tables -->", "<!-- end -->"
 HEADLINE = re.compile(f"{START}.*{END}", re.DOTALL)
 """Where the README has its table."""
@@ -609,6 +611,31 @@ def headline(found: Sequence[Kept]) -> str:
     )
 
 
+def on_mnist() -> str:
+    """Return the table of the README: whole runs of the command on MNIST, beside the published one.
+
+    Runs and their evaluations are in folders under ``examples/results``.
+    """
+    published = next(row.published for row in ROWS if row.run == Run("mixerflow-mnist", "mnist"))
+    recipe = Recipe.from_preset("mnist")
+    steps = f"{recipe.steps:,} of {recipe.batch_size}"
+    rows: list[list[Any]] = [["published, with MAF", 3_932_941, steps, None, published, None]]
+    for preset in ("mnist-maf-local", "mnist-local"):
+        run = json.loads((EXAMPLES / preset / "results.json").read_text())
+        evaluation = EXAMPLES / f"{preset}-evaluation" / "evaluation.json"
+        bounds = json.loads(evaluation.read_text())
+        steps = f"{run['steps']:,} of {run['recipe']['batch_size']}"
+        minutes = run["train_cpu_seconds"] / 60
+        bits = bounds["importance_weighted_bits_per_dim"]["mean"]
+        cells = [run["parameters"], steps, minutes, run["bits_per_dim"]["test"], bits]
+        rows.append([f"`{preset}`", *cells])
+    return table(
+        "MNIST | parameters {:,} | steps | CPU minutes, one thread {:.0f} | bits/dim, one draw "
+        "{:.3f} | bound of 8 draws {:.3f}",
+        rows,
+    )
+
+
 def _title(column: Column) -> str:
     version = f" of the {column.version} version" if column.version else ""
     return f"{TABLES[column.table]} ({column.data}{version}, {FIGURES[column.figure]})"
@@ -726,7 +753,8 @@ def kept_pages() -> Iterator[tuple[Path, str]]:
 
 def readme() -> str:
     """Return the README with its table of the kept figures."""
-    return HEADLINE.sub(f"{START}\n{headline(read(RESULTS))}\n{END}", README.read_text())
+    text = f"{headline(read(RESULTS))}\n\n{on_mnist()}"
+    return HEADLINE.sub(lambda _: f"{START}\n{text}\n{END}", README.read_text())
 
 
 def main(results: str = str(RESULTS)) -> None:
