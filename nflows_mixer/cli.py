@@ -90,7 +90,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         >>> results = run(["train", *quick, *out])
         digits: ...
         >>> results["parameters"]
-        59007
+        54157
     """
     try:
         with stopped_by_signals(lambda: "start the same command again"):

@@ -188,7 +188,8 @@ def test_preset_names_its_architecture_and_holds_its_recipe(preset):
 
 def test_default_is_the_preset_of_digits_with_the_images_left_open():
     torch.manual_seed(0)
-    of_preset, flow = mixerflow("digits-local"), built("--config=digits")
+    of_preset = mixerflow("digits-local", pixels=Pixels())
+    flow = built("--config=digits")
     assert size(of_preset) == size(flow)
     assert vars(Recipe.from_preset("digits")) == vars(Recipe.from_preset("digits-local"))
     both = of_preset.architecture.arguments, flow.architecture.arguments
