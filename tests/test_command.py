@@ -116,7 +116,9 @@ def test_factory_with_a_factory_as_default_is_kept_as_it_is_read_back(unfinished
     assert unfinished[0]["facts"]["model"] == unfinished[1]["facts"]["model"]
 
 
-def test_preset_takes_nothing_of_the_model_that_is_trained_where_none_is_named(unfinished, tmp_path):
+def test_preset_takes_nothing_of_the_model_that_is_trained_where_none_is_named(
+    unfinished, tmp_path
+):
     images = ["--data", str(tmp_path / "x.npz"), "--out", str(tmp_path / "run")]
     np.savez(tmp_path / "x.npz", images=np.ones((50, 8, 8), np.uint8))
     run(["train", "--model.preset=mnist", "--model.patch_size=2", "--model.num_layers=2", *images])
