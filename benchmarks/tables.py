@@ -31,6 +31,7 @@ from benchmarks.papers.kept import RESULTS, Column, Comparison, Kept, columns, l
 from benchmarks.papers.models import MODELS
 from benchmarks.papers.rows import BEYOND, FIGURES, ROWS, TABLES, Row, Run
 from benchmarks.scaling.models import NAMES, WAYS
+from nflows_mixer._checks import mismatch
 from nflows_mixer._files import replace_file
 from nflows_mixer.training import Recipe
 
@@ -614,28 +615,40 @@ def headline(found: Sequence[Kept]) -> str:
 def on_mnist() -> str:
     """Return the table of the README: whole runs of the command on MNIST, beside the published one.
 
-    Runs and their evaluations are in folders under ``examples/results``.
+    Runs and their evaluations are in folders under ``examples/results``. Without any, no table.
+
+    Raises:
+        ValueError: if an evaluation is not of the test images that its run was evaluated on.
     """
     published = next(row.published for row in ROWS if row.run == Run("mixerflow-mnist", "mnist"))
     recipe = Recipe.from_preset("mnist")
     steps = f"{recipe.steps:,} of {recipe.batch_size}"
-    rows: list[list[Any]] = [["published, with MAF", 3_932_941, steps, None, published, None]]
+    rows: list[list[Any]] = [["published, with MAF", None, steps, None, f"{published:.2f}"]]
     for preset in ("mnist-maf-local", "mnist-local"):
-        evaluation = EXAMPLES / f"{preset}-evaluation" / "evaluation.json"
-        if not evaluation.exists():
+        if not (path := EXAMPLES / preset / "results.json").exists():
             continue
-        run = json.loads((EXAMPLES / preset / "results.json").read_text())
-        bounds = json.loads(evaluation.read_text())
+        run = json.loads(path.read_text())
         steps = f"{run['steps']:,} of {run['recipe']['batch_size']}"
-        minutes = run["train_cpu_seconds"] / 60
-        bits = bounds["importance_weighted_bits_per_dim"]["mean"]
-        cells = [run["parameters"], steps, minutes, run["bits_per_dim"]["test"], bits]
-        rows.append([f"`{preset}`", *cells])
-    return table(
-        "MNIST | parameters {:,} | steps | CPU minutes, one thread {:.0f} | bits/dim, one draw "
-        "{:.3f} | bound of 8 draws {:.3f}",
+        minutes, bits = run["train_cpu_seconds"] / 60, run["bits_per_dim"]["test"]
+        rows.append([f"`{preset}`", run["parameters"], steps, minutes, bits, _bound(preset, run)])
+    if len(rows) == 1:
+        return ""
+    return "On MNIST, test images of 28 x 28:\n\n" + table(
+        "model | parameters {:,} | steps | CPU minutes {:.0f} | bits/dim {:.3f} | "
+        "importance-weighted",
         rows,
     )
+
+
+def _bound(preset: str, run: Results) -> str | None:
+    """The importance-weighted bound of a run, if it was evaluated, on the same images."""
+    if not (path := EXAMPLES / f"{preset}-evaluation" / "evaluation.json").exists():
+        return None
+    found = json.loads(path.read_text())
+    splits, counts = zip(*((each["split_hash"], each["test_images"]) for each in (run, found)))
+    if len({*splits}) > 1 or {*counts} != {found["bits_per_dim"]["images"]}:
+        raise mismatch("on_mnist", "an evaluation of the run's test images", splits, "evaluate it")
+    return f"{found['importance_weighted_bits_per_dim']['mean']:.3f} ({found['draws']} draws)"
 
 
 def _title(column: Column) -> str:
@@ -755,7 +768,7 @@ def kept_pages() -> Iterator[tuple[Path, str]]:
 
 def readme() -> str:
     """Return the README with its table of the kept figures."""
-    text = f"{headline(read(RESULTS))}\n\n{on_mnist()}"
+    text = f"{headline(read(RESULTS))}\n\n{on_mnist()}".strip()
     return HEADLINE.sub(lambda _: f"{START}\n{text}\n{END}", README.read_text())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -94,11 +95,11 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """
     try:
         with stopped_by_signals(lambda: "start the same command again"):
-            arguments = build_parser().parse_args(argv)
+            words = list(sys.argv[1:] if argv is None else argv)
+            # A preset takes nothing of the model that is trained where none is named.
+            parser = build_parser(MIXERFLOW if _names_a_preset(words) else None)
+            arguments = parser.parse_args(words)
             if arguments.subcommand == "train":
-                if (arguments.train.model.get("init_args") or {}).get("preset") is not None:
-                    # Of the model that is trained where none is named, a preset takes nothing.
-                    arguments = build_parser(MIXERFLOW).parse_args(argv)
                 return train(arguments.train)
             return evaluate(arguments.evaluate)
     except SAID as error:
@@ -188,9 +189,7 @@ def train(arguments: Namespace) -> dict[str, Any]:
     if chosen is not None:  # so that the run's files have it, and a run from them takes it
         arguments.model.init_args.pixels = Namespace(**vars(chosen))
     flow = build_flow(arguments.model, images, arguments.conditional)
-    text = _dumped(arguments)
-    # Arguments of a factory that is itself a default are written out once they have been read.
-    text = _dumped(train_parser(MIXERFLOW).parse_string(text))
+    text = _read_back(_dumped(arguments))
     config = yaml.safe_load(text)
     if start is not None:
         start_from(start, flow)
@@ -198,9 +197,9 @@ def train(arguments: Namespace) -> dict[str, Any]:
         print(_announcement(images))
         if chosen is not None:
             print(
-                "a quarter of the pixels or more are at an end of their range: noise "
-                f"({chosen.dequantization}) and a logit of them ({chosen.logit:g}) are put before "
-                "the flow; --model.pixels null leaves them out"
+                "a quarter of the pixels or more are at an end of their range: "
+                f"{chosen.dequantization} noise and a logit of them ({chosen.logit:g}) are put "
+                "before the flow; --model.pixels null is uniform noise and a linear scale"
             )
     trainer = {name: value for name, value in vars(arguments.trainer).items() if value is not None}
     results = fit(
@@ -317,8 +316,24 @@ def factory_of(value: Any) -> Any:
 
 
 def _dumped(arguments: Namespace) -> str:
+    """All arguments as YAML, but for where and how the run was started."""
     kept = Namespace({k: v for k, v in vars(arguments).items() if k not in OF_THE_START})
     return train_parser().dump(kept, skip_validation=True, skip_unset=False)
+
+
+def _read_back(text: str) -> str:
+    """The configuration as it is once read: with arguments of factories that are defaults."""
+    parser = train_parser(MIXERFLOW)
+    parser.exit_on_error = False
+    try:
+        return _dumped(parser.parse_string(text))
+    except ArgumentError:  # a default of somebody's builder may be an object that has no text
+        return text
+
+
+def _names_a_preset(words: Sequence[str]) -> bool:
+    flags = "--model.preset", "--model.init_args.preset"
+    return any(word.split("=")[0] in flags or '"preset"' in word for word in words)
 
 
 def _announcement(images: ImageData) -> str:

@@ -68,7 +68,7 @@ from nflows_mixer.transforms import (
     VariationalDequantization,
     identity_maf,
 )
-from nflows_mixer.transforms.variational import NEARLY_UNIFORM
+from nflows_mixer.transforms.variational import nearly_uniform_noise, small_variational
 from tests import baseline_registry
 
 
@@ -622,11 +622,14 @@ TRANSFORMS |= {
     ),
     "VariationalDequantization": noisy(
         lambda: VariationalDequantization(
-            (2, 2, 4), LEVELS, partial(NEARLY_UNIFORM, conditioner=dense), encoder, 5
+            (2, 2, 4), LEVELS, partial(nearly_uniform_noise, conditioner=dense), encoder, 5
         ),
         (2, 2, 4),
         noise=(8, 1, 2),
         domain=pixels,
+    ),
+    "small_variational": noisy(
+        lambda: small_variational((2, 2, 4), LEVELS), (2, 2, 4), noise=(8, 1, 2), domain=pixels
     ),
     "CrossUnitCoupling-white": appending(lambda: CrossUnitCoupling(3, 2)),
     "CrossUnitCoupling": appending(lambda: CrossUnitCoupling(3, 2, 4), context_shape=(4, 2, 4)),

@@ -116,6 +116,16 @@ def test_factory_with_a_factory_as_default_is_kept_as_it_is_read_back(unfinished
     assert unfinished[0]["facts"]["model"] == unfinished[1]["facts"]["model"]
 
 
+def test_model_whose_arguments_have_no_text_is_trained_as_it_was_said(unfinished, tmp_path):
+    def bound(*words):
+        run(["train", "--out", str(tmp_path / "run"), "--model.num_layers=1", *words])
+        return unfinished[-1]["module"].flow.dequantization
+
+    name = "nflows_mixer.transforms.VariationalDequantization"
+    learned = bound(f"--model.pixels.dequantization={name}")
+    assert type(learned).__name__ == "VariationalDequantization"
+
+
 def test_preset_takes_nothing_of_the_model_that_is_trained_where_none_is_named(
     unfinished, tmp_path
 ):

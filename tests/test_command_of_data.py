@@ -45,7 +45,11 @@ def test_mass_at_either_end_puts_a_logit_that_is_said_and_kept(tmp_path, built, 
     data = ["--data", tmp_path / "x.npz"]
     flow, facts, said = built(*data)
     assert flow.architecture.arguments["pixels"].logit == 1e-6
-    assert "a logit of them (1e-06)" in said and facts["init_args"]["pixels"]["logit"] == 1e-6
+    assert flow.architecture.arguments["pixels"].dequantization == "variational-small"
+    assert (
+        "variational-small noise and a logit of them (1e-06)" in said
+        and facts["init_args"]["pixels"]["logit"] == 1e-6
+    )
 
 
 def test_null_that_is_said_of_the_pixels_stands(tmp_path, built):

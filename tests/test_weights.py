@@ -20,6 +20,7 @@ from nflows_mixer.flows import (
     read_metadata,
     save_weights,
 )
+from nflows_mixer.flows.pixels import BACKGROUND
 from nflows_mixer.flows.weights import save_state
 from nflows_mixer.nn import MLP, learned_positions
 from nflows_mixer.training import FlowModule, Recipe
@@ -75,6 +76,7 @@ KINDS = [
     {"linear": KroneckerLinear, "conditioner": partial(MLP, num_layers=1)},
     {"image_shape": (1, 8, 8), "shift": 1},
     {"base": NormalMixture, "pixels": Pixels(logit=1e-3)},
+    {"pixels": BACKGROUND},
 ]
 NAMES = [",".join(kind) or "plain" for kind in KINDS]
 LISTS = {"num_layers": 2, "patch_size": [BAND, (1, 2)], "shift": [None, None]}

@@ -29,7 +29,7 @@ from nflows_mixer.flows.pixels import NOISE_CHANNELS, DequantizationLike, noise_
 from nflows_mixer.flows.presets import Preset
 from nflows_mixer.nn import ClassEmbedding
 from nflows_mixer.transforms import UniformDequantization, VariationalDequantization
-from nflows_mixer.transforms.variational import NEARLY_UNIFORM, small_variational
+from nflows_mixer.transforms.variational import nearly_uniform_noise, small_variational
 
 
 class Spec:
@@ -116,7 +116,7 @@ class Spec:
             network, encoder = noise_networks(channels)
             dequantization = partial(
                 VariationalDequantization,
-                noise=partial(NEARLY_UNIFORM, conditioner=network),
+                noise=partial(nearly_uniform_noise, conditioner=network),
                 encoder=encoder,
                 context_features=channels,
             )

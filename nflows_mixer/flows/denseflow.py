@@ -93,7 +93,8 @@ def denseflow(
         norm: of the conditioners, "layer", "batch" or None; their own default where not given.
         scale: of the modules' couplings, see ``AffineCoupling``; that of noise is "tanh".
         swap: whether modules end with a swap of the halves (as published; not in the paper).
-        dequantization: "variational" or "uniform", or a factory, see ``Pixels``.
+        dequantization: "variational", "variational-small" or "uniform", or a factory, see
+            ``Pixels``.
         noise_channels: width of the networks of a "variational" dequantization, and of those of
             q(e | x); 64.
         base: factory of the base of the last representation, ``shape -> distribution``. A normal

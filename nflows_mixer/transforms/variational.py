@@ -76,8 +76,22 @@ class ConditionalNoise(CompositeTransform):
         self.channels = gaussian.shape[0]
 
 
-NEARLY_UNIFORM = partial(ConditionalNoise, scale=1.7)
-"""Noise whose sigmoid is nearly uniform before training."""
+def nearly_uniform_noise(
+    channels: int,
+    context_features: int = 64,
+    num_steps: int = 4,
+    conditioner: Callable[..., nn.Module] = DenseConditioner,
+) -> ConditionalNoise:
+    """Return noise whose sigmoid is nearly uniform before training; its scale is 1.7 there.
+
+    Args:
+        channels, context_features, num_steps, conditioner: as ``ConditionalNoise``.
+
+    Example:
+        >>> nearly_uniform_noise(4, 8).channels
+        4
+    """
+    return ConditionalNoise(channels, context_features, num_steps, 1.7, conditioner)
 
 
 class VariationalDequantization(Dequantization):
@@ -127,7 +141,7 @@ class VariationalDequantization(Dequantization):
         self,
         image_shape: Sequence[int],
         levels: int = 256,
-        noise: Callable[[int, int], nn.Module] = NEARLY_UNIFORM,
+        noise: Callable[[int, int], nn.Module] = nearly_uniform_noise,
         encoder: Callable[[int, int], nn.Module] = DenseEncoder,
         context_features: int = 64,
         checkpoint: bool = False,
@@ -173,14 +187,18 @@ class VariationalDequantization(Dequantization):
 def small_variational(
     image_shape: Sequence[int], levels: int = 256, checkpoint: bool = False
 ) -> VariationalDequantization:
-    """Return learned noise of small networks, for images on a background of one value.
+    """Return dequantization by learned noise of small networks, for images on a background.
 
     On a background uniform noise costs a flow of affine couplings a quarter of a bit for each
-    value, what a normal density lacks to a uniform one. Under a logit of a small alpha the sigmoid
-    of normal noise is nearly normal again. For images of one channel it has 10,942 parameters.
+    value, what a normal density lacks to a uniform one: log2(2 pi e / 12) / 2. Under a logit of a
+    small alpha the sigmoid of normal noise far below 0 is nearly normal again. For images of one
+    channel it has 10,942 parameters.
 
     Args:
         image_shape, levels, checkpoint: as ``VariationalDequantization``.
+
+    Raises:
+        ValueError: if the height or the width is odd.
 
     Example:
         >>> dequantize = small_variational((1, 8, 8))
@@ -189,5 +207,5 @@ def small_variational(
     """
     coupling = partial(ConvConditioner, hidden_channels=24)
     encoder = partial(DenseEncoder, hidden_channels=8, num_layers=1, growth=8)
-    noise = partial(NEARLY_UNIFORM, num_steps=2, conditioner=coupling)
+    noise = partial(nearly_uniform_noise, num_steps=2, conditioner=coupling)
     return VariationalDequantization(image_shape, levels, noise, encoder, 12, checkpoint)
