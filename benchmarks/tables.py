@@ -596,12 +596,12 @@ def headline(found: Sequence[Kept]) -> str:
     for model in ("glow-11", "mixerflow-32", "mixerflow-local"):
         cells, counts = [], {}
         for budget, shuffle in shown:
-            row = Row(BEYOND, Run(model, "cifar10", shuffle), None)
-            results = by_budget[budget].having(row)
-            counts |= {f"{result['parameters']:,}": None for result in results}
-            cells.append(
-                f"{spread(list(by_budget[budget].figures(row).values()))} ({len(results)})"
-            )
+            row, kept = Row(BEYOND, Run(model, "cifar10", shuffle), None), by_budget[budget]
+            counts |= {f"{result['parameters']:,}": None for result in kept.having(row)}
+            found = list(kept.figures(row).values())
+            failed = sum(name == row.run.name for name, _ in kept.failed)
+            overflowed = f", {failed} more overflowed" if failed else ""
+            cells.append(f"{spread(found)} ({len(found)}{overflowed})" if found else "not run")
         rows.append([MODELS[model].label, ", ".join(counts), *cells])
     column = next(each for each in columns("small") if each.name == f"{BEYOND}-cifar10")
     if reference := column.reference(by_budget["short"]):
