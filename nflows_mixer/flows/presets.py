@@ -41,7 +41,7 @@ def _local(
         "num_layers": num_layers,
         "channel_flow": bounded,
         "patch_flow": bounded,
-        # Local flows do what more layers of channel flows would: see benchmarks/search.py.
+        # What more layers in channel flows would change is a line of benchmarks/search.py.
         "num_flow_layers": (1, 4),
         "mask": "checkerboard",
         "alternate": True,
