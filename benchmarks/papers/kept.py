@@ -261,12 +261,13 @@ def columns(size: str) -> list[Column]:
 
 
 def _check_terms(owner: str, results: Iterable[Mapping[str, Any]]) -> None:
-    """Raise unless results are of one budget and, of each shuffle, one split."""
+    """Raise unless results are of one budget; of each shuffle, one split; of a name, one model."""
     first: dict[str, tuple[str, Any]] = {}
     for result in results:
         terms = {
             "budget": result["budget"],
             "accumulate": result.get("accumulate", 1),
+            **{f"{part}, {result['name']}": result[part] for part in ("arguments", "recipe")},
             f"split, {result['run']['shuffle'] or 'no'} shuffle": result["data"][
                 "split_hash"
             ].partition("-")[0],

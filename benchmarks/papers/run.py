@@ -30,6 +30,7 @@ KEPT = (
     "reference_models",
     "round_trip_error",
     "steps",
+    "skipped_updates",
     "train_seconds",
     "train_cpu_seconds",
     "images_per_second",

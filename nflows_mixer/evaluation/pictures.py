@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -200,7 +201,7 @@ def save_curves(
     references = references or {}
     figure = Figure(figsize=(6, 4))
     axis = figure.subplots()
-    visible = list(references.values())
+    visible: list[float] = []
     for label, points in curves.items():
         if points:
             steps, values = zip(*points)
@@ -210,9 +211,14 @@ def save_curves(
             visible += values[len(values) // 20 :]
     for index, (label, value) in enumerate(references.items()):
         axis.axhline(value, color="gray", linestyle=("-", "--", ":", "-.")[index % 4], label=label)
-    finite = [value for value in visible if abs(value) < float("inf")]
-    if finite:
-        low, high = min(finite), max(finite)
+    finite = np.array([value for value in visible if abs(value) < float("inf")])
+    if len(finite):
+        # So would a step that threw an image far out, whose update was left out.
+        first, third = np.quantile(finite, [0.25, 0.75])
+        finite = finite[abs(finite - (first + third) / 2) <= 10 * (third - first)]
+    shown = [*finite, *references.values()]
+    if shown:
+        low, high = min(shown), max(shown)
         axis.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3)
     axis.set(xlabel="step", ylabel=ylabel)
     if axis.get_legend_handles_labels()[0]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Union, cast
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from nflows.transforms import BatchNorm
 from torch import Tensor
@@ -29,6 +31,8 @@ from nflows_mixer.training.recipe import Recipe
 from nflows_mixer.transforms import ActNorm
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+MOST_SKIPPED = 10
+"""Updates that are left out in a row, at most, before the run stops."""
 Batch = Union[Tensor, Sequence[Tensor]]
 """Images [B, C, H, W], or (images,), or (images, labels)."""
 
@@ -54,7 +58,8 @@ class FlowModule(LightningModule):
     seed, the step and its place in the global batch, so that a run that is resumed, or split over
     other numbers of processes, goes on with the same numbers. The first batch initializes ActNorm,
     over all processes together, before the moving average starts. A loss or gradient that is not
-    finite stops the run before the parameters change, with the name of the layer it came from.
+    finite stops the run before the parameters change, with the name of the layer it came from; or,
+    where the recipe has a ``gradient_skip``, the update is left out, with a warning.
 
     Args:
         flow: what is trained; ``ImageFlow.from_flow`` makes one of any nflows flow.
@@ -75,7 +80,8 @@ class FlowModule(LightningModule):
         TypeError: if the flow is no ``ImageFlow``.
         ValueError: if a flow of several processes has a part that cannot be trained so, or a batch
             is of another form.
-        FloatingPointError: if the loss or a gradient is not finite.
+        FloatingPointError: if the loss or a gradient is not finite, or eleven updates in a row
+            would be left out.
 
     References:
         MixerFlow, Section 5 and Table 8.
@@ -107,6 +113,7 @@ class FlowModule(LightningModule):
         if recipe.whiten and not self._norms:
             advice = "call initialize of nflows_mixer.transforms, or leave whiten out"
             raise mismatch("FlowModule", "an ActNorm, whose start is whiten's", "none", advice)
+        self.skipped_updates = self._skipped_in_a_row = 0
         self._micro_batch = (0, 0)  # step, and how many images of it came before
         self._last: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
         self._metrics: dict[int, dict[str, CatMetric]] = {}  # by loader, and by figure
@@ -267,7 +274,7 @@ class FlowModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient as the recipe says, and stop where it is not finite."""
+        """Clip the gradient as the recipe says; leave out an update or stop where it leaps."""
         if gradient_clip_val is not None:
             expected = "no gradient_clip_val, as the recipe has a gradient_clip"
             raise mismatch("FlowModule", expected, gradient_clip_val, "set it in the recipe")
@@ -279,15 +286,33 @@ class FlowModule(LightningModule):
         norm = clip_gradient(parameters, self.recipe.gradient_clip)
         assert self._last is not None
         images, context, noise, loss = self._last
-        # All processes stop, or none: the search below exchanges statistics between them.
-        if all_reduce_sum((~torch.isfinite(norm + loss)).float()):
+        limit = self.recipe.gradient_skip
+        follows = torch.isfinite(norm + loss) & (norm <= (math.inf if limit is None else limit))
+        # All processes make the update, or none.
+        if not all_reduce_sum((~follows).float()):
+            self._skipped_in_a_row = 0
+        elif limit is None or self._skipped_in_a_row == MOST_SKIPPED:
             where = find_non_finite(self.flow, images, context, noise)
+            expected = "a finite loss and gradient"
+            advice = "or leave such updates out (gradient_skip=100)"
+            if limit is not None:
+                expected += f" of norm up to {limit:g} after {MOST_SKIPPED} updates left out"
+                advice = "or raise gradient_skip"
             raise FloatingPointError(
-                f"step {self.global_step}: expected a finite loss and gradient, got a loss of "
+                f"step {self.global_step}: expected {expected}, got a loss of "
                 f"{loss.item():g} and a gradient of norm {norm.item():g}: {where}; lower the "
-                f"learning rate {self.recipe.learning_rate:g}, or warm up for longer; the "
+                f"learning rate {self.recipe.learning_rate:g}, warm up for longer, {advice}; the "
                 "checkpoint before, if there is one, is intact"
             )
+        else:
+            self._skipped_in_a_row += 1
+            self.skipped_updates += 1
+            rank_zero_warn(
+                f"step {self.global_step}: the gradient's norm is {norm.item():g}, above "
+                f"gradient_skip={limit:g} or not finite; this update is left out"
+            )
+            # Not zeros: those would still move what has momentum.
+            optimizer.zero_grad(set_to_none=True)
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
         """Make the step, and let the moving average follow.
@@ -352,9 +377,15 @@ class FlowModule(LightningModule):
                 f"{cls.__name__}.load_from_checkpoint", expected, error, advice
             ) from error
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how many updates were left out, so that a resumed run gives up where it would."""
+        checkpoint["skipped_updates"] = [self.skipped_updates, self._skipped_in_a_row]
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model, by name."""
         check_state(self.state_dict(), checkpoint["state_dict"], "checkpoint")
+        counts = checkpoint.get("skipped_updates", (0, 0))  # earlier ones have none
+        self.skipped_updates, self._skipped_in_a_row = counts
 
     @torch.no_grad()
     def _evaluate(self, loader: int, batch: Batch) -> None:

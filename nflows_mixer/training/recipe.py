@@ -46,6 +46,10 @@ class Recipe:
         learning_rate: the peak, eta.
         betas: of the optimizer.
         gradient_clip: largest norm of the gradient; None for no bound.
+        gradient_skip: an update is left out where the gradient's norm before that bound is above
+            this, or the loss or gradient is not finite, up to ten times in a row; None for a run
+            that makes every update, and stops where something is not finite. One image that a
+            young flow throws far out is then no end of a run.
         steps: optimizer steps, T.
         batch_size: images per step, over all processes together.
         warmup: steps in which the rate rises to its peak, w: their number, or below 1 a part of
@@ -70,7 +74,7 @@ class Recipe:
     References:
         MixerFlow, Table 8 (the defaults are its column CIFAR-10, but for steps and batch size).
         Kingma and Ba, Adam, 2015, Section 7.1 (Adamax). DenseFlow, Appendix C (decay, fine-tuning,
-        flips). The "5000 epochs" of its warm-up are iterations: its longest run has 650 epochs. In
+        flips). Child, Very Deep VAEs, 2021, Section 4 (updates left out). The "5000 epochs" of its warm-up are iterations: its longest run has 650 epochs. In
         the released code the warm-up's scheduler undoes the decay at each iteration, which is not
         reproduced.
 
@@ -86,6 +90,7 @@ class Recipe:
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     gradient_clip: float | None = 5.0
+    gradient_skip: float | None = None
     steps: int = 1000
     batch_size: int = 100
     warmup: int | float = 0.0
@@ -118,6 +123,7 @@ class Recipe:
             yield counted, f"0 steps{of} or more", value, "give an integer"
         rate, low = self.learning_rate, self.fine_tune_rate
         clip, warmup, ema, decay = self.gradient_clip, self.warmup, self.ema_decay, self.decay
+        skip = self.gradient_skip
         counted = isinstance(warmup, int) and warmup is not True and warmup >= 1
         broken = {name: r for name, r in self.layer_rates.items() if not 0 <= r < math.inf}
         pair = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
@@ -125,6 +131,8 @@ class Recipe:
         yield 0 < rate < math.inf, "learning_rate above 0", rate, "1e-3 is usual"
         yield pair, "two betas, each 0 or more and below 1", self.betas, "(0.9, 0.999) is usual"
         yield clip is None or 0 < clip < math.inf, "gradient_clip above 0", clip, clips
+        skips = "100, or None to make every update, is usual"
+        yield skip is None or 0 < skip < math.inf, "gradient_skip above 0", skip, skips
         yield 0 < low < math.inf, "fine_tune_rate above 0", low, "2e-5 is usual"
         part = counted or 0 <= warmup < 1
         yield part, "a number of steps or 0 <= warmup < 1", warmup, "0.05 is usual"
@@ -150,6 +158,10 @@ class Recipe:
         of_decay = every is None or self.decay is not None
         yield of_decay, f"a decay beside decay_every={every}", "none", "give decay too"
         usual = type(self).__dataclass_fields__["fine_tune_rate"].default
+        clip, skip = self.gradient_clip, self.gradient_skip
+        clips = clip is None or skip is None or clip < skip
+        expected = f"gradient_clip below gradient_skip={skip}"
+        yield clips, expected, clip, "a gradient that is left out is not clipped"
         of_tuning = bool(tuned) or self.fine_tune_rate == usual
         expected = f"fine_tune_steps beside fine_tune_rate={self.fine_tune_rate:g}"
         yield of_tuning, expected, "none", "give fine_tune_steps too"
