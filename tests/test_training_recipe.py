@@ -140,6 +140,8 @@ def test_pattern_that_fits_nothing_is_named():
         ({"learning_rate": 0}, "learning_rate above 0, got 0"),
         ({"learning_rate": math.nan}, "learning_rate above 0, got nan"),
         ({"gradient_clip": math.inf}, "gradient_clip above 0, got inf"),
+        ({"gradient_skip": 0}, "gradient_skip above 0, got 0"),
+        ({"gradient_skip": 5.0}, "gradient_clip below gradient_skip=5.0, got 5.0"),
         ({"steps": -1}, "0 steps or more, got -1"),
         ({"steps": True}, "0 steps or more, got True"),
         ({"batch_size": 0}, "batch_size to be a positive integer, got 0"),

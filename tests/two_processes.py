@@ -120,20 +120,25 @@ def rebuild(rank, folder):
 
 
 def break_loss(rank, folder):
-    """The loss of one process alone is infinite, with gradients that are finite."""
+    """The loss of one process alone is infinite, with gradients that are finite.
+
+    Returns the error of both, and how many gradients are left where such an update is left out.
+    """
     torch.manual_seed(0)
     flow = mixerflow(image_shape=(1, 4, 4), patch_size=2, num_layers=1, shift=None)
     images = torch.randint(256, (8, 1, 4, 4), dtype=torch.uint8)
     flow.initialize(images).train()
-    module = FlowModule(flow, Recipe())
-    optimizer = module.configure_optimizers()["optimizer"]
     noise = torch.rand(images.shape)
     flow.log_prob(images, noise=noise).mean().backward()
-    module._last = (images, None, noise, torch.tensor(torch.inf if rank else 1.0))
-    try:
-        module.configure_gradient_clipping(optimizer)
-    except FloatingPointError as error:
-        return str(error)
+    for skip in (None, 1e9):
+        module = FlowModule(flow, Recipe(gradient_skip=skip))
+        optimizer = module.configure_optimizers()["optimizer"]
+        module._last = (images, None, noise, torch.tensor(torch.inf if rank else 1.0))
+        try:
+            module.configure_gradient_clipping(optimizer)
+        except FloatingPointError as error:
+            message = str(error)
+    return message, sum(parameter.grad is not None for parameter in flow.parameters())
 
 
 def main(rank, folder):
