@@ -73,10 +73,10 @@ class Recipe:
 
     References:
         MixerFlow, Table 8 (the defaults are its column CIFAR-10, but for steps and batch size).
-        Kingma and Ba, Adam, 2015, Section 7.1 (Adamax). DenseFlow, Appendix C (decay, fine-tuning,
-        flips). Child, Very Deep VAEs, 2021, Section 4 (updates left out). The "5000 epochs" of its warm-up are iterations: its longest run has 650 epochs. In
-        the released code the warm-up's scheduler undoes the decay at each iteration, which is not
-        reproduced.
+        Kingma and Ba, Adam, 2015, Section 7.1 (Adamax). Child, Very deep VAEs, 2021, Section 4
+        (updates left out). DenseFlow, Appendix C (decay, fine-tuning, flips). The "5000 epochs" of
+        its warm-up are iterations: its longest run has 650 epochs. In the released code the
+        warm-up's scheduler undoes the decay at each iteration, which is not reproduced.
 
     Example:
         >>> recipe = Recipe(steps=100, warmup=0.1)
