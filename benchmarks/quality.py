@@ -53,8 +53,8 @@ class Climb(NamedTuple):
 
 CLIMBS = {
     REFERENCE: Climb((3e-3, 5e-3, 1e-2), (400,)),
-    "glow-11": Climb((1e-2,), LADDER[3:]),
-    "mixerflow-32": Climb((1e-2,), LADDER[3:]),
+    "glow-11": Climb((1e-2,)),
+    "mixerflow-32": Climb((1e-2,)),
     "mixerflow-local": Climb((1e-2,)),
     "mixerflow-local-3": Climb((1e-2,)),
 }

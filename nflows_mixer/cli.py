@@ -57,11 +57,15 @@ class PresetOrFile(ActionConfigFile):
     """An argument that takes a YAML file, or the name of one that ships with the package."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
-        """Apply the file. Its model is a whole one, to which nothing of the one before is left."""
+        """Apply the file. Nothing of the model before is left to its model, nor of its recipe."""
         given = Namespace({self.dest: []})
         super().__call__(parser, given, preset_file(values), option_string)
         if "model" in given:
             cfg.pop("model", None)
+            own = vars(Recipe())
+            for name, value in _usual()["recipe"].items():
+                if cfg.recipe[name] == value:
+                    cfg.recipe[name] = own[name]
         cfg.update(given)
 
 
@@ -96,8 +100,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     try:
         with stopped_by_signals(lambda: "start the same command again"):
             words = list(sys.argv[1:] if argv is None else argv)
-            # A preset takes nothing of the model that is trained where none is named.
-            parser = build_parser(MIXERFLOW if _names_a_preset(words) else None)
+            # A model takes nothing of the one that is trained where none is named.
+            parser = build_parser(MIXERFLOW if _names_a_model(words) else None)
             arguments = parser.parse_args(words)
             if arguments.subcommand == "train":
                 return train(arguments.train)
@@ -110,7 +114,8 @@ def build_parser(model: Mapping[str, Any] | None = None) -> ArgumentParser:
     """Return the parser of the command.
 
     Args:
-        model: what is trained where nothing is said of it; that of "digits" where None.
+        model: what is trained where nothing is said of it, with the defaults of ``Recipe``; that
+            of "digits", with its recipe, where None.
 
     Example:
         >>> config = build_parser().parse_args(["train", "--config", "cifar10"]).train
@@ -157,9 +162,10 @@ def train_parser(model: Mapping[str, Any] | None = None) -> ArgumentParser:
         parser.add_argument(f"--{name}", action="store_true", help=meaning)
     skip = _all_but(OF_TRAINER, Trainer)
     parser.add_class_arguments(Trainer, "trainer", skip=skip, instantiate=False)
-    usual = yaml.safe_load(Path(preset_file("digits")).read_text())
-    recipe = {f"recipe.{name}": value for name, value in usual["recipe"].items()}
-    parser.set_defaults({"data": usual["data"], "model": model or usual["model"], **recipe})
+    usual = _usual()
+    parser.set_defaults({"data": usual["data"], "model": model or usual["model"]})
+    if model is None:
+        parser.set_defaults({f"recipe.{name}": value for name, value in usual["recipe"].items()})
     parser.set_defaults({"out": "runs/train", "trainer.devices": 1})
     return parser
 
@@ -331,9 +337,15 @@ def _read_back(text: str) -> str:
         return text
 
 
-def _names_a_preset(words: Sequence[str]) -> bool:
-    flags = "--model.preset", "--model.init_args.preset"
+def _names_a_model(words: Sequence[str]) -> bool:
+    """Whether the command line names a model, or a preset of one."""
+    flags = "--model", "--model.preset", "--model.init_args.preset"
     return any(word.split("=")[0] in flags or '"preset"' in word for word in words)
+
+
+def _usual() -> dict[str, Any]:
+    """What is trained where nothing is said."""
+    return yaml.safe_load(Path(preset_file("digits")).read_text())
 
 
 def _announcement(images: ImageData) -> str:

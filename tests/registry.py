@@ -402,7 +402,7 @@ TRANSFORMS: dict[str, Case] = {
     ),
     "MixerFlow-checkerboard": whole((1, 6, 6), num_layers=1, mask="checkerboard", alternate=True),
     "MixerFlow-local": whole(
-        local_flow=[steps, None, partial(steps, conditioner=with_maps)],
+        local_flow=[steps, None, partial(GlowSteps, num_steps=2, conditioner=with_maps)],
         context_features=3,
     ),
     "MixerFlow-transformer": whole(

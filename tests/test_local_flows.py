@@ -84,7 +84,9 @@ def test_the_norm_of_the_conditioners_is_none_of_the_local_flow_s():
 
 def test_a_local_flow_sees_the_context():
     conditioner = partial(_conditional, hidden_channels=8)
-    flow = build(local_flow=partial(STEPS, conditioner=conditioner), context_features=3)
+    flow = build(
+        local_flow=partial(GlowSteps, num_steps=2, conditioner=conditioner), context_features=3
+    )
     context = torch.randn(6, 3, dtype=torch.float64)
     local = next(part for part in flow.modules() if isinstance(part, GlowSteps))
     inputs = torch.rand(6, 1, 8, 8, dtype=torch.float64)
@@ -126,7 +128,36 @@ def test_what_is_split_off_is_normal_given_the_rest():
     kept, dropped = split.split(mixed)
     latents = split.split(prior(mixed)[0])[1]
     unconstrained, shift = prior.conditioner(kept).chunk(2, dim=1)
-    torch.testing.assert_close(latents, dropped * unconstrained.exp() + shift)
+    scale = (2 * torch.tanh(unconstrained / 2)).exp()
+    torch.testing.assert_close(latents, dropped * scale + shift)
+
+
+def test_prior_of_what_is_split_off_sees_the_context():
+    flow = moved(build(num_layers=[1, 1], shift=None, context_features=3), 0.1)
+    prior = flow._transform._transforms[3]
+    inputs = torch.rand(6, 4, 4, 4, dtype=torch.float64)
+    context = torch.randn(6, 3, dtype=torch.float64)
+    assert (prior(inputs, context)[0] - prior(inputs, -context)[0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"local_flow": GlowSteps((1, 8, 8), 1, 8)}, "local_flow as a factory, got GlowSteps"),
+        ({"local_flow": 3}, "local_flow as a factory, got 3; pass a class or a function"),
+        ({"local_flow": "glow"}, "local_flow as a factory"),
+        ({"mask": 3}, "the name of a mask, or a list, got 3"),
+        ({"alternate": "yes"}, "alternate of True or False"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**options)
+
+
+def test_width_that_no_network_reads_is_refused():
+    with pytest.raises(ValueError, match="networks of the usual kind beside hidden_channels=8"):
+        GlowSteps((1, 8, 8), hidden_channels=8, conditioner=ConvConditioner)
 
 
 def test_bases_of_several_scales_are_made_for_each_piece_or_for_the_whole_row():

@@ -248,6 +248,15 @@ def test_results_on_unequal_terms_are_not_compared(key, value, words):
         column_of("mixerflow-4").claims(kept_of(results))
 
 
+@pytest.mark.parametrize("part", ["arguments", "recipe"])
+def test_results_of_two_models_under_one_name_are_not_compared(part):
+    results = shuffled_results()
+    name = "cifar10-global-mixerflow-32"
+    results[name, 1] = {**results[name, 0], "seed": 1, part: {"num_layers": "3"}}
+    with pytest.raises(ValueError, match=rf"equal terms \({part}, {name}\)"):
+        column_of("mixerflow-4").claims(kept_of(results))
+
+
 def test_reference_is_the_lowest_of_the_simple_models():
     results = results_of({("glow-11", 0): 5.0}, probe=PROBE)
     mnist = row_of("mixerflow-3-mnist-plain-made-mnist")

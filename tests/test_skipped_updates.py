@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from nflows_mixer.training import AtomicCheckpointIO, FlowModule, Recipe
+from nflows_mixer.transforms import LULinear
 from tests.training import StopAt, assert_same, noise_data, plain, run, tiny, train, train_by_hand
 
 ARGUMENTS = {"learning_rate": 1e-2, "steps": 8, "batch_size": 10, "gradient_skip": 100.0}
@@ -37,6 +39,43 @@ def test_update_that_is_left_out_moves_nothing(leap):
     norms = train_by_hand(twin, data, module.recipe, 5, left_out=(2, 6))
     assert module.skipped_updates == 2 and max(norms) < 100
     assert_same(flow, twin)  # and Adam's moments are as if those steps had not been
+
+
+class Overflowing(Leaping):
+    """A forward pass that overflows at step 3, and what the statistics are before and behind it."""
+
+    def loss(self, images, context, noise, labels):
+        if self.global_step != 3:
+            return super().loss(images, context, noise, labels)
+        weights = next(part for part in self.flow.modules() if isinstance(part, LULinear)).packed
+        before = weights.detach().clone()
+        weights.data.fill_(1e30)
+        self.before = copy.deepcopy(statistics_of(self.flow))
+        found = super().loss(images, context, noise, labels)
+        self.broken = copy.deepcopy(statistics_of(self.flow))
+        weights.data.copy_(before)
+        return found
+
+    def optimizer_step(self, *arguments, **keywords):
+        super().optimizer_step(*arguments, **keywords)
+        if hasattr(self, "broken") and not hasattr(self, "behind"):
+            self.behind = copy.deepcopy(statistics_of(self.flow))
+
+
+def statistics_of(flow):
+    norms = [part for part in flow.modules() if isinstance(part, nn.BatchNorm1d)]
+    return [buffer for norm in norms for buffer in norm.buffers()]
+
+
+@pytest.mark.filterwarnings(f"ignore:.*{LEFT_OUT}")
+def test_statistics_of_a_batch_that_is_left_out_are_left_out_too(tmp_path):
+    module = Overflowing(tiny(norm="batch"), {}, ema_decay=0.8)
+    results = run(module, noise_data(), tmp_path)
+    assert results["skipped_updates"] == 1
+    assert not all(torch.isfinite(buffer.float()).all() for buffer in module.broken)
+    assert len(module.before) > 3
+    assert all(torch.equal(one, other) for one, other in zip(module.before, module.behind))
+    assert all(math.isfinite(bits) for bits in results["bits_per_dim"].values())
 
 
 @plain

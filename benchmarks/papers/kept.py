@@ -267,7 +267,7 @@ def _check_terms(owner: str, results: Iterable[Mapping[str, Any]]) -> None:
         terms = {
             "budget": result["budget"],
             "accumulate": result.get("accumulate", 1),
-            **{f"{part}, {result['name']}": result[part] for part in ("arguments", "recipe")},
+            **{f"{part}, {result['name']}": result.get(part) for part in ("arguments", "recipe")},
             f"split, {result['run']['shuffle'] or 'no'} shuffle": result["data"][
                 "split_hash"
             ].partition("-")[0],

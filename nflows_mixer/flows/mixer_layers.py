@@ -23,7 +23,7 @@ from nflows_mixer.flows.mixerflow_spec import (
     MixerFlowSpec,
     is_ready,
 )
-from nflows_mixer.nn.dense_block import zero_convolution
+from nflows_mixer.nn.dense_block import PriorConvolution
 from nflows_mixer.transforms import (
     ActNorm,
     AffineAutoregressive,
@@ -70,7 +70,7 @@ def build_mixerflow(spec: MixerFlowSpec, compile: bool, memory: str) -> ImageFlo
         chains.append(ReversibleCompositeTransform(parts, memory=memory, compile=compile))
         parts = []
         if not last:
-            chains += _split(shape)
+            chains += _split(shape, spec.features)
             shape = (2 * shape[0], shape[1] // 2, shape[2] // 2)
     transform = MultiScaleTransform(chains, image_shape) if several else chains[0]
     base = _base(spec, transform.latent_shapes if several else None, shape)
@@ -101,14 +101,13 @@ def _layers(spec: MixerFlowSpec) -> Iterator[Callable[[tuple[int, int, int]], li
     yield partial(_local, spec, behind, len(before))
 
 
-def _split(shape: tuple[int, int, int]) -> list[Transform]:
+def _split(shape: tuple[int, int, int], context_features: int | None) -> list[Transform]:
     """Half the resolution, and half of the channels a latent with a learned conditional normal."""
     channels = 4 * shape[0]
-    prior = partial(zero_convolution, kernel_size=3)
     return [
         SqueezeTransform(2),
         InvertibleConv1x1(channels),
-        AffineCoupling(channels, prior),
+        AffineCoupling(channels, PriorConvolution, "tanh", context_features=context_features),
         SqueezeAndSplit(1),
     ]
 

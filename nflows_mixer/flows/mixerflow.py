@@ -65,7 +65,7 @@ def mixerflow(
     Args:
         preset: "cifar10", "imagenet32", "galaxy32", "imagenet64", "animefaces" or "mnist": the
             columns of the paper's Table 8; or, of ours, "cifar10-local", "imagenet64-local",
-            "mnist-local" or "digits-local". See ``MIXERFLOW_PRESETS``.
+            "mnist-local", "mnist-maf-local" or "digits-local". See ``MIXERFLOW_PRESETS``.
         image_shape: (C, H, W).
         patch_size: p, (height, width), or a factory such as ``partial(PatchTransform,
             patch_size=4, layout="stripe")``; or a list with one of these for each layer.

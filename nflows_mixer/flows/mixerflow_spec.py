@@ -77,10 +77,22 @@ class MixerFlowSpec(Spec):
             object.__setattr__(self, "pixels", Pixels())
         elif not isinstance(self.pixels, Pixels):
             raise mismatch(OWNER, "pixels as Pixels(...)", repr(self.pixels), "build one")
+        if self.alternate not in (None, True, False):
+            advice = "leave it out for the usual"
+            raise mismatch(OWNER, "alternate of True or False", repr(self.alternate), advice)
+        for local in self.local_flows():
+            if local is None or (callable(local) and not isinstance(local, nn.Module)):
+                continue
+            advice = "pass a class or a function: each layer has its own"
+            raise mismatch(OWNER, "local_flow as a factory", repr(local), advice)
 
     def _masks(self) -> list[str]:
         """The mask of each layer, if there is a list."""
-        return [self.mask] * sum(self.scales) if isinstance(self.mask, str) else list(self.mask)
+        if isinstance(self.mask, str):
+            return [self.mask] * sum(self.scales)
+        if not isinstance(self.mask, Sequence):
+            raise mismatch(OWNER, "the name of a mask, or a list", repr(self.mask), "give one")
+        return list(self.mask)
 
     @property
     def scales(self) -> list[int]:
@@ -112,9 +124,10 @@ class MixerFlowSpec(Spec):
     def local_flows(self) -> list[LocalFlow | None]:
         """The local flow before each layer, and that behind the last one; None for none."""
         count = sum(self.scales)
-        if self.local_flow is None or callable(self.local_flow):
-            return [self.local_flow] * count + [None]
-        given = list(self.local_flow)
+        of_all: Any = self.local_flow
+        if not isinstance(of_all, Sequence) or isinstance(of_all, str):
+            return [of_all] * count + [None]
+        given: list[LocalFlow | None] = list(of_all)
         if len(given) not in (count, count + 1):
             expected = f"one local_flow for all, or a list of {count} or {count + 1} entries"
             advice = "give one for each layer, and perhaps one for behind the last"

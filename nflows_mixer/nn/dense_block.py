@@ -166,6 +166,42 @@ def zero_convolution(in_channels: int, out_channels: int, kernel_size: int = 1) 
     return convolution
 
 
+class PriorConvolution(nn.Module):
+    r"""One convolution 3x3 of an image and a context: mean and scale of what is dropped.
+
+    .. math:: f(x, y) = \mathrm{conv}_{3 \times 3}([x, y])
+
+    Starts at zero.
+
+    Args:
+        in_channels, out_channels, context_features: as ``ConvConditioner``.
+
+    Shapes, errors: as ``ConvConditioner``.
+
+    References:
+        Kingma and Dhariwal, Glow, 2018, Section 3 (its multi-scale architecture, from RealNVP).
+
+    Example:
+        >>> prior = PriorConvolution(6, 12, context_features=8)
+        >>> prior(torch.randn(2, 6, 4, 4), torch.ones(2, 8)).shape
+        torch.Size([2, 12, 4, 4])
+    """
+
+    image_shape = None  # of any size
+
+    def __init__(
+        self, in_channels: int, out_channels: int, context_features: int | None = None
+    ) -> None:
+        super().__init__()
+        self.context_features = context_features
+        self.convolution = zero_convolution(in_channels + (context_features or 0), out_channels, 3)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map images [B, C, H, W]."""
+        joined = concat_context(inputs, context, self.context_features or 0, "PriorConvolution")
+        return self.convolution(joined)
+
+
 class ConvConditioner(nn.Module):
     r"""Glow's coupling network: convolutions 3x3, 1x1 and 3x3, the last of which starts at zero.
 

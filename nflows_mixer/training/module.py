@@ -19,6 +19,7 @@ from torchmetrics import CatMetric
 
 from nflows_mixer._checks import as_python, mismatch
 from nflows_mixer._distributed import all_reduce_sum
+from nflows_mixer._modes import batch_norms
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.weights import check_state
 from nflows_mixer.likelihood import bits_per_dim
@@ -114,6 +115,7 @@ class FlowModule(LightningModule):
             advice = "call initialize of nflows_mixer.transforms, or leave whiten out"
             raise mismatch("FlowModule", "an ActNorm, whose start is whiten's", "none", advice)
         self.skipped_updates = self._skipped_in_a_row = 0
+        self._statistics: list[tuple[Tensor, Tensor]] = []  # buffers, and what they were
         self._micro_batch = (0, 0)  # step, and how many images of it came before
         self._last: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
         self._metrics: dict[int, dict[str, CatMetric]] = {}  # by loader, and by figure
@@ -187,6 +189,9 @@ class FlowModule(LightningModule):
                 return -1  # Lightning's word for no more batches in this epoch
         if self._micro_batch[0] != self.global_step:
             self._micro_batch = (self.global_step, 0)
+            if recipe.gradient_skip is not None:
+                buffers = [b for norm in batch_norms(self.flow) for b in norm.buffers()]
+                self._statistics = [(buffer, buffer.clone()) for buffer in buffers]
         self.initialize(batch)
         return None
 
@@ -313,6 +318,8 @@ class FlowModule(LightningModule):
             )
             # Not zeros: those would still move what has momentum.
             optimizer.zero_grad(set_to_none=True)
+            for buffer, before in self._statistics:
+                buffer.copy_(before)
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
         """Make the step, and let the moving average follow.

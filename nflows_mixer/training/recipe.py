@@ -161,7 +161,7 @@ class Recipe:
         clip, skip = self.gradient_clip, self.gradient_skip
         clips = clip is None or skip is None or clip < skip
         expected = f"gradient_clip below gradient_skip={skip}"
-        yield clips, expected, clip, "a gradient that is left out is not clipped"
+        yield clips, expected, clip, "lower gradient_clip, or raise gradient_skip"
         of_tuning = bool(tuned) or self.fine_tune_rate == usual
         expected = f"fine_tune_steps beside fine_tune_rate={self.fine_tune_rate:g}"
         yield of_tuning, expected, "none", "give fine_tune_steps too"
@@ -178,7 +178,7 @@ class Recipe:
 
     @classmethod
     def from_preset(cls, preset: str) -> Recipe:
-        """Return the recipe of a paper, at its full length.
+        """Return the recipe of a paper, or of a model of ours, at its full length.
 
         MixerFlow's Table 8 names no warm-up. Without one, Adam's first step of 1e-3 makes a fresh
         flow of 30 layers overflow on CIFAR-10 at the second step; here the first twentieth of the

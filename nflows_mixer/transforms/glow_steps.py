@@ -78,7 +78,7 @@ class GlowSteps(RowsTransform):
         self,
         image_shape: Sequence[int],
         num_steps: int = 3,
-        hidden_channels: int = 64,
+        hidden_channels: int | None = None,
         squeeze: int = 2,
         scale: str = "tanh",
         matrix: str = "lu",
@@ -92,7 +92,12 @@ class GlowSteps(RowsTransform):
         channels, height, width = SqueezeTransform(squeeze).output_shape(shape)
         if channels < 2:
             raise mismatch("GlowSteps", "2 channels or more", channels, "let squeeze be 2")
-        network = conditioner or partial(ConvConditioner, hidden_channels=hidden_channels)
+        if conditioner is not None and hidden_channels is not None:
+            expected = f"networks of the usual kind beside hidden_channels={hidden_channels}"
+            advice = "give the conditioner its own by functools.partial"
+            raise mismatch("GlowSteps", expected, repr(conditioner), advice)
+        usual = partial(ConvConditioner, hidden_channels=hidden_channels or 64)
+        network = conditioner or usual
         of_pixels = partial(PixelConditioner, network=network, image_size=(height, width))
         steps = [
             FlowLayer(
