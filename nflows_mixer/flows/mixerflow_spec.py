@@ -124,15 +124,14 @@ class MixerFlowSpec(Spec):
     def local_flows(self) -> list[LocalFlow | None]:
         """The local flow before each layer, and that behind the last one; None for none."""
         count = sum(self.scales)
-        of_all: Any = self.local_flow
-        if not isinstance(of_all, Sequence) or isinstance(of_all, str):
-            return [of_all] * count + [None]
-        given: list[LocalFlow | None] = list(of_all)
+        given: Any = self.local_flow
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            return [*[given] * count, None]
         if len(given) not in (count, count + 1):
             expected = f"one local_flow for all, or a list of {count} or {count + 1} entries"
             advice = "give one for each layer, and perhaps one for behind the last"
             raise mismatch(OWNER, expected, f"{len(given)}", advice)
-        return given + [None] * (count + 1 - len(given))
+        return [*given, *[None] * (count + 1 - len(given))]
 
     def shifts(self) -> list[Shift]:
         """The shift of each layer, None where it is none."""
