@@ -124,14 +124,15 @@ class MixerFlowSpec(Spec):
     def local_flows(self) -> list[LocalFlow | None]:
         """The local flow before each layer, and that behind the last one; None for none."""
         count = sum(self.scales)
-        given: Any = self.local_flow
-        if not isinstance(given, Sequence) or isinstance(given, str):
-            return [*[given] * count, None]
-        if len(given) not in (count, count + 1):
-            expected = f"one local_flow for all, or a list of {count} or {count + 1} entries"
-            advice = "give one for each layer, and perhaps one for behind the last"
-            raise mismatch(OWNER, expected, f"{len(given)}", advice)
-        return [*given, *[None] * (count + 1 - len(given))]
+        if isinstance(self.local_flow, Sequence) and not isinstance(self.local_flow, str):
+            given: list[Any] = list(self.local_flow)
+            if len(given) not in (count, count + 1):
+                expected = f"one local_flow for all, or a list of {count} or {count + 1} entries"
+                advice = "give one for each layer, and perhaps one for behind the last"
+                raise mismatch(OWNER, expected, f"{len(given)}", advice)
+            return given + [None] * (count + 1 - len(given))
+        of_all: list[Any] = [self.local_flow] * count
+        return [*of_all, None]
 
     def shifts(self) -> list[Shift]:
         """The shift of each layer, None where it is none."""
