@@ -475,12 +475,16 @@ def parameters_page(found: Results) -> str:
 def step_times_page(results: Results) -> str:
     """Times of a training step of the scaled-down models."""
     rows = (
-        [MODELS[name].label, 1000 * seconds, results["ratios"][name]["median"]]
+        [
+            MODELS[name].label,
+            1000 * seconds,
+            *(results[key][name]["median"] for key in ("ratios", "ratios to published")),
+        ]
         for name, seconds in sorted(results["seconds"].items(), key=lambda item: item[1])
     )
     head = "model | CPU ms of a training step {:.0f}"
-    text = table(head + " | median ratio within a round to Glow's {:.2f}", rows)
-    return page(text, facts(results, "seconds", "ratios"))
+    head += " | median ratio within a round to Glow's {:.2f} | to MixerFlow's {:.3f}"
+    return page(table(head, rows), facts(results, "seconds", "ratios", "ratios to published"))
 
 
 def quality_page(results: Results) -> str:

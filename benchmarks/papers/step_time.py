@@ -24,7 +24,7 @@ from benchmarks.quality import REFERENCE
 from benchmarks.speed.variants import Setting, Variant
 from benchmarks.timing import environment, interleaved, ratios
 
-FLOOR = "glow-11"
+FLOOR, PUBLISHED = "glow-11", "mixerflow-32"
 
 
 def main(rounds: int = 10, out: str = str(RESULTS)):
@@ -49,6 +49,7 @@ def main(rounds: int = 10, out: str = str(RESULTS)):
         "rounds": rounds,
         "seconds": {name: median(values) for name, values in seconds.items()},
         "ratios": {name: ratios(seconds, name, FLOOR) for name in names},
+        "ratios to published": {name: ratios(seconds, name, PUBLISHED) for name in names},
         **environment(),
     }
     tables.write("step times", Path(out, "step-times.json"), results)
