@@ -1,5 +1,6 @@
 """Conditioner networks: they know nothing of flows."""
 
+from nflows_mixer.nn.causal_transformer import CausalTransformer
 from nflows_mixer.nn.conditioner import Conditioner
 from nflows_mixer.nn.context import ClassEmbedding, learned_positions, sinusoidal_positions
 from nflows_mixer.nn.dense_attention import DenseAttentionConditioner
@@ -22,6 +23,7 @@ from nflows_mixer.nn.transformer import TransformerBlock, TransformerConditioner
 __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
+    "CausalTransformer",
     "ChannelLayerNorm",
     "ClassEmbedding",
     "Conditioner",
