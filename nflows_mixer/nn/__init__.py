@@ -2,7 +2,13 @@
 
 from nflows_mixer.nn.causal_transformer import CausalTransformer
 from nflows_mixer.nn.conditioner import Conditioner
-from nflows_mixer.nn.context import ClassEmbedding, learned_positions, sinusoidal_positions
+from nflows_mixer.nn.context import (
+    ClassEmbedding,
+    OneHotClasses,
+    TakesLabels,
+    learned_positions,
+    sinusoidal_positions,
+)
 from nflows_mixer.nn.dense_attention import DenseAttentionConditioner
 from nflows_mixer.nn.dense_block import (
     ConvConditioner,
@@ -39,7 +45,9 @@ __all__ = [
     "MaskedMLP",
     "MaskedResidualMLP",
     "NystromAttention",
+    "OneHotClasses",
     "ResidualMLP",
+    "TakesLabels",
     "TransformerBlock",
     "TransformerConditioner",
     "all_reduce_batch_norm",

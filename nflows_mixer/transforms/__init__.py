@@ -8,7 +8,7 @@ from nflows_mixer.core.composite import CompositeTransform, InverseTransform
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.augmentation import CrossUnitCoupling, LearnedAugmentation
 from nflows_mixer.transforms.autoregressive import AffineAutoregressive, identity_maf
-from nflows_mixer.transforms.causal_patches import CausalPatchTransform
+from nflows_mixer.transforms.causal_patches import CausalPatchTransform, causal_patch_flow
 from nflows_mixer.transforms.coupling import AdditiveCoupling, AffineCoupling, Coupling
 from nflows_mixer.transforms.dense_flow_block import DenseFlowBlock
 from nflows_mixer.transforms.flow_layer import FlowLayer
@@ -87,6 +87,7 @@ __all__ = [
     "StochasticTransform",
     "UniformDequantization",
     "VariationalDequantization",
+    "causal_patch_flow",
     "identity_maf",
     "initialize",
     "initialize_identity",

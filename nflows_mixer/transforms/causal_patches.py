@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from nflows_mixer._checks import as_python, check_choice, check_event, check_positive, mismatch
 from nflows_mixer._modes import is_transformed, widened, without_autocast
+from nflows_mixer.core.composite import CompositeTransform, InverseTransform
 from nflows_mixer.nn.causal_transformer import CausalTransformer
 from nflows_mixer.nn.transformer import KeysValues
 from nflows_mixer.numerics.fixed_point import (
@@ -18,7 +20,9 @@ from nflows_mixer.numerics.fixed_point import (
     requested_method,
     until_unchanged,
 )
+from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.coupling import LOG_SCALES
+from nflows_mixer.transforms.patches import PatchTransform
 
 
 class CausalPatchTransform(Transform):
@@ -187,3 +191,65 @@ class CausalPatchTransform(Transform):
         shape = (self.num_patches, self.channels)
         check_event(matrix, shape, "CausalPatchTransform", "PatchTransform makes such of images")
         return matrix
+
+
+def causal_patch_flow(
+    image_shape: Sequence[int],
+    patch_size: int | Sequence[int] = 4,
+    hidden_features: int = 128,
+    num_blocks: int = 4,
+    num_heads: int | None = None,
+    actnorm: bool = False,
+    scale: str = "exp",
+    soft_clip: float | None = None,
+    positions: str = "learned",
+    start_token: bool = False,
+    segment: int | None = 1,
+    layout: str = "patch",
+    mask: str = "halves",
+    index: int = 0,
+    context_features: int | None = None,
+) -> CompositeTransform:
+    """Return a causal transformer over the patches of images, as a transform of images.
+
+    So it stands in a chain of transforms of images, or between mixer layers
+    (``mixerflow(local_flow=causal_patch_flow)``).
+
+    Args:
+        image_shape: (C, H, W).
+        patch_size, layout, mask: of the patches, see ``PatchTransform``; their order is that of the
+            mask.
+        hidden_features, num_blocks, num_heads, scale, soft_clip, positions, start_token, segment,
+            context_features: as ``CausalPatchTransform``.
+        actnorm: whether an ActNorm of all activations is before it.
+        index: place in depth; where it is odd the order is reversed.
+
+    Raises:
+        ValueError: as ``PatchTransform`` and ``CausalPatchTransform``.
+
+    References:
+        Zhai et al., Normalizing flows are capable generative models, 2024, Section 3.
+
+    Example:
+        >>> flow = causal_patch_flow((3, 8, 8), hidden_features=32, num_blocks=1)
+        >>> outputs, logabsdet = flow(torch.randn(5, 3, 8, 8))
+        >>> outputs.shape, logabsdet.shape
+        (torch.Size([5, 3, 8, 8]), torch.Size([5]))
+    """
+    patches, back = (PatchTransform(image_shape, patch_size, layout, mask) for _ in range(2))
+    shape = patches.n_patches, patches.channels
+    flow = CausalPatchTransform(
+        *shape,
+        hidden_features,
+        num_blocks,
+        num_heads,
+        context_features,
+        bool(index % 2),
+        scale,
+        soft_clip,
+        positions,
+        start_token,
+        segment,
+    )
+    norms = [ActNorm(shape)] if actnorm else []
+    return CompositeTransform([patches, *norms, flow, InverseTransform(back)])
