@@ -29,6 +29,7 @@ from nflows_mixer.transforms.coupling import LOG_SCALES
 
 OWNER = "tarflow"
 MEMORY = ("full", "checkpoint")
+LINEAR = Pixels(conv1x1=False)
 
 
 def tarflow(
@@ -51,7 +52,7 @@ def tarflow(
     base: Base | None = None,
     context_features: int | None = None,
     num_classes: int | None = None,
-    pixels: Pixels | None = None,
+    pixels: Pixels | None | Unset = UNSET,
     compile: bool = False,
     memory: Literal["full", "checkpoint"] = "full",
 ) -> ImageFlow:
@@ -78,8 +79,8 @@ def tarflow(
         context_features: length of the context, which each block takes; None for none.
         num_classes: of class labels, given as context: integers [B]. Each block has a vector for
             each class, and takes the mean of these for the label -1, no label.
-        pixels: what stands before the patches, see ``Pixels``; a linear scale alone where not
-            given.
+        pixels: what stands before the patches, see ``Pixels``; None for a linear scale alone,
+            which is also what is there where there is no preset.
         compile: whether ``torch.compile`` compiles the transformers, at the first use.
         memory: of the backward pass: "full" keeps activations; "checkpoint" computes those of a
             block again from its inputs. There is no "constant": the inverse of a block goes patch
@@ -130,7 +131,7 @@ class TarFlowSpec(Spec):
     base: Base = partial(DiagonalNormal, learnable=False)
     context_features: int | None = None
     num_classes: int | None = None
-    pixels: Pixels = Pixels(conv1x1=False)
+    pixels: Pixels = LINEAR
 
     norm = UNSET  # LayerNorm is part of a transformer
 
@@ -138,6 +139,10 @@ class TarFlowSpec(Spec):
         self.check(OWNER, ("num_blocks", "hidden_features", "num_heads"), ())
         check_choice(OWNER, "scale", self.scale, tuple(LOG_SCALES))
         check_choice(OWNER, "positions", self.positions, POSITIONS)
+        if self.pixels is None:
+            object.__setattr__(self, "pixels", LINEAR)
+        elif not isinstance(self.pixels, Pixels):
+            raise mismatch(OWNER, "pixels as Pixels(...)", repr(self.pixels), "build one")
         if not is_ready(self.base) and not callable(self.base):
             advice = "pass a distribution, or a factory shape -> distribution"
             raise mismatch(OWNER, "a base", repr(self.base), advice)
@@ -201,7 +206,7 @@ def build_tarflow(spec: TarFlowSpec, compile: bool, memory: str) -> ImageFlow:
         for part in transform.modules():
             if isinstance(part, CausalPatchTransform):
                 transform.compiled.attach(part.network)
-    made: Any = spec.base if is_ready(spec.base) else spec.base(shape)
-    base = as_base(made, shape, f"{OWNER}.base")
+    made: Any = spec.base
+    base = as_base(made if is_ready(made) else made(shape), shape, f"{OWNER}.base")
     noise = spec.pixels.dequantization, spec.pixels.noise_channels
     return spec.assemble(OWNER, transform, base, *noise, memory, CausalPatchTransform, "")

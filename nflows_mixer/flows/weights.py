@@ -93,8 +93,8 @@ def load_weights(path: str | os.PathLike, flow: ImageFlow | None = None) -> Imag
     Args:
         path: file that ``save_weights`` wrote.
         flow: takes the weights; built from the file's metadata where None, which can be done for
-            what ``mixerflow``, ``denseflow`` or ``tarflow`` built of parts of this package, nflows and zuko. A
-            file never chooses what else is imported or called.
+            what a builder (``mixerflow``, ``denseflow``, ``tarflow``) made of parts of this
+            package, nflows and zuko. A file never chooses what else is imported or called.
 
     Returns:
         The flow, on the CPU where it was built here.
