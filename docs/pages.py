@@ -70,6 +70,7 @@ def write(folder):
     (folder / "shuffles.md").write_text(shuffles(runs))
     (folder / "presets.md").write_text(presets())
     (folder / "denseflow_presets.md").write_text(denseflow_presets())
+    (folder / "tarflow_presets.md").write_text(tarflow_presets())
     for name in BENCHMARKS:
         (folder / f"{name}.md").write_text(benchmark(name, folder / "pictures"))
     (folder / "evaluation.md").write_text(evaluation(folder / "pictures"))
@@ -340,6 +341,28 @@ def denseflow_presets():
         lines.append(
             f"| `{name}` | {place} | {' x '.join(map(str, spec['image_shape']))} | {blocks} | "
             f"{noise} | {size:,} | {recipe.steps:,} | {recipe.batch_size} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def tarflow_presets():
+    """The models of TarFlow, as the package has them, with counted sizes."""
+    import torch
+
+    from nflows_mixer.flows import TARFLOW_PRESETS, tarflow
+    from nflows_mixer.training import Recipe
+
+    head = "| preset | image | patch | blocks x layers | width | parameters |"
+    lines = [head + " learning rate | steps | batch |", "|---|---|--:|---|--:|--:|--:|--:|--:|"]
+    for name in TARFLOW_PRESETS:
+        with torch.device("meta"):
+            flow = tarflow(name)
+        spec, recipe = flow.architecture.arguments, Recipe.from_preset(name)
+        size = sum(p.numel() for p in flow.parameters())
+        lines.append(
+            f"| `{name}` | {' x '.join(map(str, spec['image_shape']))} | {spec['patch_size']} | "
+            f"{spec['num_blocks']} x {spec['num_layers']} | {spec['hidden_features']} | {size:,} | "
+            f"{recipe.learning_rate:g} | {recipe.steps:,} | {recipe.batch_size} |"
         )
     return "\n".join(lines) + "\n"
 

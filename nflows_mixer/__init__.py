@@ -11,7 +11,8 @@ from nflows_mixer import adapters as _adapters  # noqa: F401  (which makes zuko'
 from nflows_mixer.flows.denseflow import denseflow
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.mixerflow import mixerflow
+from nflows_mixer.flows.tarflow import tarflow
 from nflows_mixer.flows.weights import load_weights
 from nflows_mixer.likelihood import bits_per_dim
 
-__all__ = ["ImageFlow", "bits_per_dim", "denseflow", "load_weights", "mixerflow"]
+__all__ = ["ImageFlow", "bits_per_dim", "denseflow", "load_weights", "mixerflow", "tarflow"]

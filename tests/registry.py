@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +37,7 @@ from nflows_mixer.transforms import (
     AffineAutoregressive,
     AffineCoupling,
     ButterflyLinear,
+    CausalPatchTransform,
     ChannelMixingTransform,
     ConditionalNoise,
     CrossUnitCoupling,
@@ -693,6 +695,40 @@ TRANSFORMS |= {
         noise=(24,),
         out_shape=(40,),
         context_features=3,
+    ),
+}
+
+# Causal transformers over patches.
+
+causal = partial(CausalPatchTransform, hidden_features=8, num_blocks=1, num_heads=2)
+
+
+def causal_patches(image_shape: tuple[int, int, int], patch_size: int, **options) -> Transform:
+    """Two in opposite orders, from images to images."""
+    patches = PatchTransform(image_shape, patch_size, mask=options.pop("mask", "halves"))
+    sizes = patches.n_patches, patches.channels
+    flows = [causal(*sizes, reverse=reverse, **options) for reverse in (False, True)]
+    return CompositeTransform([patches, *flows, InverseTransform(copy.deepcopy(patches))])
+
+
+TRANSFORMS |= {
+    "CausalPatches": Case(lambda: causal(5, 3), (5, 3)),
+    "CausalPatches-reverse": Case(
+        lambda: causal(5, 3, reverse=True, scale="sigmoid"), (5, 3), compiles=False
+    ),
+    "CausalPatches-context": Case(
+        lambda: causal(4, 3, context_features=2, start_token=True), (4, 3), context_features=2
+    ),
+    "CausalPatches-rotary": Case(
+        lambda: causal(4, 3, positions="rotary", scale="softplus", soft_clip=4.0), (4, 3)
+    ),
+    "CausalPatches-rotary-start": Case(
+        lambda: causal(4, 3, positions="rotary", scale="tanh", start_token=True),
+        (4, 3),
+        compiles=False,
+    ),
+    "CausalPatches-images": Case(
+        lambda: causal_patches((2, 4, 4), 2, mask="checkerboard"), (2, 4, 4), compiles=False
     ),
 }
 

@@ -71,7 +71,7 @@ def test_as_many_passes_as_features_when_each_depends_on_the_one_before():
         return 1 + torch.nn.functional.pad(x[:, :-1], (1, 0)) * 3, None
 
     passes = []
-    solution, _ = until_unchanged(one_pass, torch.zeros(2, 7))
+    solution, _, _ = until_unchanged(one_pass, torch.zeros(2, 7))
     assert len(passes) == 7 and torch.equal(one_pass(solution)[0], solution)
 
 

@@ -19,6 +19,7 @@ from nflows_mixer.data import ImageData, ImageDataset
 from nflows_mixer.flows import (
     DENSEFLOW_PRESETS,
     MIXERFLOW_PRESETS,
+    TARFLOW_PRESETS,
     Pixels,
     grow,
     load_weights,
@@ -181,18 +182,19 @@ def test_bare_flags_are_true(words, expected):
 
 
 def test_every_model_of_the_papers_has_a_configuration():
-    assert {*MIXERFLOW_PRESETS, *DENSEFLOW_PRESETS} == set(preset_names()) - {
+    assert {*MIXERFLOW_PRESETS, *DENSEFLOW_PRESETS, *TARFLOW_PRESETS} == set(preset_names()) - {
         "digits",
         "denseflow-digits",
     }
 
 
-@pytest.mark.parametrize("preset", [*MIXERFLOW_PRESETS, *DENSEFLOW_PRESETS])
+@pytest.mark.parametrize("preset", [*MIXERFLOW_PRESETS, *DENSEFLOW_PRESETS, *TARFLOW_PRESETS])
 def test_preset_names_its_architecture_and_holds_its_recipe(preset):
     config = parsed("--config", preset, "--recipe.steps=600000")
-    kind = "mixerflow" if preset in MIXERFLOW_PRESETS else "denseflow"
+    kinds = {"mixerflow": MIXERFLOW_PRESETS, "denseflow": DENSEFLOW_PRESETS}
+    (kind,) = [kind for kind, presets in kinds.items() if preset in presets] or ["tarflow"]
     assert config.model.class_path == f"nflows_mixer.{kind}"
-    assert factory_of(config.model).keywords == {"preset": preset}
+    assert factory_of(config.model).keywords["preset"] == preset
     expected = {**vars(Recipe.from_preset(preset)), "steps": 600_000}
     assert {**vars(config.recipe), "betas": tuple(config.recipe.betas)} == expected
     assert (config.recipe.optimizer == "adamax") == (kind == "denseflow")

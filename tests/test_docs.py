@@ -14,7 +14,7 @@ from tests.training import plain
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = ["index", "quickstart", "training", "data", "denseflow", "mixerflow"]
+PAGES = ["index", "quickstart", "training", "data", "denseflow", "mixerflow", "transformers"]
 PAGES += ["evaluation", "extending", "clients", "performance"]
 ROOMS = [
     "adapters",
@@ -96,10 +96,10 @@ def test_every_example_has_a_tutorial():
 def test_command_lines_of_the_pages_are_understood():
     """Flags that the pages name are flags of the command, or arguments of a builder."""
     from nflows_mixer.cli import build_parser, train_parser
-    from nflows_mixer.flows import denseflow, mixerflow
+    from nflows_mixer.flows import denseflow, mixerflow, tarflow
 
     known = set(re.findall(r"--([\w.]+)", train_parser().format_help()))
-    for builder in (mixerflow, denseflow):
+    for builder in (mixerflow, denseflow, tarflow):
         known |= {f"model.{name}" for name in inspect.signature(builder).parameters}
     known |= set(vars(build_parser().parse_args(["evaluate", "--weights=w"]).evaluate))
     for page in PAGES:

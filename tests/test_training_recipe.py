@@ -112,6 +112,15 @@ def test_recipe_of_the_denseflow_paper():
     assert (faces.decay, faces.fine_tune_steps) == (0.95, 5 * (162_770 // 32))
 
 
+def test_adamw_takes_off_all_parameters():
+    weight = nn.Parameter(torch.tensor([2.0]))
+    recipe = Recipe(0.1, optimizer="adamw", weight_decay=0.5)
+    optimizer = recipe.optimizer_of([{"params": [weight], "lr": 0.1}])
+    weight.grad = torch.zeros(1)
+    optimizer.step()
+    assert weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5))
+
+
 def test_preset_that_is_none_is_named():
     with pytest.raises(ValueError, match="preset to be one of 'anf', .*'cifar10', .*got 'cifar11'"):
         Recipe.from_preset("cifar11")
@@ -140,6 +149,9 @@ def test_pattern_that_fits_nothing_is_named():
         ({"learning_rate": 0}, "learning_rate above 0, got 0"),
         ({"learning_rate": math.nan}, "learning_rate above 0, got nan"),
         ({"gradient_clip": math.inf}, "gradient_clip above 0, got inf"),
+        ({"optimizer": "adamw"}, "weight_decay above 0 with adamw.*got 0.0 with adamw"),
+        ({"weight_decay": 1e-4}, "none with another optimizer, got 0.0001 with adam"),
+        ({"optimizer": "adamw", "weight_decay": -1}, "weight_decay above 0.*got -1 with adamw"),
         ({"gradient_skip": 0}, "gradient_skip above 0, got 0"),
         ({"gradient_skip": 5.0}, "gradient_clip below gradient_skip=5.0, got 5.0"),
         ({"steps": -1}, "0 steps or more, got -1"),
@@ -158,7 +170,7 @@ def test_pattern_that_fits_nothing_is_named():
         ({"warmup": -1}, "a number of steps or 0 <= warmup < 1, got -1"),
         ({"warmup": 2.5}, "a number of steps or 0 <= warmup < 1, got 2.5"),
         ({"warmup": True}, "a number of steps or 0 <= warmup < 1, got True"),
-        ({"optimizer": "sgd"}, "optimizer to be one of 'adam', 'adamax', got 'sgd'"),
+        ({"optimizer": "sgd"}, "optimizer to be one of 'adam', 'adamax', 'adamw', got 'sgd'"),
         ({"decay": 0.0, "decay_every": 1}, "0 < decay <= 1, got 0.0"),
         ({"decay": 1.5, "decay_every": 1}, "0 < decay <= 1, got 1.5"),
         ({"decay": 0.9, "decay_every": 0}, "decay_every to be a positive integer, got 0"),

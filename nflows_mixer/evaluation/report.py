@@ -29,7 +29,7 @@ from nflows_mixer.evaluation.probe import probe_depths
 from nflows_mixer.evaluation.reconstruction import reconstruction, round_trip_error
 from nflows_mixer.evaluation.sampling import draw_samples, temperature_grid
 from nflows_mixer.flows import ImageFlow, load_weights, read_metadata
-from nflows_mixer.nn import ClassEmbedding
+from nflows_mixer.nn import TakesLabels
 
 OWNER = "evaluate_weights"
 COMPARED = 64
@@ -273,7 +273,7 @@ def _draw_neighbours(
 
 
 def _conditional(flow: ImageFlow) -> bool:
-    return flow.context_features is not None or isinstance(flow._embedding_net, ClassEmbedding)
+    return flow.context_features is not None or isinstance(flow._embedding_net, TakesLabels)
 
 
 def trained_on(weights: str | Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer._modes import in_mode
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.likelihood import device_of
-from nflows_mixer.nn import ClassEmbedding
+from nflows_mixer.nn import TakesLabels
 from nflows_mixer.noise import philox
 
 
@@ -51,8 +51,8 @@ def draw_samples(
     """
     for name, size in (("num_samples", num_samples), ("batch_size", batch_size)):
         check_positive("draw_samples", name, size)
-    if context is None and isinstance(flow._embedding_net, ClassEmbedding):
-        context = torch.arange(num_samples) % flow._embedding_net.num_embeddings
+    if context is None and isinstance(flow._embedding_net, TakesLabels):
+        context = torch.arange(num_samples) % flow._embedding_net.num_classes
         num_samples = 1
     device, total = device_of(flow), num_samples * (1 if context is None else len(context))
     samples = [torch.empty(0, *flow.image_shape, dtype=torch.uint8)]

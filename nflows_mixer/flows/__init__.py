@@ -7,7 +7,13 @@ from nflows_mixer.flows.grow import grow
 from nflows_mixer.flows.image_flow import DequantizedFlow, ImageFlow
 from nflows_mixer.flows.mixerflow import mixerflow
 from nflows_mixer.flows.pixels import Pixels
-from nflows_mixer.flows.presets import DENSEFLOW_PRESETS, MIXERFLOW_PRESETS, Preset
+from nflows_mixer.flows.presets import (
+    DENSEFLOW_PRESETS,
+    MIXERFLOW_PRESETS,
+    TARFLOW_PRESETS,
+    Preset,
+)
+from nflows_mixer.flows.tarflow import tarflow
 from nflows_mixer.flows.weights import load_weights, read_metadata, save_weights
 
 __all__ = [
@@ -18,6 +24,7 @@ __all__ = [
     "MIXERFLOW_PRESETS",
     "Pixels",
     "Preset",
+    "TARFLOW_PRESETS",
     "UNSET",
     "denseflow",
     "grow",
@@ -25,4 +32,5 @@ __all__ = [
     "mixerflow",
     "read_metadata",
     "save_weights",
+    "tarflow",
 ]

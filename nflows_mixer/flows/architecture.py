@@ -32,7 +32,8 @@ class Architecture:
     """What a flow is made of; two are equal where their data are.
 
     Args:
-        builder: name of the function that builds it, "mixerflow" or "denseflow".
+        builder: name of the function that builds it, "mixerflow", "denseflow" or
+            "tarflow".
         arguments: its keyword arguments, those of the preset and the defaults among them.
 
     Example:

@@ -74,6 +74,10 @@ class Spec:
             return 16
         return self.context_features
 
+    def embedding(self, classes: int) -> nn.Module:
+        """Return what makes a context of labels."""
+        return ClassEmbedding(classes, self.features or 0)
+
     @property
     def offered_norm(self) -> dict[str, Any]:
         """The norm, where it is given, for the factories that take one."""
@@ -127,7 +131,7 @@ class Spec:
             base,
             self.levels,
             self.features,
-            None if classes is None else ClassEmbedding(classes, self.features or 0),
+            None if classes is None else self.embedding(classes),
             None if self.levels is None else call_factory(dequantization, **offered),
         )
         flow.architecture = Architecture(builder, dict(vars(self)))

@@ -27,7 +27,7 @@ from nflows_mixer.core.context import (
     takes_context,
 )
 from nflows_mixer.distributions import BaseDistribution, DiagonalNormal, as_base
-from nflows_mixer.nn import ClassEmbedding
+from nflows_mixer.nn import TakesLabels
 
 CONTEXT_ADVICE = "build it with context_features=..., or num_classes=... for labels"
 
@@ -94,8 +94,8 @@ class CheckedFlow(Flow):
         if context is None:
             if length is not None:
                 expected = f"context of {length} features"
-                if isinstance(self._embedding_net, ClassEmbedding):
-                    expected = f"class labels, 0 to {self._embedding_net.num_embeddings - 1}"
+                if isinstance(self._embedding_net, TakesLabels):
+                    expected = f"class labels, 0 to {self._embedding_net.num_classes - 1}"
                 raise mismatch(owner, expected, "None", "pass one row per image")
             return None
         if not isinstance(context, Tensor):

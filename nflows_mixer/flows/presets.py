@@ -142,3 +142,22 @@ DENSEFLOW_PRESETS: dict[str, Preset] = {
     "anf": _dense("Section 4 and Figure 1b, ANF", _INPUT, _WHITE),
 }
 """Models of the DenseFlow paper; the sixth row of its Table 4 is "denseflow-45-6"."""
+
+
+def _tar(name: str, image_shape: tuple[int, int, int], **arguments: Any) -> Preset:
+    given = {"image_shape": image_shape, "pixels": Pixels(conv1x1=False), **arguments}
+    return Preset(f"TarFlow, {name}", given)
+
+
+TARFLOW_PRESETS: dict[str, Preset] = {
+    "tarflow-mnist": _tar("[4-128-4-4], the example of the released code", (1, 28, 28)),
+    "tarflow-imagenet64": _tar(
+        "Section 4, ImageNet 64x64, unconditional",
+        (3, 64, 64),
+        patch_size=2,
+        num_blocks=8,
+        num_layers=8,
+        hidden_features=768,
+    ),
+}
+"""Models of TarFlow, by patch size, width, blocks and layers in each."""

@@ -20,10 +20,12 @@ from nflows_mixer.flows.denseflow import DenseFlowSpec, build_denseflow
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.mixer_layers import build_mixerflow
 from nflows_mixer.flows.mixerflow_spec import MixerFlowSpec
+from nflows_mixer.flows.tarflow import TarFlowSpec, build_tarflow
 
 BUILDERS: dict[str, tuple[type, Callable[[Any, bool, str], ImageFlow]]] = {
     "mixerflow": (MixerFlowSpec, build_mixerflow),
     "denseflow": (DenseFlowSpec, build_denseflow),
+    "tarflow": (TarFlowSpec, build_tarflow),
 }
 """By the name under which a file keeps the architecture."""
 LAYOUT = "2"
@@ -91,8 +93,8 @@ def load_weights(path: str | os.PathLike, flow: ImageFlow | None = None) -> Imag
     Args:
         path: file that ``save_weights`` wrote.
         flow: takes the weights; built from the file's metadata where None, which can be done for
-            what ``mixerflow`` or ``denseflow`` built of parts of this package, nflows and zuko. A
-            file never chooses what else is imported or called.
+            what a builder (``mixerflow``, ``denseflow``, ``tarflow``) made of parts of this
+            package, nflows and zuko. A file never chooses what else is imported or called.
 
     Returns:
         The flow, on the CPU where it was built here.

@@ -1,7 +1,14 @@
 """Conditioner networks: they know nothing of flows."""
 
+from nflows_mixer.nn.causal_transformer import CausalTransformer
 from nflows_mixer.nn.conditioner import Conditioner
-from nflows_mixer.nn.context import ClassEmbedding, learned_positions, sinusoidal_positions
+from nflows_mixer.nn.context import (
+    ClassEmbedding,
+    OneHotClasses,
+    TakesLabels,
+    learned_positions,
+    sinusoidal_positions,
+)
 from nflows_mixer.nn.dense_attention import DenseAttentionConditioner
 from nflows_mixer.nn.dense_block import (
     ConvConditioner,
@@ -22,6 +29,7 @@ from nflows_mixer.nn.transformer import TransformerBlock, TransformerConditioner
 __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
+    "CausalTransformer",
     "ChannelLayerNorm",
     "ClassEmbedding",
     "Conditioner",
@@ -37,7 +45,9 @@ __all__ = [
     "MaskedMLP",
     "MaskedResidualMLP",
     "NystromAttention",
+    "OneHotClasses",
     "ResidualMLP",
+    "TakesLabels",
     "TransformerBlock",
     "TransformerConditioner",
     "all_reduce_batch_norm",

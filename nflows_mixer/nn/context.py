@@ -10,7 +10,38 @@ from torch import Tensor, nn
 from nflows_mixer._checks import check_sizes, mismatch
 
 
-class ClassEmbedding(nn.Embedding):
+class TakesLabels:
+    """Base of embedding nets of class labels.
+
+    Args:
+        num_classes: K.
+    """
+
+    num_classes: int
+    lowest = 0
+    """The smallest label that is taken."""
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Raise unless labels are a row of integers of these classes.
+
+        They come with the images, so they are checked as those are, at the boundary.
+
+        Raises:
+            ValueError: if they are not.
+        """
+        owner = type(self).__name__
+        expected = f"labels [B], integers from {self.lowest} to {self.num_classes - 1}"
+        if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+            got = f"{labels.dtype} of shape {list(labels.shape)}"
+            raise mismatch(owner, expected, got, "pass one class index per image")
+        if labels.numel():
+            lowest, highest = torch.aminmax(labels)
+            if lowest < self.lowest or highest >= self.num_classes:
+                got = f"labels from {lowest.item()} to {highest.item()}"
+                raise mismatch(owner, expected, got, "count classes from 0")
+
+
+class ClassEmbedding(TakesLabels, nn.Embedding):
     r"""A learned vector for each class: the embedding net of a class-conditional flow.
 
     .. math:: c_n = E_{\ell_n,:}, \qquad \ell_n \in \{0, \dots, K - 1\}
@@ -37,20 +68,51 @@ class ClassEmbedding(nn.Embedding):
         sizes = {"num_classes": num_classes, "features": features}
         num_classes, features = check_sizes("ClassEmbedding", **sizes)
         super().__init__(num_classes, features)
+        self.num_classes = num_classes
 
     def forward(self, labels: Tensor) -> Tensor:
         """Look up [B] labels: [B, features]."""
-        expected = f"labels [B], integers from 0 to {self.num_embeddings - 1}"
-        if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
-            got = f"{labels.dtype} of shape {list(labels.shape)}"
-            raise mismatch("ClassEmbedding", expected, got, "pass one class index per image")
-        # Labels come with the images, so they are checked as those are, at the boundary.
-        if labels.numel():
-            lowest, highest = torch.aminmax(labels)
-            if lowest < 0 or highest >= self.num_embeddings:
-                got = f"labels from {lowest.item()} to {highest.item()}"
-                raise mismatch("ClassEmbedding", expected, got, "count classes from 0")
+        self.check_labels(labels)
         return super().forward(labels.long())
+
+
+class OneHotClasses(TakesLabels, nn.Module):
+    r"""A unit vector for each class, where each layer has vectors of its own for the classes.
+
+    .. math:: c_n = e_{\ell_n}, \qquad c_n = (1 / K, \dots, 1 / K) \text{ for the label } -1
+
+    A linear layer of it has a learned vector for each class, and their mean for images without a
+    label, -1, as those whose label is dropped in training.
+
+    Args:
+        num_classes: K.
+
+    Shapes:
+        labels [B] of an integer dtype; outputs [B, K].
+
+    Raises:
+        ValueError: if K is not positive, or labels are not a row of integers from -1 to K - 1.
+
+    References:
+        Zhai et al., Normalizing flows are capable generative models, 2024, Section 3.
+
+    Example:
+        >>> OneHotClasses(2)(torch.tensor([1, -1])).tolist()
+        [[0.0, 1.0], [0.5, 0.5]]
+    """
+
+    lowest = -1
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        (self.num_classes,) = check_sizes("OneHotClasses", num_classes=num_classes)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """Look up [B] labels: [B, K]."""
+        self.check_labels(labels)
+        classes = torch.arange(self.num_classes, device=labels.device)
+        hot = (labels[:, None] == classes).to(torch.get_default_dtype())
+        return torch.where(labels[:, None] < 0, 1 / self.num_classes, hot)
 
 
 def sinusoidal_positions(rows: int, features: int) -> Tensor:

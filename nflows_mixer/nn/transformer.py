@@ -9,6 +9,10 @@ from torch.nn import functional as F
 
 from nflows_mixer._checks import check_sizes, mismatch
 from nflows_mixer.nn.conditioner import check_context_features, zero_linear
+from nflows_mixer.nn.context import sinusoidal_positions
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values of the tokens that a causal block has seen, [B, heads, T, features] each."""
 
 
 class TransformerBlock(nn.Module):
@@ -21,12 +25,14 @@ class TransformerBlock(nn.Module):
         features: width.
         num_heads: of the attention.
         causal: whether a token attends to itself and those before it alone.
+        rotary: whether queries and keys are turned by their place, see ``rotate``.
 
     Shapes:
         [B, T, features] -> [B, T, features].
 
     Raises:
-        ValueError: if the heads do not divide the width.
+        ValueError: if the heads do not divide the width, or the width of a head is odd beside
+            ``rotary``.
 
     References:
         Vaswani et al., Attention is all you need, 2017; Dosovitskiy et al., An image is worth
@@ -38,14 +44,19 @@ class TransformerBlock(nn.Module):
         torch.Size([2, 9, 32])
     """
 
-    def __init__(self, features: int, num_heads: int, causal: bool = False) -> None:
+    def __init__(
+        self, features: int, num_heads: int, causal: bool = False, rotary: bool = False
+    ) -> None:
         super().__init__()
         sizes = {"features": features, "num_heads": num_heads}
         features, num_heads = check_sizes("TransformerBlock", **sizes)
         if features % num_heads:
             expected, advice = f"heads that divide the width {features}", "choose another number"
             raise mismatch("TransformerBlock", expected, num_heads, advice)
-        self.num_heads, self.causal = num_heads, causal
+        if rotary and features // num_heads % 2:
+            got, advice = features // num_heads, "choose another number of heads"
+            raise mismatch("TransformerBlock", "an even width of each head", got, advice)
+        self.num_heads, self.causal, self.rotary = num_heads, causal, rotary
         self.norm1 = nn.LayerNorm(features)
         self.attend = nn.Linear(features, 3 * features)
         self.project = nn.Linear(features, features)
@@ -55,12 +66,77 @@ class TransformerBlock(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens [B, T, features]."""
-        query, key, value = rearrange(
+        query, key, value = self._attended(tokens, 0)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        return self._behind(tokens, mixed)
+
+    def extend(self, tokens: Tensor, before: KeysValues) -> tuple[Tensor, KeysValues]:
+        """Map further tokens [B, S, features] of a causal block.
+
+        Args:
+            tokens: those behind the ones that are in the cache.
+            before: keys and values of these, [B, heads, T, features / heads] each.
+
+        Returns:
+            What ``forward`` would return of these S, and keys and values of all T + S.
+        """
+        known = before[0].shape[2]
+        query, *own = self._attended(tokens, known)
+        key, value = (torch.cat(pair, dim=2) for pair in zip(before, own))
+        # One token sees all that is there.
+        seen = None
+        if len(tokens[0]) > 1:
+            seen = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=key.device)
+            seen = seen.tril(known)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+        return self._behind(tokens, mixed), (key, value)
+
+    def no_tokens(self, batch: int) -> KeysValues:
+        """Keys and values of no token, where ``extend`` begins."""
+        features = self.project.in_features // self.num_heads
+        empty = self.project.weight.new_empty(batch, self.num_heads, 0, features)
+        return empty, empty
+
+    def _attended(self, tokens: Tensor, first: int) -> Tensor:
+        """Queries, keys and values, [3, B, heads, T, features / heads]."""
+        attended = rearrange(
             self.attend(self.norm1(tokens)), "b t (n h f) -> n b h t f", n=3, h=self.num_heads
         )
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        if not self.rotary:
+            return attended
+        query, key, value = attended
+        return torch.stack([rotate(query, first), rotate(key, first), value])
+
+    def _behind(self, tokens: Tensor, mixed: Tensor) -> Tensor:
+        """What follows the attention."""
         tokens = tokens + self.project(rearrange(mixed, "b h t f -> b t (h f)"))
         return tokens + self.contract(F.gelu(self.expand(self.norm2(tokens))))
+
+
+def rotate(values: Tensor, first: int) -> Tensor:
+    r"""Turn pairs of features by angles of the token's place, so that products see distances alone.
+
+    .. math:: (a, b)_t \mapsto (a \cos \omega t - b \sin \omega t,\
+              a \sin \omega t + b \cos \omega t)
+
+    with wavelengths as in ``sinusoidal_positions``.
+
+    Args:
+        values: queries or keys [B, heads, T, features], of an even number of features.
+        first: place of the first token.
+
+    References:
+        Su et al., RoFormer: enhanced transformer with rotary position embedding, 2021.
+
+    Example:
+        >>> rotate(torch.ones(1, 1, 1, 2), first=0).tolist()
+        [[[[1.0, 1.0]]]]
+    """
+    angles = sinusoidal_positions(first + values.shape[2], values.shape[3])[first:].to(values)
+    sine, cosine = angles[:, ::2], angles[:, 1::2]
+    one, other = values[..., ::2], values[..., 1::2]
+    turned = one * cosine - other * sine, one * sine + other * cosine
+    return torch.stack(turned, dim=-1).flatten(-2)
 
 
 class TransformerConditioner(nn.Module):

@@ -3,9 +3,9 @@
 from nflows_mixer.numerics.autoregressive import (
     inverse_of,
     invert_autoregressive,
-    until_unchanged,
     why_not_foldable,
 )
+from nflows_mixer.numerics.fixed_point import Inversion, inverse_method, until_unchanged
 from nflows_mixer.numerics.implicit import (
     check_solution,
     first_order,
@@ -16,9 +16,11 @@ from nflows_mixer.numerics.implicit import (
 from nflows_mixer.numerics.masked_inverse import MaskedStage, invert_incrementally, stages_of
 
 __all__ = [
+    "Inversion",
     "MaskedStage",
     "check_solution",
     "first_order",
+    "inverse_method",
     "inverse_of",
     "invert_autoregressive",
     "invert_incrementally",

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from nflows_mixer._modes import running_statistics
 from nflows_mixer.nn.norm import BatchNorm1d
+from nflows_mixer.numerics.fixed_point import report_inversion, requested_method, until_unchanged
 from nflows_mixer.numerics.implicit import with_implicit_gradient
 from nflows_mixer.numerics.masked_inverse import degrees_of, invert_affine
 
@@ -52,10 +53,12 @@ def inverse_of(transform: Transform) -> Callable[..., tuple[Tensor, Tensor]]:
     def inverse(inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if inputs.dim() != 2:
             return transform.inverse(inputs, context)
-        if why_not_foldable(transform) is None and _fit(transform, inputs, context):
-            scales = nflows_log_scale, nflows_scale
-            return invert_affine(transform.autoregressive_net, inputs, context, *scales)
-        return invert_autoregressive(transform, inputs, context)
+        at_once = requested_method()[0] in ("jacobi", "gauss-seidel")
+        if at_once or why_not_foldable(transform) or not _fit(transform, inputs, context):
+            return invert_autoregressive(transform, inputs, context)
+        report_inversion(transform, "sequential", inputs.shape[1], inputs.shape[1])
+        scales = nflows_log_scale, nflows_scale
+        return invert_affine(transform.autoregressive_net, inputs, context, *scales)
 
     return inverse
 
@@ -82,8 +85,8 @@ def invert_autoregressive(
 
     Feature d is exact after pass d, as it depends on those before it alone: D passes suffice, and
     a pass that changes no bit is followed by others that change none. So the result is that of D
-    passes, bit for bit. Gradients are those of the inverse function, of first order. It runs in
-    evaluation mode, whatever the mode is.
+    passes, bit for bit; a row whose solution overflows is NaN throughout. Gradients are those of
+    the inverse function, of first order. It runs in evaluation mode, whatever the mode is.
 
     Args:
         flow: a flow with ``autoregressive_net`` and ``_elementwise_inverse``, as those of nflows
@@ -111,7 +114,8 @@ def invert_autoregressive(
     # In training mode every pass would move the statistics of a batch normalization.
     with running_statistics(flow):
         with torch.no_grad():
-            outputs, logabsdet = until_unchanged(one_pass, torch.zeros_like(inputs))
+            outputs, logabsdet, passes = until_unchanged(one_pass, torch.zeros_like(inputs))
+        report_inversion(flow, "jacobi", inputs.shape[1], passes)
         if not torch.is_grad_enabled():
             return outputs, logabsdet
         outputs = with_implicit_gradient(
@@ -120,33 +124,6 @@ def invert_autoregressive(
             inputs,
         )
         return outputs, one_pass(outputs)[1]
-
-
-def until_unchanged(
-    one_pass: Callable[[Tensor], tuple[Tensor, Any]], start: Tensor
-) -> tuple[Tensor, Any]:
-    """Repeat ``one_pass`` on rows [N, D] until it changes no bit, at most D times.
-
-    Args:
-        one_pass: rows -> (rows, anything that comes with them); after D passes the rows have to
-            have reached their fixed point.
-        start: where to begin.
-
-    Returns:
-        What the last pass returned.
-
-    Example:
-        >>> until_unchanged(lambda x: (x.cumsum(1).clamp(max=2.0), "last"), torch.ones(1, 5))
-        (tensor([[1., 2., 2., 2., 2.]]), 'last')
-    """
-    values, with_them = one_pass(start)
-    before = start
-    for _ in range(1, start.shape[1]):
-        if torch.equal(before, values):
-            break
-        before = values
-        values, with_them = one_pass(values)
-    return values, with_them
 
 
 NFLOWS_EPSILON = 1e-3

@@ -22,7 +22,7 @@ from nflows_mixer._distributed import all_reduce_max, all_reduce_sum
 from nflows_mixer._files import write_json
 from nflows_mixer.evaluation import draw_samples, save_curves, save_grids
 from nflows_mixer.evaluation.attempt import attempt
-from nflows_mixer.nn import ClassEmbedding
+from nflows_mixer.nn import TakesLabels
 from nflows_mixer.training.module import FlowModule
 
 
@@ -193,7 +193,7 @@ def sample_grid(
         seed: of the latents.
     """
     flow = module.evaluated
-    if given is None or isinstance(flow._embedding_net, ClassEmbedding):
+    if given is None or isinstance(flow._embedding_net, TakesLabels):
         return draw_samples(flow, num_samples, seed=seed)
     return draw_samples(flow, 1, seed=seed, context=given[:num_samples])
 

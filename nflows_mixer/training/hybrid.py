@@ -13,6 +13,7 @@ from nflows_mixer._checks import check_positive, mismatch
 from nflows_mixer.data import ImageDataset
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.likelihood import bits_per_dim
+from nflows_mixer.nn import TakesLabels
 from nflows_mixer.nn.conditioner import zero_linear
 from nflows_mixer.training.module import FlowModule
 from nflows_mixer.training.moving_average import moving_average
@@ -70,7 +71,9 @@ class HybridModule(FlowModule):
         if not 0 <= weight < math.inf:
             expected = "a weight of 0 or more"
             raise mismatch("HybridModule", expected, weight, "1 weighs bits/dim as one nat")
-        if flow.context_features is not None or isinstance(flow._embedding_net, nn.Embedding):
+        if flow.context_features is not None or isinstance(
+            flow._embedding_net, (nn.Embedding, TakesLabels)
+        ):
             raise mismatch(
                 "HybridModule",
                 "a flow without context",

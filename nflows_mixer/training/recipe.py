@@ -19,7 +19,11 @@ from torch.optim import Optimizer
 from nflows_mixer._checks import as_python, check_choice, check_positive, mismatch
 from nflows_mixer.training.presets import preset_file, preset_names
 
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
+OPTIMIZERS: dict[str, Any] = {
+    "adam": torch.optim.Adam,
+    "adamax": torch.optim.Adamax,
+    "adamw": torch.optim.AdamW,
+}
 SWITCHES = ("flip", "whiten")
 SHORTER = (
     "a run of fewer steps has a fine_tune_steps and a warmup of its own (give "
@@ -29,7 +33,7 @@ SHORTER = (
 
 @dataclass(frozen=True)
 class Recipe:
-    r"""Adam or Adamax with a linear warm-up, a falling rate and a bound on the gradient.
+    r"""Adam, AdamW or Adamax with a linear warm-up, a falling rate and a bound on the gradient.
 
     .. math:: \eta_t = \eta \min\Big(1, \frac{t + 1}{w}\Big) \cdot
               \begin{cases}
@@ -58,7 +62,9 @@ class Recipe:
             what is evaluated, sampled and saved; None for none.
         layer_rates: pattern of parameter names -> multiple of the learning rate, such as
             ``{"_transform._transforms.2.*": 0.1}``; 0 freezes. The last pattern that fits counts.
-        optimizer: "adam" or "adamax".
+        optimizer: "adam", "adamax" or "adamw".
+        weight_decay: of "adamw", which takes this multiple of the rate off all parameters at each
+            step.
         decay: gamma, which multiplies the rate every ``decay_every`` steps, in the warm-up too; 1
             for a constant rate; None for a cosine to zero.
         decay_every: E; where None an epoch of the images that are trained on, see ``resolved``.
@@ -73,7 +79,8 @@ class Recipe:
 
     References:
         MixerFlow, Table 8 (the defaults are its column CIFAR-10, but for steps and batch size).
-        Kingma and Ba, Adam, 2015, Section 7.1 (Adamax). Child, Very deep VAEs, 2021, Section 4
+        Kingma and Ba, Adam, 2015, Section 7.1 (Adamax). Loshchilov and Hutter, Decoupled weight
+        decay regularization, 2019 (AdamW). Child, Very deep VAEs, 2021, Section 4
         (updates left out). DenseFlow, Appendix C (decay, fine-tuning, flips). The "5000 epochs" of
         its warm-up are iterations: its longest run has 650 epochs. In the released code the
         warm-up's scheduler undoes the decay at each iteration, which is not reproduced.
@@ -97,6 +104,7 @@ class Recipe:
     ema_decay: float | None = None
     layer_rates: Mapping[str, float] = field(default_factory=dict)
     optimizer: str = "adam"
+    weight_decay: float = 0.0
     decay: float | None = None
     decay_every: int | None = None
     fine_tune_steps: int = 0
@@ -157,6 +165,10 @@ class Recipe:
         before_tuning = self.steps - tuned
         of_decay = every is None or self.decay is not None
         yield of_decay, f"a decay beside decay_every={every}", "none", "give decay too"
+        decays, fades = self.optimizer == "adamw", 0 < self.weight_decay < math.inf
+        expected = "a weight_decay above 0 with adamw, and none with another optimizer"
+        advice = "1e-4 is usual for adamw, which without any is adam"
+        yield decays == fades, expected, f"{self.weight_decay} with {self.optimizer}", advice
         usual = type(self).__dataclass_fields__["fine_tune_rate"].default
         clip, skip = self.gradient_clip, self.gradient_skip
         clips = clip is None or skip is None or clip < skip
@@ -252,12 +264,15 @@ class Recipe:
     def optimizer_of(self, groups: list[dict[str, Any]]) -> Optimizer:
         """Return the optimizer of parameters in groups, as ``parameter_groups`` gives them.
 
-        Adam is torch's fused one where the device has it: one call for all parameters, where a
-        flow has hundreds of small ones.
+        Adam and AdamW are torch's fused ones where the device has them: one call for all
+        parameters, where a flow has hundreds of small ones.
         """
         devices = {parameter.device.type for group in groups for parameter in group["params"]}
-        fused = self.optimizer == "adam" and devices <= {"cpu", "cuda"}
-        keywords = {"fused": True} if fused else {}
+        keywords: dict[str, Any] = {}
+        if self.optimizer != "adamax" and devices <= {"cpu", "cuda"}:
+            keywords["fused"] = True
+        if self.optimizer == "adamw":
+            keywords["weight_decay"] = self.weight_decay
         return OPTIMIZERS[self.optimizer](groups, betas=self.betas, **keywords)
 
     def parameter_groups(self, module: nn.Module) -> list[dict]:

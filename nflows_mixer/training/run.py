@@ -24,6 +24,7 @@ from nflows_mixer._checks import as_python, check_positive, mismatch
 from nflows_mixer.data import ImageData
 from nflows_mixer.evaluation.batches import check_fit
 from nflows_mixer.flows.weights import save_state, save_weights
+from nflows_mixer.nn import TakesLabels
 from nflows_mixer.training.batches import ImageDataModule, check_data
 from nflows_mixer.training.checkpoints import AtomicCheckpointIO
 from nflows_mixer.training.history import History
@@ -35,7 +36,7 @@ from nflows_mixer.training.results import collect, draw, write_results
 from nflows_mixer.training.run_folder import CHECKPOINT, prepare
 from nflows_mixer.training.signals import StopOnSignals, stopped_by_signals
 
-NAMES = {"mixerflow": "MixerFlow", "denseflow": "DenseFlow", None: "flow"}
+NAMES = {"mixerflow": "MixerFlow", "denseflow": "DenseFlow", "tarflow": "TarFlow", None: "flow"}
 """How a table names the flow, by its family."""
 
 
@@ -232,7 +233,9 @@ def _check_labels(module: FlowModule, data: ImageData) -> None:
     else:  # a class that is not trained on has a vector drawn at random
         known, expected = classes["train"], "classes that are trained on, in every part"
         net = module.flow._embedding_net
-        if isinstance(net, nn.Embedding):
+        if isinstance(net, TakesLabels):
+            known = known & set(range(net.num_classes))
+        elif isinstance(net, nn.Embedding):
             known = known & set(range(net.num_embeddings))
     for name, found in classes.items():
         if unknown := sorted(found - known):

@@ -8,6 +8,7 @@ from nflows_mixer.core.composite import CompositeTransform, InverseTransform
 from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.augmentation import CrossUnitCoupling, LearnedAugmentation
 from nflows_mixer.transforms.autoregressive import AffineAutoregressive, identity_maf
+from nflows_mixer.transforms.causal_patches import CausalPatchTransform, causal_patch_flow
 from nflows_mixer.transforms.coupling import AdditiveCoupling, AffineCoupling, Coupling
 from nflows_mixer.transforms.dense_flow_block import DenseFlowBlock
 from nflows_mixer.transforms.flow_layer import FlowLayer
@@ -51,6 +52,7 @@ __all__ = [
     "AffineAutoregressive",
     "AffineCoupling",
     "ButterflyLinear",
+    "CausalPatchTransform",
     "ChannelMixingTransform",
     "CompositeTransform",
     "ConditionalNoise",
@@ -85,6 +87,7 @@ __all__ = [
     "StochasticTransform",
     "UniformDequantization",
     "VariationalDequantization",
+    "causal_patch_flow",
     "identity_maf",
     "initialize",
     "initialize_identity",

@@ -13,9 +13,10 @@ from nflows.transforms import MaskedAffineAutoregressiveTransform, Transform
 from torch import Tensor, nn
 
 from nflows_mixer._checks import ROWS_ADVICE, as_python, check_choice, check_event, mismatch
-from nflows_mixer._modes import widened
+from nflows_mixer._modes import is_transformed, running_statistics, widened, without_autocast
 from nflows_mixer.nn.masked import MaskedMLP, MaskedResidualMLP
 from nflows_mixer.numerics.autoregressive import NFLOWS_EPSILON, nflows_log_scale, why_not_foldable
+from nflows_mixer.numerics.fixed_point import report_inversion, requested_method, until_unchanged
 from nflows_mixer.numerics.masked_inverse import degrees_of, invert_affine
 from nflows_mixer.transforms.coupling import LOG_SCALES
 
@@ -88,9 +89,7 @@ class AffineAutoregressive(Transform):
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map rows [N, D], in one pass."""
         check_event(inputs, (self.features,), "AffineAutoregressive", ROWS_ADVICE)
-        # Under autocast a network answers in half precision; the flow itself never runs in it.
-        parameters = self.network(inputs, context).to(inputs.dtype)
-        unconstrained, shift = rearrange(parameters, "n (d two) -> two n d", two=2)
+        unconstrained, shift = self._parameters_of(inputs, context)
         log_scale = _LOG_SCALES[self.scale](unconstrained)
         return inputs * log_scale.exp() + shift, log_scale.sum(1)
 
@@ -98,7 +97,27 @@ class AffineAutoregressive(Transform):
         """Map rows [N, D] back, with running statistics even in training mode."""
         check_event(inputs, (self.features,), "AffineAutoregressive", ROWS_ADVICE)
         self.network.check_context(inputs, context)
-        return invert_affine(self.network, widened(self, inputs), context, _LOG_SCALES[self.scale])
+        latents, log_scale = widened(self, inputs), _LOG_SCALES[self.scale]
+        at_once = requested_method()[0] in ("jacobi", "gauss-seidel")
+        if not at_once or torch.is_grad_enabled() or is_transformed():
+            report_inversion(self, "sequential", self.features, self.features)
+            return invert_affine(self.network, latents, context, log_scale)
+
+        def one_pass(rows: Tensor) -> tuple[Tensor, Tensor]:
+            unconstrained, shift = self._parameters_of(rows, context)
+            scales = log_scale(unconstrained)
+            return (latents - shift) * (-scales).exp(), -scales.sum(1)
+
+        with running_statistics(self), without_autocast(latents):
+            rows, logabsdet, passes = until_unchanged(one_pass, torch.zeros_like(latents))
+        report_inversion(self, "jacobi", self.features, passes)
+        return rows, logabsdet
+
+    def _parameters_of(self, rows: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        # Under autocast a network answers in half precision; the flow itself never runs in it.
+        parameters = self.network(rows, context).to(rows.dtype)
+        unconstrained, shift = rearrange(parameters, "n (d two) -> two n d", two=2)
+        return unconstrained, shift
 
     @classmethod
     def from_nflows(cls, transform: MaskedAffineAutoregressiveTransform) -> AffineAutoregressive:

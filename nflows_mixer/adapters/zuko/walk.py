@@ -11,7 +11,7 @@ from zuko import transforms
 from zuko.utils import GaussLegendre
 
 from nflows_mixer._checks import mismatch
-from nflows_mixer.numerics.autoregressive import until_unchanged
+from nflows_mixer.numerics.fixed_point import report_inversion, until_unchanged
 from nflows_mixer.numerics.implicit import (
     check_solution,
     first_order,
@@ -149,7 +149,8 @@ def _invert_by_iteration(built: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
 
     with torch.no_grad():
         if masked:
-            solution, _ = until_unchanged(one_pass, torch.zeros_like(targets))
+            solution, _, passes = until_unchanged(one_pass, torch.zeros_like(targets))
+            report_inversion(built, "jacobi", targets.shape[1], passes)
         else:
             solution = _invert_elementwise(built, targets, None)
     last = built.meta(solution) if masked else built
