@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from math import isfinite, isnan, nan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from benchmarks.denseflow.rows import TEXT
 from benchmarks.papers.kept import SHUFFLED, Column, Kept, columns, label_of, without_shuffle
 from benchmarks.papers.rows import BEYOND, ROWS, TABLES, Row
 from benchmarks.scaling.models import NAMES, WAYS
+from nflows_mixer.evaluation.pictures import without_outliers
 
 Results = Mapping[str, Any]
 
@@ -235,7 +236,7 @@ def save_curves(path: Path, column: Column, given: Sequence[Row], kept: Kept) ->
     rows = [row for row in given if kept.of(row)]
     times, reference = step_times(kept, column.data), column.reference(kept)
     for part, pair in zip(("train", "validation"), axes):
-        shown: list[float] = [] if reference is None else [reference[1]]
+        values: list[float] = []
         for row in rows:
             *seeds, center = _curves(row, part, kept, times)
             dashed = row.run.shuffle is None and any(other.run.shuffle for other in rows)
@@ -245,12 +246,13 @@ def save_curves(path: Path, column: Column, given: Sequence[Row], kept: Kept) ->
                     axis.plot(curve[over], curve[part], linewidth=0.5, **style)
                 axis.plot(center[over], center[part], linewidth=1.8, label=label_of(row), **style)
             late = center["step"] > FIRST * center["step"].max()
-            shown += [bits for bits in center[part][late] if isfinite(bits)]
+            values += without_outliers(center[part][late])
         for axis, label in zip(pair, ("steps", "CPU seconds" if times else "seconds of training")):
             if reference:
                 axis.axhline(reference[1], color="gray", linestyle=":", label=f"({reference[0]})")
             axis.grid(alpha=0.3)
             axis.set(xlabel=label, xmargin=0.01)
+        shown = [*values, *([] if reference is None else [reference[1]])]
         if shown:
             margin = 0.05 * (max(shown) - min(shown)) + 1e-3
             pair[0].set_ylim(min(shown) - margin, max(shown) + margin)

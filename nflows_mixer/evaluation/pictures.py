@@ -175,6 +175,27 @@ def save_neighbours(
     _save(figure, path, title, above=0.1 + 0.3 * inches)
 
 
+def without_outliers(values: Sequence[float]) -> list[float]:
+    """Values that a picture of a curve should have room for.
+
+    Those that are finite and within ten interquartile ranges of the middle: one step that throws an
+    image far out, whose update is left out, would flatten all others.
+
+    Args:
+        values: of the curve, in any order.
+
+    Example:
+        >>> without_outliers([4.0, 3.9, 3.8, 1e9, 3.7, float("inf")])
+        [4.0, 3.9, 3.8, 3.7]
+    """
+    finite = np.array([value for value in values if abs(value) < float("inf")])
+    if not len(finite):
+        return []
+    first, third = np.quantile(finite, [0.25, 0.75])
+    near = abs(finite - (first + third) / 2) <= 10 * (third - first)
+    return finite[near].tolist()
+
+
 def save_curves(
     path: str | Path,
     curves: Mapping[str, Sequence[tuple[float, float]]],
@@ -211,13 +232,7 @@ def save_curves(
             visible += values[len(values) // 20 :]
     for index, (label, value) in enumerate(references.items()):
         axis.axhline(value, color="gray", linestyle=("-", "--", ":", "-.")[index % 4], label=label)
-    finite = np.array([value for value in visible if abs(value) < float("inf")])
-    if len(finite):
-        # So would a step that threw an image far out, whose update was left out.
-        first, third = np.quantile(finite, [0.25, 0.75])
-        finite = finite[abs(finite - (first + third) / 2) <= 10 * (third - first)]
-    shown = [*finite, *references.values()]
-    if shown:
+    if shown := [*without_outliers(visible), *references.values()]:
         low, high = min(shown), max(shown)
         axis.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3)
     axis.set(xlabel="step", ylabel=ylabel)
