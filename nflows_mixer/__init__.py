@@ -10,9 +10,18 @@ __version__ = "0.1.0"
 from nflows_mixer import adapters as _adapters  # noqa: F401  (which makes zuko's and normflows' flows known)
 from nflows_mixer.flows.denseflow import denseflow
 from nflows_mixer.flows.image_flow import ImageFlow
+from nflows_mixer.flows.jet import jet
 from nflows_mixer.flows.mixerflow import mixerflow
 from nflows_mixer.flows.tarflow import tarflow
 from nflows_mixer.flows.weights import load_weights
 from nflows_mixer.likelihood import bits_per_dim
 
-__all__ = ["ImageFlow", "bits_per_dim", "denseflow", "load_weights", "mixerflow", "tarflow"]
+__all__ = [
+    "ImageFlow",
+    "bits_per_dim",
+    "denseflow",
+    "jet",
+    "load_weights",
+    "mixerflow",
+    "tarflow",
+]

@@ -25,7 +25,7 @@ from nflows_mixer.data import ImageData, load_images
 from nflows_mixer.data.image_data import check_same_images, with_levels
 from nflows_mixer.evaluation import Evaluation, evaluate_weights
 from nflows_mixer.evaluation.report import trained_on
-from nflows_mixer.flows import MIXERFLOW_PRESETS, TARFLOW_PRESETS, ImageFlow, Pixels
+from nflows_mixer.flows import JET_PRESETS, MIXERFLOW_PRESETS, TARFLOW_PRESETS, ImageFlow, Pixels
 from nflows_mixer.flows.pixels import BACKGROUND
 from nflows_mixer.training import FlowModule, Recipe, fit, table
 from nflows_mixer.training.presets import preset_file, preset_names
@@ -281,7 +281,8 @@ def automatic_pixels(model: Namespace, images: ImageData) -> Pixels | None:
         1e-06
     """
     given = model.get("init_args") or {}
-    preset = {**MIXERFLOW_PRESETS, **TARFLOW_PRESETS}.get(given.get("preset") or "")
+    presets = {**MIXERFLOW_PRESETS, **TARFLOW_PRESETS, **JET_PRESETS}
+    preset = presets.get(given.get("preset") or "")
     if given.get("pixels") is not UNSET or (preset is not None and "pixels" in preset.arguments):
         return None
     some = images.train.images(slice(10_000))

@@ -25,6 +25,7 @@ from nflows_mixer.nn import (
     DenseConditioner,
     DenseEncoder,
     GridConditioner,
+    ImageTransformerConditioner,
     LipschitzMLP,
     ResidualMLP,
     TransformerConditioner,
@@ -48,6 +49,7 @@ from nflows_mixer.transforms import (
     GlowSteps,
     InverseTransform,
     InvertibleConv1x1,
+    JetCoupling,
     KroneckerLinear,
     LearnedAugmentation,
     LogitTransform,
@@ -69,6 +71,7 @@ from nflows_mixer.transforms import (
     UniformDequantization,
     VariationalDequantization,
     identity_maf,
+    jet_coupling,
 )
 from nflows_mixer.transforms.variational import nearly_uniform_noise, small_variational
 from tests import baseline_registry
@@ -729,6 +732,29 @@ TRANSFORMS |= {
     ),
     "CausalPatches-images": Case(
         lambda: causal_patches((2, 4, 4), 2, mask="checkerboard"), (2, 4, 4), compiles=False
+    ),
+}
+
+# Couplings by vision transformers.
+
+vit = partial(jet_coupling, patch_size=2, hidden_features=8, num_blocks=1, num_heads=2)
+on_images = partial(ImageTransformerConditioner, image_size=(2, 3), hidden_features=8, num_heads=2)
+
+TRANSFORMS |= {
+    "JetCoupling": Case(lambda: JetCoupling(5, partial(ResidualMLP, hidden_features=8)), (5,)),
+    "JetCoupling-channels": Case(lambda: vit((2, 4, 4), index=3), (2, 4, 4)),
+    "JetCoupling-checkerboard": Case(
+        lambda: vit((1, 4, 4), "checkerboard", conditioning="second", context_features=2),
+        (1, 4, 4),
+        context_features=2,
+        compiles=False,
+    ),
+    "JetCoupling-rows": Case(lambda: vit((1, 4, 4), "rows"), (1, 4, 4), compiles=False),
+    "AffineCoupling-image-transformer": Case(
+        lambda: AffineCoupling(4, partial(on_images, context_features=2), context_features=2),
+        (4, 2, 3),
+        context_features=2,
+        compiles=False,
     ),
 }
 

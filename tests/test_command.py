@@ -18,6 +18,7 @@ from nflows_mixer.cli import automatic_pixels, build_flow, build_parser, factory
 from nflows_mixer.data import ImageData, ImageDataset
 from nflows_mixer.flows import (
     DENSEFLOW_PRESETS,
+    JET_PRESETS,
     MIXERFLOW_PRESETS,
     TARFLOW_PRESETS,
     Pixels,
@@ -180,19 +181,22 @@ def test_bare_flags_are_true(words, expected):
 
 # Presets.
 
+OTHERS = [*TARFLOW_PRESETS, *JET_PRESETS]
+
 
 def test_every_model_of_the_papers_has_a_configuration():
-    assert {*MIXERFLOW_PRESETS, *DENSEFLOW_PRESETS, *TARFLOW_PRESETS} == set(preset_names()) - {
+    assert {*MIXERFLOW_PRESETS, *DENSEFLOW_PRESETS, *OTHERS} == set(preset_names()) - {
         "digits",
         "denseflow-digits",
     }
 
 
-@pytest.mark.parametrize("preset", [*MIXERFLOW_PRESETS, *DENSEFLOW_PRESETS, *TARFLOW_PRESETS])
+@pytest.mark.parametrize("preset", [*MIXERFLOW_PRESETS, *DENSEFLOW_PRESETS, *OTHERS])
 def test_preset_names_its_architecture_and_holds_its_recipe(preset):
     config = parsed("--config", preset, "--recipe.steps=600000")
     kinds = {"mixerflow": MIXERFLOW_PRESETS, "denseflow": DENSEFLOW_PRESETS}
-    (kind,) = [kind for kind, presets in kinds.items() if preset in presets] or ["tarflow"]
+    kinds |= {"tarflow": TARFLOW_PRESETS, "jet": JET_PRESETS}
+    (kind,) = [kind for kind, presets in kinds.items() if preset in presets]
     assert config.model.class_path == f"nflows_mixer.{kind}"
     assert factory_of(config.model).keywords["preset"] == preset
     expected = {**vars(Recipe.from_preset(preset)), "steps": 600_000}

@@ -96,10 +96,10 @@ def test_every_example_has_a_tutorial():
 def test_command_lines_of_the_pages_are_understood():
     """Flags that the pages name are flags of the command, or arguments of a builder."""
     from nflows_mixer.cli import build_parser, train_parser
-    from nflows_mixer.flows import denseflow, mixerflow, tarflow
+    from nflows_mixer.flows import denseflow, jet, mixerflow, tarflow
 
     known = set(re.findall(r"--([\w.]+)", train_parser().format_help()))
-    for builder in (mixerflow, denseflow, tarflow):
+    for builder in (mixerflow, denseflow, tarflow, jet):
         known |= {f"model.{name}" for name in inspect.signature(builder).parameters}
     known |= set(vars(build_parser().parse_args(["evaluate", "--weights=w"]).evaluate))
     for page in PAGES:

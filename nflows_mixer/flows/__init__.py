@@ -5,10 +5,12 @@ from nflows_mixer.flows.architecture import Architecture
 from nflows_mixer.flows.denseflow import denseflow
 from nflows_mixer.flows.grow import grow
 from nflows_mixer.flows.image_flow import DequantizedFlow, ImageFlow
+from nflows_mixer.flows.jet import jet
 from nflows_mixer.flows.mixerflow import mixerflow
 from nflows_mixer.flows.pixels import Pixels
 from nflows_mixer.flows.presets import (
     DENSEFLOW_PRESETS,
+    JET_PRESETS,
     MIXERFLOW_PRESETS,
     TARFLOW_PRESETS,
     Preset,
@@ -21,6 +23,7 @@ __all__ = [
     "DENSEFLOW_PRESETS",
     "DequantizedFlow",
     "ImageFlow",
+    "JET_PRESETS",
     "MIXERFLOW_PRESETS",
     "Pixels",
     "Preset",
@@ -28,6 +31,7 @@ __all__ = [
     "UNSET",
     "denseflow",
     "grow",
+    "jet",
     "load_weights",
     "mixerflow",
     "read_metadata",

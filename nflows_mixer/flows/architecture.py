@@ -32,8 +32,8 @@ class Architecture:
     """What a flow is made of; two are equal where their data are.
 
     Args:
-        builder: name of the function that builds it, "mixerflow", "denseflow" or
-            "tarflow".
+        builder: name of the function that builds it, "mixerflow", "denseflow",
+            "tarflow" or "jet".
         arguments: its keyword arguments, those of the preset and the defaults among them.
 
     Example:

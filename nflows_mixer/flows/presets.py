@@ -144,9 +144,11 @@ DENSEFLOW_PRESETS: dict[str, Preset] = {
 """Models of the DenseFlow paper; the sixth row of its Table 4 is "denseflow-45-6"."""
 
 
+_SCALED = {"pixels": Pixels(conv1x1=False)}
+
+
 def _tar(name: str, image_shape: tuple[int, int, int], **arguments: Any) -> Preset:
-    given = {"image_shape": image_shape, "pixels": Pixels(conv1x1=False), **arguments}
-    return Preset(f"TarFlow, {name}", given)
+    return Preset(f"TarFlow, {name}", {"image_shape": image_shape, **_SCALED, **arguments})
 
 
 TARFLOW_PRESETS: dict[str, Preset] = {
@@ -161,3 +163,10 @@ TARFLOW_PRESETS: dict[str, Preset] = {
     ),
 }
 """Models of TarFlow, by patch size, width, blocks and layers in each."""
+
+JET_PRESETS: dict[str, Preset] = {
+    "jet-imagenet64": Preset(
+        "Jet, ImageNet 64x64, 32 couplings", {"image_shape": (3, 64, 64), **_SCALED}
+    ),
+}
+"""Models of Jet."""

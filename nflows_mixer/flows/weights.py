@@ -18,6 +18,7 @@ from nflows_mixer.core.factory import UNSET
 from nflows_mixer.flows.architecture import ADVICE, decoded, encoded
 from nflows_mixer.flows.denseflow import DenseFlowSpec, build_denseflow
 from nflows_mixer.flows.image_flow import ImageFlow
+from nflows_mixer.flows.jet import JetSpec, build_jet
 from nflows_mixer.flows.mixer_layers import build_mixerflow
 from nflows_mixer.flows.mixerflow_spec import MixerFlowSpec
 from nflows_mixer.flows.tarflow import TarFlowSpec, build_tarflow
@@ -26,6 +27,7 @@ BUILDERS: dict[str, tuple[type, Callable[[Any, bool, str], ImageFlow]]] = {
     "mixerflow": (MixerFlowSpec, build_mixerflow),
     "denseflow": (DenseFlowSpec, build_denseflow),
     "tarflow": (TarFlowSpec, build_tarflow),
+    "jet": (JetSpec, build_jet),
 }
 """By the name under which a file keeps the architecture."""
 LAYOUT = "2"
@@ -93,8 +95,8 @@ def load_weights(path: str | os.PathLike, flow: ImageFlow | None = None) -> Imag
     Args:
         path: file that ``save_weights`` wrote.
         flow: takes the weights; built from the file's metadata where None, which can be done for
-            what a builder (``mixerflow``, ``denseflow``, ``tarflow``) made of parts of this
-            package, nflows and zuko. A file never chooses what else is imported or called.
+            what a builder of this package made of parts of this package, nflows and zuko. A file
+            never chooses what else is imported or called.
 
     Returns:
         The flow, on the CPU where it was built here.

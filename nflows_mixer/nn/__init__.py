@@ -24,7 +24,12 @@ from nflows_mixer.nn.mlp import MLP
 from nflows_mixer.nn.norm import BatchNorm1d, BatchNorm2d, ChannelLayerNorm, all_reduce_batch_norm
 from nflows_mixer.nn.nystrom import NystromAttention
 from nflows_mixer.nn.residual import ResidualMLP
-from nflows_mixer.nn.transformer import TransformerBlock, TransformerConditioner
+from nflows_mixer.nn.transformer import (
+    ImageTransformerConditioner,
+    TransformerBlock,
+    TransformerConditioner,
+    VisionTransformer,
+)
 
 __all__ = [
     "BatchNorm1d",
@@ -40,6 +45,7 @@ __all__ = [
     "DenseConditioner",
     "DenseEncoder",
     "GridConditioner",
+    "ImageTransformerConditioner",
     "LipschitzMLP",
     "MLP",
     "MaskedMLP",
@@ -50,6 +56,7 @@ __all__ = [
     "TakesLabels",
     "TransformerBlock",
     "TransformerConditioner",
+    "VisionTransformer",
     "all_reduce_batch_norm",
     "learned_positions",
     "sinusoidal_positions",

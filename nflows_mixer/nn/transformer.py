@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nflows_mixer._checks import check_sizes, mismatch
+from nflows_mixer._checks import as_pair, check_sizes, mismatch
 from nflows_mixer.nn.conditioner import check_context_features, zero_linear
 from nflows_mixer.nn.context import sinusoidal_positions
 
@@ -139,26 +141,96 @@ def rotate(values: Tensor, first: int) -> Tensor:
     return torch.stack(turned, dim=-1).flatten(-2)
 
 
+class VisionTransformer(nn.Module):
+    r"""Transformer over tokens of which each attends to all: a vision transformer.
+
+    .. math:: h_t = W_0 x_t + e_t + V y, \qquad
+              f(x, y) = W_1\, \mathrm{LN}(\mathrm{block}_n \circ \dots \circ \mathrm{block}_1(h))
+
+    Each token learns its position :math:`e_t`. The last layer starts at zero.
+
+    Args:
+        num_tokens: T.
+        token_features: numbers of a token.
+        out_features: numbers of an answer.
+        hidden_features: width.
+        num_blocks: transformer blocks, n.
+        num_heads: of their attention.
+        context_features: length of the context y; None takes none.
+        answered: how many of the tokens, the first ones, have an answer; all where None.
+
+    Shapes:
+        [B, T, token_features] -> [B, answered, out_features]; context [B, F].
+
+    Raises:
+        ValueError: if sizes do not fit, or the tokens or the context have another shape.
+
+    References:
+        Dosovitskiy et al., An image is worth 16x16 words, 2021.
+
+    Example:
+        >>> network = VisionTransformer(9, token_features=4, out_features=8, hidden_features=32)
+        >>> network(torch.randn(5, 9, 4)).shape
+        torch.Size([5, 9, 8])
+    """
+
+    def __init__(
+        self,
+        num_tokens: int,
+        token_features: int,
+        out_features: int,
+        hidden_features: int = 64,
+        num_blocks: int = 1,
+        num_heads: int = 4,
+        context_features: int | None = None,
+        answered: int | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"num_tokens": num_tokens, "token_features": token_features}
+        sizes |= {"hidden_features": hidden_features, "num_blocks": num_blocks}
+        check_sizes("VisionTransformer", **sizes, out_features=out_features)
+        self.token_features, self.context_features = token_features, context_features
+        self.answered = num_tokens if answered is None else answered
+        self.embed = nn.Linear(token_features, hidden_features)
+        positions = hidden_features**-0.5 * torch.randn(num_tokens, hidden_features)
+        self.positions = nn.Parameter(positions)
+        self.condition = (
+            None if context_features is None else nn.Linear(context_features, hidden_features)
+        )
+        self.blocks = nn.Sequential(
+            *(TransformerBlock(hidden_features, num_heads) for _ in range(num_blocks))
+        )
+        self.norm = nn.LayerNorm(hidden_features)
+        self.final = zero_linear(hidden_features, out_features)
+
+    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map tokens [B, T, token_features]."""
+        expected = len(self.positions), self.token_features
+        if tokens.shape[1:] != expected:
+            advice = "build it for these tokens"
+            got = list(tokens.shape[1:])
+            raise mismatch("VisionTransformer", f"tokens {list(expected)}", got, advice)
+        hidden = self.embed(tokens) + self.positions
+        check_context_features(context, self.context_features)
+        if self.condition is not None:
+            assert context is not None
+            hidden = hidden + self.condition(context.to(hidden.dtype)).unsqueeze(1)
+        return self.final(self.norm(self.blocks(hidden)[:, : self.answered]))
+
+
 class TransformerConditioner(nn.Module):
     r"""Vision transformer from the tokens that condition to the parameters of those that move.
 
-    .. math:: h_t = W_0 x_t + e_t + V y, \qquad
-              f(x, y) = W_3\, \mathrm{LN}(\mathrm{block}_n \circ \dots \circ \mathrm{block}_1(h))
-
-    Token t of those that condition, which learns its position :math:`e_t`, answers for token t of
-    those that move. The last layer starts at zero. In a patch flow a row is one number of each
-    patch, hence a token is one number; a coupling of the whole matrix [B, P, c] has the patches
-    themselves as tokens (``token_features=c``).
+    Token t of those that condition answers for token t of those that move. In a patch flow a row is
+    one number of each patch, hence a token is one number; a coupling of the whole matrix [B, P, c]
+    has the patches themselves as tokens (``token_features=c``).
 
     Args:
         in_features: a, tokens that condition.
         out_features: m b, parameters for each number of the b tokens that move.
-        hidden_features: width.
-        num_blocks: transformer blocks, n.
-        num_heads: of their attention.
+        hidden_features, num_blocks, num_heads, context_features: see ``VisionTransformer``.
         token_features: numbers of a token, c.
         moved_features: b, at most a; a where not given. A coupling gives its own.
-        context_features: length of the context y; None takes none.
 
     Shapes:
         [N, a] -> [N, m b] where c is 1, and [B, a, c] -> [B, m b, c] for any c; context [N, F].
@@ -191,40 +263,65 @@ class TransformerConditioner(nn.Module):
         context_features: int | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"hidden_features": hidden_features, "num_blocks": num_blocks}
-        check_sizes("TransformerConditioner", **sizes, token_features=token_features)
         moved = in_features if moved_features is None else moved_features
         if moved > in_features or out_features % moved:
             expected = f"at most {in_features} moved tokens, whose number divides {out_features}"
             advice = "let the larger part condition"
             raise mismatch("TransformerConditioner", expected, moved, advice)
-        self.token_features, self.moved_features = token_features, moved
-        self.context_features = context_features
-        self.embed = nn.Linear(token_features, hidden_features)
-        positions = hidden_features**-0.5 * torch.randn(in_features, hidden_features)
-        self.positions = nn.Parameter(positions)
-        self.condition = (
-            None if context_features is None else nn.Linear(context_features, hidden_features)
-        )
-        self.blocks = nn.Sequential(
-            *(TransformerBlock(hidden_features, num_heads) for _ in range(num_blocks))
-        )
-        self.norm = nn.LayerNorm(hidden_features)
-        self.final = zero_linear(hidden_features, out_features // moved * token_features)
+        self.context_features, self.token_features = context_features, token_features
+        answers = out_features // moved * token_features
+        sizes = in_features, token_features, answers, hidden_features, num_blocks, num_heads
+        self.network = VisionTransformer(*sizes, context_features, moved)
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Map tokens [N, a] or [B, a, c]."""
         tokens = inputs.unsqueeze(-1) if inputs.dim() == 2 else inputs
-        expected = len(self.positions), self.token_features
-        if tokens.shape[1:] != expected:
-            advice = "build it with token_features of theirs"
-            raise mismatch(
-                "TransformerConditioner", f"tokens {list(expected)}", list(inputs.shape[1:]), advice
-            )
-        hidden = self.embed(tokens) + self.positions
-        check_context_features(context, self.context_features)
-        if self.condition is not None:
-            hidden = hidden + self.condition(context).unsqueeze(1)
-        hidden = self.norm(self.blocks(hidden)[:, : self.moved_features])
-        outputs = rearrange(self.final(hidden), "b t (m c) -> b (m t) c", c=self.token_features)
+        answers = self.network(tokens, context)
+        outputs = rearrange(answers, "b t (m c) -> b (m t) c", c=self.token_features)
         return outputs.squeeze(-1) if inputs.dim() == 2 else outputs
+
+
+class ImageTransformerConditioner(nn.Module):
+    r"""Vision transformer over the positions of an image, of which some channels condition others.
+
+    Args:
+        in_channels: of the image that conditions.
+        out_channels: parameters of each position.
+        image_size: (H, W), whose H W positions are the tokens.
+        hidden_features, num_blocks, num_heads, context_features: see ``VisionTransformer``.
+
+    Shapes:
+        [B, in_channels, H, W] -> [B, out_channels, H, W]; context [B, F].
+
+    Raises:
+        ValueError: if sizes do not fit, or inputs or the context have another shape.
+
+    References:
+        Kolesnikov et al., Jet: a modern transformer-based normalizing flow, 2024, Section 3.
+
+    Example:
+        >>> network = ImageTransformerConditioner(8, 16, image_size=(2, 3), hidden_features=32)
+        >>> network(torch.randn(5, 8, 2, 3)).shape
+        torch.Size([5, 16, 2, 3])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        image_size: Sequence[int],
+        hidden_features: int = 64,
+        num_blocks: int = 1,
+        num_heads: int = 4,
+        context_features: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.height, self.width = as_pair(image_size, "ImageTransformerConditioner", "image_size")
+        self.context_features = context_features
+        sizes = in_channels, out_channels, hidden_features, num_blocks, num_heads
+        self.network = VisionTransformer(self.height * self.width, *sizes, context_features)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map images [B, in_channels, H, W]."""
+        answers = self.network(rearrange(inputs, "b c h w -> b (h w) c"), context)
+        return rearrange(answers, "b (h w) c -> b c h w", h=self.height)

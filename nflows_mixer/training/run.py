@@ -36,7 +36,13 @@ from nflows_mixer.training.results import collect, draw, write_results
 from nflows_mixer.training.run_folder import CHECKPOINT, prepare
 from nflows_mixer.training.signals import StopOnSignals, stopped_by_signals
 
-NAMES = {"mixerflow": "MixerFlow", "denseflow": "DenseFlow", "tarflow": "TarFlow", None: "flow"}
+NAMES = {
+    "mixerflow": "MixerFlow",
+    "denseflow": "DenseFlow",
+    "tarflow": "TarFlow",
+    "jet": "Jet",
+    None: "flow",
+}
 """How a table names the flow, by its family."""
 
 

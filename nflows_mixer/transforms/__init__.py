@@ -15,6 +15,7 @@ from nflows_mixer.transforms.flow_layer import FlowLayer
 from nflows_mixer.transforms.glow_step import GlowStep
 from nflows_mixer.transforms.glow_steps import GlowSteps
 from nflows_mixer.transforms.initialize import initialize, initialize_identity
+from nflows_mixer.transforms.jet import JetCoupling, jet_coupling
 from nflows_mixer.transforms.linear import (
     FullLinear,
     InvertibleConv1x1,
@@ -65,6 +66,7 @@ __all__ = [
     "GlowSteps",
     "InverseTransform",
     "InvertibleConv1x1",
+    "JetCoupling",
     "KroneckerLinear",
     "LULinear",
     "LinearBlock",
@@ -89,6 +91,7 @@ __all__ = [
     "VariationalDequantization",
     "causal_patch_flow",
     "identity_maf",
+    "jet_coupling",
     "initialize",
     "initialize_identity",
     "mask_order",

@@ -271,7 +271,8 @@ def _order_of(
         if len(order) != features:
             raise mismatch(owner, f"axes of {features} features", tuple(axes or ()), "give theirs")
         return (None if mask == "halves" else order), count
-    chosen = torch.as_tensor(mask)
+    # Counted here, also where the flow is built on the meta device.
+    chosen = mask if isinstance(mask, Tensor) else torch.tensor(mask, device="cpu")
     if chosen.dtype != torch.bool or chosen.shape != (features,):
         got = f"{chosen.dtype} of shape {list(chosen.shape)}"
         raise mismatch(owner, f"a mask of {features} booleans", got, "or name one")
@@ -279,7 +280,8 @@ def _order_of(
     if not 0 < count < features:
         advice = "let some condition and others move"
         raise mismatch(owner, f"1 to {features - 1} features that condition", count, advice)
-    return (~chosen).to(torch.uint8).argsort(stable=True), count
+    order = (~chosen).to(torch.uint8).argsort(stable=True)
+    return order.to(torch.empty(0).device), count
 
 
 class AffineCoupling(Coupling):
