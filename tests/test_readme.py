@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from nflows_mixer import denseflow, mixerflow
+from nflows_mixer import denseflow, jet, mixerflow, tarflow
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -26,13 +26,16 @@ def test_code_runs(tmp_path, monkeypatch):
 
 
 def test_parameter_counts_are_those_of_the_models():
-    rows = re.findall(r"^\| (.*flow\(.*) \| ([\d,]+) \|", README, re.M)
+    rows = re.findall(r"^\| (`(?:\w+flow|jet)\(.*) \| ([\d,]+) \|", README, re.M)
     calls = [(call, size) for models, size in rows for call in re.findall(r"`([^`]+)`", models)]
-    assert len(calls) == 12
+    assert len(calls) == 15
     for call, size in calls:
         # Masked networks of nflows read their masks, which meta tensors cannot.
         with torch.device("cpu" if '"mnist' in call else "meta"):
-            flow = eval(call, {"mixerflow": mixerflow, "denseflow": denseflow})
+            flow = eval(
+                call,
+                {"mixerflow": mixerflow, "denseflow": denseflow, "tarflow": tarflow, "jet": jet},
+            )
         assert f"{sum(p.numel() for p in flow.parameters()):,}" == size, call
 
 

@@ -1,6 +1,7 @@
 """Training, log-likelihoods and sampling: how fast, and how near to the products alone.
 
     python -m benchmarks.speed.measure            # writes to runs/benchmarks
+    python -m benchmarks.speed.measure --preset cifar10-local --variants '["eager", "compiled"]'
     python -m benchmarks.speed.measure --variants '["eager", "constant"]' --rounds 5
     python -m benchmarks.speed.measure --device cuda --num_layers 30 --batch_size 512 --calls 5
 
@@ -87,7 +88,7 @@ def main(
         variants: which are timed.
         measures: what is timed of them.
         changes: arguments of ``mixerflow`` that are not the preset's.
-        out: folder for the results.
+        out: folder for the results; their names have the preset's, where it is not the usual one.
     """
     asked = given(locals())
     torch.set_num_threads(threads)
@@ -98,7 +99,8 @@ def main(
         **environment(device),
         **measure(setting, variants, measures, rounds, calls),
     }
-    tables.write("speed", Path(out, f"speed-{device}.json"), results)
+    name = device if preset == "cifar10" else f"{preset}-{device}"
+    tables.write("speed", Path(out, f"speed-{name}.json"), results)
 
 
 def measure(
