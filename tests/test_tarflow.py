@@ -157,6 +157,7 @@ def test_other_libraries_get_the_same_density(convert):
     assert torch.allclose(found, flow.log_prob(values), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_command_trains_and_evaluates_one(tmp_path):
     arguments = ["--model=nflows_mixer.tarflow", "--model.patch_size=2", "--recipe.steps=2"]
     arguments += ["--model.hidden_features=16", "--model.num_layers=1", "--conditional=true"]
