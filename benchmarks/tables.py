@@ -616,6 +616,26 @@ def headline(found: Sequence[Kept]) -> str:
     )
 
 
+def to_quality() -> str:
+    """Return the sentence of the README on time to quality. Without the figures, none."""
+    if not (path := RESULTS / "quality.json").exists():
+        return ""
+    found = json.loads(path.read_text())
+    reached, target = found["reached"], found["target"]
+    first = np.mean(reached[target["model"]]["train_cpu_seconds"])
+    faster = {
+        name: first / np.mean(rung["train_cpu_seconds"])
+        for name, rung in reached.items()
+        if rung and name != target["model"]
+    }
+    *parts, last = (f"{MODELS[name].label} {value:.1f}" for name, value in faster.items())
+    return (
+        f"{MODELS[target['model']].label} takes {first:.0f} CPU seconds of training for "
+        f"{target['steps']} steps. Its likelihood is reached so many times faster by: "
+        f"{', '.join(parts)}, {last} (seeds: {', '.join(map(str, found['seeds']))})."
+    )
+
+
 def on_mnist() -> str:
     """Return the table of the README: whole runs of the command on MNIST, beside the published one.
 
@@ -776,7 +796,8 @@ def kept_pages() -> Iterator[tuple[Path, str]]:
 
 def readme() -> str:
     """Return the README with its table of the kept figures."""
-    text = f"{headline(read(RESULTS))}\n\n{on_mnist()}".strip()
+    parts = headline(read(RESULTS)), to_quality(), on_mnist()
+    text = "\n\n".join(part for part in parts if part)
     return HEADLINE.sub(lambda _: f"{START}\n{text}\n{END}", README.read_text())
 
 
