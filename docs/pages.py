@@ -21,6 +21,7 @@ RUNS = {
     "train_mixerflow": ["digits", "cifar10-unshuffled", "cifar10-shuffled", "cifar10-fresh"],
     "maf_mnist": ["maf-mnist", "maf-mnist-zuko", "maf-mnist-6-layers"],
     "zuko_spline": ["zuko-spline"],
+    "tarflow": ["tarflow"],
     "train_denseflow": ["denseflow-digits"],
     "class_conditional": ["class-conditional"],
     "hybrid_digits": ["hybrid-digits"],

@@ -129,6 +129,15 @@ def test_all_methods_of_the_inverse_agree(options):
         assert method != "sequential" or entry.passes == entries
 
 
+def test_passes_in_float32_end_where_little_changes():
+    flow = moved(CausalPatchTransform(30, C, 16, num_blocks=1, num_heads=2), 0.05)
+    patches = torch.randn(5, 30, C)
+    with torch.no_grad(), inverse_method("jacobi") as report:
+        found, _ = flow.inverse(flow(patches)[0])
+    assert report[0].passes < 20
+    assert torch.allclose(found, patches, atol=1e-4)
+
+
 def test_first_pass_that_overflows_spoils_nothing():
     """The second patch of the guess is far off, and the scale of the third is e to that."""
     flow = moved(CausalPatchTransform(3, 1, 16, num_blocks=2, num_heads=2).double(), 0.01)

@@ -48,7 +48,8 @@ def inverse_method(method: str = "auto", segment: int | None = None) -> Iterator
     .. math:: x^{(k + 1)} = f^{-1}\big(z;\ \theta(x^{(k)})\big), \qquad x^{(0)} \text{ given}
 
     "sequential" solves for one element after the other; "jacobi" repeats whole passes until no bit
-    changes, which is after as many as there are elements at the latest; "gauss-seidel" does so
+    changes, or none by more than a transform says, which is after as many as there are elements at
+    the latest; "gauss-seidel" does so
     within segments, one after the other, where a network can go on from what is finished; "auto"
     is the transform's own choice. All give the same numbers, but for rounding. A transform
     without such a method, or one that records gradients, takes the nearest that it has, as the
@@ -112,9 +113,12 @@ def report_inversion(transform: object, method: str, length: int, passes: int) -
 
 
 def until_unchanged(
-    one_pass: Callable[[Tensor], tuple[Tensor, Any]], start: Tensor, most: int | None = None
+    one_pass: Callable[[Tensor], tuple[Tensor, Any]],
+    start: Tensor,
+    most: int | None = None,
+    tolerance: float = 0.0,
 ) -> tuple[Tensor, Any, int]:
-    """Repeat ``one_pass`` on rows [N, D, ...] until it changes no bit.
+    """Repeat ``one_pass`` on rows [N, D, ...] until it changes no bit, or none by much.
 
     What is not finite is set back to the start before the next pass: elements that are not yet
     exact may overflow, and 0 times infinity in a masked product would spoil those that are.
@@ -124,6 +128,7 @@ def until_unchanged(
             to have reached their fixed point.
         start: where to begin.
         most: passes, at most; D where None.
+        tolerance: change of an element, relative to max(1, |element|), that counts as none.
 
     Returns:
         What the last pass returned, and how many there were. A row whose solution is not finite is
@@ -142,10 +147,16 @@ def until_unchanged(
         passes += 1
         finite = torch.isfinite(values)
         usable = values if finite.all() else torch.where(finite, values, start)
-        if torch.equal(usable, before):
+        if _unchanged(usable, before, tolerance):
             break
         before = usable
     return nan_rows(values), with_them, passes
+
+
+def _unchanged(values: Tensor, before: Tensor, tolerance: float) -> bool:
+    if not tolerance:
+        return torch.equal(values, before)
+    return bool(((values - before).abs() <= tolerance * values.abs().clamp_min(1)).all())
 
 
 def nan_rows(values: Tensor) -> Tensor:

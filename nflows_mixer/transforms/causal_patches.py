@@ -24,6 +24,9 @@ from nflows_mixer.transforms.actnorm import ActNorm
 from nflows_mixer.transforms.coupling import LOG_SCALES
 from nflows_mixer.transforms.patches import PatchTransform
 
+TOLERANCE = 1e-5
+"""Change of an element, relative to max(1, |element|), that counts as none in float32."""
+
 
 class CausalPatchTransform(Transform):
     r"""Autoregressive map of patches: each is scaled and shifted by those before it.
@@ -33,8 +36,9 @@ class CausalPatchTransform(Transform):
 
     with a ``CausalTransformer`` f. One pass maps all patches to latents; the inverse,
     :math:`x_t = e^{s(u_t)} \odot z_t + b_t`, needs the patches before. It goes through segments of
-    them, each of which is solved by repeated passes (Jacobi) until no bit changes, with the keys
-    and values of finished segments kept: of one patch that is patch by patch with a cache, and of
+    them, each of which is solved by repeated passes (Jacobi) until no bit changes, in float32 until
+    nothing changes by more than 1e-5 of max(1, |x|), with the keys and values of finished segments
+    kept: of one patch that is patch by patch with a cache, and of
     all plain Jacobi iteration. Where gradients are recorded, and in what torch.func or a compiler
     watches, it goes patch by patch. ``inverse_method`` asks for one of them, and reports. Starts at
     the identity.
@@ -133,7 +137,9 @@ class CausalPatchTransform(Transform):
         for begin in range(first, self.num_patches, segment):
             targets = latents[:, begin : begin + segment]
             one_pass = partial(self._pass, targets, solved[-1][:, -1:], begin, context, seen)
-            patches, (log_scale, seen), count = until_unchanged(one_pass, targets)
+            tolerance = 0.0 if latents.dtype == torch.float64 else TOLERANCE
+            found = until_unchanged(one_pass, targets, tolerance=tolerance)
+            patches, (log_scale, seen), count = found
             solved.append(patches)
             log_scales.append(log_scale)
             passes += count
