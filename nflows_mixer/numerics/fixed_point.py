@@ -136,7 +136,7 @@ def until_unchanged(
 
     Example:
         >>> until_unchanged(lambda x: (x.cumsum(1).clamp(max=2.0), "last"), torch.ones(1, 5))
-        (tensor([[1., 2., 2., 2., 2.]]), 'last', 3)
+        (tensor([[1., 2., 2., 2., 2.]]), 'last', 2)
     """
     most = start.shape[1] if most is None else most
     if most == 1:  # nothing is looked at, for a compiler and for torch.func
