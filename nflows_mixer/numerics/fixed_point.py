@@ -128,7 +128,8 @@ def until_unchanged(
             to have reached their fixed point.
         start: where to begin.
         most: passes, at most; D where None.
-        tolerance: change of an element, relative to max(1, |element|), that counts as none.
+        tolerance: change of an element that counts as none, relative to its size where this is
+            above 1.
 
     Returns:
         What the last pass returned, and how many there were. A row whose solution is not finite is

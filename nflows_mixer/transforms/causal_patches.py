@@ -25,7 +25,7 @@ from nflows_mixer.transforms.coupling import LOG_SCALES
 from nflows_mixer.transforms.patches import PatchTransform
 
 TOLERANCE = 1e-5
-"""Change of an element, relative to max(1, |element|), that counts as none in float32."""
+"""Change of an element that counts as none in float32, relative to its size where above 1."""
 
 
 class CausalPatchTransform(Transform):
@@ -37,8 +37,8 @@ class CausalPatchTransform(Transform):
     with a ``CausalTransformer`` f. One pass maps all patches to latents; the inverse,
     :math:`x_t = e^{s(u_t)} \odot z_t + b_t`, needs the patches before. It goes through segments of
     them, each of which is solved by repeated passes (Jacobi) until no bit changes, in float32 until
-    nothing changes by more than 1e-5 of max(1, |x|), with the keys and values of finished segments
-    kept: of one patch that is patch by patch with a cache, and of
+    nothing changes by more than 1e-5, relative to its size where that is above 1, with the keys and
+    values of finished segments kept: of one patch that is patch by patch with a cache, and of
     all plain Jacobi iteration. Where gradients are recorded, and in what torch.func or a compiler
     watches, it goes patch by patch. ``inverse_method`` asks for one of them, and reports. Starts at
     the identity.
@@ -225,8 +225,8 @@ def causal_patch_flow(
         image_shape: (C, H, W).
         patch_size, layout, mask: of the patches, see ``PatchTransform``; their order is that of the
             mask.
-        hidden_features, num_blocks, num_heads, scale, soft_clip, positions, start_token, segment,
-            context_features: as ``CausalPatchTransform``.
+        hidden_features, num_blocks, num_heads, context_features: as ``CausalPatchTransform``.
+        scale, soft_clip, positions, start_token, segment: as ``CausalPatchTransform``.
         actnorm: whether an ActNorm of all activations is before it.
         index: place in depth; where it is odd the order is reversed.
 
