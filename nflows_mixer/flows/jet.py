@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from nflows.transforms import Transform
 
-from nflows_mixer._checks import check_choice, check_image_shape, mismatch
+from nflows_mixer._checks import check_choice
 from nflows_mixer.core.factory import UNSET, Unset
-from nflows_mixer.distributions import DiagonalNormal, as_base
-from nflows_mixer.flows.builder import Spec, specify
+from nflows_mixer.distributions import DiagonalNormal
+from nflows_mixer.flows.builder import specify
+from nflows_mixer.flows.chain import LINEAR, ChainSpec
 from nflows_mixer.flows.image_flow import ImageFlow
-from nflows_mixer.flows.mixerflow_spec import Base, is_ready
+from nflows_mixer.flows.mixerflow_spec import Base
 from nflows_mixer.flows.pixels import Pixels
 from nflows_mixer.flows.presets import JET_PRESETS
-from nflows_mixer.transforms import JetCoupling, ReversibleCompositeTransform, jet_coupling
+from nflows_mixer.transforms import JetCoupling, jet_coupling
 from nflows_mixer.transforms.reversible import MEMORY
 
 OWNER = "jet"
-LINEAR = Pixels(conv1x1=False)
 SPATIAL = (
     ("checkerboard", "first"),
     ("checkerboard", "second"),
@@ -99,7 +99,7 @@ def jet(
 
 
 @dataclass(frozen=True)
-class JetSpec(Spec):
+class JetSpec(ChainSpec):
     """The arguments of ``jet`` that describe the flow, with their defaults, checked."""
 
     image_shape: tuple[int, int, int]
@@ -116,18 +116,10 @@ class JetSpec(Spec):
     num_classes: int | None = None
     pixels: Pixels = LINEAR
 
-    norm = UNSET  # LayerNorm is part of a transformer
-
     def __post_init__(self) -> None:
         sizes = ("num_couplings", "channel_couplings", "hidden_features", "num_blocks")
         self.check(OWNER, (*sizes, "num_heads", "patch_size"), ())
-        if self.pixels is None:
-            object.__setattr__(self, "pixels", LINEAR)
-        elif not isinstance(self.pixels, Pixels):
-            raise mismatch(OWNER, "pixels as Pixels(...)", repr(self.pixels), "build one")
-        if not is_ready(self.base) and not callable(self.base):
-            advice = "pass a distribution, or a factory shape -> distribution"
-            raise mismatch(OWNER, "a base", repr(self.base), advice)
+        self.check_ends(OWNER)
 
     def kinds(self) -> Iterator[tuple[str, str]]:
         """Kind of each coupling, and which half conditions."""
@@ -147,29 +139,20 @@ def build_jet(spec: JetSpec, compile: bool, memory: str) -> ImageFlow:
         memory: as in ``jet``.
     """
     check_choice(OWNER, "memory", memory, MEMORY)
-    image_shape = check_image_shape(spec.image_shape, OWNER)
-    shape = spec.pixels.shape(image_shape)
-    parts: list[Transform] = spec.pixels.transforms(image_shape, spec.levels)
-    for index, (kind, conditioning) in enumerate(spec.kinds()):
-        coupling = jet_coupling(
-            shape,
-            kind,
-            spec.patch_size,
-            spec.hidden_features,
-            spec.num_blocks,
-            spec.num_heads,
-            spec.actnorm,
-            conditioning,
-            index,
-            spec.features,
-        )
-        parts.append(coupling)
-    transform = ReversibleCompositeTransform(parts, memory=memory, compile=compile)
-    if transform.compiled is not None:
-        for part in transform.modules():
-            if isinstance(part, JetCoupling):
-                transform.compiled.attach(part.conditioner)
-    made: Any = spec.base
-    base = as_base(made if is_ready(made) else made(shape), shape, f"{OWNER}.base")
-    noise = spec.pixels.dequantization, spec.pixels.noise_channels
-    return spec.assemble(OWNER, transform, base, *noise, memory, JetCoupling, "")
+
+    def maps(shape: tuple[int, int, int]) -> Iterator[Transform]:
+        for index, (kind, conditioning) in enumerate(spec.kinds()):
+            yield jet_coupling(
+                shape,
+                kind,
+                spec.patch_size,
+                spec.hidden_features,
+                spec.num_blocks,
+                spec.num_heads,
+                spec.actnorm,
+                conditioning,
+                index,
+                spec.features,
+            )
+
+    return spec.build(OWNER, maps, JetCoupling, lambda part: part.conditioner, compile, memory)

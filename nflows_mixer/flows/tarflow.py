@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from nflows.transforms import Transform
 from torch import nn
 
-from nflows_mixer._checks import check_choice, check_image_shape, check_positive, mismatch
+from nflows_mixer._checks import check_choice, check_positive, mismatch
 from nflows_mixer.core.factory import UNSET, Unset
-from nflows_mixer.distributions import DiagonalNormal, as_base
-from nflows_mixer.flows.builder import Spec, specify
+from nflows_mixer.distributions import DiagonalNormal
+from nflows_mixer.flows.builder import specify
+from nflows_mixer.flows.chain import LINEAR, ChainSpec
 from nflows_mixer.flows.image_flow import ImageFlow
-from nflows_mixer.flows.mixerflow_spec import Base, is_ready
+from nflows_mixer.flows.mixerflow_spec import Base
 from nflows_mixer.flows.pixels import Pixels
 from nflows_mixer.flows.presets import TARFLOW_PRESETS
 from nflows_mixer.nn import OneHotClasses
 from nflows_mixer.nn.causal_transformer import POSITIONS
-from nflows_mixer.transforms import (
-    CausalPatchTransform,
-    ReversibleCompositeTransform,
-    causal_patch_flow,
-)
+from nflows_mixer.transforms import CausalPatchTransform, causal_patch_flow
 from nflows_mixer.transforms.coupling import LOG_SCALES
 
 OWNER = "tarflow"
 MEMORY = ("full", "checkpoint")
-LINEAR = Pixels(conv1x1=False)
 
 
 def tarflow(
@@ -111,7 +107,7 @@ def tarflow(
 
 
 @dataclass(frozen=True)
-class TarFlowSpec(Spec):
+class TarFlowSpec(ChainSpec):
     """The arguments of ``tarflow`` that describe the flow, with their defaults, checked."""
 
     image_shape: tuple[int, int, int]
@@ -133,19 +129,11 @@ class TarFlowSpec(Spec):
     num_classes: int | None = None
     pixels: Pixels = LINEAR
 
-    norm = UNSET  # LayerNorm is part of a transformer
-
     def __post_init__(self) -> None:
         self.check(OWNER, ("num_blocks", "hidden_features", "num_heads"), ())
         check_choice(OWNER, "scale", self.scale, tuple(LOG_SCALES))
         check_choice(OWNER, "positions", self.positions, POSITIONS)
-        if self.pixels is None:
-            object.__setattr__(self, "pixels", LINEAR)
-        elif not isinstance(self.pixels, Pixels):
-            raise mismatch(OWNER, "pixels as Pixels(...)", repr(self.pixels), "build one")
-        if not is_ready(self.base) and not callable(self.base):
-            advice = "pass a distribution, or a factory shape -> distribution"
-            raise mismatch(OWNER, "a base", repr(self.base), advice)
+        self.check_ends(OWNER)
         if self.num_classes is not None and self.context_features is not None:
             got, advice = "both", "leave context_features out: each block has vectors of its own"
             raise mismatch(OWNER, "num_classes or context_features", got, advice)
@@ -180,33 +168,25 @@ def build_tarflow(spec: TarFlowSpec, compile: bool, memory: str) -> ImageFlow:
         memory: as in ``tarflow``.
     """
     check_choice(OWNER, "memory", memory, MEMORY)
-    image_shape = check_image_shape(spec.image_shape, OWNER)
-    shape = spec.pixels.shape(image_shape)
-    parts: list[Transform] = spec.pixels.transforms(image_shape, spec.levels)
-    for index, layers in enumerate(spec.layers):
-        block = causal_patch_flow(
-            shape,
-            spec.patch_size,
-            spec.hidden_features,
-            layers,
-            spec.num_heads,
-            spec.actnorm,
-            spec.scale,
-            spec.soft_clip,
-            spec.positions,
-            spec.start_token,
-            spec.segment,
-            mask=spec.mask,
-            index=index,
-            context_features=spec.features,
-        )
-        parts.append(block)
-    transform = ReversibleCompositeTransform(parts, memory=memory, compile=compile)
-    if transform.compiled is not None:
-        for part in transform.modules():
-            if isinstance(part, CausalPatchTransform):
-                transform.compiled.attach(part.network)
-    made: Any = spec.base
-    base = as_base(made if is_ready(made) else made(shape), shape, f"{OWNER}.base")
-    noise = spec.pixels.dequantization, spec.pixels.noise_channels
-    return spec.assemble(OWNER, transform, base, *noise, memory, CausalPatchTransform, "")
+
+    def maps(shape: tuple[int, int, int]) -> Iterator[Transform]:
+        for index, layers in enumerate(spec.layers):
+            yield causal_patch_flow(
+                shape,
+                spec.patch_size,
+                spec.hidden_features,
+                layers,
+                spec.num_heads,
+                spec.actnorm,
+                spec.scale,
+                spec.soft_clip,
+                spec.positions,
+                spec.start_token,
+                spec.segment,
+                mask=spec.mask,
+                index=index,
+                context_features=spec.features,
+            )
+
+    blocks = CausalPatchTransform
+    return spec.build(OWNER, maps, blocks, lambda part: part.network, compile, memory)
