@@ -658,8 +658,8 @@ def on_mnist() -> str:
     if len(rows) == 1:
         return ""
     intro = (
-        "On MNIST, test images of 28 x 28. Ours learn the noise of dequantization; the paper says "
-        "nothing of its own:\n\n"
+        "On MNIST, test images of 28 x 28. Ours learn the noise of dequantization; that of the "
+        "paper is uniform:\n\n"
     )
     return intro + table(
         "model | parameters {:,} | steps | CPU minutes {:.0f} | bits/dim {:.3f} | "

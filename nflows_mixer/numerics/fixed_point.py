@@ -49,11 +49,10 @@ def inverse_method(method: str = "auto", segment: int | None = None) -> Iterator
 
     "sequential" solves for one element after the other; "jacobi" repeats whole passes until no bit
     changes, or none by more than a transform says, which is after as many as there are elements at
-    the latest; "gauss-seidel" does so
-    within segments, one after the other, where a network can go on from what is finished; "auto"
-    is the transform's own choice. All give the same numbers, but for rounding. A transform
-    without such a method, or one that records gradients, takes the nearest that it has, as the
-    report says.
+    the latest; "gauss-seidel" does so within segments, one after the other, where a network can go
+    on from what is finished; "auto" is the transform's own choice. All give the same numbers, but
+    for rounding. A transform without such a method, or one that records gradients, takes the
+    nearest that it has, as the report says.
 
     Args:
         method: one of these four.
