@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Union, cast
@@ -11,7 +10,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from nflows.transforms import BatchNorm
 from torch import Tensor
@@ -19,7 +17,6 @@ from torchmetrics import CatMetric
 
 from nflows_mixer._checks import as_python, mismatch
 from nflows_mixer._distributed import all_reduce_sum
-from nflows_mixer._modes import batch_norms
 from nflows_mixer.flows.image_flow import ImageFlow
 from nflows_mixer.flows.weights import check_state
 from nflows_mixer.likelihood import bits_per_dim
@@ -29,11 +26,10 @@ from nflows_mixer.training.diagnosis import clip_gradient, find_non_finite
 from nflows_mixer.training.flips import random_flips
 from nflows_mixer.training.moving_average import moving_average
 from nflows_mixer.training.recipe import Recipe
+from nflows_mixer.training.skipping import MOST_SKIPPED, SkippedUpdates
 from nflows_mixer.transforms import ActNorm
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
-MOST_SKIPPED = 10
-"""Updates that are left out in a row, at most, before the run stops."""
 Batch = Union[Tensor, Sequence[Tensor]]
 """Images [B, C, H, W], or (images,), or (images, labels)."""
 
@@ -114,8 +110,7 @@ class FlowModule(LightningModule):
         if recipe.whiten and not self._norms:
             advice = "call initialize of nflows_mixer.transforms, or leave whiten out"
             raise mismatch("FlowModule", "an ActNorm, whose start is whiten's", "none", advice)
-        self.skipped_updates = self._skipped_in_a_row = 0
-        self._statistics: list[tuple[Tensor, Tensor]] = []  # buffers, and what they were
+        self.skipped_updates = SkippedUpdates(recipe.gradient_skip)
         self._micro_batch = (0, 0)  # step, and how many images of it came before
         self._last: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
         self._metrics: dict[int, dict[str, CatMetric]] = {}  # by loader, and by figure
@@ -189,9 +184,7 @@ class FlowModule(LightningModule):
                 return -1  # Lightning's word for no more batches in this epoch
         if self._micro_batch[0] != self.global_step:
             self._micro_batch = (self.global_step, 0)
-            if recipe.gradient_skip is not None:
-                buffers = [b for norm in batch_norms(self.flow) for b in norm.buffers()]
-                self._statistics = [(buffer, buffer.clone()) for buffer in buffers]
+            self.skipped_updates.begin_step(self.flow)
         self.initialize(batch)
         return None
 
@@ -291,17 +284,20 @@ class FlowModule(LightningModule):
         norm = clip_gradient(parameters, self.recipe.gradient_clip)
         assert self._last is not None
         images, context, noise, loss = self._last
-        limit = self.recipe.gradient_skip
-        follows = torch.isfinite(norm + loss) & (norm <= (math.inf if limit is None else limit))
+        skipped = self.skipped_updates
         # All processes make the update, or none.
-        if not all_reduce_sum((~follows).float()):
-            self._skipped_in_a_row = 0
-        elif limit is None or self._skipped_in_a_row == MOST_SKIPPED:
+        if not all_reduce_sum((~skipped.follows(norm, loss)).float()):
+            skipped.make()
+        elif skipped.allowed:
+            skipped.leave_out(optimizer, self.global_step, norm.item())
+        else:
             where = find_non_finite(self.flow, images, context, noise)
             expected = "a finite loss and gradient"
             advice = "or leave such updates out (gradient_skip=100)"
-            if limit is not None:
-                expected += f" of norm up to {limit:g} after {MOST_SKIPPED} updates left out"
+            if skipped.limit is not None:
+                expected += (
+                    f" of norm up to {skipped.limit:g} after {MOST_SKIPPED} updates left out"
+                )
                 advice = "or raise gradient_skip"
             raise FloatingPointError(
                 f"step {self.global_step}: expected {expected}, got a loss of "
@@ -309,17 +305,6 @@ class FlowModule(LightningModule):
                 f"learning rate {self.recipe.learning_rate:g}, warm up for longer, {advice}; the "
                 "checkpoint before, if there is one, is intact"
             )
-        else:
-            self._skipped_in_a_row += 1
-            self.skipped_updates += 1
-            rank_zero_warn(
-                f"step {self.global_step}: the gradient's norm is {norm.item():g}, above "
-                f"gradient_skip={limit:g} or not finite; this update is left out"
-            )
-            # Not zeros: those would still move what has momentum.
-            optimizer.zero_grad(set_to_none=True)
-            for buffer, before in self._statistics:
-                buffer.copy_(before)
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
         """Make the step, and let the moving average follow.
@@ -386,13 +371,13 @@ class FlowModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep how many updates were left out, so that a resumed run gives up where it would."""
-        checkpoint["skipped_updates"] = [self.skipped_updates, self._skipped_in_a_row]
+        checkpoint["skipped_updates"] = self.skipped_updates.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model, by name."""
         check_state(self.state_dict(), checkpoint["state_dict"], "checkpoint")
-        counts = checkpoint.get("skipped_updates", (0, 0))  # earlier ones have none
-        self.skipped_updates, self._skipped_in_a_row = counts
+        # Earlier checkpoints have none.
+        self.skipped_updates.load(checkpoint.get("skipped_updates", (0, 0)))
 
     @torch.no_grad()
     def _evaluate(self, loader: int, batch: Batch) -> None:

@@ -49,7 +49,7 @@ def collect(
             ),
         ),
         "steps": trainer.global_step,
-        "skipped_updates": module.skipped_updates,
+        "skipped_updates": module.skipped_updates.total,
         "train_seconds": round(history.seconds, 1),
         "train_cpu_seconds": round(history.cpu_seconds, 1),
         "images_per_second": round(speeds[len(speeds) // 2], 1) if speeds else None,
