@@ -141,7 +141,7 @@ def test_its_couplings_stand_between_mixer_layers():
         ({"memory": "some"}, "memory to be one of 'full', 'checkpoint', 'constant', got 'some'"),
         ({"num_couplings": 0}, "num_couplings to be a positive integer, got 0"),
         ({"num_heads": 3}, "heads that divide the width 8, got 3"),
-        ({"patch_size": 3}, "3"),
+        ({"patch_size": 3}, "H and W multiples of 3, got .1, 8, 8."),
         ({"base": 3}, "expected a base, got 3"),
         ({"pixels": 3}, "pixels as Pixels"),
     ],
